@@ -1,0 +1,1 @@
+"""Subcommands: parse, build, call (floor 6)."""

@@ -1,0 +1,1 @@
+"""Pure tensor functions: divergences, schedules, sampling, acceptance, verification, noise (floor 1)."""

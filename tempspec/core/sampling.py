@@ -1,0 +1,99 @@
+"""From logits to the law that is sampled, and from a uniform to a token (floor 1).
+
+Axes: B batch, N positions, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+
+def truncate(
+    logp_BNV: Tensor, *, top_k_B: Tensor | None = None, top_p_B: Tensor | None = None, min_p_B: Tensor | None = None
+) -> Tensor:
+    """Top-k, then top-p, then min-p, each with its own value per row, renormalised; log-space `[B, N, V]`.
+
+    Follows the order and the tie rules of transformers' logits processors: top-k keeps all tokens that tie with the
+    k-th; top-p keeps the smallest set of most likely tokens whose mass reaches p; min-p keeps tokens at least min-p
+    times as likely as the most likely one. Each step sees the law that the step before left.
+
+    Args:
+        logp_BNV: log-probabilities.
+        top_k_B: int64 `[B]`; 0 keeps all.
+        top_p_B: `[B]` in (0, 1]; 1 keeps all.
+        min_p_B: `[B]` in [0, 1]; 0 keeps all.
+    """
+    vocabulary = logp_BNV.shape[-1]
+    if top_k_B is not None:
+        k_B11 = torch.where(top_k_B > 0, top_k_B, vocabulary).clamp(max=vocabulary).view(-1, 1, 1)
+        sorted_BNV = logp_BNV.sort(-1, descending=True).values
+        floor = sorted_BNV.gather(-1, k_B11.expand(*logp_BNV.shape[:-1], 1) - 1)
+        logp_BNV = logp_BNV.masked_fill(logp_BNV < floor, -torch.inf).log_softmax(-1)
+    if top_p_B is not None:
+        p_B11 = top_p_B.to(logp_BNV.dtype).view(-1, 1, 1)
+        sorted_BNV, order_BNV = logp_BNV.sort(stable=True, dim=-1, descending=True)
+        before = sorted_BNV.exp().cumsum(-1) - sorted_BNV.exp()
+        drop = torch.zeros_like(logp_BNV, dtype=torch.bool).scatter_(-1, order_BNV, (before >= p_B11) & (p_B11 < 1))
+        logp_BNV = logp_BNV.masked_fill(drop, -torch.inf).log_softmax(-1)
+    if min_p_B is not None:
+        floor = logp_BNV.amax(-1, keepdim=True) + min_p_B.to(logp_BNV.dtype).log().view(-1, 1, 1)
+        logp_BNV = logp_BNV.masked_fill(logp_BNV < floor, -torch.inf).log_softmax(-1)
+    return logp_BNV
+
+
+def one_hot_log(token: Tensor, vocabulary: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The log-law that is certain of `token [...]`: 0 there and -inf elsewhere, `[..., V]`."""
+    law = torch.full((*token.shape, vocabulary), -torch.inf, dtype=dtype, device=token.device)
+    return law.scatter_(-1, token[..., None], 0.0)
+
+
+def log_law(
+    logits_BNV: Tensor,
+    temperature_B: Tensor,
+    *,
+    top_k_B: Tensor | None = None,
+    top_p_B: Tensor | None = None,
+    min_p_B: Tensor | None = None,
+    any_greedy: bool = True,
+) -> Tensor:
+    """The log-law that decoding samples from, float32 or better, `[B, N, V]`.
+
+    Args:
+        logits_BNV: raw logits, any floating type.
+        temperature_B: `[B]`, at least 0; 0 gives the one-hot law of the argmax (lowest id among ties).
+        top_k_B: see `truncate`.
+        top_p_B: see `truncate`.
+        min_p_B: see `truncate`.
+        any_greedy: pass False when no row has temperature 0, to skip that branch.
+
+    >>> log_law(torch.tensor([[[0.0, 1.0, 0.0]]]), torch.tensor([0.0])).exp()
+    tensor([[[0., 1., 0.]]])
+    """
+    logits_BNV = logits_BNV.double() if logits_BNV.dtype == torch.float64 else logits_BNV.float()
+    temperature_B11 = temperature_B.to(logits_BNV.dtype).view(-1, 1, 1)
+    divisor = torch.where(temperature_B11 > 0, temperature_B11, 1.0) if any_greedy else temperature_B11
+    logp_BNV = truncate((logits_BNV / divisor).log_softmax(-1), top_k_B=top_k_B, top_p_B=top_p_B, min_p_B=min_p_B)
+    if any_greedy:
+        greedy = one_hot_log(logits_BNV.argmax(-1), logits_BNV.shape[-1], logits_BNV.dtype)
+        logp_BNV = torch.where(temperature_B11 > 0, logp_BNV, greedy)
+    return logp_BNV
+
+
+def inverse_cdf(weight: Tensor, uniform: Tensor) -> Tensor:
+    """Sample by inversion: the first index whose cumulative weight exceeds `uniform` times the total.
+
+    Args:
+        weight: non-negative, `[..., V]`, need not sum to 1; a zero weight is never returned unless all are zero.
+        uniform: in [0, 1), `[...]`.
+
+    Returns:
+        int64 `[...]`.
+
+    >>> inverse_cdf(torch.tensor([0.0, 1.0, 3.0]), torch.tensor(0.25)).item()
+    2
+    """
+    cumulative = weight.double().cumsum(-1)
+    # Rounding may lift u * total to the total itself: stay below it, so that some index always exceeds the threshold.
+    total = cumulative[..., -1:]
+    threshold = torch.minimum(uniform[..., None] * total, total * (1 - 2.0**-52))
+    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return index.clamp(max=weight.shape[-1] - 1)

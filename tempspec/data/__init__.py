@@ -1,0 +1,1 @@
+"""Data modules, prompt sets, corpora and provenance (floor 5)."""

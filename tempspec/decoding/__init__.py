@@ -1,0 +1,1 @@
+"""The decoding engine and the work list of an evaluation (floor 4)."""

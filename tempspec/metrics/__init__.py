@@ -1,0 +1,1 @@
+"""Torchmetrics over the engine's counts, with intervals over prompts (floor 4)."""

@@ -1,0 +1,1 @@
+"""Loading a pair of causal language models and the ragged key-value cache (floor 3)."""

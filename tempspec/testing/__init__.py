@@ -1,0 +1,1 @@
+"""The conformance kit for plugins of every family (floor 3)."""
