@@ -1,0 +1,325 @@
+"""A pair of `transformers` causal language models from folders or hub names, and back to a folder (floor 3).
+
+Whatever a path can be wrong in ends in one `UserError` line. Only safetensors are read, no code of a model's author is
+run unless asked, and a hub name without network is answered at once instead of after a minute of retries.
+"""
+
+import copy
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from tempspec.errors import UserError
+
+__all__ = [
+    "ModelOptions",
+    "check_vocabulary",
+    "first_layers",
+    "load_model",
+    "load_tokenizer",
+    "real_vocabulary",
+    "save_model",
+]
+
+logger = logging.getLogger(__name__)
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+_HUB_SECONDS = 10.0
+"""How long the hub may take to say that a model exists before only the local cache is tried."""
+
+
+@dataclass
+class ModelOptions:
+    """How the models of a pair are loaded.
+
+    Attributes:
+        dtype: `auto` keeps each checkpoint's own.
+        attn_implementation: the attention implementation, by transformers' name.
+        target_revision: branch, tag or commit of the target on the hub.
+        draft_revision: branch, tag or commit of the draft on the hub.
+        trust_remote_code: run the Python code that a model's folder or repository carries.
+    """
+
+    dtype: DType = "auto"
+    attn_implementation: str = "sdpa"
+    target_revision: str | None = None
+    draft_revision: str | None = None
+    trust_remote_code: bool = False
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Where a path leads
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _looks_local(path: str) -> bool:
+    """Whether `path` can only mean a folder: a hub name is `name` or `organisation/name`."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or path.endswith("/")
+
+
+def _folder(path: str) -> str | None:
+    """The folder that `path` names, or None for a hub name.
+
+    Raises:
+        UserError: it can only be a folder, and there is none, or it is a file.
+    """
+    folder = Path(path).expanduser()
+    if path and folder.is_dir():
+        return str(folder)
+    if folder.is_file():
+        raise UserError(f"{path} is a file; expected a folder written by save_pretrained, or a hub name")
+    if not path or _looks_local(path):
+        raise UserError(f"no such folder: {path!r}; expected a folder written by save_pretrained, or a hub name")
+    return None
+
+
+def _hub_is_silent(name: str, revision: str | None) -> bool:
+    """Whether only the local cache can be used; asks the hub once, quickly.
+
+    Raises:
+        UserError: the hub answers that there is no such model, no such revision, or no permission.
+    """
+    try:
+        HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
+    except GatedRepoError as error:
+        raise UserError(f"{name} needs permission: accept its terms on the hub, then run `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise UserError(
+            f"{name} has no revision {revision!r} on the hub; expected a branch, a tag or a commit"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"no folder and no hub model called {name!r}; check the spelling, or run `hf auth login` if it is private"
+        ) from error
+    except Exception as error:  # the transport's errors have no common base across versions: no network, proxy, timeout
+        logger.debug("the hub did not answer: %s", error)
+        return True
+    return False
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where to load from: `from_pretrained`'s own arguments."""
+
+    path: str
+    revision: str | None
+    local_files_only: bool
+    trust_remote_code: bool
+
+    def arguments(self) -> dict[str, object]:
+        """The keyword arguments."""
+        return {
+            "revision": self.revision,
+            "local_files_only": self.local_files_only,
+            "trust_remote_code": self.trust_remote_code,
+        }
+
+
+def _place(path: str, revision: str | None, trust_remote_code: bool) -> _Place:
+    """Resolve `path`; see `_folder` and `_hub_is_silent` for the errors."""
+    if trust_remote_code:
+        logger.warning("trust_remote_code is on: Python code that %s carries may run", path)
+    folder = _folder(path)
+    if folder is not None:
+        return _Place(folder, None, True, trust_remote_code)
+    return _Place(path, revision, _hub_is_silent(path, revision), trust_remote_code)
+
+
+@contextmanager
+def _one_line(what: str, place: _Place) -> Iterator[None]:
+    """Turn whatever loading can raise into one line, and keep transformers' reports off the screen."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, SafetensorError) as error:
+        raise UserError(f"cannot load a {what} from {place.path}: {_reason(error, place)}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _reason(error: Exception, place: _Place) -> str:
+    """The first line of an error, or what it means where transformers says it at length."""
+    text = str(error).strip() or type(error).__name__
+    if place.local_files_only and not Path(place.path).is_dir():
+        return "there is no such folder, it is not in the local cache, and the hub cannot be reached; give a folder"
+    if "trust_remote_code" in text:
+        return "it needs code of its author's; read that code, then set trust_remote_code: true"
+    if "ignore_mismatched_sizes" in text:
+        return "its weights have other shapes than its config.json says: a checkpoint of another model"
+    if "Unrecognized configuration class" in text:
+        return "it is not a causal language model"
+    if "backend tokenizer" in text:
+        return "it holds no tokenizer; expected tokenizer.json"
+    return text.splitlines()[0].rstrip(".")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Loading and saving
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    path: str,
+    *,
+    dtype: DType = "auto",
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model in eval mode, on the CPU.
+
+    Args:
+        path: a folder written by `save_pretrained`, or a hub name.
+        dtype: of the weights; `auto` keeps the checkpoint's.
+        attn_implementation: the attention implementation, by transformers' name.
+        revision: branch, tag or commit on the hub; ignored for a folder.
+        trust_remote_code: run the model author's code.
+
+    Raises:
+        UserError: no such folder or model, no network, not a causal language model, weights missing or of other shapes.
+    """
+    place = _place(path, revision, trust_remote_code)
+    with _one_line("model", place):
+        config = AutoConfig.from_pretrained(place.path, **place.arguments())
+        if config.is_encoder_decoder or getattr(config, "is_decoder", True) is False:
+            raise ValueError(f"a {config.model_type} is not a causal language model")
+        model, report = AutoModelForCausalLM.from_pretrained(
+            place.path,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+            **place.arguments(),
+        )
+        if report["missing_keys"]:
+            missing = sorted(report["missing_keys"])
+            raise ValueError(
+                f"its weights lack {len(missing)} tensors that its config.json asks for, such as {missing[0]}: "
+                "a checkpoint of another model"
+            )
+    return model.eval()
+
+
+def load_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub name.
+
+    Args:
+        path: a folder written by `save_pretrained`, or a hub name.
+        revision: branch, tag or commit on the hub; ignored for a folder.
+        trust_remote_code: run the tokenizer author's code.
+
+    Raises:
+        UserError: no such folder or model, no network, no tokenizer in it.
+    """
+    place = _place(path, revision, trust_remote_code)
+    with _one_line("tokenizer", place):
+        return AutoTokenizer.from_pretrained(place.path, **place.arguments())
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str | Path) -> None:
+    """Write a `save_pretrained` folder (safetensors, tokenizer included) whole or not at all.
+
+    A folder that is there already is replaced in the last moment: an interruption leaves the old or the new one.
+
+    Args:
+        model: the model.
+        tokenizer: written beside it unless None.
+        folder: the folder to write.
+    """
+    folder = Path(folder)
+    fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    model.save_pretrained(fresh)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(fresh)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Drafts and vocabularies
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def first_layers(target: PreTrainedModel, count: int) -> PreTrainedModel:
+    """A new model made of the target's first `count` layers; embeddings, norm and head are copied, nothing is shared.
+
+    Args:
+        target: a causal language model whose config counts its layers in `num_hidden_layers`.
+        count: 1 to the target's own number of layers.
+
+    Raises:
+        UserError: `count` is out of range, or the architecture cannot be cut this way.
+    """
+    layers = target.config.num_hidden_layers
+    if not 1 <= count <= layers:
+        raise UserError(f"draft_layers must be 1 to {layers}, the target's number of layers, got {count}")
+    config = copy.deepcopy(target.config)
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = config.layer_types[:count]
+    draft = AutoModelForCausalLM.from_config(
+        config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
+    )
+    weights = target.state_dict()
+    missing = [name for name in draft.state_dict() if name not in weights]
+    if missing:
+        raise UserError(f"a {config.model_type} cannot be cut to its first layers ({missing[0]} has no counterpart)")
+    draft.load_state_dict({name: weights[name] for name in draft.state_dict()})
+    draft.generation_config = copy.deepcopy(target.generation_config)
+    return draft.eval()
+
+
+def real_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """The number of ids that mean something: the tokenizer's largest + 1, at most the size of the model's head.
+
+    Heads are often padded to a round number; the ids behind the last real one must never be sampled.
+    """
+    return min(max(tokenizer.get_vocab().values()) + 1, model.get_output_embeddings().weight.shape[0])
+
+
+def check_vocabulary(target_tokenizer: PreTrainedTokenizerBase, draft_tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a pair whose token ids mean different things.
+
+    Raises:
+        UserError: naming the first tokens that differ, with both ids.
+    """
+    target, draft = target_tokenizer.get_vocab(), draft_tokenizer.get_vocab()
+    differing = sorted(
+        (token for token in target.keys() | draft.keys() if target.get(token) != draft.get(token)),
+        key=lambda token: (target.get(token, len(target)), token),
+    )
+    if not differing:
+        return
+    examples = ", ".join(f"{t!r} ({_id(target, t)} and {_id(draft, t)})" for t in differing[:3])
+    raise UserError(
+        f"target and draft need one tokenizer, but {len(differing)} tokens differ (target's id and draft's): "
+        f"{examples}; choose a draft of the target's family, or make one from the target's first layers"
+    )
+
+
+def _id(vocabulary: dict[str, int], token: str) -> str:
+    """A token's id in words."""
+    return str(vocabulary[token]) if token in vocabulary else "none"

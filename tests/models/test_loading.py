@@ -1,0 +1,205 @@
+import json
+import shutil
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from tempspec.errors import UserError
+from tempspec.models.loading import (
+    check_vocabulary,
+    first_layers,
+    load_model,
+    load_tokenizer,
+    real_vocabulary,
+    save_model,
+)
+
+
+def small_llama(vocabulary=16, layers=3, tie=False):
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            tie_word_embeddings=tie,
+        )
+    ).eval()
+
+
+def words(*names):
+    backend = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, unk_token=names[0]))
+    return PreTrainedTokenizerFast(tokenizer_object=backend)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "target"
+    save_model(small_llama(), words("?", "a", "b"), folder)
+    return folder
+
+
+def test_saving_and_loading_gives_the_same_model(folder):
+    model = load_model(str(folder))
+    token_BT = torch.tensor([[1, 2, 3]])
+    assert not model.training
+    torch.testing.assert_close(model(token_BT).logits, small_llama()(token_BT).logits, rtol=0, atol=0)
+    assert load_tokenizer(str(folder)).get_vocab() == {"?": 0, "a": 1, "b": 2}
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["target"]
+
+
+def test_saving_over_a_folder_replaces_it(tmp_path):
+    save_model(small_llama(), words("?", "a"), tmp_path / "x")
+    save_model(small_llama(layers=1), None, tmp_path / "x")
+    assert load_model(str(tmp_path / "x")).config.num_hidden_layers == 1
+    assert not (tmp_path / "x" / "tokenizer.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(("asked", "got"), [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_dtype(tmp_path, asked, got):
+    save_model(small_llama().bfloat16(), None, tmp_path / "x")
+    assert load_model(str(tmp_path / "x"), dtype=asked).dtype == got
+
+
+def edit_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def without_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def with_pickle_only(folder):
+    without_weights(folder)
+    torch.save({}, folder / "pytorch_model.bin")
+
+
+BROKEN = {
+    "no config": (lambda folder: (folder / "config.json").unlink(), "cannot load a model"),
+    "no weights": (without_weights, "model.safetensors"),
+    "only a pickle": (with_pickle_only, "model.safetensors"),
+    "torn weights": (lambda folder: (folder / "model.safetensors").write_text("torn"), "cannot load a model"),
+    "other shapes": (lambda folder: edit_config(folder, hidden_size=16), "a checkpoint of another model"),
+    "more layers": (lambda folder: edit_config(folder, num_hidden_layers=5), "a checkpoint of another model"),
+    "an encoder": (lambda folder: edit_config(folder, model_type="bert"), "not a causal language model"),
+    "an encoder-decoder": (lambda folder: edit_config(folder, model_type="t5"), "not a causal language model"),
+    "unknown architecture": (lambda folder: edit_config(folder, model_type="nobody"), "nobody"),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "cannot load a model"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder_is_one_line(folder, tmp_path, case):
+    damage, says = BROKEN[case]
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    damage(copy)
+    with pytest.raises(UserError, match=says) as caught:
+        load_model(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["./nothing", "/nothing/here", "~/nothing-here", "runs/a/fit/draft", "runs/", ""])
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(load, path):
+    with pytest.raises(UserError, match="no such folder"):
+        load(path)
+
+
+def test_a_file_is_not_a_folder(folder):
+    with pytest.raises(UserError, match="is a file"):
+        load_model(str(folder / "config.json"))
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_hub_name_without_network(load, monkeypatch):
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens on the discard port
+    with pytest.raises(UserError, match="the hub cannot be reached") as caught:
+        load("nobody/no-such-model")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_tokenizer(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"holds no tokenizer; expected tokenizer\.json"):
+        load_tokenizer(str(tmp_path / "copy"))
+
+
+def small_gpt2():
+    return GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=3, n_head=2, n_positions=32))
+
+
+def small_gemma3():
+    return Gemma3ForCausalLM(
+        Gemma3TextConfig(
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
+            sliding_window=4,
+        )
+    )
+
+
+@pytest.mark.parametrize("make", [small_llama, small_gpt2, small_gemma3, lambda: small_llama(tie=True)])
+def test_all_layers_give_the_target_and_nothing_is_shared(make):
+    target = make().eval()
+    token_BT = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    whole = first_layers(target, 3)
+    torch.testing.assert_close(whole(token_BT).logits, target(token_BT).logits, rtol=0, atol=0)
+    pointers = {parameter.data_ptr() for parameter in target.parameters()}
+    assert pointers.isdisjoint(parameter.data_ptr() for parameter in whole.parameters())
+    one = first_layers(target, 1)
+    assert one.config.num_hidden_layers == 1
+    assert target.config.num_hidden_layers == 3
+    assert not torch.equal(one(token_BT).logits, target(token_BT).logits)
+
+
+def test_first_layers_survive_a_folder(tmp_path):
+    draft = first_layers(small_gemma3().eval(), 2)
+    save_model(draft, None, tmp_path / "draft")
+    token_BT = torch.tensor([[1, 2, 3]])
+    torch.testing.assert_close(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "draft")(token_BT).logits, draft(token_BT).logits
+    )
+
+
+@pytest.mark.parametrize("count", [0, 4, -1])
+def test_layers_out_of_range(count):
+    with pytest.raises(UserError, match=f"1 to 3, the target's number of layers, got {count}"):
+        first_layers(small_llama(), count)
+
+
+@pytest.mark.parametrize(("head", "expected"), [(16, 3), (2, 2)])
+def test_real_vocabulary(head, expected):
+    assert real_vocabulary(words("?", "a", "b"), small_llama(vocabulary=head)) == expected
+
+
+def test_one_vocabulary_passes():
+    check_vocabulary(words("?", "a", "b"), words("?", "a", "b"))
+
+
+def test_other_vocabularies_are_named():
+    with pytest.raises(UserError, match=r"3 tokens differ .*'a' \(1 and 2\), 'b' \(2 and 1\), 'c' \(none and 3\)"):
+        check_vocabulary(words("?", "a", "b"), words("?", "b", "a", "c"))
