@@ -1,0 +1,200 @@
+"""Distances between the target's law p and the draft's law q, per position (floor 1).
+
+Every function takes log-laws `[..., V]` and returns nats `[...]`, in float32 or better whatever came in. Laws may hold
+zeros (-inf). Values are exact there, +inf included. Gradients are finite always: an entry that makes a value infinite
+is one that no finite step repairs, so it adds nothing to the gradient, or a bounded push where the draft has mass that
+the target forbids.
+
+Axes: V vocabulary; any leading ones.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "acceptance",
+    "entropy",
+    "forward_kl",
+    "jensen_shannon",
+    "lk_hybrid",
+    "negative_log_acceptance",
+    "reverse_kl",
+    "skew_kl",
+    "skew_reverse_kl",
+    "total_variation",
+]
+
+# The log-ratio that stands for an infinite one in gradients: -log of float32's smallest normal number.
+_LARGEST_LOG_RATIO = 87.33655
+
+
+def forward_kl(logp: Tensor, logq: Tensor) -> Tensor:
+    """KL(p | q) = sum p log(p / q): the draft must cover the target. Kullback and Leibler 1951.
+
+    +inf where q forbids what p allows; such entries add nothing to q's gradient.
+
+    >>> p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([0.25, 0.25, 0.5])
+    >>> forward_kl(p.log(), q.log())
+    tensor(0.6931)
+    >>> forward_kl(q.log(), p.log())
+    tensor(inf)
+    """
+    logp, logq = _wide(logp), _wide(logq)
+    log_ratio = logp - logq
+    finite = _expectation(logp.exp(), log_ratio)
+    # Added rather than filled in, so that the rest of the position keeps its gradient.
+    impossible = torch.isposinf(log_ratio).any(-1)
+    return finite + torch.zeros_like(finite).masked_fill_(impossible, torch.inf)
+
+
+def reverse_kl(logp: Tensor, logq: Tensor) -> Tensor:
+    """KL(q | p) = sum q log(q / p): the draft must stay where the target is.
+
+    +inf where p forbids what q allows; the gradient pushes q's mass away from there.
+
+    >>> p, q = torch.tensor([0.5, 0.5, 0.0]), torch.tensor([1.0, 0.0, 0.0])
+    >>> reverse_kl(p.log(), q.log())
+    tensor(0.6931)
+    """
+    return forward_kl(logq, logp)
+
+
+def jensen_shannon(logp: Tensor, logq: Tensor, *, beta: float = 0.5) -> Tensor:
+    """Generalised Jensen-Shannon: beta KL(p | m) + (1 - beta) KL(q | m), with m = beta p + (1 - beta) q.
+
+    Bounded by the entropy of (beta, 1 - beta), symmetric at beta = 1/2. Agarwal et al. 2024 (GKD, arXiv 2306.13649).
+
+    Args:
+        logp: the target's log-law.
+        logq: the draft's log-law.
+        beta: the target's share of the mixture, between 0 and 1.
+
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> jensen_shannon(p.log(), q.log())  # log 2
+    tensor(0.6931)
+    """
+    logp, logq = _wide(logp), _wide(logq)
+    p, q = logp.exp(), logq.exp()
+    logm = _log(torch.lerp(q, p, beta))
+    return beta * _expectation(p, logp - logm) + (1 - beta) * _expectation(q, logq - logm)
+
+
+def skew_kl(logp: Tensor, logq: Tensor, *, alpha: float = 0.1) -> Tensor:
+    """KL(p | alpha p + (1 - alpha) q), at most -log alpha. Ko et al. 2024 (DistiLLM, arXiv 2402.03898), eq. 5.
+
+    Args:
+        logp: the target's log-law.
+        logq: the draft's log-law.
+        alpha: the target's share of the mixture, between 0 and 1.
+
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    >>> skew_kl(p.log(), q.log(), alpha=0.5)  # log 2
+    tensor(0.6931)
+    """
+    logp, logq = _wide(logp), _wide(logq)
+    p = logp.exp()
+    return _expectation(p, logp - _log(torch.lerp(logq.exp(), p, alpha)))
+
+
+def skew_reverse_kl(logp: Tensor, logq: Tensor, *, alpha: float = 0.1) -> Tensor:
+    """KL(q | (1 - alpha) p + alpha q), at most -log alpha. Ko et al. 2024 (DistiLLM, arXiv 2402.03898).
+
+    Args:
+        logp: the target's log-law.
+        logq: the draft's log-law.
+        alpha: the draft's share of the mixture, between 0 and 1.
+
+    >>> p, q = torch.tensor([0.0, 1.0]), torch.tensor([0.5, 0.5])
+    >>> skew_reverse_kl(p.log(), q.log(), alpha=0.5)  # (log 2 + log 2/3) / 2
+    tensor(0.1438)
+    """
+    return skew_kl(logq, logp, alpha=alpha)
+
+
+def total_variation(logp: Tensor, logq: Tensor) -> Tensor:
+    """1/2 sum |p - q| = 1 - acceptance, in [0, 1]. Leviathan et al. 2023 (arXiv 2211.17192), theorem 3.5.
+
+    Its gradient shrinks as 1/V for a draft that knows nothing: start from a trained one.
+
+    >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
+    >>> total_variation(p.log(), q.log())
+    tensor(0.2500)
+    """
+    return 0.5 * (_wide(logp).exp() - _wide(logq).exp()).abs().sum(-1)
+
+
+def acceptance(logp: Tensor, logq: Tensor) -> Tensor:
+    """sum min(p, q): the chance that rejection sampling keeps a token drawn from q, in [0, 1].
+
+    Leviathan et al. 2023 (arXiv 2211.17192), corollary 3.6.
+
+    >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
+    >>> acceptance(p.log(), q.log())
+    tensor(0.7500)
+    """
+    return torch.minimum(_wide(logp), _wide(logq)).exp().sum(-1)
+
+
+def negative_log_acceptance(logp: Tensor, logq: Tensor) -> Tensor:
+    """-log sum min(p, q); its gradient is total variation's over the acceptance. LK losses (arXiv 2602.23881).
+
+    Summed in log-space: laws that hardly overlap keep an exact value and a gradient of full size, far below the
+    smallest float32 probability. Only disjoint supports (zeros as -inf) give +inf, with gradient 0: there no finite
+    change of the draft's other logits makes p and q overlap.
+
+    >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
+    >>> negative_log_acceptance(p.log(), q.log())  # -log 0.75
+    tensor(0.2877)
+    >>> negative_log_acceptance(torch.tensor([0.0, -300.0]), torch.tensor([-200.0, 0.0]))
+    tensor(200.)
+    """
+    log_overlap = torch.minimum(_wide(logp), _wide(logq))
+    disjoint = log_overlap.amax(-1) == -torch.inf
+    # logsumexp has no gradient where all entries are -inf.
+    return -log_overlap.masked_fill(disjoint[..., None], 0.0).logsumexp(-1).masked_fill(disjoint, -torch.inf)
+
+
+def lk_hybrid(logp: Tensor, logq: Tensor, *, eta: float = 3.0, temperature: Tensor | float = 1.0) -> Tensor:
+    """lam KL(p | q) + (1 - lam) TV(p, q), with lam = exp(-eta acceptance) at each position, held constant.
+
+    KL's gradient leads where the draft is poor, total variation's where it is good. LK losses (arXiv 2602.23881).
+
+    Args:
+        logp: the target's log-law.
+        logq: the draft's log-law.
+        eta: how fast the weight moves from KL to total variation, at least 0 (0 is KL alone).
+        temperature: multiplies each term by the power of T that keeps its gradient's scale: T^2 for KL, T for total
+            variation. A number, or a tensor that broadcasts to `[...]`.
+
+    >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
+    >>> lk_hybrid(p.log(), q.log(), eta=3.0)  # 0.1054 * 0.1438 + 0.8946 * 0.25
+    tensor(0.2388)
+    """
+    distance = total_variation(logp, logq)
+    weight = torch.exp(-eta * (1 - distance.detach()))
+    return weight * temperature**2 * forward_kl(logp, logq) + (1 - weight) * temperature * distance
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """-sum p log p, in nats. Shannon 1948.
+
+    >>> entropy(torch.tensor([0.5, 0.5, 0.0]).log())
+    tensor(0.6931)
+    """
+    logp = _wide(logp)
+    return -_expectation(logp.exp(), logp)
+
+
+def _wide(logp: Tensor) -> Tensor:
+    """At least float32."""
+    return logp.to(torch.promote_types(logp.dtype, torch.float32))
+
+
+def _log(m: Tensor) -> Tensor:
+    """The log of probabilities; where m underflows, a finite one with gradient 0."""
+    return m.clamp(min=torch.finfo(m.dtype).tiny).log()
+
+
+def _expectation(p: Tensor, log_ratio: Tensor) -> Tensor:
+    """sum p log_ratio with 0 * inf = 0; infinite log-ratios are bounded and get gradient 0 (one pass guards both)."""
+    return (p * torch.nan_to_num(log_ratio, nan=0.0, posinf=_LARGEST_LOG_RATIO, neginf=0.0)).sum(-1)
