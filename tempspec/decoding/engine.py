@@ -1,0 +1,314 @@
+"""The engine: requests in, completions out; slots, draft, verify, commit (floor 4).
+
+It knows interfaces, core and the cache; no tokenizer, no loss, no plugin by name. Rows of one batch have their own
+prompt, temperatures, truncation, noise and length; a finished row's slot is refilled from the queue. Invariant: the
+target's cache holds every token of a row but the last, so a round feeds the last token and the drafts in one pass.
+
+Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token buffer.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from time import perf_counter
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tempspec.core.noise import Stream
+from tempspec.core.sampling import log_law
+from tempspec.decoding.noise import RoundNoise
+from tempspec.decoding.slots import Laws, Row, Slots
+from tempspec.errors import UserError
+from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, Request, Verdict, Verifier
+from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
+
+PREFILL_CHUNK = 512
+"""Prompt tokens that one prefill pass feeds to a row; longer prompts take several."""
+
+
+class Engine:
+    """Speculative decoding of a ragged batch; without a drafter, plain decoding of the target.
+
+    Args:
+        target: the target model, in eval mode.
+        vocabulary: V, the real ids: heads are cut to it, or the draft's filled with zero mass.
+        verifier: the acceptance rule; None together with `drafter` for plain decoding.
+        drafter: proposes tokens.
+        length: how many.
+        draft: the draft model, if the drafter needs one.
+        slots: rows of the batch.
+        analytic: also report the verifier's expected acceptance (costs a pass over the laws).
+
+    Raises:
+        UserError: the parts do not fit together, or a model's layers cannot be cached by position.
+    """
+
+    def __init__(
+        self,
+        target: PreTrainedModel,
+        vocabulary: int,
+        *,
+        verifier: Verifier | None = None,
+        drafter: Drafter | None = None,
+        length: DraftLength | None = None,
+        draft: PreTrainedModel | None = None,
+        slots: int = 8,
+        analytic: bool = False,
+    ) -> None:
+        if drafter is not None and (verifier is None or length is None):
+            raise UserError("a drafter needs a verifier and a draft length, got none: name them")
+        if drafter is not None and drafter.needs_model and draft is None:
+            raise UserError(f"drafter {type(drafter).__name__} needs a draft model, got none: name one")
+        if slots < 1:
+            raise UserError(f"slots must be 1 or more, got {slots}")
+        self._models = (target, draft if drafter is not None and drafter.needs_model else None)
+        self._vocabulary = vocabulary
+        self._verifier = verifier
+        self._drafter = drafter
+        self._rule = length
+        self._longest = length.longest if drafter is not None and length is not None else 0
+        self._slot_count = slots
+        self._analytic = analytic
+        self._context = context_length(target)
+        self._capacity = 0
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that cannot be decoded.
+
+        Raises:
+            UserError: the prompt does not fit the context or the vocabulary, or the verifier is for T = 0 only.
+        """
+        if len(request.prompt) >= self._context:
+            raise UserError(
+                f"prompt {request.key or ''} has {len(request.prompt)} tokens, expected fewer than the target's "
+                f"context of {self._context}: shorten it"
+            )
+        largest = max(request.prompt)
+        if largest >= self._vocabulary or min(request.prompt) < 0:
+            raise UserError(
+                f"prompt {request.key or ''} holds token id {largest}, expected ids in 0..{self._vocabulary - 1}: "
+                "encode it with the target's tokenizer"
+            )
+        if self._verifier is not None and self._verifier.greedy_only and request.target_temperature > 0:
+            raise UserError(
+                f"{type(self._verifier).__name__} verifies at target_temperature 0 only, got "
+                f"{request.target_temperature}: choose another verifier"
+            )
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Decode all requests; yields each as it finishes, in no particular order.
+
+        Raises:
+            UserError: see `check`; raised before any token is decoded.
+        """
+        for request in requests:
+            self.check(request)
+        if not requests:
+            return
+        self._reserve(max(self._end(request) for request in requests))
+        queue = deque(requests)
+        slots = Slots(self._slot_count, self._capacity, self._target.device)
+        laws: Laws | None = None
+        while queue or any(slots.rows):
+            if queue and slots.free:
+                self._admit(slots, queue)
+                laws = None
+            if laws is None or len(laws.seed_B) != len(slots.batch):
+                laws = slots.laws()
+            self._round(slots, laws)
+            yield from self._release(slots)
+
+    def _end(self, request: Request) -> int:
+        return min(len(request.prompt) + request.max_new_tokens, self._context)
+
+    def _reserve(self, longest_row: int) -> None:
+        """Make room for rows of this length, with a round's padding behind them."""
+        capacity = bucketed(longest_row + self._longest + 2)
+        if capacity <= self._capacity:
+            return
+        target, draft = self._models
+        self._capacity = capacity
+        self._target = RaggedModel(target, self._slot_count, capacity)
+        self._draft = RaggedModel(draft, self._slot_count, capacity) if draft is not None else None
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that the key-value caches hold."""
+        return sum(model.cache.nbytes for model in (self._target, self._draft) if model is not None)
+
+    # -- admission ----------------------------------------------------------------------------------------------------
+
+    def _admit(self, slots: Slots, queue: deque[Request]) -> None:
+        """Fill free slots from the queue and prefill them, prompts of one length class together."""
+        classes: dict[int, list[int]] = {}
+        for index in slots.free[: len(queue)]:
+            request = queue.popleft()
+            length = len(request.prompt)
+            slots.rows[index] = Row(request, Completion(request), length, self._end(request), length - 1)
+            slots.token_ST[index, :length] = slots.integers(request.prompt)
+            classes.setdefault(bucketed(length), []).append(index)
+        for members in classes.values():
+            self._prefill(slots, members)
+
+    def _prefill(self, slots: Slots, members: list[int]) -> None:
+        """Feed all prompt tokens but the last to both models, in chunks."""
+        began = perf_counter()
+        rows = [row for index in members if (row := slots.rows[index]) is not None]
+        longest = max(row.length for row in rows) - 1
+        index_R = slots.integers(members)
+        for model in (self._target, self._draft):
+            room = min(longest, model.context) if model is not None else 0
+            for start in range(0, room, PREFILL_CHUNK):
+                assert model is not None
+                token_RN = slots.token_ST[index_R, start : min(start + PREFILL_CHUNK, room)]
+                start_R = torch.full_like(index_R, start)
+                model.fill(token_RN, start_R, longest=start, rows=index_R)
+        share = (perf_counter() - began) / len(rows)
+        for row in rows:
+            row.completion.seconds.prefill += share
+
+    # -- one round ----------------------------------------------------------------------------------------------------
+
+    def _round(self, slots: Slots, laws: Laws) -> None:
+        began = perf_counter()
+        lengths = slots.lengths()
+        length_B = slots.integers(lengths)
+        round_B = slots.integers([row.completion.target_calls if row else 0 for row in slots.batch])
+        noise = RoundNoise(laws.seed_B, round_B, length_B)
+        token_BT = slots.token_ST[: len(lengths)]
+        limits, limit_B = self._limits(slots)
+        drafting = perf_counter()
+        draft, fed = self._propose(slots, laws, noise, token_BT, length_B, limits, limit_B)
+        verifying = perf_counter()
+        last_B1 = token_BT.gather(1, length_B[:, None] - 1)
+        logits_BNV = self._target.forward(
+            torch.cat([last_B1, draft.token_BK], 1), length_B - 1, longest=max(lengths) - 1
+        )
+        committing = perf_counter()
+        logp_BNV = log_law(
+            logits_BNV[..., : self._vocabulary], laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation
+        )
+        verdict, expected_BK = self._verify(logp_BNV, draft, noise)
+        self._commit(slots, draft, verdict, expected_BK, length_B, limits, fed)
+        ended = perf_counter()
+        active = [row.completion.seconds for row in slots.batch if row is not None]
+        for seconds in active:
+            seconds.draft += (verifying - drafting) / len(active)
+            seconds.verify += (committing - verifying) / len(active)
+            seconds.overhead += (drafting - began + ended - committing) / len(active)
+
+    def _limits(self, slots: Slots) -> tuple[list[int], Tensor]:
+        """The most tokens that each row may draft: the rule's word, the tokens still wanted, the draft's context."""
+        if self._rule is None or self._longest == 0:
+            limits = [0] * len(slots.batch)
+            return limits, slots.integers(limits)
+        asked = self._rule.limit(slots.last_round()).tolist()
+        context = self._draft.context if self._draft is not None else self._context
+        limits = [
+            max(0, min(int(ask), self._longest, row.end - row.length - 1, context - row.length)) if row else 0
+            for ask, row in zip(asked, slots.batch, strict=True)
+        ]
+        return limits, slots.integers(limits)
+
+    def _propose(
+        self,
+        slots: Slots,
+        laws: Laws,
+        noise: RoundNoise,
+        token_BT: Tensor,
+        length_B: Tensor,
+        limits: list[int],
+        limit_B: Tensor,
+    ) -> tuple[Draft, int]:
+        """The drafts of this round, and how many drafted tokens the draft model was fed."""
+        longest = max(limits)
+        if self._drafter is None or self._rule is None or longest == 0:
+            none_B0 = token_BT[:, :0]
+            return Draft(none_B0, limit_B, torch.empty(*none_B0.shape, self._vocabulary, device=token_BT.device)), -1
+        steps = None
+        if self._draft is not None:
+            cached = [row.draft_cached if row else 0 for row in slots.batch]
+            steps = DraftSteps(self._draft, token_BT, cached, slots.lengths())
+        coupled = self._verifier is not None and self._verifier.shared_noise
+
+        def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+            logq_BV = log_law(
+                self._fit(logits_BV)[:, None], laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation
+            )[:, 0]
+            if coupled:
+                return (logq_BV + noise.shared_gumbel_at(offset, self._vocabulary)).argmax(-1), logq_BV
+            return noise.draft(logq_BV.exp(), offset), logq_BV
+
+        turn = DraftTurn(token_BT, length_B, limit_B, longest, self._vocabulary, self._rule, sample, steps)
+        return self._drafter.propose(turn), steps.fed if steps is not None else -1
+
+    def _fit(self, logits_BV: Tensor) -> Tensor:
+        """The draft's logits over the target's real ids: padding cut off, ids that the draft lacks without mass."""
+        lacking = self._vocabulary - logits_BV.shape[-1]
+        if lacking <= 0:
+            return logits_BV[..., : self._vocabulary]
+        return torch.nn.functional.pad(logits_BV, (0, lacking), value=-torch.inf)
+
+    def _verify(self, logp_BNV: Tensor, draft: Draft, noise: RoundNoise) -> tuple[Verdict, Tensor | None]:
+        if self._verifier is None:
+            return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET)), None
+        verdict = self._verifier.verify(logp_BNV, draft, noise)
+        expected_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft) if self._analytic else None
+        return verdict, expected_BK
+
+    # -- commit -------------------------------------------------------------------------------------------------------
+
+    def _commit(
+        self,
+        slots: Slots,
+        draft: Draft,
+        verdict: Verdict,
+        expected_BK: Tensor | None,
+        length_B: Tensor,
+        limits: list[int],
+        fed: int,
+    ) -> None:
+        """Append what stands to the rows. The round's one transfer to the host is here."""
+        drafted_K = draft.token_BK.shape[1]
+        emitted_BN = torch.cat([draft.token_BK, draft.token_BK.new_zeros(len(length_B), 1)], 1)
+        emitted_BN.scatter_(1, verdict.accepted_B[:, None], verdict.next_token_B[:, None])
+        column_BN = length_B[:, None] + torch.arange(drafted_K + 1, device=length_B.device)
+        slots.token_ST[: len(length_B)].scatter_(1, column_BN, emitted_BN)
+        counts = torch.cat([verdict.accepted_B[:, None], draft.length_B[:, None], emitted_BN], 1).tolist()
+        expected = expected_BK.tolist() if expected_BK is not None else None
+        for index, row in enumerate(slots.batch):
+            if row is not None:
+                accepted, drafted, *emitted = counts[index]
+                _append(row, emitted[: accepted + 1], drafted, expected[index] if expected else None)
+                row.last = (limits[index], drafted, accepted)
+                if fed >= 0:
+                    # What the draft was fed stays valid as far as it was accepted.
+                    row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, fed))
+
+    def _release(self, slots: Slots) -> Iterator[Completion]:
+        for index, row in enumerate(slots.rows):
+            if row is not None and (row.completion.finish == "stop" or row.length >= row.end):
+                slots.rows[index] = None
+                yield row.completion
+
+
+def _append(row: Row, emitted: list[int], drafted: int, expected: list[float] | None) -> None:
+    """Count one round of a row, up to its stop token if it emitted one."""
+    completion = row.completion
+    accepted = len(emitted) - 1
+    stop = next((at for at, token in enumerate(emitted) if token in row.request.stop_ids), None)
+    if stop is not None:
+        completion.finish = "stop"
+        emitted = emitted[: stop + 1]
+        if stop < accepted:
+            accepted = drafted = stop + 1
+    tested = min(accepted + 1, drafted)
+    completion.tokens += emitted
+    completion.drafted.append(drafted)
+    completion.accepted.append(accepted)
+    completion.tested.append(tested)
+    if expected is not None:
+        completion.expected.append(sum(expected[:tested]))
+    row.length += len(emitted)

@@ -1,0 +1,121 @@
+"""What the engine knows of the rows in flight: host lists for decisions, device tensors for the batch (floor 4).
+
+Axes: S slots, B the first slots up to the last active one, T token buffer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from tempspec.interfaces import Completion, LastRound, Request
+
+
+@dataclass(slots=True)
+class Row:
+    """One request in flight.
+
+    Attributes:
+        request: the request.
+        completion: what it has emitted so far.
+        length: tokens so far, prompt included; the caches hold all but the last.
+        end: the length at which it is finished.
+        draft_cached: tokens that the draft's cache holds.
+        last: limit, drafted and accepted of the last round; -1 before the first.
+    """
+
+    request: Request
+    completion: Completion
+    length: int
+    end: int
+    draft_cached: int
+    last: tuple[int, int, int] = (-1, -1, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Laws:
+    """Per-row sampling parameters of the first B slots, on the device; None where no row asks for it."""
+
+    target_temperature_B: Tensor
+    draft_temperature_B: Tensor
+    top_k_B: Tensor | None
+    top_p_B: Tensor | None
+    min_p_B: Tensor | None
+    seed_B: Tensor
+    greedy: bool
+
+    @property
+    def truncation(self) -> dict[str, Tensor | None]:
+        """The keywords of `core.sampling.log_law`."""
+        return {"top_k_B": self.top_k_B, "top_p_B": self.top_p_B, "min_p_B": self.min_p_B}
+
+
+@dataclass(slots=True)
+class Slots:
+    """The rows of the batch and their token buffer.
+
+    Args:
+        count: S.
+        width: T, the longest row with room for a round's padding.
+        device: where the buffer lives.
+    """
+
+    count: int
+    width: int
+    device: torch.device
+    rows: list[Row | None] = field(init=False)
+    token_ST: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Allocate an empty batch."""
+        self.rows = [None] * self.count
+        self.token_ST = torch.zeros(self.count, self.width, dtype=torch.int64, device=self.device)
+
+    @property
+    def free(self) -> list[int]:
+        """Indices of empty slots."""
+        return [index for index, row in enumerate(self.rows) if row is None]
+
+    @property
+    def batch(self) -> list[Row | None]:
+        """The slots up to the last active one: what a forward pass covers."""
+        last = max((index for index, row in enumerate(self.rows) if row is not None), default=-1)
+        return self.rows[: last + 1]
+
+    def lengths(self) -> list[int]:
+        """Tokens of each row of the batch; an empty slot counts as one token."""
+        return [row.length if row else 1 for row in self.batch]
+
+    def integers(self, values: Sequence[int]) -> Tensor:
+        """A list of the host as int64 on the device."""
+        return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+    def laws(self) -> Laws:
+        """The sampling parameters of the batch; call again when a row joins or the batch shrinks."""
+        requests = [row.request if row else _IDLE for row in self.batch]
+        targets = [request.target_temperature for request in requests]
+        drafts = [request.proposal_temperature for request in requests]
+
+        def optional(values: list[float], neutral: float) -> Tensor | None:
+            if all(value == neutral for value in values):
+                return None
+            return torch.tensor(values, device=self.device)
+
+        return Laws(
+            torch.tensor(targets, dtype=torch.float32, device=self.device),
+            torch.tensor(drafts, dtype=torch.float32, device=self.device),
+            optional([request.top_k for request in requests], 0),
+            optional([request.top_p for request in requests], 1),
+            optional([request.min_p for request in requests], 0),
+            self.integers([request.seed for request in requests]),
+            greedy=0 in targets or 0 in drafts,
+        )
+
+    def last_round(self) -> LastRound:
+        """How the batch's last round went."""
+        last_B3 = self.integers([row.last if row else (-1, -1, -1) for row in self.batch])  # type: ignore[misc]
+        return LastRound(last_B3[:, 0], last_B3[:, 1], last_B3[:, 2])
+
+
+_IDLE = Request((0,), target_temperature=1.0)
