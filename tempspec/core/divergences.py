@@ -1,7 +1,7 @@
 """Distances between the target's law p and the draft's law q, per position (floor 1).
 
 Every function takes log-laws `[..., V]` and returns nats `[...]`, in float32 or better whatever came in. Laws may hold
-zeros (-inf). Values are exact there, +inf included. Gradients are finite always: an entry that makes a value infinite
+zeros (-inf). Values are exact there, +inf included, and NaN stays NaN. Gradients are finite always: an entry that makes a value infinite
 is one that no finite step repairs, so it adds nothing to the gradient, or a bounded push where the draft has mass that
 the target forbids.
 
@@ -41,9 +41,9 @@ def forward_kl(logp: Tensor, logq: Tensor) -> Tensor:
     """
     logp, logq = _wide(logp), _wide(logq)
     log_ratio = logp - logq
-    finite = _expectation(logp.exp(), log_ratio)
-    # Added rather than filled in, so that the rest of the position keeps its gradient.
     impossible = torch.isposinf(log_ratio).any(-1)
+    finite = _expectation(logp.exp(), log_ratio.nan_to_num(nan=torch.nan, posinf=_LARGEST_LOG_RATIO))
+    # Added rather than filled in, so that the rest of the position keeps its gradient.
     return finite + torch.zeros_like(finite).masked_fill_(impossible, torch.inf)
 
 
@@ -124,7 +124,7 @@ def total_variation(logp: Tensor, logq: Tensor) -> Tensor:
 
 
 def acceptance(logp: Tensor, logq: Tensor) -> Tensor:
-    """sum min(p, q): the chance that rejection sampling keeps a token drawn from q, in [0, 1].
+    """The overlap sum min(p, q): the chance that rejection sampling keeps a token drawn from q, in [0, 1].
 
     Leviathan et al. 2023 (arXiv 2211.17192), corollary 3.6.
 
@@ -155,7 +155,7 @@ def negative_log_acceptance(logp: Tensor, logq: Tensor) -> Tensor:
 
 
 def lk_hybrid(logp: Tensor, logq: Tensor, *, eta: float = 3.0, temperature: Tensor | float = 1.0) -> Tensor:
-    """lam KL(p | q) + (1 - lam) TV(p, q), with lam = exp(-eta acceptance) at each position, held constant.
+    """A mixture, lam KL(p | q) + (1 - lam) TV(p, q), with lam = exp(-eta acceptance) at each position, held constant.
 
     KL's gradient leads where the draft is poor, total variation's where it is good. LK losses (arXiv 2602.23881).
 
@@ -195,6 +195,6 @@ def _log(m: Tensor) -> Tensor:
     return m.clamp(min=torch.finfo(m.dtype).tiny).log()
 
 
-def _expectation(p: Tensor, log_ratio: Tensor) -> Tensor:
-    """sum p log_ratio with 0 * inf = 0; infinite log-ratios are bounded and get gradient 0 (one pass guards both)."""
-    return (p * torch.nan_to_num(log_ratio, nan=0.0, posinf=_LARGEST_LOG_RATIO, neginf=0.0)).sum(-1)
+def _expectation(p: Tensor, value: Tensor) -> Tensor:
+    """The sum of p value, with 0 times anything = 0, in value and gradient."""
+    return (p * value.masked_fill(p == 0, 0.0)).sum(-1)
