@@ -1,0 +1,191 @@
+"""The decisions of single-path verification, without their randomness (floor 1).
+
+A verifier turns these into accept coins and one draw; see `tempspec.plugins.verifiers`. p is the target's law, q the
+draft's, both as sampled (after temperature and truncation). Position i of a row holds the law of drafted token i given
+the earlier ones; only the first `length_B` of K drafted tokens are real, and the rest never decides anything.
+
+Laws may be bf16 or fp16: they are computed with in float32. Zeros of p and q (-inf) are legal everywhere and never
+give NaN, one-hot laws (T = 0) included.
+
+Axes: B batch, K drafted, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+# A drafted token has q > 0, so this bound on log(p / q) binds only behind a row's length, where it keeps sums finite.
+_MAX_LOG_RATIO = 1e4
+
+
+def precise(law: Tensor) -> Tensor:
+    """The law in float32 or better; no copy if it is already."""
+    return law if law.dtype == torch.float64 else law.float()
+
+
+def of_token(law_BKV: Tensor, token_BK: Tensor) -> Tensor:
+    """The entry of each law at its drafted token, `[B, K]`; a law behind the last token (the bonus) is not read."""
+    return law_BKV[:, : token_BK.shape[1]].gather(-1, token_BK[..., None]).squeeze(-1)
+
+
+def at_position(law_BKV: Tensor, position_B: Tensor) -> Tensor:
+    """One law per row, `[B, V]`: the one at `position_B`."""
+    return law_BKV[torch.arange(len(law_BKV), device=law_BKV.device), position_B]
+
+
+def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
+    """Which drafted tokens are real, bool `[B, K]`."""
+    return torch.arange(token_BK.shape[1], device=token_BK.device) < length_B[:, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Counting
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def first_rejection(accept_BK: Tensor, length_B: Tensor) -> Tensor:
+    """How many drafted tokens stand before the first that does not, int64 `[B]` in 0..length.
+
+    >>> first_rejection(torch.tensor([[True, False, True], [True, True, True]]), torch.tensor([3, 2]))
+    tensor([1, 2])
+    """
+    return (accept_BK & real(accept_BK, length_B)).long().cumprod(-1).sum(-1)
+
+
+def last_success(accept_BK: Tensor, length_B: Tensor) -> Tensor:
+    """The largest i in 1..length whose coin succeeded, 0 if none did, int64 `[B]`.
+
+    >>> last_success(torch.tensor([[True, False, True], [True, False, True]]), torch.tensor([3, 2]))
+    tensor([3, 1])
+    """
+    success_BK = (accept_BK & real(accept_BK, length_B)).long()
+    return success_BK.flip(-1).cummax(-1).values.sum(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The ratio test
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def log_ratio(logp_BK: Tensor, logq_BK: Tensor) -> Tensor:
+    """`log(p / q)` of drafted tokens, float64; -inf wherever p is 0, never NaN nor +inf.
+
+    Args:
+        logp_BK: the target's log-probability of each drafted token, any shape.
+        logq_BK: the draft's, same shape.
+    """
+    logp_BK, logq_BK = logp_BK.double(), logq_BK.double()
+    impossible_BK = logp_BK == -torch.inf
+    difference_BK = logp_BK.masked_fill(impossible_BK, 0.0) - logq_BK
+    return difference_BK.clamp(max=_MAX_LOG_RATIO).masked_fill(impossible_BK, -torch.inf)
+
+
+def acceptance_probability(logp_BK: Tensor, logq_BK: Tensor) -> Tensor:
+    """`min(1, p / q)` of drafted tokens, float64, any shape. Leviathan et al. 2023 (2211.17192), algorithm 1.
+
+    >>> acceptance_probability(torch.tensor([0.25, 0.5]).log(), torch.tensor([0.5, 0.25]).log())
+    tensor([0.5000, 1.0000], dtype=torch.float64)
+    """
+    return log_ratio(logp_BK, logq_BK).clamp(max=0.0).exp()
+
+
+def residual(logp_BV: Tensor, logq_BV: Tensor, survival_B: Tensor | None = None) -> Tensor:
+    """`(s p - q)+`, unnormalised, `[B, V]`; p itself where that is zero everywhere (p = q, or by rounding).
+
+    Args:
+        logp_BV: the target's log-law at the position behind the accepted tokens.
+        logq_BV: the draft's log-law there.
+        survival_B: the factor s on p in (0, 1] (block verification's P); None means 1.
+
+    >>> p, q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.5, 0.25]])
+    >>> residual(p.log(), q.log())
+    tensor([[0.2500, 0.0000, 0.0000]])
+    >>> residual(p.log(), p.log())
+    tensor([[0.5000, 0.2500, 0.2500]])
+    """
+    p_BV, q_BV = precise(logp_BV).exp(), precise(logq_BV).exp()
+    scaled_BV = p_BV if survival_B is None else survival_B[:, None].to(p_BV.dtype) * p_BV
+    excess_BV = (scaled_BV - q_BV).clamp_(min=0.0)
+    return torch.where((excess_BV > 0).any(-1, keepdim=True), excess_BV, p_BV)
+
+
+def next_weight(
+    logp_BKV: Tensor, logq_BKV: Tensor, accepted_B: Tensor, length_B: Tensor, survival_B: Tensor | None = None
+) -> Tensor:
+    """The unnormalised law of the token behind the accepted ones, `[B, V]`: the residual, or p if all were accepted.
+
+    Only one position per row is exponentiated, whatever K.
+
+    Args:
+        logp_BKV: the target's log-laws, `[B, K+1, V]`.
+        logq_BKV: the draft's log-laws, `[B, K, V]`, K may be 0.
+        accepted_B: how many drafted tokens stand.
+        length_B: how many were drafted.
+        survival_B: see `residual`.
+    """
+    logp_BV = at_position(logp_BKV, accepted_B)
+    if logq_BKV.shape[1] == 0:
+        return precise(logp_BV).exp()
+    logq_BV = at_position(logq_BKV, accepted_B.clamp(max=logq_BKV.shape[1] - 1))
+    all_accepted_B1 = (accepted_B == length_B)[:, None]
+    return torch.where(all_accepted_B1, precise(logp_BV).exp(), residual(logp_BV, logq_BV, survival_B))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Block verification: Sun et al. 2024 (2403.10444)
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def block_survival(logratio_BK: Tensor) -> Tensor:
+    """`P_0..P_K`, float64 `[B, K+1]`: `P_0 = 1`, `P_i = min(1, P_{i-1} r_i)`.
+
+    P_i is the probability that at least i tokens stand, given the first i of them: `E[tau] = sum E_q[P_i]`.
+
+    Args:
+        logratio_BK: `log r_i = log(p_i(x_i) / q_i(x_i))`.
+
+    >>> block_survival(torch.tensor([[0.5, 4.0, 0.25]]).log())
+    tensor([[1.0000, 0.5000, 1.0000, 0.2500]], dtype=torch.float64)
+    """
+    sum_BK = torch.nn.functional.pad(logratio_BK.double(), (1, 0)).cumsum(-1)
+    return (sum_BK - sum_BK.cummax(-1).values).exp()
+
+
+def block_acceptance(logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, length_B: Tensor) -> Tensor:
+    """The coin probabilities `h_1..h_K`, float64 `[B, K]`; the largest i whose coin succeeds is tau.
+
+    `h_i = m_i / (m_i + 1 - P_i)` with `m_i = sum_y (P_i p(y | x_<=i) - q(y | x_<=i))+`, 0/0 counting as 1; the row's
+    last real token uses `h = P`. Entries behind the row's length mean nothing.
+
+    Args:
+        logp_BKV: the target's log-laws, `[B, K+1, V]`.
+        logq_BKV: the draft's log-laws, `[B, K, V]`, K may be 0.
+        survival_BK: `block_survival`, `[B, K+1]`.
+        length_B: how many were drafted.
+    """
+    drafted = logq_BKV.shape[1]
+    inner_BK = survival_BK[:, 1:drafted]
+    p_BKV, q_BKV = precise(logp_BKV[:, 1:drafted]).exp(), precise(logq_BKV[:, 1:]).exp()
+    excess_BK = p_BKV.mul_(inner_BK[..., None].to(p_BKV.dtype)).sub_(q_BKV).clamp_(min=0.0).sum(-1).double()
+    total_BK = excess_BK + 1.0 - inner_BK
+    certain_BK = total_BK == 0
+    h_BK = survival_BK[:, 1:].clone()
+    h_BK[:, :-1] = (excess_BK / total_BK.masked_fill(certain_BK, 1.0)).masked_fill(certain_BK, 1.0)
+    last_BK = torch.arange(1, drafted + 1, device=h_BK.device) == length_B[:, None]
+    return torch.where(last_BK, survival_BK[:, 1:], h_BK)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Typical acceptance: Cai et al. 2024 (2401.10774), section 3.3.1
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def typical_log_threshold(logp_BKV: Tensor, epsilon: float, delta: float) -> Tensor:
+    """`log min(epsilon, delta exp(-H(p)))`, `[B, K]`: a token is typical when its log-probability exceeds it.
+
+    The higher the target's entropy H (nats), the less likely a token need be.
+
+    >>> typical_log_threshold(torch.tensor([[[0.5, 0.5]]]).log(), epsilon=1.0, delta=0.5).exp()
+    tensor([[0.2500]])
+    """
+    entropy_BK = torch.special.entr(precise(logp_BKV).exp()).sum(-1)
+    return (delta * torch.exp(-entropy_BK)).clamp(max=epsilon).log()

@@ -1,0 +1,167 @@
+"""The built-in verifiers: each is a function of `tempspec.core.verification`, its coins and one draw (floor 3).
+
+Every rule takes all its randomness from the round's `Noise`, once per stream.
+
+Axes: B batch, K drafted, V vocabulary. Inside `verify`, `logp_BKV` is `[B, K+1, V]`.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tempspec.core import acceptance
+from tempspec.core import verification as core
+from tempspec.core.noise import Stream
+from tempspec.errors import UserError
+from tempspec.interfaces import Draft, Noise, Verdict, Verifier
+
+__all__ = ["BlockVerification", "GreedyMatch", "GumbelCoupling", "SampledMatch", "TokenwiseRejection", "Typical"]
+
+
+def _while_equal(token_BK: Tensor, draft: Draft) -> Verdict:
+    """Accept while the target's own tokens `[B, K+1]` equal the drafted ones; the first that differs follows."""
+    accepted_B = core.first_rejection(token_BK[:, :-1] == draft.token_BK, draft.length_B)
+    return Verdict(accepted_B, token_BK.gather(1, accepted_B[:, None]).squeeze(1))
+
+
+class GreedyMatch(Verifier):
+    """Accepts a token while it is the target's most likely one. For target temperature 0; exact there.
+
+    The shortest rule and the cheapest: one argmax per position, no noise. Ties go to the lowest id, as in the one-hot
+    law that temperature 0 stands for.
+    """
+
+    lossless: ClassVar[bool] = True
+    source: ClassVar[str] = "Stern et al. 2018, Blockwise Parallel Decoding, arXiv 1811.03115"
+    greedy_only: ClassVar[bool] = True
+
+    def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """See `Verifier.verify`."""
+        return _while_equal(logp_BKV.argmax(-1), draft)
+
+    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`q(argmax p)`: the overlap of the laws, p being one-hot."""
+        return acceptance.overlap(logp_BKV, draft.logq_BKV)
+
+
+class TokenwiseRejection(Verifier):
+    """Accepts each token with probability min(1, p/q) up to the first failure; exact at any temperature.
+
+    Speculative sampling as first published. The token behind a failure is drawn from `(p - q)+`, the bonus token from
+    p. Accepts `sum min(p, q)` of the tested tokens, the most that any rule can which looks at one token at a time.
+    """
+
+    lossless: ClassVar[bool] = True
+    source: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318"
+
+    def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """See `Verifier.verify`."""
+        logp_BK, logq_BK = core.of_token(logp_BKV, draft.token_BK), core.of_token(draft.logq_BKV, draft.token_BK)
+        accept_BK = noise.coins(core.acceptance_probability(logp_BK, logq_BK))
+        accepted_B = core.first_rejection(accept_BK, draft.length_B)
+        weight_BV = core.next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B)
+        return Verdict(accepted_B, noise.draw(weight_BV, Stream.RESIDUAL))
+
+    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`sum min(p, q)`, one minus the total variation distance."""
+        return acceptance.overlap(logp_BKV, draft.logq_BKV)
+
+
+class BlockVerification(Verifier):
+    """Verifies the drafted tokens jointly: never accepts fewer on average than token-wise; exact at any temperature.
+
+    Every position has a coin of its own, and the last success wins: a token that failed by itself may be rescued by
+    later ones that the target likes better than the draft did.
+    """
+
+    lossless: ClassVar[bool] = True
+    source: ClassVar[str] = "Sun et al. 2024, Block Verification Accelerates Speculative Decoding, arXiv 2403.10444"
+
+    def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """See `Verifier.verify`."""
+        logp_BK, logq_BK = core.of_token(logp_BKV, draft.token_BK), core.of_token(draft.logq_BKV, draft.token_BK)
+        survival_BK = core.block_survival(core.log_ratio(logp_BK, logq_BK))
+        h_BK = core.block_acceptance(logp_BKV, draft.logq_BKV, survival_BK, draft.length_B)
+        accepted_B = core.last_success(noise.coins(h_BK), draft.length_B)
+        survival_B = survival_BK.gather(1, accepted_B[:, None]).squeeze(1)
+        weight_BV = core.next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B, survival_B)
+        return Verdict(accepted_B, noise.draw(weight_BV, Stream.RESIDUAL))
+
+
+class SampledMatch(Verifier):
+    """Accepts a token while it equals the target's own independent sample; exact at any temperature.
+
+    Needs no draft law, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does.
+    """
+
+    lossless: ClassVar[bool] = True
+    source: ClassVar[str] = "no paper: the target's own samples are what is emitted"
+
+    def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """See `Verifier.verify`."""
+        return _while_equal(noise.draw(core.precise(logp_BKV).exp(), Stream.TARGET), draft)
+
+    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`sum p q`: two independent samples agree."""
+        return acceptance.agreement(logp_BKV, draft.logq_BKV)
+
+
+class GumbelCoupling(Verifier):
+    """Accepts while draft and target agree under shared Gumbel noise; exact, and the text does not depend on the draft.
+
+    Both sides take `argmax(log-law + G)` with the same G, a function of seed, absolute position and token. The target's
+    sample is emitted whatever was drafted. Accepts at least `(1 - TV) / (1 + TV)`.
+    """
+
+    lossless: ClassVar[bool] = True
+    source: ClassVar[str] = "Daliri et al. 2024, Coupling without Communication, arXiv 2408.07978"
+    shared_noise: ClassVar[bool] = True
+
+    def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """See `Verifier.verify`."""
+        gumbel_BKV = noise.shared_gumbel(*logp_BKV.shape[1:])
+        return _while_equal((core.precise(logp_BKV) + gumbel_BKV).argmax(-1), draft)
+
+    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`sum_x 1 / sum_y max(p_y / p_x, q_y / q_x)`: two samples under shared noise agree."""
+        return acceptance.gumbel_agreement(logp_BKV, draft.logq_BKV)
+
+
+class Typical(Verifier):
+    """Accepts every token that the target finds typical, whatever the draft's law. Lossy: changes the text's law.
+
+    A token stands if `p(x) > min(epsilon, delta exp(-H(p)))`, H being p's entropy in nats; epsilon caps the threshold
+    and delta scales it by the entropy. The token behind a failure, and the bonus token, are drawn from p. With A the
+    set of typical tokens, a tested position is emitted with the law `q 1[A] + (1 - q(A)) p`. The paper states the
+    acceptance alone, for trees; what follows a failure is this package's choice.
+
+    Args:
+        epsilon: the threshold's cap, in [0, 1] (Medusa's `posterior_threshold`, 0.09).
+        delta: the entropy's factor, at least 0 (Medusa's `posterior_alpha`, 0.3: the square root of epsilon).
+    """
+
+    lossless: ClassVar[bool] = False
+    source: ClassVar[str] = "Cai et al. 2024, Medusa, arXiv 2401.10774, section 3.3.1"
+
+    def __init__(self, epsilon: float = 0.09, delta: float = 0.3) -> None:
+        if not 0 <= epsilon <= 1:
+            raise UserError(f"Typical: epsilon must be in [0, 1], got {epsilon}; Medusa uses 0.09")
+        if not 0 <= delta < float("inf"):
+            raise UserError(f"Typical: delta must be 0 or more, got {delta}; Medusa uses 0.3")
+        self.epsilon = epsilon
+        self.delta = delta
+
+    def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """See `Verifier.verify`."""
+        threshold_BK = core.typical_log_threshold(logp_BKV[:, :-1], self.epsilon, self.delta)
+        typical_BK = core.precise(core.of_token(logp_BKV, draft.token_BK)) > threshold_BK
+        accepted_B = core.first_rejection(typical_BK, draft.length_B)
+        weight_BV = core.precise(core.at_position(logp_BKV, accepted_B)).exp()
+        return Verdict(accepted_B, noise.draw(weight_BV, Stream.TARGET))
+
+    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`q(A)`: the draft's mass on typical tokens."""
+        threshold_BK = core.typical_log_threshold(logp_BKV, self.epsilon, self.delta)
+        typical_BKV = core.precise(logp_BKV) > threshold_BK[..., None]
+        return torch.where(typical_BKV, core.precise(draft.logq_BKV).exp(), 0.0).sum(-1)
