@@ -1,0 +1,218 @@
+"""The Poisson bootstrap over prompts: intervals whose states are sums (floor 4).
+
+Tokens of one prompt are not independent, so the prompt is what is resampled. Each prompt draws its weight in each
+replicate from Poisson(1), a pure function of (prompt key, replicate): no list of prompts is kept to resample from,
+states add across batches, ranks and resumed runs, and two metrics over the same prompts share their weights, which
+makes their difference a paired one. Poisson weights stand for the multinomial ones of Efron (1979): Chamandy,
+Muralidharan, Najmi and Naidu, "Estimating Uncertainty for Massive Data Streams", 2012.
+
+This module knows no metric and no row.
+
+Axes: N observations, S entries of a vector metric, R replicates, W = 1 + R (column 0 has weight 1: the point
+estimate), M distinct (prompt, entry) pairs.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from tempspec.core.noise import Stream, uniform
+
+__all__ = [
+    "REPLICATES",
+    "Estimate",
+    "Sums",
+    "bootstrap_compute",
+    "bootstrap_update",
+    "difference_estimate",
+    "quotient",
+    "replicate_weights",
+    "same_prompts",
+]
+
+REPLICATES = 1000
+"""Replicates by default: the 2.5% quantile then rests on 25 of them."""
+
+_TAILS = (0.025, 0.975)
+_POISSON_CDF = torch.tensor([math.exp(-1) / math.factorial(k) for k in range(20)], dtype=torch.float64).cumsum(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its 95% interval over prompts.
+
+    Attributes:
+        value: the point estimate; NaN where nothing was counted.
+        low: lower end; NaN with fewer than two prompts.
+        high: upper end; NaN with fewer than two prompts.
+        prompts: how many distinct prompts it rests on.
+
+    >>> rate = Estimate(0.7132, 0.6904, 0.7351, prompts=40)
+    >>> str(rate), rate.point(), f"{rate:+}"
+    ('.713 [.690, .735]', '.713', '+.713 [+.690, +.735]')
+    >>> str(Estimate(2.5, math.nan, math.nan, prompts=1)), str(Estimate.nothing())
+    ('2.50', '-')
+    """
+
+    value: float
+    low: float
+    high: float
+    prompts: int
+
+    @classmethod
+    def nothing(cls) -> "Estimate":
+        """The estimate from no observation."""
+        return cls(math.nan, math.nan, math.nan, 0)
+
+    def point(self, spec: str = "") -> str:
+        """The value with three significant digits, `-` for NaN; `spec` may be `+` to show the sign."""
+        return "-" if math.isnan(self.value) else _number(self.value, self._decimals(), spec)
+
+    def interval(self, spec: str = "") -> str:
+        """The interval in brackets with the value's decimals, empty where there is none."""
+        if math.isnan(self.low):
+            return ""
+        return f"[{_number(self.low, self._decimals(), spec)}, {_number(self.high, self._decimals(), spec)}]"
+
+    def to_dict(self) -> dict[str, float | int]:
+        """The fields by name."""
+        return asdict(self)
+
+    def _decimals(self) -> int:
+        """Decimals of three significant digits, at most three."""
+        return sum(abs(self.value) < bound for bound in (1, 10, 100))
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.point(spec)} {self.interval(spec)}".rstrip()
+
+    def __str__(self) -> str:
+        return format(self)
+
+
+def _number(value: float, decimals: int, spec: str) -> str:
+    """A fixed-point number without the zero before the point, and without a negative zero."""
+    text = f"{round(value, decimals) + 0.0:{spec}.{decimals}f}"
+    return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Everything that intervals are computed from; `+` merges two disjoint sets of observations.
+
+    Attributes:
+        numerator_SW: weighted sums, float64.
+        denominator_SW: weighted sums, float64.
+        seen_M2: int64 pairs (prompt key, entry) with a positive denominator; repetitions mean nothing.
+    """
+
+    numerator_SW: Tensor
+    denominator_SW: Tensor
+    seen_M2: Tensor
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.numerator_SW + other.numerator_SW,
+            self.denominator_SW + other.denominator_SW,
+            torch.cat([self.seen_M2, other.seen_M2]),
+        )
+
+
+def replicate_weights(key_N: Tensor, replicates: int = REPLICATES) -> Tensor:
+    """How often each prompt counts in each replicate: Poisson(1), float64 `[N, R]`.
+
+    A pure function of (key, replicate), by inversion of the Poisson law; fewer replicates are a prefix of more.
+
+    Args:
+        key_N: the prompts' keys, int64.
+        replicates: R.
+
+    >>> replicate_weights(torch.tensor([7, 8, 7]), 4).int().tolist()
+    [[1, 1, 2, 2], [0, 2, 1, 1], [1, 1, 2, 2]]
+    """
+    replicate_R = torch.arange(replicates, device=key_N.device)
+    uniform_NR = uniform(key_N[:, None], replicate_R, Stream.BOOTSTRAP)
+    return torch.searchsorted(_POISSON_CDF.to(key_N.device), uniform_NR, right=True).double()
+
+
+def bootstrap_update(numerator_NS: Tensor, denominator_NS: Tensor, key_N: Tensor, replicates: int = REPLICATES) -> Sums:
+    """The sums of one batch of observations.
+
+    Args:
+        numerator_NS: what was counted, any real dtype.
+        denominator_NS: out of how much, at least 0; an observation with 0 does not make its prompt count as seen.
+        key_N: each observation's prompt, int64.
+        replicates: R.
+
+    >>> numerator, denominator = torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [4.0]])
+    >>> sums = bootstrap_update(numerator, denominator, torch.tensor([7, 8]), replicates=4)
+    >>> sums.numerator_SW.tolist()
+    [[4.0, 1.0, 7.0, 5.0, 5.0]]
+    """
+    prompt_U, where_N = key_N.unique(return_inverse=True)
+    shape = (len(prompt_U), numerator_NS.shape[1])
+    zeros_US = torch.zeros(shape, dtype=torch.float64, device=key_N.device)
+    numerator_US = zeros_US.index_add(0, where_N, numerator_NS.double())
+    denominator_US = zeros_US.index_add(0, where_N, denominator_NS.double())
+    weight_UR = replicate_weights(prompt_U, replicates)
+    weight_UW = torch.cat([torch.ones_like(prompt_U, dtype=torch.float64)[:, None], weight_UR], 1)
+    prompt_M, entry_M = (denominator_US > 0).nonzero(as_tuple=True)
+    return Sums(numerator_US.T @ weight_UW, denominator_US.T @ weight_UW, torch.stack([prompt_U[prompt_M], entry_M], 1))
+
+
+def bootstrap_compute(sums: Sums) -> Tensor:
+    """Value, low, high and number of prompts of each entry, float64 `[S, 4]`.
+
+    The interval is the 95% percentile interval (Efron) of the replicates whose denominator is not 0; NaN with fewer
+    than two distinct prompts. With a handful of prompts a percentile interval is too narrow: 20 or more are wanted.
+    """
+    return _compute(_ratio(sums.numerator_SW, sums.denominator_SW), _prompts(sums))
+
+
+def difference_estimate(a: Sums, b: Sums) -> Tensor:
+    """`a - b` of two ratios over the same prompts, laid out as `bootstrap_compute`; the interval is paired.
+
+    Raises:
+        ValueError: the prompts differ.
+    """
+    _check_same_prompts(a, b)
+    return _compute(_ratio(a.numerator_SW, a.denominator_SW) - _ratio(b.numerator_SW, b.denominator_SW), _prompts(a))
+
+
+def quotient(a: Sums, b: Sums) -> Sums:
+    """`a / b` of two ratios over the same prompts, as sums again: its replicates are the quotients of theirs.
+
+    Raises:
+        ValueError: the prompts differ.
+    """
+    _check_same_prompts(a, b)
+    return Sums(_ratio(a.numerator_SW, a.denominator_SW), _ratio(b.numerator_SW, b.denominator_SW), a.seen_M2)
+
+
+def same_prompts(a: Sums, b: Sums) -> bool:
+    """Whether two metrics counted the same prompts, which pairing needs."""
+    return torch.equal(a.seen_M2.unique(dim=0), b.seen_M2.unique(dim=0))
+
+
+def _check_same_prompts(a: Sums, b: Sums) -> None:
+    if not same_prompts(a, b):
+        got = " and ".join(str(len(sums.seen_M2[:, 0].unique())) for sums in (a, b))
+        raise ValueError(f"paired estimates need the same prompts on both sides, got different sets ({got} prompts)")
+
+
+def _ratio(numerator_SW: Tensor, denominator_SW: Tensor) -> Tensor:
+    """The ratio, NaN where the denominator is 0."""
+    return torch.where(denominator_SW > 0, numerator_SW / denominator_SW, torch.nan)
+
+
+def _prompts(sums: Sums) -> Tensor:
+    """Distinct prompts of each entry, int64 `[S]`."""
+    return sums.seen_M2.unique(dim=0)[:, 1].bincount(minlength=len(sums.numerator_SW))
+
+
+def _compute(ratio_SW: Tensor, prompts_S: Tensor) -> Tensor:
+    tail_2 = torch.tensor(_TAILS, dtype=torch.float64, device=ratio_SW.device)
+    bound_2S = ratio_SW[:, 1:].nanquantile(tail_2, dim=1)
+    bound_2S = torch.where(prompts_S >= 2, bound_2S, torch.nan)
+    return torch.stack([ratio_SW[:, 0], *bound_2S, prompts_S.double()], 1)

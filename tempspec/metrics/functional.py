@@ -1,0 +1,81 @@
+"""The counts behind every decoding metric: a row in, numerators and denominators out (floor 4).
+
+Each function returns `(numerator, denominator)`, lists of S numbers; a metric is the ratio of their sums over rows.
+The classes of `tempspec.metrics.decoding` remember options and keep the sums. A *round* is one target call. A drafted
+token is *tested* if every earlier one of its round was accepted.
+"""
+
+from tempspec.metrics.rows import Row
+
+__all__ = [
+    "Counts",
+    "acceptance_rate_counts",
+    "accepted_length_counts",
+    "accepted_length_histogram_counts",
+    "analytic_acceptance_counts",
+    "block_efficiency_counts",
+    "conditional_acceptance_counts",
+    "draft_acceptance_counts",
+    "joint_acceptance_counts",
+    "mbsu_counts",
+    "tokens_per_second_counts",
+]
+
+Counts = tuple[list[float], list[float]]
+
+
+def acceptance_rate_counts(row: Row) -> Counts:
+    """Accepted tokens, out of tested ones."""
+    return [sum(row["accepted"])], [sum(row["tested"])]
+
+
+def analytic_acceptance_counts(row: Row) -> Counts:
+    """Expected acceptances, out of tested tokens; nothing for a row without them."""
+    return [sum(row["expected"])], [sum(row["tested"]) if row["expected"] else 0]
+
+
+def draft_acceptance_counts(row: Row) -> Counts:
+    """Accepted tokens, out of drafted ones."""
+    return [sum(row["accepted"])], [sum(row["drafted"])]
+
+
+def accepted_length_counts(row: Row) -> Counts:
+    """Accepted tokens, out of rounds."""
+    return [sum(row["accepted"])], [len(row["accepted"])]
+
+
+def block_efficiency_counts(row: Row) -> Counts:
+    """Emitted tokens, out of target calls."""
+    return [len(row["tokens"])], [len(row["drafted"])]
+
+
+def mbsu_counts(row: Row, parameter_ratio: float) -> Counts:
+    """Emitted tokens, out of forward passes, the draft's counted as `parameter_ratio` of the target's."""
+    return [len(row["tokens"])], [len(row["drafted"]) + parameter_ratio * sum(row["drafted"])]
+
+
+def conditional_acceptance_counts(row: Row, longest: int) -> Counts:
+    """Rounds that accepted position i, out of those that tested it, i = 1..longest."""
+    return _reached(row["accepted"], longest), _reached(row["tested"], longest)
+
+
+def joint_acceptance_counts(row: Row, longest: int) -> Counts:
+    """Rounds that accepted positions 1..i, out of those that drafted position i, i = 1..longest."""
+    return _reached(row["accepted"], longest), _reached(row["drafted"], longest)
+
+
+def accepted_length_histogram_counts(row: Row, longest: int) -> Counts:
+    """Rounds that accepted exactly j tokens, out of all rounds, j = 0..longest."""
+    accepted = row["accepted"]
+    return [accepted.count(length) for length in range(longest + 1)], [len(accepted)] * (longest + 1)
+
+
+def tokens_per_second_counts(row: Row) -> Counts:
+    """Emitted tokens, out of seconds of wall clock, the prefill included."""
+    parts = row["seconds_prefill"], row["seconds_draft"], row["seconds_verify"], row["seconds_overhead"]
+    return [len(row["tokens"])], [sum(parts)]
+
+
+def _reached(length: list[int], longest: int) -> list[float]:
+    """How many rounds reached position i, i = 1..longest."""
+    return [sum(got >= position for got in length) for position in range(1, longest + 1)]

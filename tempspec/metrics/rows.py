@@ -1,0 +1,120 @@
+"""The flat record of one request: what predict streams to Parquet and what every metric reads (floor 4).
+
+Metrics are computed from rows alone, so that a resumed run replays the rows on disk and a report needs no model.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal, NotRequired, TypedDict
+
+from tempspec.interfaces import Completion
+
+__all__ = ["BASELINE", "Cell", "Pass", "Row", "cell_of", "prompt_key", "row_from_completion"]
+
+
+Pass = Literal["acceptance", "timing"]
+"""Which pass a request belongs to: the batched one that measures acceptance, or the timed one."""
+
+BASELINE = "autoregressive"
+"""The verifier label of plain decoding, the denominator of every speed-up."""
+
+# The functional form, because `pass` is a keyword of Python.
+Row = TypedDict(
+    "Row",
+    {
+        "key": str,  # unique in the run: names the item of the work list
+        "pass": Pass,
+        "verifier": str,  # the user's label of the verifier, BASELINE for plain decoding
+        "prompt_set": str,
+        "prompt_index": int,  # within its set
+        "prompt_key": int,  # the bootstrap's cluster; see `prompt_key`
+        "sample": int,  # which of the samples of the same prompt
+        "target_temperature": float,
+        "draft_temperature": float,  # the target's for plain decoding
+        "seed": int,
+        "prompt_tokens": int,
+        "tokens": list[int],  # the new token ids
+        "finish": str,  # "stop" or "length"
+        "drafted": list[int],  # one entry a round, here and in the next three
+        "tested": list[int],
+        "accepted": list[int],
+        "expected": list[float],  # empty where the verifier has no analytic acceptance or it was not asked for
+        "seconds_prefill": float,
+        "seconds_draft": float,
+        "seconds_verify": float,
+        "seconds_overhead": float,
+        "text": NotRequired[str],  # the decoded tokens, added by whoever knows the tokenizer
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """What rows are grouped by: one line of the results table.
+
+    Attributes:
+        verifier: the user's label, or `BASELINE`.
+        prompt_set: the name of the prompt set.
+        target_temperature: at least 0.
+        draft_temperature: at least 0; the target's for `BASELINE`.
+    """
+
+    verifier: str
+    prompt_set: str
+    target_temperature: float
+    draft_temperature: float
+
+
+def cell_of(row: Row) -> Cell:
+    """The cell that a row belongs to."""
+    return Cell(row["verifier"], row["prompt_set"], row["target_temperature"], row["draft_temperature"])
+
+
+def prompt_key(prompt: tuple[int, ...]) -> int:
+    """A stable int64 of the prompt's token ids: the same prompt is the same cluster in every run.
+
+    >>> prompt_key((1, 2)) == prompt_key((1, 2)), prompt_key((1, 2)) == prompt_key((12,))
+    (True, False)
+    """
+    digest = hashlib.blake2b(",".join(map(str, prompt)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def row_from_completion(
+    completion: Completion, *, pass_: Pass, label: str, prompt_set: str, prompt_index: int, sample: int, key: str
+) -> Row:
+    """The row of a finished request.
+
+    Args:
+        completion: what the engine returned.
+        pass_: which pass it belongs to.
+        label: the verifier's label.
+        prompt_set: the name of the prompt set.
+        prompt_index: the prompt's place in its set.
+        sample: which sample of the prompt, from 0.
+        key: the item's unique name.
+    """
+    request, seconds = completion.request, completion.seconds
+    return {
+        "key": key,
+        "pass": pass_,
+        "verifier": label,
+        "prompt_set": prompt_set,
+        "prompt_index": prompt_index,
+        "prompt_key": prompt_key(request.prompt),
+        "sample": sample,
+        "target_temperature": request.target_temperature,
+        "draft_temperature": request.target_temperature if label == BASELINE else request.proposal_temperature,
+        "seed": request.seed,
+        "prompt_tokens": len(request.prompt),
+        "tokens": list(completion.tokens),
+        "finish": completion.finish,
+        "drafted": list(completion.drafted),
+        "tested": list(completion.tested),
+        "accepted": list(completion.accepted),
+        "expected": list(completion.expected),
+        "seconds_prefill": seconds.prefill,
+        "seconds_draft": seconds.draft,
+        "seconds_verify": seconds.verify,
+        "seconds_overhead": seconds.overhead,
+    }
