@@ -1,0 +1,42 @@
+"""Two real processes over gloo: a rank that counted nothing must neither hang nor blur the other's keys."""
+
+import subprocess
+import sys
+
+import torch
+
+from tempspec.metrics.ratio import ClusteredRatio
+
+RANK = """
+import sys
+import torch
+from tempspec.metrics.ratio import ClusteredRatio, paired_difference
+
+rank, store, result = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+even, idle = ClusteredRatio(replicates=20), ClusteredRatio(replicates=20)
+key_N = torch.arange(4) + 2**62 + 4 * rank
+even.update(torch.arange(4) + rank, torch.ones(4), key_N)
+if rank == 1:
+    for key in key_N:
+        idle.update(torch.ones(1), torch.ones(1), key[None])
+found = [even.estimate(), idle.estimate(), paired_difference(even, even)]
+even.update(torch.zeros(0), torch.zeros(0), key_N[:0])
+torch.save([list(estimate.to_dict().values()) for estimate in [*found, even.estimate()]], f"{result}{rank}")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_ranks_agree_with_one_process(tmp_path):
+    arguments = [str(tmp_path / "store"), str(tmp_path / "result")]
+    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), *arguments]) for rank in range(2)]
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+
+    single = ClusteredRatio(replicates=20)
+    for rank in range(2):
+        single.update(torch.arange(4) + rank, torch.ones(4), torch.arange(4) + 2**62 + 4 * rank)
+    for rank in range(2):
+        even, idle, difference, again = torch.load(tmp_path / f"result{rank}")
+        assert even == again == list(single.estimate().to_dict().values())
+        assert idle == [1, 1, 1, 4]
+        assert difference == [0, 0, 0, 8]
