@@ -1,9 +1,9 @@
 """Distances between the target's law p and the draft's law q, per position (floor 1).
 
 Every function takes log-laws `[..., V]` and returns nats `[...]`, in float32 or better whatever came in. Laws may hold
-zeros (-inf). Values are exact there, +inf included, and NaN stays NaN. Gradients are finite always: an entry that makes a value infinite
-is one that no finite step repairs, so it adds nothing to the gradient, or a bounded push where the draft has mass that
-the target forbids.
+zeros (-inf). Values are exact there, +inf included, and NaN stays NaN. Gradients are finite always, also where a value
+is not: a token that the draft forbids gets none, since no finite step brings it back; one that only the target forbids
+gets a bounded push out of the draft.
 
 Axes: V vocabulary; any leading ones.
 """

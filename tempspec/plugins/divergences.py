@@ -25,16 +25,9 @@ Scale = Literal["none", "gradient"]
 
 
 class ForwardKL(Divergence):
-    """Forward KL(p | q): the draft covers all that the target does; the usual distillation loss.
-
-    Args:
-        scale: `gradient` multiplies by T^2, which keeps the gradient's size when T changes; `none` does not.
-    """
+    """Forward KL(p | q): the draft covers all that the target does; the usual distillation loss."""
 
     source = "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network (arXiv 1503.02531)"
-
-    def __init__(self, scale: Scale = "none") -> None:
-        super().__init__(scale)
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
         """See `tempspec.core.divergences.forward_kl`."""
@@ -42,16 +35,9 @@ class ForwardKL(Divergence):
 
 
 class ReverseKL(Divergence):
-    """Reverse KL(q | p): the draft stays where the target is, at the cost of its smaller modes.
-
-    Args:
-        scale: `gradient` multiplies by T^2, which keeps the gradient's size when T changes; `none` does not.
-    """
+    """Reverse KL(q | p): the draft stays where the target is, at the cost of its smaller modes."""
 
     source = "Gu et al. 2024, MiniLLM: Knowledge Distillation of Large Language Models (arXiv 2306.08543)"
-
-    def __init__(self, scale: Scale = "none") -> None:
-        super().__init__(scale)
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
         """See `tempspec.core.divergences.reverse_kl`."""
@@ -126,19 +112,12 @@ class SkewReverseKL(Divergence):
 
 
 class TotalVariation(Divergence):
-    """Total variation, 1 - acceptance: what decoding loses, but a weak gradient for a draft that is still poor.
-
-    Args:
-        scale: `gradient` multiplies by T, which keeps the gradient's size when T changes; `none` does not.
-    """
+    """Total variation, 1 - acceptance: what decoding loses, but a weak gradient for a draft that is still poor."""
 
     gradient_order: ClassVar[int] = 1
     source = (
         "Zhou et al. 2024, DistillSpec: Improving Speculative Decoding via Knowledge Distillation (arXiv 2310.08461)"
     )
-
-    def __init__(self, scale: Scale = "none") -> None:
-        super().__init__(scale)
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
         """See `tempspec.core.divergences.total_variation`."""
@@ -146,17 +125,10 @@ class TotalVariation(Divergence):
 
 
 class NegativeLogAcceptance(Divergence):
-    """The negative log of the acceptance: total variation's gradient, grown where the acceptance is small.
-
-    Args:
-        scale: `gradient` multiplies by T, which keeps the gradient's size when T changes; `none` does not.
-    """
+    """The negative log of the acceptance: total variation's gradient, grown where the acceptance is small."""
 
     gradient_order: ClassVar[int] = 1
     source = "LK losses 2026 (arXiv 2602.23881)"
-
-    def __init__(self, scale: Scale = "none") -> None:
-        super().__init__(scale)
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
         """See `tempspec.core.divergences.negative_log_acceptance`."""

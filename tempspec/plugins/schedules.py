@@ -3,6 +3,7 @@
 Axes: B batch.
 """
 
+from abc import abstractmethod
 from typing import Literal
 
 import torch
@@ -35,8 +36,8 @@ class Constant(TemperatureSchedule):
         return _temperatures(self.temperature, self.draft_scale)
 
 
-class Linear(TemperatureSchedule):
-    """A straight line from one temperature to another.
+class _Ramp(TemperatureSchedule):
+    """A way from one temperature to another in a number of steps.
 
     Args:
         start: the temperature at the first step, above 0.
@@ -55,60 +56,48 @@ class Linear(TemperatureSchedule):
         self.draft_scale = _positive("draft_scale", draft_scale)
 
     def __call__(self, context: ScheduleContext) -> Temperatures:
-        """See `tempspec.core.schedules.linear`."""
-        steps = _steps(self.steps, context)
-        return _temperatures(core.linear(context.step, start=self.start, end=self.end, steps=steps), self.draft_scale)
+        """The temperature on the way, as scalars.
+
+        Raises:
+            UserError: neither the schedule nor the run has a number of steps.
+        """
+        return _temperatures(self._value(context.step, self._length(context)), self.draft_scale)
+
+    @abstractmethod
+    def _value(self, step: int, steps: int) -> float:
+        """The temperature after `step` of `steps`."""
+
+    def _length(self, context: ScheduleContext) -> int:
+        """The schedule's own number of steps, or else the run's."""
+        if self.steps is not None:
+            return self.steps
+        if context.total_steps is None:
+            raise UserError(
+                "expected the run's number of steps to spread the temperature schedule over, got a run without an end: "
+                "give the schedule `steps`, or the trainer `max_steps` or `max_epochs`"
+            )
+        return max(context.total_steps, 1)
 
 
-class Cosine(TemperatureSchedule):
-    """Half a cosine from one temperature to another, flat at both ends.
+class Linear(_Ramp):
+    """A straight line from one temperature to another, over `steps` or the whole run."""
 
-    Args:
-        start: the temperature at the first step, above 0.
-        end: the temperature at `steps` and after it, above 0.
-        steps: the optimiser steps that the way takes; null takes the whole run.
-        draft_scale: the draft's temperature is this times the target's.
-
-    Raises:
-        ValueError: an argument is not positive.
-    """
-
-    def __init__(self, start: float, end: float, steps: int | None = None, draft_scale: float = 1.0) -> None:
-        self.start = _positive("start", start)
-        self.end = _positive("end", end)
-        self.steps = steps if steps is None else _at_least_one("steps", steps)
-        self.draft_scale = _positive("draft_scale", draft_scale)
-
-    def __call__(self, context: ScheduleContext) -> Temperatures:
-        """See `tempspec.core.schedules.cosine`."""
-        steps = _steps(self.steps, context)
-        return _temperatures(core.cosine(context.step, start=self.start, end=self.end, steps=steps), self.draft_scale)
+    def _value(self, step: int, steps: int) -> float:
+        return core.linear(step, start=self.start, end=self.end, steps=steps)
 
 
-class Exponential(TemperatureSchedule):
-    """A geometric path from one temperature to another: every step multiplies by the same factor.
+class Cosine(_Ramp):
+    """Half a cosine from one temperature to another, flat at both ends."""
 
-    Args:
-        start: the temperature at the first step, above 0.
-        end: the temperature at `steps` and after it, above 0.
-        steps: the optimiser steps that the way takes; null takes the whole run.
-        draft_scale: the draft's temperature is this times the target's.
+    def _value(self, step: int, steps: int) -> float:
+        return core.cosine(step, start=self.start, end=self.end, steps=steps)
 
-    Raises:
-        ValueError: an argument is not positive.
-    """
 
-    def __init__(self, start: float, end: float, steps: int | None = None, draft_scale: float = 1.0) -> None:
-        self.start = _positive("start", start)
-        self.end = _positive("end", end)
-        self.steps = steps if steps is None else _at_least_one("steps", steps)
-        self.draft_scale = _positive("draft_scale", draft_scale)
+class Exponential(_Ramp):
+    """A geometric path from one temperature to another: every step multiplies by the same factor."""
 
-    def __call__(self, context: ScheduleContext) -> Temperatures:
-        """See `tempspec.core.schedules.exponential`."""
-        steps = _steps(self.steps, context)
-        value = core.exponential(context.step, start=self.start, end=self.end, steps=steps)
-        return _temperatures(value, self.draft_scale)
+    def _value(self, step: int, steps: int) -> float:
+        return core.exponential(step, start=self.start, end=self.end, steps=steps)
 
 
 class Piecewise(TemperatureSchedule):
@@ -168,23 +157,13 @@ class Uniform(TemperatureSchedule):
         """A scalar, or `[B, 1]`, from the context's generator."""
         shape = (context.batch_size, 1) if self.per == "sequence" else ()
         share = torch.rand(shape, generator=context.generator, device=context.generator.device)
-        return _temperatures(torch.lerp(torch.tensor(self.low), torch.tensor(self.high), share), self.draft_scale)
+        return _temperatures(self.low + (self.high - self.low) * share, self.draft_scale)
 
 
 def _temperatures(target: float | Tensor, draft_scale: float) -> Temperatures:
     """The pair, the draft's being a multiple of the target's."""
     target = torch.as_tensor(target, dtype=torch.float32)
     return Temperatures(target=target, draft=target * draft_scale)
-
-
-def _steps(steps: int | None, context: ScheduleContext) -> int:
-    """The schedule's own length, or else the run's."""
-    if steps is None and context.total_steps is None:
-        raise UserError(
-            "expected the run's number of steps to spread the temperature schedule over, got a run without an end: "
-            "give the schedule `steps`, or the trainer `max_steps` or `max_epochs`"
-        )
-    return steps or context.total_steps or 1
 
 
 def _positive(name: str, value: float) -> float:
