@@ -3,13 +3,12 @@
 Metrics are computed from rows alone, so that a resumed run replays the rows on disk and a report needs no model.
 """
 
-import hashlib
 from dataclasses import dataclass
 from typing import Literal, NotRequired, TypedDict
 
 from tempspec.interfaces import Completion
 
-__all__ = ["BASELINE", "Cell", "Pass", "Row", "cell_of", "prompt_key", "row_from_completion"]
+__all__ = ["BASELINE", "Cell", "Pass", "Row", "cell_of", "row_from_completion"]
 
 
 Pass = Literal["acceptance", "timing"]
@@ -27,7 +26,7 @@ Row = TypedDict(
         "verifier": str,  # the user's label of the verifier, BASELINE for plain decoding
         "prompt_set": str,
         "prompt_index": int,  # within its set
-        "prompt_key": int,  # the bootstrap's cluster; see `prompt_key`
+        "prompt_key": int,  # a stable int64 of the prompt's content: the bootstrap's cluster, in every run
         "sample": int,  # which of the samples of the same prompt
         "target_temperature": float,
         "draft_temperature": float,  # the target's for plain decoding
@@ -70,18 +69,16 @@ def cell_of(row: Row) -> Cell:
     return Cell(row["verifier"], row["prompt_set"], row["target_temperature"], row["draft_temperature"])
 
 
-def prompt_key(prompt: tuple[int, ...]) -> int:
-    """A stable int64 of the prompt's token ids: the same prompt is the same cluster in every run.
-
-    >>> prompt_key((1, 2)) == prompt_key((1, 2)), prompt_key((1, 2)) == prompt_key((12,))
-    (True, False)
-    """
-    digest = hashlib.blake2b(",".join(map(str, prompt)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little", signed=True)
-
-
 def row_from_completion(
-    completion: Completion, *, pass_: Pass, label: str, prompt_set: str, prompt_index: int, sample: int, key: str
+    completion: Completion,
+    *,
+    pass_: Pass,
+    label: str,
+    prompt_set: str,
+    prompt_index: int,
+    prompt_key: int,
+    sample: int,
+    key: str,
 ) -> Row:
     """The row of a finished request.
 
@@ -91,6 +88,7 @@ def row_from_completion(
         label: the verifier's label.
         prompt_set: the name of the prompt set.
         prompt_index: the prompt's place in its set.
+        prompt_key: a stable int64 of the prompt's content, which pairs runs over the same prompts.
         sample: which sample of the prompt, from 0.
         key: the item's unique name.
     """
@@ -101,7 +99,7 @@ def row_from_completion(
         "verifier": label,
         "prompt_set": prompt_set,
         "prompt_index": prompt_index,
-        "prompt_key": prompt_key(request.prompt),
+        "prompt_key": prompt_key,
         "sample": sample,
         "target_temperature": request.target_temperature,
         "draft_temperature": request.target_temperature if label == BASELINE else request.proposal_temperature,

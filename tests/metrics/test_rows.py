@@ -1,9 +1,9 @@
 from typing import get_type_hints
 
 from tempspec.interfaces import Completion, Request, Seconds
-from tempspec.metrics.rows import BASELINE, Row, prompt_key, row_from_completion
+from tempspec.metrics.rows import BASELINE, Row, row_from_completion
 
-PLACE = {"pass_": "timing", "prompt_set": "code", "prompt_index": 3, "sample": 1, "key": "code/3/1"}
+PLACE = {"pass_": "timing", "prompt_set": "code", "prompt_index": 3, "prompt_key": -8, "sample": 1, "key": "code/3/1"}
 
 
 def complete(**request):
@@ -32,8 +32,3 @@ def test_draft_temperature_is_the_one_used():
     assert row_from_completion(complete(target_temperature=0.5), label="block", **PLACE)["draft_temperature"] == 0.5
     plain = row_from_completion(complete(draft_temperature=0.0), label=BASELINE, **PLACE)
     assert plain["draft_temperature"] == plain["target_temperature"]
-
-
-def test_prompt_key_is_the_same_everywhere():
-    assert prompt_key((4, 5)) == -6317502720031373491
-    assert -(2**63) <= min(map(prompt_key, [(i,) for i in range(100)]))
