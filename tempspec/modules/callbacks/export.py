@@ -1,0 +1,75 @@
+"""The trained model as a `save_pretrained` folder (floor 5)."""
+
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tempspec.models.loading import save_model
+
+__all__ = ["Exportable", "PretrainedExport"]
+
+
+class Exportable(Protocol):
+    """A module that leaves a model behind."""
+
+    export_name: str
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer to write beside the model."""
+
+    def export_model(self) -> PreTrainedModel:
+        """The model to write, with its current weights."""
+
+
+class PretrainedExport(Callback):
+    """Writes the module's model and tokenizer into a folder that `from_pretrained` reads.
+
+    Where a `ModelCheckpoint` monitors a metric, the folder always holds its best checkpoint's weights; otherwise it is
+    written at the end of training.
+
+    Args:
+        folder: the folder that the module's own `export_name` is put into.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.best = ""
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Export when the checkpoint being saved is the best so far."""
+        best = _best_path(trainer)
+        if best != self.best:
+            self.best = best
+            self._export(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export the last weights, unless a best checkpoint is tracked."""
+        if not self.best:
+            self._export(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which checkpoint the folder holds."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on knowing which checkpoint the folder holds."""
+        self.best = state_dict["best"]
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the folder, on rank 0."""
+        trying = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if trainer.is_global_zero and not trying:
+            module = cast(Exportable, pl_module)
+            save_model(module.export_model(), module.tokenizer, self.folder / module.export_name)
+
+
+def _best_path(trainer: Trainer) -> str:
+    """The path of the best checkpoint of the first monitoring `ModelCheckpoint`, or the empty string."""
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor is not None:
+            return callback.best_model_path
+    return ""

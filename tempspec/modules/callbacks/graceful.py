@@ -1,0 +1,113 @@
+"""Stopping between two batches (floor 5).
+
+Lightning's own handling broadcasts inside the signal handler, which hangs under DDP, ends with exit code 0 after
+SIGTERM, and does not look at the signal at all in predict.
+"""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+__all__ = ["GracefulStop", "Stopped"]
+
+_EXIT_CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
+"""128 + the signal's number, as shells count."""
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop and did; `code` is 130 (SIGINT) or 143 (SIGTERM)."""
+
+
+class GracefulStop(Callback):
+    """Lets SIGINT and SIGTERM end a run after the current batch, on all ranks, with the exit code of the signal.
+
+    The first signal only sets a flag; a second one of the same kind acts at once. Checkpoints are saved by whoever
+    saves on an exception.
+    """
+
+    def __init__(self) -> None:
+        self._code = 0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Remember the handlers that were there before Lightning's."""
+        if threading.current_thread() is threading.main_thread():  # signals can be handled nowhere else
+            self._previous = {number: signal.getsignal(number) for number in _EXIT_CODE}
+
+    def _install(self) -> None:
+        """Handle the signals from here on, instead of Lightning."""
+        for number in self._previous:
+            signal.signal(number, self._note)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers."""
+        self._install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers."""
+        self._install()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers."""
+        self._install()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers."""
+        self._install()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Install the handlers."""
+        self._install()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the former handlers back."""
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Put the former handlers back."""
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """The handler; the next signal of the kind finds the former one."""
+        self._code = _EXIT_CODE[signal.Signals(number)]
+        rank_zero_info("stopping after this batch; once more stops at once")
+        signal.signal(number, self._previous[signal.Signals(number)])
+
+    def _restore(self) -> None:
+        """Put the former handlers back."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+    def _check(self, trainer: Trainer) -> None:
+        """Stop if any rank was asked to.
+
+        Raises:
+            Stopped: with the exit code.
+        """
+        code = self._code
+        if trainer.world_size > 1:
+            shared = torch.tensor(float(code), device=trainer.strategy.root_device)
+            code = int(trainer.strategy.reduce(shared, reduce_op="max"))
+        if code:
+            raise Stopped(code)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stop between two batches."""
+        self._check(trainer)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stop between two batches."""
+        self._check(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stop between two batches."""
+        self._check(trainer)
+
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Stop between two batches."""
+        self._check(trainer)

@@ -1,0 +1,62 @@
+"""The one checkpoint that a run can always be continued from (floor 5)."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+__all__ = ["LastCheckpoint"]
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`: every few minutes, after each validation, at the end, and when anything stops the run.
+
+    Unlike `ModelCheckpoint(save_last=True, save_on_exception=True)` it writes one file, always under one name, and
+    never replaces it by a run that failed before its first step.
+
+    Args:
+        folder: where the file is.
+        minutes: how much work a crash of the machine may cost.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, folder: str | Path, minutes: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = Path(folder) / "last.ckpt"
+        self.minutes = minutes
+        self.clock = clock
+        self._saved_step: int | None = None
+        self._saved_at = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on there is something to lose."""
+        self._saved_step = trainer.global_step
+        self._saved_at = self.clock()
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save if the time has come, which rank 0 decides."""
+        if trainer.strategy.broadcast(self.clock() - self._saved_at > 60 * self.minutes):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save after a validation inside fit."""
+        if not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end."""
+        self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Save what there is."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Save, unless nothing was done since the last time."""
+        trying = trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self._saved_step is not None and trainer.global_step != self._saved_step and not trying:
+            trainer.save_checkpoint(self.path)
+            self._saved_step = trainer.global_step
+            self._saved_at = self.clock()

@@ -1,0 +1,56 @@
+"""The curves that every training wants (floor 5)."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
+
+__all__ = ["TrainingMonitor"]
+
+
+class TrainingMonitor(Callback):
+    """Logs `train/grad_norm` (before clipping), `train/lr` and `train/tokens_per_second`.
+
+    Tokens are real ones (`attention_mask`), of all ranks; time spent in validation does not count.
+
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self._since = 0.0
+        self._paused_at = 0.0
+        self._tokens: torch.Tensor | int = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start counting."""
+        self._since, self._tokens = self.clock(), 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._paused_at = self.clock()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let the clock go on."""
+        self._since += self.clock() - self._paused_at
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Log the gradient's norm."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the batch; log speed and learning rate."""
+        self._tokens = self._tokens + batch["attention_mask"].sum()
+        pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            now = self.clock()
+            speed = float(self._tokens) / max(now - self._since, 1e-9)
+            self._since, self._tokens = now, 0
+            pl_module.log("train/tokens_per_second", speed * trainer.world_size, prog_bar=True)

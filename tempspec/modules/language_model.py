@@ -1,0 +1,250 @@
+"""Training a causal language model on text alone: a small target, or a draft without distillation (floor 5).
+
+Axes: B batch, T positions, V vocabulary, S validation sets.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from torchmetrics import Metric
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from tempspec.errors import UserError
+from tempspec.models.loading import DType, load_model, load_tokenizer
+from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
+from tempspec.modules.optim import optimizers
+
+__all__ = ["LanguageModelModule", "ModelShape", "NatsPerToken", "token_nats"]
+
+
+@dataclass
+class ModelShape:
+    """The sizes of a new model of the Llama architecture.
+
+    Attributes:
+        hidden_size: width; a multiple of `heads`.
+        layers: blocks.
+        heads: attention heads.
+        kv_heads: key-value heads, a divisor of `heads`; None is `heads`.
+        intermediate_size: width of the gated feed-forward layer; None is 8/3 of the hidden size, rounded up to 32.
+        max_position_embeddings: the context length.
+        tie_word_embeddings: one matrix for embedding and head.
+    """
+
+    hidden_size: int = 256
+    layers: int = 6
+    heads: int = 4
+    kv_heads: int | None = None
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 1024
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not divide.
+
+        Raises:
+            ValueError: a size is not positive, or heads do not divide.
+        """
+        sizes = {"hidden_size": self.hidden_size, "layers": self.layers, "heads": self.heads}
+        for name, size in (sizes | {"max_position_embeddings": self.max_position_embeddings}).items():
+            if size < 1:
+                raise ValueError(f"{name} must be 1 or more, got {size}")
+        if self.hidden_size % (2 * self.heads):
+            raise ValueError(f"hidden_size must be an even multiple of heads = {self.heads}, got {self.hidden_size}")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(f"kv_heads must divide heads = {self.heads}, got {self.kv_heads}")
+
+    def build(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+        """A freshly initialised model with a row for every id of the tokenizer."""
+        config = LlamaConfig(
+            vocab_size=max(tokenizer.get_vocab().values()) + 1,
+            hidden_size=self.hidden_size,
+            intermediate_size=self.intermediate_size or -(-self.hidden_size * 8 // 96) * 32,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads or self.heads,
+            max_position_embeddings=self.max_position_embeddings,
+            tie_word_embeddings=self.tie_word_embeddings,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
+    """-log p of each token given those before it, in nats, float32 `[B, T]`; 0 at position 0, which none predicts."""
+    nats = F.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), input_ids_BT[:, 1:], reduction="none")
+    return F.pad(nats, (1, 0))
+
+
+class NatsPerToken(Metric):
+    """Cross-entropy per token of every validation set, token-weighted: sums and counts, `[S]` each.
+
+    Args:
+        sets: S.
+
+    >>> metric = NatsPerToken(2)
+    >>> metric.update(torch.tensor([[1.0, 2.0], [4.0, 0.0]]), torch.tensor([[1, 1], [1, 0]]), torch.tensor([0, 1]))
+    >>> metric.compute()
+    tensor([1.5000, 4.0000, 2.3333])
+    """
+
+    full_state_update = False
+    higher_is_better = False
+
+    def __init__(self, sets: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.nats_S: Tensor
+        self.tokens_S: Tensor
+        self.add_state("nats_S", torch.zeros(sets), dist_reduce_fx="sum")
+        self.add_state("tokens_S", torch.zeros(sets), dist_reduce_fx="sum")
+
+    def update(self, nats_BT: Tensor, weight_BT: Tensor, set_index_B: Tensor) -> None:
+        """Add a batch; positions of weight 0 do not count."""
+        self.nats_S.index_add_(0, set_index_B, (nats_BT * weight_BT).sum(1).to(self.nats_S.dtype))
+        self.tokens_S.index_add_(0, set_index_B, weight_BT.sum(1).to(self.tokens_S.dtype))
+
+    def compute(self) -> Tensor:
+        """Nats per token of every set and, last, over all of them, `[S + 1]`; NaN for a set without tokens."""
+        nats, tokens = (torch.cat([state_S, state_S.sum()[None]]) for state_S in (self.nats_S, self.tokens_S))
+        return nats / tokens
+
+
+class LanguageModelModule(LightningModule):
+    """Trains a causal language model by next-token cross-entropy.
+
+    Give the sizes of a new model (`shape`) or a model to continue from (`pretrained`), not both. The loss of a batch is
+    the mean over its target tokens (`loss_mask`), so that short rows weigh less than long ones.
+
+    Logs `train/loss`; `val/NAME/nats_per_token` for every validation set NAME, and `val/nats_per_token` over all.
+
+    Args:
+        tokenizer: folder or hub name of the tokenizer; None takes the one beside `pretrained`.
+        shape: sizes of a new Llama; the defaults if neither this nor `pretrained` is given.
+        pretrained: folder or hub name of a model to continue from.
+        dtype: of the weights of `pretrained`; train in float32 and set `trainer.precision: bf16-mixed` for speed.
+        attn_implementation: the attention implementation, by transformers' name.
+        optimizer: the optimiser; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) if not given.
+        lr_scheduler: the learning-rate schedule, stepped every optimiser step; WarmupCosine if not given.
+
+    Raises:
+        UserError: no tokenizer, or both or neither kind of model.
+    """
+
+    export_name = "model"
+    """The folder under the run's fit folder that the trained model is written to."""
+
+    def __init__(
+        self,
+        tokenizer: str | None = None,
+        shape: ModelShape | None = None,
+        pretrained: str | None = None,
+        dtype: DType = "float32",
+        attn_implementation: str = "sdpa",
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        if shape is not None and pretrained is not None:
+            raise UserError("give model.shape (a new model) or model.pretrained (one to continue from), not both")
+        source = tokenizer or pretrained
+        if source is None:
+            raise UserError("a new model needs model.tokenizer: a folder or hub name that holds a tokenizer")
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.shape = shape or ModelShape()
+        self.pretrained = pretrained
+        self.dtype_name: DType = dtype
+        self.attn_implementation = attn_implementation
+        self.tokenizer = load_tokenizer(source)
+        self.model: PreTrainedModel | None = None
+        self.set_names: tuple[str, ...] = ()
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Build or load the model, once, in train mode."""
+        if self.model is None:
+            self.model = self._load() if self.pretrained is not None else self.shape.build(self.tokenizer)
+            self.model.train()
+
+    def _load(self) -> PreTrainedModel:
+        """The model to continue from."""
+        assert self.pretrained is not None
+        model = load_model(self.pretrained, dtype=self.dtype_name, attn_implementation=self.attn_implementation)
+        rows, ids = model.get_input_embeddings().weight.shape[0], max(self.tokenizer.get_vocab().values()) + 1
+        if ids > rows:
+            raise UserError(
+                f"the tokenizer has {ids} ids, but {self.pretrained} only {rows}: use the model's own tokenizer"
+            )
+        return model
+
+    def setup(self, stage: str) -> None:
+        """Learn the evaluation sets' names from the data module."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.set_names = tuple(data.test_names if stage == "test" else data.validation_names)
+        self.nats_per_token = NatsPerToken(len(self.set_names))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What every training wants: the usual curves, and a stop when the loss is no longer a number."""
+        return [TrainingMonitor(), FiniteLoss()]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The configured optimiser and schedule over all parameters."""
+        return optimizers(self, self.parameters(), self.optimizer, self.lr_scheduler)
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def _nats(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Nats of every token and its weight in the loss, `[B, T]` each."""
+        assert self.model is not None
+        logits_BTV = self.model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+        ).logits
+        return token_nats(logits_BTV, batch["input_ids"]), batch["loss_mask"] * batch["weight"][:, None]
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The token-weighted cross-entropy of the batch."""
+        nats_BT, weight_BT = self._nats(batch)
+        loss = (nats_BT * weight_BT).sum() / weight_BT.sum().clamp(min=1)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(nats_BT))
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Count the batch's nats and tokens, by set."""
+        self.nats_per_token.update(*self._nats(batch), batch["set_index"])
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """As in validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log nats per token of every set and over all."""
+        self._log_nats("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log nats per token of every set and over all."""
+        self._log_nats("test")
+
+    def _log_nats(self, prefix: str) -> None:
+        """Log the finished epoch and forget it."""
+        *nats_S, pooled = self.nats_per_token.compute()
+        values = {f"{prefix}/{name}/nats_per_token": nats for name, nats in zip(self.set_names, nats_S, strict=True)}
+        self.log_dict(values, sync_dist=True)
+        self.log(f"{prefix}/nats_per_token", pooled, prog_bar=True, sync_dist=True)
+        self.nats_per_token.reset()
+
+    # -- export --------------------------------------------------------------------------------------------------------
+
+    def export_model(self) -> PreTrainedModel:
+        """The model as `transformers` knows it."""
+        assert self.model is not None
+        return self.model
