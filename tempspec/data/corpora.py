@@ -1,0 +1,85 @@
+"""Corpora as encoded sets: read, split, encoded and cached under everything that they depend on."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import datasets
+from lightning.pytorch.utilities import rank_zero_info
+
+from tempspec.data.cache import FORMAT, cached
+from tempspec.data.digest import digest_value
+from tempspec.data.encoding import Encoder, tokenizer_digest
+from tempspec.data.rows import EncodedRow, Report, RowOptions, encode_rows
+from tempspec.data.sources import Source, fingerprint, read
+from tempspec.data.split import hold_out
+from tempspec.errors import UserError
+
+
+@dataclass(frozen=True)
+class Side:
+    """A side of a deterministic split: `kept` for training or `held-out`."""
+
+    side: Literal["kept", "held-out"]
+    fraction: float
+    seed: int
+
+    def of(self, dataset: datasets.Dataset) -> datasets.Dataset:
+        """The rows on this side."""
+        return hold_out(dataset, self.fraction, self.seed)[self.side == "held-out"]
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Makes encoded sets of corpora, or finds them in the cache.
+
+    Args:
+        encoder: the tokenizer and its options.
+        options: how rows are made.
+        cache_dir: where encoded sets and hub data are kept.
+    """
+
+    encoder: Encoder
+    options: RowOptions
+    cache_dir: Path
+
+    def encode(self, name: str, sources: Sequence[Source], side: Side | None = None) -> datasets.Dataset:
+        """The rows of some sources as one set.
+
+        Args:
+            name: what to call it in messages.
+            sources: the corpora.
+            side: one side of each corpus; all of it by default.
+
+        Raises:
+            UserError: no row is left, or a corpus is not as it should be.
+        """
+        parts = [self._encode_one(source, side) for source in sources]
+        for source, (_, report) in zip(sources, parts, strict=True):
+            rank_zero_info(f"{name}: {source.path}: {report}")
+        if not any(report.rows for _, report in parts):
+            raise UserError(f"{name}: no row to learn from: {parts[0][1]}; {_remedy(side)}")
+        return datasets.concatenate_datasets([rows for rows, _ in parts])
+
+    def _encode_one(self, source: Source, side: Side | None) -> tuple[datasets.Dataset, Report]:
+        def produce(report: Report) -> Iterator[EncodedRow]:
+            dataset = read(source, cache_dir=self.cache_dir / "hub")
+            return encode_rows(side.of(dataset) if side else dataset, source, self.encoder, self.options, report)
+
+        return cached(self.cache_dir, self._key(source, side), produce)
+
+    def _key(self, source: Source, side: Side | None) -> str:
+        encoding = [self._tokenizer_digest, self.encoder.fold_whitespace, self.encoder.add_bos, asdict(self.options)]
+        return digest_value([FORMAT, fingerprint(source, self.cache_dir / "hub"), encoding, side and asdict(side)])
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        return tokenizer_digest(self.encoder.tokenizer)
+
+
+def _remedy(side: Side | None) -> str:
+    if side is None:
+        return "raise data.max_length, or give rows with longer texts"
+    return f"data.validation_fraction is {side.fraction}: give more rows, another fraction, or data.validation"

@@ -1,0 +1,93 @@
+"""Where generated data come from: a record beside them, so that no file of samples is without its temperature."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tempspec.data.digest import digest_file, digest_folder
+from tempspec.errors import UserError
+
+__all__ = ["Provenance", "digest_file", "digest_folder", "read_provenance", "versions", "write_provenance"]
+
+FILE = "provenance.json"
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of what decides the samples."""
+    return {name: _version(name) for name in ("tempspec", "torch", "transformers")}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The record.
+
+    Attributes:
+        target: the model that wrote the responses: its folder or hub name.
+        target_revision: its branch, tag or commit, None for a folder.
+        weights_digest: SHA-256 over its weight files, None where they are not at hand.
+        generation_temperature: the temperature that responses were sampled at.
+        top_k: 0 kept all.
+        top_p: 1 kept all.
+        min_p: 0 kept all.
+        seed: of the sampling.
+        prompt_sets: each prompt set's name with the digest of its file, None for hub data.
+        count: responses written.
+        versions: installed versions of the packages that decide the samples.
+        date: when the record was made, ISO 8601, UTC.
+    """
+
+    target: str
+    target_revision: str | None
+    weights_digest: str | None
+    generation_temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    prompt_sets: dict[str, str | None]
+    count: int
+    versions: dict[str, str] = field(default_factory=versions)
+    date: str = field(default_factory=_now)
+
+
+def write_provenance(folder: str | Path, record: Provenance) -> Path:
+    """Write the record into a folder, whole or not at all; returns the file."""
+    file = Path(folder) / FILE
+    draft = file.with_name(f".{FILE}.{os.getpid()}")
+    draft.write_text(json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(draft, file)
+    return file
+
+
+def read_provenance(folder: str | Path) -> Provenance:
+    """The record in a folder.
+
+    Raises:
+        UserError: there is none, or it is not one.
+    """
+    file = Path(folder) / FILE
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: expected the record of a generated corpus, got no file; generate it again") from error
+    except ValueError as error:
+        raise UserError(f"{file}: expected JSON, got something else; generate the corpus again") from error
+    names = {part.name for part in fields(Provenance)}
+    if not isinstance(content, dict) or set(content) != names:
+        raise UserError(f"{file}: expected the fields {', '.join(sorted(names))}; generate the corpus again")
+    return Provenance(**content)

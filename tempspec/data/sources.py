@@ -1,0 +1,246 @@
+"""What a YAML says about one corpus, and how its rows are read into one of three normal forms.
+
+A row is `text`, or `prompt` with `response`, or `messages`; with `generation_temperature` where the data carry it.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import pyarrow as pa
+
+from tempspec.data.digest import digest_path, digest_value
+from tempspec.data.readers import READERS, Row, rows_of_path
+from tempspec.errors import UserError
+
+TEMPERATURE = "generation_temperature"
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+_TYPES = {"text": pa.string(), "prompt": pa.string(), "response": pa.string(), "messages": pa.list_(_MESSAGE)}
+_ROWS_AT_ONCE = 1000
+
+
+@dataclass
+class Source:
+    """One corpus.
+
+    Without column names the form is inferred from what the file has: `messages`, else `prompt` and `response`, else
+    `text`. A .txt file has one `text` row a paragraph (the lines between two blank ones).
+
+    Args:
+        path: a .jsonl, .json, .parquet, .csv or .txt file, a folder saved by `datasets`, or a hub dataset's name.
+        name: the configuration of a hub dataset.
+        split: the split of a hub dataset.
+        revision: the revision of a hub dataset: a branch, a tag or a commit.
+        text: the column with documents.
+        prompt: the column with prompts.
+        response: the column with responses.
+        messages: the column with conversations, lists of `{role, content}`.
+        separator: text put between prompt and response; it belongs to the prompt.
+        limit: read at most so many rows, from the first on; all by default.
+    """
+
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    text: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+    separator: str = ""
+    limit: int | None = None
+
+    @property
+    def file(self) -> Path:
+        """The local path, with `~` resolved; it need not exist."""
+        return Path(self.path).expanduser()
+
+
+def read(source: Source, *, need_response: bool = True, cache_dir: str | Path | None = None) -> datasets.Dataset:
+    """Read a corpus; columns `text`, or `prompt` and `response`, or `messages`, and the generation temperature.
+
+    Args:
+        source: what to read.
+        need_response: whether a file with prompts alone is refused.
+        cache_dir: where a hub dataset is kept; `datasets`' own place by default.
+
+    Raises:
+        UserError: a missing or empty file, an unknown column, a broken row, an unreachable hub; one line each.
+    """
+    rows = _raw_rows(source, cache_dir)
+    first = next(rows, None)
+    if first is None:
+        raise UserError(f"{source.path}: expected at least one row, got an empty file; check how it was written")
+    columns = _columns(source, list(first), need_response)
+    records = islice(_records(source, columns, chain([first], rows)), source.limit)
+    table = _table(columns, records)
+    if table.num_rows == 0:
+        raise UserError(
+            f"{source.path}: every row is blank or limit is 0, got no text; check the columns and the limit"
+        )
+    return datasets.Dataset(table)
+
+
+def fingerprint(source: Source, cache_dir: str | Path | None = None) -> str:
+    """A digest of everything that decides what `read` returns, without parsing a local file.
+
+    Local files and folders count with their bytes, never with their name or date; hub data with their rows.
+    """
+    options = dataclasses.asdict(source) | {"path": None}
+    if source.file.exists():
+        return digest_value([options, source.file.suffix.lower(), digest_path(source.file)])
+    return digest_value(
+        [options, [digest_value(row) for row in read(source, need_response=False, cache_dir=cache_dir)]]
+    )
+
+
+def _raw_rows(source: Source, cache_dir: str | Path | None) -> Iterator[Row]:
+    if source.limit is not None and source.limit < 1:
+        raise UserError(f"{source.path}: limit must be 1 or more, got {source.limit}; leave it out to read all rows")
+    if source.file.exists():
+        return rows_of_path(source.file)
+    suffix = source.file.suffix.lower()
+    if suffix in READERS or not _HUB_NAME.fullmatch(source.path):
+        raise UserError(f"{source.path}: no such file or folder; check data's path (it is relative to {Path.cwd()})")
+    return iter(_from_hub(source, cache_dir))
+
+
+def _from_hub(source: Source, cache_dir: str | Path | None) -> datasets.Dataset:
+    """A split of a hub dataset. `datasets` runs no script of a dataset."""
+    try:
+        return datasets.load_dataset(
+            source.path,
+            source.name,
+            split=source.split,
+            revision=source.revision,
+            cache_dir=None if cache_dir is None else str(cache_dir),
+        )
+    except (ConnectionError, OSError) as error:
+        raise UserError(
+            f"{source.path}: no such file or folder here, and no such dataset at the hub (huggingface.co), or the hub "
+            "cannot be reached; check the name and the network, or give a local file"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{source.path}: the hub dataset cannot be used: {reason}; check name, split, revision"
+        ) from error
+
+
+def _columns(source: Source, found: list[str], need_response: bool) -> dict[str, str]:
+    """Which column of the file fills which column of the normal form."""
+    named = {form: name for form in _TYPES if (name := getattr(source, form)) is not None}
+    columns = _named_form(source, named, need_response) if named else _inferred_form(source, found, need_response)
+    for name in columns.values():
+        if name not in found:
+            close = difflib.get_close_matches(name, found, n=1)
+            hint = f"did you mean '{close[0]}'? " if close else ""
+            raise UserError(f"{source.path}: no column '{name}'; {hint}it has {', '.join(found)}")
+    return columns | ({TEMPERATURE: TEMPERATURE} if TEMPERATURE in found else {})
+
+
+def _named_form(source: Source, named: dict[str, str], need_response: bool) -> dict[str, str]:
+    if "prompt" in named or ("response" in named and need_response):
+        pair = {"prompt": named.pop("prompt", "prompt")}
+        if need_response or "response" in named:
+            pair["response"] = named.pop("response", "response")
+        forms = [pair, *({form: name} for form, name in named.items())]
+    else:
+        forms = [{form: name} for form, name in named.items()]
+    if len(forms) != 1:
+        raise UserError(
+            f"{source.path}: name one of text, prompt with response, or messages; got {', '.join(chain(*forms))}"
+        )
+    return forms[0]
+
+
+def _inferred_form(source: Source, found: list[str], need_response: bool) -> dict[str, str]:
+    forms: list[tuple[str, ...]] = [("messages",), ("prompt", "response"), ("text",)]
+    if not need_response:
+        forms.insert(2, ("prompt",))
+    for form in forms:
+        if set(form) <= set(found):
+            return {name: name for name in form}
+    raise UserError(
+        f"{source.path}: expected columns text, or prompt and response, or messages; it has {', '.join(found)}; "
+        "name yours, for example `text: " + (found[0] if found else "body") + "`"
+    )
+
+
+def _records(source: Source, columns: dict[str, str], rows: Iterator[Row]) -> Iterator[Row]:
+    """Checked rows in normal form; rows with a blank part are left out."""
+    for number, row in enumerate(rows, start=1):
+        record = {form: _value(source, number, form, name, row) for form, name in columns.items()}
+        if all(value for form, value in record.items() if form != TEMPERATURE):
+            yield record
+
+
+def _value(source: Source, number: int, form: str, name: str, row: Row) -> Any:
+    place = f"{source.path}: row {number}: column '{name}'"
+    if form == TEMPERATURE:
+        return _temperature(place, row.get(name))
+    if name not in row:
+        raise UserError(f"{place} is missing; every row needs it")
+    value = row[name]
+    return _messages(place, value) if form == "messages" else _text(place, value)
+
+
+def _text(place: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{place} must hold text, got {type(value).__name__}; repair the row or name another column")
+    return value if value.strip() else ""
+
+
+def _messages(place: str, value: Any) -> list[dict[str, str]]:
+    fine = isinstance(value, list) and all(
+        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in value
+    )
+    if not fine:
+        raise UserError(
+            f"{place} must hold a list of {{role, content}} with texts, got {_short(value)}; repair the row"
+        )
+    return [{"role": turn["role"], "content": turn["content"]} for turn in value]
+
+
+def _temperature(place: str, value: Any) -> float | None:
+    """A temperature of at least 0, or None where the row does not say."""
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise UserError(f"{place} must hold a temperature of 0 or more, got {_short(value)}; repair the row")
+    return number
+
+
+def _short(value: Any, width: int = 60) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def _table(columns: dict[str, str], records: Iterator[Row]) -> pa.Table:
+    schema = pa.schema([(form, _TYPES.get(form, pa.float64())) for form in columns])
+    batches = []
+    while chunk := list(islice(records, _ROWS_AT_ONCE)):
+        batches.append(pa.RecordBatch.from_pylist(chunk, schema))
+    return pa.Table.from_batches(batches, schema)
+
+
+Form = Literal["text", "pair", "messages"]
+
+
+def form_of(dataset: datasets.Dataset) -> Form:
+    """Which of the three normal forms a dataset that `read` returned has; prompts without responses are a `pair`."""
+    if "text" in dataset.column_names:
+        return "text"
+    return "messages" if "messages" in dataset.column_names else "pair"
