@@ -8,6 +8,8 @@ gets a bounded push out of the draft.
 Axes: V vocabulary; any leading ones.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,7 @@ def forward_kl(logp: Tensor, logq: Tensor) -> Tensor:
     >>> forward_kl(q.log(), p.log())
     tensor(inf)
     """
-    logp, logq = _wide(logp), _wide(logq)
+    logp, logq = _wide(logp, logq)
     log_ratio = logp - logq
     impossible = torch.isposinf(log_ratio).any(-1)
     finite = _expectation(logp.exp(), log_ratio.nan_to_num(nan=torch.nan, posinf=_LARGEST_LOG_RATIO))
@@ -73,7 +75,7 @@ def jensen_shannon(logp: Tensor, logq: Tensor, *, beta: float = 0.5) -> Tensor:
     >>> jensen_shannon(p.log(), q.log())  # log 2
     tensor(0.6931)
     """
-    logp, logq = _wide(logp), _wide(logq)
+    logp, logq = _wide(logp, logq)
     p, q = logp.exp(), logq.exp()
     logm = _log(torch.lerp(q, p, beta))
     return beta * _expectation(p, logp - logm) + (1 - beta) * _expectation(q, logq - logm)
@@ -91,7 +93,7 @@ def skew_kl(logp: Tensor, logq: Tensor, *, alpha: float = 0.1) -> Tensor:
     >>> skew_kl(p.log(), q.log(), alpha=0.5)  # log 2
     tensor(0.6931)
     """
-    logp, logq = _wide(logp), _wide(logq)
+    logp, logq = _wide(logp, logq)
     p = logp.exp()
     return _expectation(p, logp - _log(torch.lerp(logq.exp(), p, alpha)))
 
@@ -120,7 +122,8 @@ def total_variation(logp: Tensor, logq: Tensor) -> Tensor:
     >>> total_variation(p.log(), q.log())
     tensor(0.2500)
     """
-    return 0.5 * (_wide(logp).exp() - _wide(logq).exp()).abs().sum(-1)
+    logp, logq = _wide(logp, logq)
+    return 0.5 * (logp.exp() - logq.exp()).abs().sum(-1)
 
 
 def acceptance(logp: Tensor, logq: Tensor) -> Tensor:
@@ -132,7 +135,7 @@ def acceptance(logp: Tensor, logq: Tensor) -> Tensor:
     >>> acceptance(p.log(), q.log())
     tensor(0.7500)
     """
-    return torch.minimum(_wide(logp), _wide(logq)).exp().sum(-1)
+    return torch.minimum(*_wide(logp, logq)).exp().sum(-1)
 
 
 def negative_log_acceptance(logp: Tensor, logq: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ def negative_log_acceptance(logp: Tensor, logq: Tensor) -> Tensor:
     >>> negative_log_acceptance(torch.tensor([0.0, -300.0]), torch.tensor([-200.0, 0.0]))
     tensor(200.)
     """
-    log_overlap = torch.minimum(_wide(logp), _wide(logq))
+    log_overlap = torch.minimum(*_wide(logp, logq))
     disjoint = log_overlap.amax(-1) == -torch.inf
     # logsumexp has no gradient where all entries are -inf.
     return -log_overlap.masked_fill(disjoint[..., None], 0.0).logsumexp(-1).masked_fill(disjoint, -torch.inf)
@@ -181,13 +184,14 @@ def entropy(logp: Tensor) -> Tensor:
     >>> entropy(torch.tensor([0.5, 0.5, 0.0]).log())
     tensor(0.6931)
     """
-    logp = _wide(logp)
+    (logp,) = _wide(logp)
     return -_expectation(logp.exp(), logp)
 
 
-def _wide(logp: Tensor) -> Tensor:
-    """At least float32."""
-    return logp.to(torch.promote_types(logp.dtype, torch.float32))
+def _wide(*laws: Tensor) -> tuple[Tensor, ...]:
+    """The laws in their common type, float32 at least."""
+    dtype = functools.reduce(torch.promote_types, (law.dtype for law in laws), torch.float32)
+    return tuple(law.to(dtype) for law in laws)
 
 
 def _log(m: Tensor) -> Tensor:
