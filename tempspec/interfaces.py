@@ -8,7 +8,7 @@ Axes: B batch, K drafted, V vocabulary, T positions, N new tokens.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, Protocol
 
 import torch
@@ -172,6 +172,10 @@ class Request:
     def proposal_temperature(self) -> float:
         """The temperature that drafts are sampled at."""
         return self.target_temperature if self.draft_temperature is None else self.draft_temperature
+
+    def shortened(self, max_new_tokens: int) -> "Request":
+        """The same request for at most this many new tokens."""
+        return replace(self, max_new_tokens=min(max_new_tokens, self.max_new_tokens))
 
 
 @dataclass(slots=True)

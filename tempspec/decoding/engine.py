@@ -73,11 +73,11 @@ class Engine:
         self._context = context_length(target)
         self._capacity = 0
 
-    def check(self, request: Request) -> None:
-        """Refuse a request that cannot be decoded.
+    def check_prompt(self, request: Request) -> None:
+        """Refuse a prompt that the target cannot read.
 
         Raises:
-            UserError: the prompt does not fit the context or the vocabulary, or the verifier is for T = 0 only.
+            UserError: the prompt does not fit the context or the vocabulary.
         """
         if len(request.prompt) >= self._context:
             raise UserError(
@@ -90,6 +90,14 @@ class Engine:
                 f"prompt {request.key or ''} holds token id {largest}, expected ids in 0..{self._vocabulary - 1}: "
                 "encode it with the target's tokenizer"
             )
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that cannot be decoded.
+
+        Raises:
+            UserError: see `check_prompt`; or the verifier is for T = 0 only.
+        """
+        self.check_prompt(request)
         if self._verifier is not None and self._verifier.greedy_only and request.target_temperature > 0:
             raise UserError(
                 f"{type(self._verifier).__name__} verifies at target_temperature 0 only, got "

@@ -24,7 +24,8 @@ class Sweep:
     """What predict and generate decode, and how.
 
     Args:
-        target_temperatures: decoding temperatures; 0 is argmax.
+        target_temperatures: decoding temperatures of predict; 0 is argmax.
+        generation_temperatures: temperatures that generate samples the target's own text at.
         draft_temperatures: temperatures that drafts are sampled at: `same` (as the target's), a number, or a list.
         samples: completions of every prompt at every temperature; one is enough at temperature 0.
         max_new_tokens: tokens to decode at most.
@@ -39,6 +40,7 @@ class Sweep:
     """
 
     target_temperatures: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5])
+    generation_temperatures: list[float] = field(default_factory=lambda: [1.0])
     draft_temperatures: list[float | Literal["same"]] | float | Literal["same"] = "same"
     samples: int = 1
     max_new_tokens: int = 128
@@ -57,14 +59,16 @@ class Sweep:
         Raises:
             ValueError: an option is out of its range.
         """
-        if not self.target_temperatures:
-            raise ValueError("target_temperatures must hold at least one temperature, got an empty list")
+        for name in ("target_temperatures", "generation_temperatures"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} must hold at least one temperature, got an empty list")
         for name in ("samples", "slots", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.timing_prompts < 0:
             raise ValueError(f"timing_prompts must be 0 (no timing) or more, got {self.timing_prompts}")
-        for target, draft in self.temperatures():  # a request checks the ranges
+        generation = [(temperature, temperature) for temperature in self.generation_temperatures]
+        for target, draft in [*self.temperatures(), *generation]:  # a request checks the ranges
             self.request((0,), target, draft, seed=0, key="")
 
     def temperatures(self) -> list[tuple[float, float]]:
@@ -164,6 +168,19 @@ def work_list(
             f"{sweep.target_temperatures}; add temperature 0 or a verifier for T > 0"
         )
     return items
+
+
+def generation_list(
+    sweep: Sweep, prompt_sets: Mapping[str, Sequence[PromptLike]], stop_ids: Collection[int] = ()
+) -> list[WorkItem]:
+    """The items of generate: plain decoding of every prompt at every generation temperature."""
+    return [
+        _item(sweep, "acceptance", AUTOREGRESSIVE, name, prompt, temperature, temperature, sample, stop_ids)
+        for name, prompts in prompt_sets.items()
+        for prompt in prompts
+        for temperature in sweep.generation_temperatures
+        for sample in range(sweep.samples if temperature > 0 else 1)
+    ]
 
 
 def batches(items: Sequence[WorkItem], batch_size: int, done: Collection[str] = ()) -> list[list[WorkItem]]:

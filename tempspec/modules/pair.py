@@ -1,0 +1,113 @@
+"""The pair of an experiment: a frozen target outside the module tree and a trainable draft (floor 5)."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tempspec.errors import UserError
+from tempspec.models.loading import (
+    DType,
+    ModelOptions,
+    check_vocabulary,
+    first_layers,
+    load_model,
+    load_tokenizer,
+    real_vocabulary,
+)
+
+
+@dataclass
+class Pair:
+    """Where target and draft come from; loads each once, on request.
+
+    Args:
+        target: folder or hub name.
+        draft: folder or hub name, or None.
+        draft_layers: make the draft from the target's first N layers instead.
+        options: how to load them.
+
+    Raises:
+        UserError: both or neither way of naming a draft where one is needed.
+    """
+
+    target: str
+    draft: str | None
+    draft_layers: int | None
+    options: ModelOptions
+
+    def __post_init__(self) -> None:
+        """Refuse two drafts."""
+        if self.draft is not None and self.draft_layers is not None:
+            raise UserError("got both model.draft and model.draft_layers: name one of them")
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether a draft is named at all."""
+        return self.draft is not None or self.draft_layers is not None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The target's tokenizer."""
+        options = self.options
+        return load_tokenizer(
+            self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code
+        )
+
+    @cached_property
+    def target_model(self) -> PreTrainedModel:
+        """The target, in eval mode and without gradients."""
+        model = self._load(self.target, self.options.dtype, self.options.target_revision)
+        return model.requires_grad_(False)
+
+    def load_draft(self, dtype: DType) -> PreTrainedModel:
+        """The draft, made or loaded; its weights are its own.
+
+        Raises:
+            UserError: no draft is named, or its tokenizer is another one.
+        """
+        if self.draft_layers is not None:
+            draft = first_layers(self.target_model, self.draft_layers).requires_grad_(True)
+            return draft if dtype == "auto" else draft.to(getattr(torch, dtype))
+        if self.draft is None:
+            raise UserError(
+                "this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number"
+            )
+        options = self.options
+        check_vocabulary(
+            self.tokenizer,
+            load_tokenizer(self.draft, revision=options.draft_revision, trust_remote_code=options.trust_remote_code),
+        )
+        return self._load(self.draft, dtype, options.draft_revision)
+
+    def _load(self, path: str, dtype: DType, revision: str | None) -> PreTrainedModel:
+        return load_model(
+            path,
+            dtype=dtype,
+            attn_implementation=self.options.attn_implementation,
+            revision=revision,
+            trust_remote_code=self.options.trust_remote_code,
+        )
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The number of real ids."""
+        return real_vocabulary(self.tokenizer, self.target_model)
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end a sequence, by the target's generation config and its tokenizer."""
+        eos = self.target_model.generation_config.eos_token_id
+        ids = [*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id]
+        return frozenset(token for token in ids if token is not None)
+
+
+def common_ids(logits_p: Tensor, logits_q: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Both heads cut to the real ids that both have, for losses: padding carries no mass, `[..., V]` each.
+
+    Decoding never does this to the target: there the ids that the draft lacks get zero draft mass instead.
+    """
+    common = min(logits_p.shape[-1], logits_q.shape[-1], vocabulary)
+    return logits_p[..., :common], logits_q[..., :common]

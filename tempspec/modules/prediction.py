@@ -1,0 +1,208 @@
+"""The sweep of predict and generate: its work list, its engines, its rows on disk (floor 5)."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from transformers import PreTrainedModel
+
+from tempspec.decoding.engine import Engine
+from tempspec.decoding.sweep import AUTOREGRESSIVE, PromptLike, Sweep, WorkItem, batches, generation_list, work_list
+from tempspec.interfaces import Completion, Drafter, DraftLength, Verifier
+from tempspec.metrics.rows import Row, row_from_completion
+from tempspec.models.identity import weights_digest
+from tempspec.modules.pair import Pair
+from tempspec.modules.store import RowStore
+
+WARM_UP_TOKENS = 8
+"""Tokens decoded and thrown away before the first timed request of a verifier."""
+
+PromptSets = Mapping[str, Sequence[PromptLike]]
+
+
+@dataclass
+class SweepRunner:
+    """Decodes the items of a sweep and keeps their rows.
+
+    Args:
+        pair: the models.
+        sweep: temperatures, lengths and passes.
+        verifiers: acceptance rules by label.
+        drafter: proposes tokens.
+        length: how many.
+        generating: write the target's own text, at the generation temperatures, instead of measuring verifiers.
+    """
+
+    pair: Pair
+    sweep: Sweep
+    verifiers: Mapping[str, Verifier]
+    drafter: Drafter
+    length: DraftLength
+    generating: bool = False
+    _order: list[str] = field(default_factory=list)
+    _engines: dict[tuple[str, str], Engine] = field(default_factory=dict)
+    _store: RowStore | None = None
+
+    @property
+    def needs_draft(self) -> bool:
+        """Whether a draft model takes part."""
+        return self.drafter.needs_model and not self.generating
+
+    @property
+    def store(self) -> RowStore:
+        """Where the rows are; opened by `plan`."""
+        assert self._store is not None
+        return self._store
+
+    def plan(
+        self, prompt_sets: PromptSets, folder: str | Path, *, rank: int = 0, checkpoint: str | None = None
+    ) -> list[list[WorkItem]]:
+        """Open the store and cut what is left into batches.
+
+        Args:
+            prompt_sets: prompts by name.
+            folder: where the rows go.
+            rank: this process's number.
+            checkpoint: the file that the draft's weights come from, if not from its folder.
+
+        Raises:
+            UserError: the folder holds rows of another configuration, or a prompt does not fit the models.
+        """
+        stop_ids = self.pair.stop_ids
+        if self.generating:
+            items = generation_list(self.sweep, prompt_sets, stop_ids)
+        else:
+            items = work_list(self.sweep, self.verifiers, prompt_sets, stop_ids)
+        reader = Engine(self.pair.target_model, self.pair.vocabulary)
+        for item in items:
+            reader.check(item.request)
+        self._order = [item.key for item in items]
+        name = "generated" if self.generating else "predictions"
+        self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
+        return batches(items, self.sweep.batch_size, {row["key"] for row in self._store.rows()})
+
+    def decode(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
+        """Decode one batch of items of one pass and verifier, and write its rows.
+
+        Runs in the models' own dtype, whatever autocast is on.
+        """
+        by_key = {item.key: item for item in items}
+        with torch.autocast(self.pair.target_model.device.type, enabled=False):
+            completions = list(self._engine(items[0], draft).run([item.request for item in items]))
+        rows = [self._row(by_key[completion.request.key], completion) for completion in completions]
+        self.store.append(rows)
+        return rows
+
+    def finish(self, rank: int = 0) -> list[Row]:
+        """Merge the parts and return all rows of the sweep in its order; every rank calls it after the last batch."""
+        _barrier()
+        if rank == 0:
+            self.store.finish(self._order)
+        _barrier()
+        rows: dict[str, Any] = {row["key"]: row for row in self.store.rows()}
+        return [rows[key] for key in self._order if key in rows]
+
+    def _engine(self, item: WorkItem, draft: PreTrainedModel | None) -> Engine:
+        """The engine of an item's pass and verifier; a timed one decodes alone, after a warm-up."""
+        timed = item.pass_ == "timing"
+        name = (item.pass_, item.verifier)
+        if name not in self._engines:
+            if not timed:
+                self._engines.clear()  # one verifier's batched caches at a time
+            plain = item.verifier == AUTOREGRESSIVE
+            engine = Engine(
+                self.pair.target_model,
+                self.pair.vocabulary,
+                verifier=None if plain else self.verifiers[item.verifier],
+                drafter=None if plain else self.drafter,
+                length=None if plain else self.length,
+                draft=None if plain else draft,
+                slots=1 if timed else self.sweep.slots,
+                analytic=not timed,
+            )
+            if timed:
+                list(engine.run([item.request.shortened(WARM_UP_TOKENS)]))
+            self._engines[name] = engine
+        return self._engines[name]
+
+    def _row(self, item: WorkItem, completion: Completion) -> Row:
+        row = row_from_completion(
+            completion,
+            pass_=item.pass_,
+            label=item.verifier,
+            prompt_set=item.prompt_set,
+            prompt_index=item.prompt_index,
+            prompt_key=item.prompt_key,
+            sample=item.sample,
+            key=item.key,
+        )
+        row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        return row
+
+    def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> dict[str, str]:
+        """What the rows are made from, entry by entry."""
+        pair, sweep = self.pair, self.sweep
+        origin = {
+            "target": f"{weights_digest(pair.target)} {pair.options}",
+            "sampling": f"{sweep.max_new_tokens} {sweep.top_k} {sweep.top_p} {sweep.min_p} {sweep.stop_at_eos}",
+            "seed": str(sweep.seed),
+        }
+        for name, prompts in prompt_sets.items():
+            keys = " ".join(str(prompt.key) for prompt in prompts)
+            origin[f"prompts {name}"] = hashlib.sha256(keys.encode()).hexdigest()[:16]
+        if self.generating:
+            return origin
+        held = Path(checkpoint).stat() if checkpoint else None
+        origin["draft"] = weights_digest(pair.draft) if pair.draft else f"{pair.draft_layers} layers"
+        origin["checkpoint"] = f"{checkpoint} {held.st_size} {held.st_mtime_ns}" if held else ""
+        origin["drafter"] = f"{describe(self.drafter)} {describe(self.length)}"
+        return origin | {f"verifier {label}": describe(verifier) for label, verifier in self.verifiers.items()}
+
+
+class DecodingProgress(pl.Callback):
+    """Keeps tokens/s and acceptance so far, for the progress bar of predict."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._tokens = self._accepted = self._tested = 0
+
+    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
+        self._began = perf_counter()
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch of rows."""
+        self._tokens += sum(len(row["tokens"]) for row in outputs)
+        self._accepted += sum(sum(row["accepted"]) for row in outputs)
+        self._tested += sum(sum(row["tested"]) for row in outputs)
+
+    def figures(self) -> dict[str, str]:
+        """What to show beside the bar."""
+        shown = {"tokens/s": f"{self._tokens / max(perf_counter() - self._began, 1e-9):.0f}"}
+        if self._tested:
+            shown["acceptance"] = f"{self._accepted / self._tested:.3f}"
+        return shown
+
+
+def describe(plugin: object) -> str:
+    """A plugin's class and options, as one stable line."""
+    options = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(plugin).items()))
+    return f"{type(plugin).__module__}.{type(plugin).__qualname__}({options})"
+
+
+def _barrier() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,0 +1,111 @@
+"""The ragged cache gives every architecture's own logits, whatever order and places tokens are fed in."""
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from tempspec.errors import UserError
+from tempspec.models.ragged import RaggedModel, bucketed
+
+SHAPE = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+WINDOW = {"sliding_window": 6}
+CONFIGS = {
+    "llama": transformers.LlamaConfig(**SHAPE),
+    "qwen2": transformers.Qwen2Config(**SHAPE),
+    "qwen2-window": transformers.Qwen2Config(**SHAPE, **WINDOW, use_sliding_window=True, max_window_layers=1),
+    "qwen3": transformers.Qwen3Config(**SHAPE, head_dim=8),
+    "mistral": transformers.MistralConfig(**SHAPE, sliding_window=None),
+    "mistral-window": transformers.MistralConfig(**SHAPE, **WINDOW),
+    "gemma": transformers.GemmaConfig(**SHAPE, head_dim=8),
+    "gemma2": transformers.Gemma2Config(**SHAPE, **WINDOW, head_dim=8),
+    "gemma3": transformers.Gemma3TextConfig(**SHAPE, **WINDOW, head_dim=8),
+    "phi3": transformers.Phi3Config(**SHAPE),
+    "gpt2": transformers.GPT2Config(
+        vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=None, eos_token_id=None
+    ),
+    "gpt-neox": transformers.GPTNeoXConfig(**SHAPE),
+    "opt": transformers.OPTConfig(
+        vocab_size=40,
+        hidden_size=32,
+        word_embed_proj_dim=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=128,
+        pad_token_id=1,
+        bos_token_id=None,
+        eos_token_id=None,
+    ),
+}
+
+
+@pytest.fixture(params=CONFIGS, ids=str)
+def model(request):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3 if weight.ndim > 1 else 1)  # logits far from uniform
+    return model
+
+
+@torch.inference_mode()
+def test_ragged_rows_with_rejections_see_the_models_own_logits(model):
+    lengths = [3, 17, 9]
+    tokens = torch.randint(2, 40, (3, 40), generator=torch.Generator().manual_seed(1))
+    ragged = RaggedModel(model, slots=4, capacity=bucketed(64))
+    rows = torch.tensor([0, 1, 2])
+    ragged.fill(tokens[:, : max(lengths)], torch.zeros(3).long(), longest=0, rows=rows)
+    for accepted in ([0, 2, 3], [3, 0, 1], [1, 1, 0]):  # of three drafted tokens; the rest is overwritten
+        start = torch.tensor(lengths)
+        columns = start[:, None] + torch.arange(4)
+        wrong = torch.full((3, 4), 5)
+        ragged.forward(wrong, start, longest=max(lengths))  # a rejected round leaves its keys behind
+        logits = ragged.forward(tokens.gather(1, columns), start, longest=max(lengths))
+        for row, length in enumerate(lengths):
+            own = model(tokens[row : row + 1, : length + 4]).logits[0, length:]
+            torch.testing.assert_close(logits[row], own, atol=2e-5, rtol=1e-4)
+        lengths = [length + kept + 1 for length, kept in zip(lengths, accepted, strict=True)]
+
+
+@torch.inference_mode()
+def test_a_later_slot_can_be_filled_alone_and_in_chunks(model):
+    tokens = torch.randint(2, 40, (1, 30), generator=torch.Generator().manual_seed(2))
+    ragged = RaggedModel(model, slots=3, capacity=64)
+    rows = torch.tensor([2])
+    for start in (0, 10, 20):
+        ragged.fill(tokens[:, start : start + 10], torch.tensor([start]), longest=start, rows=rows)
+    token = torch.tensor([[7], [7], [7]])
+    logits = ragged.forward(token, torch.tensor([0, 0, 30]), longest=30)[2, 0]
+    own = model(torch.cat([tokens, token[:1]], 1)).logits[0, -1]
+    torch.testing.assert_close(logits, own, atol=2e-5, rtol=1e-4)
+
+
+def test_recurrent_layers_are_refused_by_name():
+    config = transformers.Qwen3NextConfig(
+        **SHAPE | {"num_hidden_layers": 4}, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16
+    )
+    with pytest.raises(UserError, match="linear_attention"):
+        RaggedModel(AutoModelForCausalLM.from_config(config), slots=1, capacity=64)
+
+
+@torch.inference_mode()
+def test_the_cache_holds_the_bytes_of_its_capacity_and_no_more():
+    model = AutoModelForCausalLM.from_config(CONFIGS["llama"])
+    ragged = RaggedModel(model, slots=2, capacity=64)
+    for start in range(40):
+        ragged.forward(torch.ones(2, 3).long(), torch.tensor([start, 0]), longest=start)
+    layers, heads, size = 2, 2, 8
+    assert ragged.cache.nbytes == 2 * layers * 2 * 64 * heads * size * 4
