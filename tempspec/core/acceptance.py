@@ -197,14 +197,14 @@ def acceptance_grid(
     return _over_pairs(logits_p_NV, logits_q_NV, target_temperatures, draft_temperatures, _overlaps)
 
 
-def sampled_match_acceptance(
+def agreement_grid(
     logits_p_NV: Tensor, logits_q_NV: Tensor, target_temperatures: Sequence[float], draft_temperatures: Sequence[float]
 ) -> Tensor:
     """`sum p q` at every pair of temperatures, `[N, Tt, Td]`: what sampled-match verification accepts.
 
     Arguments as in `acceptance_grid`.
 
-    >>> sampled_match_acceptance(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]), [0.0, 1.0], [1.0])
+    >>> agreement_grid(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]), [0.0, 1.0], [1.0])
     tensor([[[0.7311],
              [0.5000]]])
     """

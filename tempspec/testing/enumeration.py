@@ -1,0 +1,294 @@
+"""A verifier as a probabilistic program: run it under every outcome of its noise and add up the exact law (floor 3).
+
+All randomness of a verifier passes through `Noise.coins` and `Noise.draw`. `outcomes` replays the verifier, with each
+sequence of outcomes forced on all rows at once, and hands out each row's probability of that sequence. With every
+drafted chain as a row, that gives the joint law of the emitted tokens without a sample: in float64, to rounding.
+
+Axes: B rows, K drafted, V vocabulary, G groups of rows (one law each).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tempspec.core.noise import Stream
+from tempspec.interfaces import Draft, Noise, Verdict, Verifier
+from tempspec.testing.errors import ConformanceError
+from tempspec.testing.laws import LawPair, all_chains, prefix_codes
+
+__all__ = [
+    "LawError",
+    "Outcome",
+    "Rounds",
+    "accepted_law",
+    "all_rounds",
+    "check_range",
+    "emitted_law",
+    "law_error",
+    "outcomes",
+]
+
+_OWN_STREAMS = frozenset({Stream.DRAFT, Stream.SHARED})
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every outcome of the noise
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class _ForcedNoise(Noise):
+    """Noise whose outcomes are dictated: the first call has outcome `choices[0]` in every row, and so on.
+
+    Args:
+        choices: the outcomes of the first calls; later calls take their outcome 0 and are appended.
+        rows: B.
+        where: names the setting in errors.
+    """
+
+    def __init__(self, choices: list[int], rows: int, where: str) -> None:
+        self.choices = choices
+        self.counts: list[int] = []
+        self.weight_B = torch.ones(rows, dtype=torch.float64)
+        self._where = where
+        self._used: set[Stream] = set()
+
+    def coins(self, probability_BK: Tensor) -> Tensor:
+        """One of the 2^K patterns, the same in every row."""
+        self._use(Stream.ACCEPT)
+        self._require(~probability_BK.isnan().any(-1), "coins have probabilities", "NaN")
+        h_BK = probability_BK.double().nan_to_num().clamp(0.0, 1.0)
+        drafted = h_BK.shape[1]
+        pattern_K = all_chains(2, drafted)[self._choose(2**drafted)].bool()
+        self.weight_B = self.weight_B * torch.where(pattern_K, h_BK, 1.0 - h_BK).prod(-1)
+        return pattern_K.expand_as(h_BK).clone()
+
+    def draw(self, weight: Tensor, stream: Stream = Stream.RESIDUAL) -> Tensor:
+        """One of the V (or V^N) outcomes, the same in every row."""
+        self._use(stream)
+        weight_BNV = weight.double().reshape(len(weight), -1, weight.shape[-1])
+        fine_BN = (weight_BNV.isfinite() & (weight_BNV >= 0)).all(-1) & (weight_BNV.sum(-1) > 0)
+        self._require(fine_BN.all(-1), "draws have finite non-negative weights, not all zero", "such weights")
+        count, vocabulary = weight_BNV.shape[1:]
+        token_N = all_chains(vocabulary, count)[self._choose(vocabulary**count)]
+        chosen_BN = weight_BNV.gather(-1, token_N.expand(len(weight), -1)[..., None]).squeeze(-1)
+        share_BN = torch.where(fine_BN, chosen_BN / weight_BNV.sum(-1), 0.0)
+        self.weight_B = self.weight_B * share_BN.prod(-1)
+        return token_N.expand(len(weight), -1).reshape(weight.shape[:-1])
+
+    def shared_gumbel(self, count: int, vocabulary: int) -> Tensor:
+        """Refused: continuous, and meant for verifiers that say so."""
+        law = "only a verifier with shared_noise = True asks for shared noise"
+        raise ConformanceError(law, self._where, "shared_gumbel was called")
+
+    def _choose(self, count: int) -> int:
+        """The dictated outcome of this call among `count`."""
+        if len(self.counts) == len(self.choices):
+            self.choices.append(0)
+        self.counts.append(count)
+        return self.choices[len(self.counts) - 1]
+
+    def _use(self, stream: Stream) -> None:
+        """Refuse noise that the round has used already, here or for its drafts."""
+        if stream in self._used or stream in _OWN_STREAMS:
+            law = "a verifier uses each noise stream of a round once, and none of the drafter's"
+            raise ConformanceError(law, self._where, f"{stream.name} noise was used again")
+        self._used.add(stream)
+
+    def _require(self, fine_B: Tensor, law: str, found: str) -> None:
+        """Refuse broken arguments in any row that can come this far."""
+        broken_B = ~fine_B & (self.weight_B > 0)
+        if broken_B.any():
+            raise ConformanceError(law, f"{self._where}, row {int(broken_B.nonzero()[0])}", f"{found} were given")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One sequence of noise outcomes.
+
+    Attributes:
+        weight_B: its probability in each row.
+        verdict: what the verifier decided under it.
+    """
+
+    weight_B: Tensor
+    verdict: Verdict
+
+
+def outcomes(verifier: Verifier, logp_BKV: Tensor, draft: Draft, where: str = "a batch") -> Iterator[Outcome]:
+    """Every outcome of one round, depth first; the weights of each row add up to 1.
+
+    Args:
+        verifier: must take its randomness from `coins` and `draw` alone.
+        logp_BKV: as `Verifier.verify` takes it.
+        draft: likewise.
+        where: names the setting in errors.
+    """
+    choices: list[int] = []
+    while True:
+        noise = _ForcedNoise(choices, len(logp_BKV), where)
+        yield Outcome(verdict=verifier.verify(logp_BKV, draft, noise), weight_B=noise.weight_B)
+        choices = noise.choices
+        while choices and choices[-1] + 1 == noise.counts[len(choices) - 1]:
+            choices.pop()
+        if not choices:
+            return
+        choices[-1] += 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Every draft of a pair of laws
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """One batch that holds every chain a draft can be, for several ways to choose its length.
+
+    Attributes:
+        pair: the laws.
+        draft: the drafts, ragged.
+        logp_BKV: the target's laws along them.
+        weight_B: the probability of the row's chain under the draft.
+        group_B: which way to choose the length the row belongs to, 0..G-1.
+        groups: the ways' names; the weights of each add up to 1.
+    """
+
+    pair: LawPair
+    draft: Draft
+    logp_BKV: Tensor
+    weight_B: Tensor
+    group_B: Tensor
+    groups: tuple[str, ...]
+
+
+def all_rounds(pair: LawPair) -> Rounds:
+    """Drafts of every length 0..K, and drafts that stop behind the first token 0, each in full.
+
+    Behind a row's length stand tokens and laws that mean nothing: another chain's, never one the row could want.
+    """
+    longest = pair.longest
+    chain_BK = all_chains(pair.vocabulary, longest)
+    groups = [f"{length} drafted" for length in range(longest + 1)]
+    lengths = [torch.full((len(chain_BK),), length) for length in range(longest + 1)]
+    if longest > 1:
+        groups.append("drafts that stop behind token 0")
+        lengths.append(((chain_BK != 0).long().cumprod(-1).sum(-1) + 1).clamp(max=longest))
+    group_B = torch.arange(len(groups)).repeat_interleave(len(chain_BK))
+    token_BK, length_B = chain_BK.repeat(len(groups), 1), torch.cat(lengths)
+    logp_BKV, logq_BKV = pair.rows(token_BK)
+    chance_BK = logq_BKV.double().exp().gather(-1, token_BK[..., None]).squeeze(-1)
+    draft = Draft(token_BK, length_B, logq_BKV)
+    return _possible(Rounds(pair, draft, logp_BKV, chance_BK.prod(-1), group_B, tuple(groups)))
+
+
+def _possible(rounds: Rounds) -> Rounds:
+    """The rows that have any probability, with what lies behind their lengths replaced by the reverse row's."""
+    keep_B = rounds.weight_B > 0
+    draft = rounds.draft
+    token_BK, logq_BKV, logp_BKV = draft.token_BK[keep_B], draft.logq_BKV[keep_B], rounds.logp_BKV[keep_B]
+    length_B = draft.length_B[keep_B]
+    position_K = torch.arange(rounds.pair.longest + 1)
+    real_BK1, known_BK11 = (position_K[:-1] < length_B[:, None]), (position_K <= length_B[:, None])[..., None]
+    draft = Draft(
+        torch.where(real_BK1, token_BK, token_BK.flip(0)),
+        length_B,
+        torch.where(real_BK1[..., None], logq_BKV, logq_BKV.flip(0)),
+    )
+    logp_BKV = torch.where(known_BK11, logp_BKV, logp_BKV.flip(0))
+    return Rounds(rounds.pair, draft, logp_BKV, rounds.weight_B[keep_B], rounds.group_B[keep_B], rounds.groups)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The exact laws
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def emitted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws") -> Tensor:
+    """The joint law of K + 1 tokens, one round's and then the target's own, float64 `[G, V^(K+1)]`.
+
+    Args:
+        verifier: see `outcomes`.
+        rounds: the drafts and laws.
+        where: names the setting in errors.
+    """
+    vocabulary, groups = rounds.pair.vocabulary, len(rounds.groups)
+    code_BK1 = prefix_codes(rounds.draft.token_BK, vocabulary)
+    mass = [torch.zeros(groups, vocabulary**depth, dtype=torch.float64) for depth in range(rounds.pair.longest + 2)]
+    for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
+        weight_B, accepted_B = rounds.weight_B * outcome.weight_B, outcome.verdict.accepted_B
+        check_range(outcome.verdict, rounds.draft, vocabulary, where, weight_B > 0)
+        code_B = code_BK1.gather(1, accepted_B[:, None]).squeeze(1) * vocabulary + outcome.verdict.next_token_B
+        for depth in range(1, rounds.pair.longest + 2):
+            here_B = (accepted_B == depth - 1) & (weight_B > 0)
+            mass[depth].index_put_((rounds.group_B[here_B], code_B[here_B]), weight_B[here_B], accumulate=True)
+    return rounds.pair.complete(tuple(mass))
+
+
+def accepted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws") -> Tensor:
+    """P(accepted = k) of each row, k in 0..K, float64 `[B, K+1]`."""
+    count_K = torch.arange(rounds.pair.longest + 1)
+    law_BK = torch.zeros(len(rounds.weight_B), len(count_K), dtype=torch.float64)
+    for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
+        law_BK += outcome.weight_B[:, None] * (outcome.verdict.accepted_B[:, None] == count_K)
+    return law_BK
+
+
+def check_range(verdict: Verdict, draft: Draft, vocabulary: int, where: str, possible_B: Tensor | None = None) -> None:
+    """Refuse a verdict that no draft allows.
+
+    Args:
+        verdict: the verdict.
+        draft: what was verified.
+        vocabulary: V.
+        where: names the setting in errors.
+        possible_B: the rows that count, bool; None counts all.
+
+    Raises:
+        ConformanceError: an accepted count or a token is out of its range, or not int64 `[B]`.
+    """
+    most = {"accepted_B": draft.length_B, "next_token_B": torch.full_like(draft.length_B, vocabulary - 1)}
+    for name, most_B in most.items():
+        value_B = getattr(verdict, name)
+        if value_B.dtype != torch.int64 or value_B.shape != most_B.shape:
+            raise ConformanceError(f"{name} is int64 [B]", where, f"{value_B.dtype} {list(value_B.shape)}")
+        wrong_B = (value_B < 0) | (value_B > most_B)
+        wrong_B = wrong_B if possible_B is None else wrong_B & possible_B
+        if wrong_B.any():
+            row = int(wrong_B.nonzero()[0])
+            found = f"{int(value_B[row])}, possible is 0 to {int(most_B[row])}"
+            raise ConformanceError(f"{name} is in its range", f"{where}, row {row}", found)
+
+
+@dataclass(frozen=True)
+class LawError:
+    """How far a law is from the target's.
+
+    Attributes:
+        total_variation: half the sum of the absolute differences.
+        largest: the largest absolute difference.
+    """
+
+    total_variation: float
+    largest: float
+
+    @classmethod
+    def between(cls, law: Tensor, target: Tensor) -> "LawError":
+        """The distance of one law from another."""
+        gap = (law - target).abs()
+        return cls(float(gap.sum()) / 2, float(gap.max()))
+
+
+def law_error(verifier: Verifier, pair: LawPair) -> LawError:
+    """How far the emitted tokens are from the target's law when K tokens are drafted, by exact enumeration.
+
+    The joint law of K + 1 tokens: one round's, then the target's own. 0 up to rounding for a lossless verifier; the
+    distance that a lossy one reports.
+
+    Args:
+        verifier: must take its randomness from `Noise.coins` and `Noise.draw` alone.
+        pair: the laws.
+    """
+    rounds = all_rounds(pair)
+    return LawError.between(emitted_law(verifier, rounds)[pair.longest], pair.target_law())
