@@ -51,7 +51,7 @@ class Estimate:
 
     >>> rate = Estimate(0.7132, 0.6904, 0.7351, prompts=40)
     >>> str(rate), rate.point(), f"{rate:+}"
-    ('.713 [.690, .735]', '.713', '+.713 [+.690, +.735]')
+    ('.713 [.690, .735]', '.713', '+.713 [.690, .735]')
     >>> str(Estimate(2.5, math.nan, math.nan, prompts=1)), str(Estimate.nothing())
     ('2.50', '-')
     """
@@ -70,11 +70,11 @@ class Estimate:
         """The value with three significant digits, `-` for NaN; `spec` may be `+` to show the sign."""
         return "-" if math.isnan(self.value) else _number(self.value, self._decimals(), spec)
 
-    def interval(self, spec: str = "") -> str:
+    def interval(self) -> str:
         """The interval in brackets with the value's decimals, empty where there is none."""
         if math.isnan(self.low):
             return ""
-        return f"[{_number(self.low, self._decimals(), spec)}, {_number(self.high, self._decimals(), spec)}]"
+        return f"[{_number(self.low, self._decimals())}, {_number(self.high, self._decimals())}]"
 
     def to_dict(self) -> dict[str, float | int]:
         """The fields by name."""
@@ -85,13 +85,13 @@ class Estimate:
         return sum(abs(self.value) < bound for bound in (1, 10, 100))
 
     def __format__(self, spec: str) -> str:
-        return f"{self.point(spec)} {self.interval(spec)}".rstrip()
+        return f"{self.point(spec)} {self.interval()}".rstrip()
 
     def __str__(self) -> str:
         return format(self)
 
 
-def _number(value: float, decimals: int, spec: str) -> str:
+def _number(value: float, decimals: int, spec: str = "") -> str:
     """A fixed-point number without the zero before the point, and without a negative zero."""
     text = f"{round(value, decimals) + 0.0:{spec}.{decimals}f}"
     return text.replace("0.", ".", 1) if abs(float(text)) < 1 else text

@@ -1,0 +1,98 @@
+"""Flat files of a run's estimates: summary.csv and metrics.json (floor 5).
+
+Both are written beside their place and moved there, so that a reader never sees half of one.
+"""
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tempspec.metrics.bootstrap import Estimate
+from tempspec.metrics.rows import Cell
+
+__all__ = ["Estimates", "summary_rows", "write_atomically", "write_metrics_json", "write_summary_csv"]
+
+Estimates = Mapping[Cell, Mapping[str, Estimate]]
+"""What `SweepMetrics.estimates` returns."""
+
+_COLUMNS = (
+    "verifier",
+    "prompt_set",
+    "target_temperature",
+    "draft_temperature",
+    "metric",
+    "value",
+    "low",
+    "high",
+    "prompts",
+)
+
+
+def summary_rows(estimates: Estimates) -> list[dict[str, Any]]:
+    """One flat record for each metric of each cell: the cell's fields, `metric`, and the estimate's fields.
+
+    >>> from tempspec.metrics.bootstrap import Estimate
+    >>> summary_rows({Cell("block", "code", 1.0, 0.5): {"acceptance_rate": Estimate(0.7, 0.6, 0.8, 9)}})
+    [{'verifier': 'block', 'prompt_set': 'code', 'target_temperature': 1.0, 'draft_temperature': 0.5,
+      'metric': 'acceptance_rate', 'value': 0.7, 'low': 0.6, 'high': 0.8, 'prompts': 9}]
+    """
+    return [
+        asdict(cell) | {"metric": name} | estimate.to_dict()
+        for cell, metrics in estimates.items()
+        for name, estimate in metrics.items()
+    ]
+
+
+def write_summary_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows of `summary_rows`; NaN becomes an empty field."""
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: "" if _is_nan(value) else value for name, value in row.items()} for row in rows)
+    write_atomically(path, buffer.getvalue().encode())
+
+
+def write_metrics_json(path: Path, estimates: Estimates, **facts: Any) -> None:
+    """Write every cell with its metrics by name, behind facts of the run; NaN becomes null.
+
+    Args:
+        path: the file.
+        estimates: by cell.
+        facts: anything that json can write, such as `timing_batch=1`.
+    """
+    cells = [
+        asdict(cell) | {"metrics": {name: estimate.to_dict() for name, estimate in metrics.items()}}
+        for cell, metrics in estimates.items()
+    ]
+    text = json.dumps(_nulls(facts | {"cells": cells}), indent=1, allow_nan=False)
+    write_atomically(path, text.encode() + b"\n")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put the content where the path points, all of it or nothing; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _nulls(value: Any) -> Any:
+    """The value with None for every NaN: JSON has none."""
+    if isinstance(value, Mapping):
+        return {key: _nulls(entry) for key, entry in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_nulls(entry) for entry in value]
+    return None if _is_nan(value) else value

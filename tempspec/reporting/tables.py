@@ -1,0 +1,253 @@
+"""Rich tables of estimates. They choose the layout that the console has room for (floor 5).
+
+With room, an interval stands beside its value; at 80 to 120 columns below it; in less, it is left out. Names wrap
+between words and are never cut.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+from tempspec.metrics.acceptance_grid import GridEstimates
+from tempspec.metrics.bootstrap import Estimate
+from tempspec.metrics.rows import Cell
+from tempspec.reporting.records import Estimates
+
+__all__ = ["ComparisonTable", "DecodingTable", "validation_table"]
+
+_RULE = box.Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
+"""A rule below the head and between parts, and one space between columns."""
+
+_COLUMNS = {
+    "acceptance_rate": "acceptance rate",
+    "analytic_acceptance": "analytic",
+    "accepted_length": "accepted length",
+    "block_efficiency": "block efficiency",
+    "tokens_per_second": "tokens/s",
+    "speedup": "speed-up",
+}
+
+Style = Callable[[Estimate, str], str]
+"""(estimate, format spec) -> the text of a table's field."""
+
+
+def _inline(estimate: Estimate, spec: str) -> str:
+    return format(estimate, spec)
+
+
+def _stacked(estimate: Estimate, spec: str) -> str:
+    return f"{estimate.point(spec)}\n{estimate.interval()}".rstrip()
+
+
+def _point(estimate: Estimate, spec: str) -> str:
+    return estimate.point(spec)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How fields are written: one style, but for some metrics another, or None to leave their column out."""
+
+    style: Style
+    gap: int
+    others: Mapping[str, Style | None] = field(default_factory=dict)
+
+    def styles(self) -> dict[str, Style]:
+        """The style of every column shown."""
+        chosen = {name: self.others.get(name, self.style) for name in _COLUMNS}
+        return {name: style for name, style in chosen.items() if style is not None}
+
+
+# From roomy to scant. The analytic twin is sharper than the rate beside it, so its interval goes first.
+_LAYOUTS = (
+    _Layout(_inline, 2),
+    _Layout(_stacked, 2),
+    _Layout(_stacked, 2, {"analytic_acceptance": _point}),
+    _Layout(_stacked, 1, {"analytic_acceptance": _point}),
+    _Layout(_stacked, 1, {"analytic_acceptance": None, "tokens_per_second": _point}),
+    _Layout(_point, 1),
+    _Layout(_point, 1, {"analytic_acceptance": None}),
+)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a table: its labels, and its estimates by metric with their format."""
+
+    labels: tuple[str, ...]
+    metrics: Mapping[str, Estimate]
+    spec: str = ""
+
+    def field(self, name: str, style: Style) -> str:
+        """What stands in a metric's column."""
+        return style(self.metrics.get(name, Estimate.nothing()), self.spec)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Lines under one heading."""
+
+    title: str
+    lines: Sequence[_Line]
+
+
+class _Sections:
+    """Sections whose columns are aligned, in the first layout that fits the console."""
+
+    def __init__(self, headings: Sequence[str], sections: Sequence[_Section], caption: str, batch: int) -> None:
+        self.headings = headings
+        self.sections = sections
+        self.caption = caption
+        self.titles = _COLUMNS | {"tokens_per_second": f"tokens/s\nbatch {batch}"}
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        fitting = (layout for layout in _LAYOUTS if self._total(layout) <= options.max_width)
+        layout = next(fitting, _LAYOUTS[-1])
+        for section in self.sections:
+            yield self._table(section, layout)
+            yield Text()
+        yield Text(self.caption, style="dim")
+
+    def _total(self, layout: _Layout) -> int:
+        widths = self._widths(layout)
+        return sum(widths) + layout.gap * (len(widths) - 1)
+
+    def _widths(self, layout: _Layout) -> list[int]:
+        """The width of each column over all sections: its widest field, or its title's longest word."""
+        lines = [line for section in self.sections for line in section.lines]
+        labels = [[name, *(line.labels[index] for line in lines)] for index, name in enumerate(self.headings)]
+        columns = [
+            [*self.titles[name].split(), *(part for line in lines for part in line.field(name, style).split("\n"))]
+            for name, style in layout.styles().items()
+        ]
+        return [max(map(len, column)) for column in [*labels, *columns]]
+
+    def _table(self, section: _Section, layout: _Layout) -> Table:
+        styles, widths = layout.styles(), self._widths(layout)
+        table = Table(box=_RULE, show_edge=False, padding=(0, layout.gap - 1, 0, 0), pad_edge=False)
+        table.title, table.title_justify, table.title_style = section.title, "left", "bold"
+        for heading, width in zip(self.headings, widths, strict=False):
+            table.add_column(heading, width=width)
+        for name, width in zip(styles, widths[len(self.headings) :], strict=True):
+            table.add_column(self.titles[name], width=width, justify="right")
+        for line in section.lines:
+            table.add_row(*line.labels, *(line.field(name, style) for name, style in styles.items()))
+        return table
+
+
+class DecodingTable(_Sections):
+    """The results of a predict run: a section for each verifier and prompt set, a line for each temperature.
+
+    Args:
+        estimates: by cell, from `SweepMetrics.estimates`.
+        batch: the batch size of the timing pass.
+    """
+
+    def __init__(self, estimates: Estimates, *, batch: int = 1) -> None:
+        several = any(cell.draft_temperature != cell.target_temperature for cell in estimates)
+        sections = [
+            _Section(_title(key), [_Line(_temperatures(cell, several), estimates[cell]) for cell in cells])
+            for key, cells in _by_section(estimates)
+        ]
+        super().__init__(("T", "T draft") if several else ("T",), sections, _caption(estimates.values()), batch)
+
+
+class ComparisonTable(_Sections):
+    """Two runs over the same prompts: for each temperature the one, the other, and their paired difference.
+
+    Args:
+        runs: estimates by cell of two runs, by the names to show.
+        differences: paired differences, from `tempspec.metrics.decoding.compare(first, second)`.
+        batch: the batch size of the timing pass.
+
+    Raises:
+        ValueError: not two runs.
+    """
+
+    def __init__(self, runs: Mapping[str, Estimates], differences: Estimates, *, batch: int = 1) -> None:
+        if len(runs) != 2:
+            raise ValueError(f"expected two runs to compare, got {len(runs)}: {', '.join(runs) or 'none'}")
+        several = any(cell.draft_temperature != cell.target_temperature for cell in differences)
+        sections = [
+            _Section(_title(key), [line for cell in cells for line in _lines(cell, runs, differences, several)])
+            for key, cells in _by_section(differences)
+        ]
+        headings = ("T", "T draft", "draft") if several else ("T", "draft")
+        super().__init__(headings, sections, _caption(differences.values(), "; differences are paired"), batch)
+
+
+def _lines(cell: Cell, runs: Mapping[str, Estimates], differences: Estimates, several: bool) -> Iterator[_Line]:
+    temperatures = _temperatures(cell, several)
+    blank = ("",) * len(temperatures)
+    for index, (name, estimates) in enumerate(runs.items()):
+        yield _Line((*(blank if index else temperatures), name), estimates.get(cell, {}))
+    yield _Line((*blank, "difference"), differences[cell], "+")
+
+
+def _by_section(cells: Iterable[Cell]) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
+    """Cells by (verifier, prompt set), in the order in which these first come; temperatures ascend."""
+    listed = list(cells)
+    first = {key: index for index, key in reversed(list(enumerate((c.verifier, c.prompt_set) for c in listed)))}
+    listed.sort(key=lambda c: (first[c.verifier, c.prompt_set], c.target_temperature, c.draft_temperature))
+    for key, group in groupby(listed, lambda cell: (cell.verifier, cell.prompt_set)):
+        yield key, list(group)
+
+
+def _title(key: tuple[str, str]) -> str:
+    return f"{key[0]}, {key[1]}"
+
+
+def _temperatures(cell: Cell, several: bool) -> tuple[str, ...]:
+    shown = (f"{cell.target_temperature:g}", f"{cell.draft_temperature:g}")
+    return shown if several else shown[:1]
+
+
+def _caption(found: Iterable[Mapping[str, Estimate]], more: str = "") -> str:
+    """What the intervals are, and over how many prompts."""
+    listed = list(found)
+    counts = {
+        what: {metrics[name].prompts for metrics in listed if name in metrics and metrics[name].prompts}
+        for what, name in (("", "block_efficiency"), (" timed", "tokens_per_second"))
+    }
+    shown = " and ".join(f"{_span(count)}{what}" for what, count in counts.items() if count)
+    return f"95% bootstrap intervals over {shown} prompts{more}" if shown else ""
+
+
+def _span(counts: set[int]) -> str:
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def validation_table(grid: GridEstimates, *, title: str) -> Table:
+    """Analytic acceptance by draft temperature (rows) and target temperature (columns), with its context rows.
+
+    The best draft temperature of each column is bold; `argmax draft` accepts p of the draft's most likely token,
+    `sampled match` is `sum p q` at equal temperatures.
+
+    Args:
+        grid: from `AcceptanceGrid.grid`.
+        title: such as the name of the prompt set.
+    """
+    widest = max((e.high - e.low for e in grid.acceptance.values() if e.high >= e.low), default=float("nan")) / 2
+    prompts = max((estimate.prompts for estimate in grid.acceptance.values()), default=0)
+    caption = f"{prompts} prompts" if widest != widest else f"{prompts} prompts; 95% intervals at most ±{widest:.3f}"
+    table = Table(box=_RULE, show_edge=False, pad_edge=False, caption=caption, caption_justify="left")
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
+    table.add_column("draft T \\\ntarget T", no_wrap=True)
+    for target in grid.target_temperatures:
+        table.add_column(f"{target:g}", justify="right", vertical="bottom", no_wrap=True)
+    for draft in grid.draft_temperatures:
+        table.add_row(f"{draft:g}", *(_best_bold(grid, target, draft) for target in grid.target_temperatures))
+    table.add_section()
+    for name, row in (("argmax draft", grid.argmax), ("sampled match", grid.match), ("entropy, nats", grid.entropy)):
+        table.add_row(name, *(row[target].point() for target in grid.target_temperatures))
+    return table
+
+
+def _best_bold(grid: GridEstimates, target: float, draft: float) -> Text:
+    best = max(grid.acceptance[target, other].value for other in grid.draft_temperatures)
+    estimate = grid.acceptance[target, draft]
+    return Text(estimate.point(), style="bold" if estimate.value == best else "")
