@@ -1,0 +1,120 @@
+"""The built-in drafters (floor 3).
+
+Axes: B batch, T positions, K drafted, V vocabulary, N tokens of an n-gram.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from tempspec.errors import UserError
+from tempspec.interfaces import Draft, Drafter, DraftLength, DraftTurn
+
+__all__ = ["CausalLM", "PromptLookup"]
+
+
+class CausalLM(Drafter):
+    """Drafts with a causal language model, one token at a time, sampled at the request's draft temperature.
+
+    Rows that have stopped are fed on with the batch, and what they draft then lies behind their length. The model is not
+    called where no row may draft, nor for the law behind the last token.
+    """
+
+    needs_model: ClassVar[bool] = True
+    source: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318"
+
+    def propose(self, turn: DraftTurn) -> Draft:
+        """See `Drafter.propose`."""
+        if turn.model is None:
+            raise ValueError("CausalLM needs a draft model, got none: give the turn a model, or use PromptLookup")
+        longest = int(turn.limit_B.max())
+        if longest == 0:
+            return _nothing(turn)
+        tokens, laws = [], []
+        length_B, going_B = torch.zeros_like(turn.limit_B), turn.limit_B > 0
+        logits_BV = turn.model.catch_up(turn.token_BT, turn.length_B)
+        for offset in range(longest):
+            token_B, logq_BV = turn.sample(logits_BV, offset)
+            tokens.append(token_B)
+            laws.append(logq_BV)
+            length_B = length_B + going_B
+            if offset + 1 == longest:
+                break
+            going_B = going_B & (turn.limit_B > offset + 1)
+            proceed_B = turn.rule.proceed(token_B, logq_BV)
+            if proceed_B is not None:
+                going_B = going_B & proceed_B
+                if not going_B.any():
+                    break
+            logits_BV = turn.model.step(token_B)
+        return Draft(torch.stack(tokens, 1), length_B, torch.stack(laws, 1))
+
+
+class PromptLookup(Drafter):
+    """Copies what followed the last few tokens where they stood before; no model, no law, no cost.
+
+    Looks for the longest n-gram that ends the text and occurs earlier in it, longest first, takes its most recent earlier
+    place and copies on from there, never past the text's end: the draft is deterministic and q one-hot. Rows without a
+    match draft nothing. transformers takes the earliest place instead.
+
+    Args:
+        longest_ngram: the most tokens to match, at least 1.
+        shortest_ngram: the fewest, from 1 to `longest_ngram`.
+    """
+
+    source: ClassVar[str] = "Saxena 2023, Prompt Lookup Decoding, github.com/apoorvumang/prompt-lookup-decoding"
+
+    def __init__(self, longest_ngram: int = 3, shortest_ngram: int = 1) -> None:
+        if not 1 <= shortest_ngram <= longest_ngram:
+            expected = "1 <= shortest_ngram <= longest_ngram"
+            raise UserError(f"PromptLookup: expected {expected}, got {shortest_ngram} and {longest_ngram}")
+        self.longest_ngram = longest_ngram
+        self.shortest_ngram = shortest_ngram
+
+    def propose(self, turn: DraftTurn) -> Draft:
+        """See `Drafter.propose`."""
+        start_B = self._continuation(turn.token_BT, turn.length_B)
+        length_B = torch.minimum(turn.length_B - start_B, turn.limit_B)
+        longest = int(length_B.max())
+        if longest == 0:
+            return _nothing(turn)
+        offset_K = torch.arange(longest, device=length_B.device)
+        place_BK = (start_B[:, None] + offset_K).clamp(max=turn.token_BT.shape[1] - 1)
+        real_BK = offset_K < length_B[:, None]
+        token_BK = turn.token_BT.gather(1, place_BK).masked_fill(~real_BK, 0)
+        draft = Draft.certain(token_BK, length_B, turn.vocabulary)
+        return Draft(token_BK, _stopped(draft, turn.rule), draft.logq_BKV)
+
+    def _continuation(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
+        """Where the copy starts, `[B]`; the row's length where nothing matches."""
+        width = self.longest_ngram
+        place_T = torch.arange(token_BT.shape[1], device=token_BT.device)
+        # gram_BTN[b, t] holds the `width` tokens that end at t; before the text stands -1, which matches nothing.
+        gram_BTN = torch.nn.functional.pad(token_BT, (width - 1, 0), value=-1).unfold(1, width, 1)
+        last_BN = gram_BTN[torch.arange(len(token_BT), device=token_BT.device), length_B - 1]
+        equal_BTN = (gram_BTN == last_BN[:, None]) & (gram_BTN >= 0)
+        matched_BT = equal_BTN.flip(-1).long().cumprod(-1).sum(-1)
+        matched_BT = matched_BT.masked_fill(place_T >= length_B[:, None] - 1, 0)
+        # The longest match first, the most recent among equals.
+        best_B = (matched_BT * len(place_T) + place_T).argmax(-1)
+        found_B = matched_BT.gather(1, best_B[:, None]).squeeze(1) >= self.shortest_ngram
+        return torch.where(found_B, best_B + 1, length_B)
+
+
+def _nothing(turn: DraftTurn) -> Draft:
+    """A draft of no tokens, K = 0."""
+    token_BK = turn.token_BT[:, :0]
+    law_BKV = torch.zeros(len(token_BK), 0, turn.vocabulary, device=token_BK.device)
+    return Draft(token_BK, torch.zeros_like(turn.length_B), law_BKV)
+
+
+def _stopped(draft: Draft, rule: DraftLength) -> Tensor:
+    """The length of each row once the rule has looked at its tokens, `[B]`; each row keeps the one it stops behind."""
+    length_B = draft.length_B
+    for count in range(1, draft.token_BK.shape[1]):
+        proceed_B = rule.proceed(draft.token_BK[:, count - 1], draft.logq_BKV[:, count - 1])
+        if proceed_B is None:
+            break
+        length_B = torch.where(proceed_B, length_B, length_B.clamp(max=count))
+    return length_B
