@@ -1,0 +1,111 @@
+"""A file imports only lower floors and its own folder; floor 0 imports the standard library only."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tempspec
+
+PACKAGE = Path(tempspec.__file__).parent
+# Each house is a folder, or files of the package's root that belong together.
+FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
+    (frozenset({"", "registry", "errors"}),),
+    (frozenset({"core"}),),
+    (frozenset({"interfaces"}),),
+    (frozenset({"models"}), frozenset({"plugins"}), frozenset({"testing"})),
+    (frozenset({"decoding"}), frozenset({"metrics"})),
+    (frozenset({"modules"}), frozenset({"data"}), frozenset({"reporting"})),
+    (frozenset({"cli", "__main__"}),),
+)
+FLOOR = {member: floor for floor, houses in enumerate(FLOORS) for house in houses for member in house}
+HOUSE = {member: house for houses in FLOORS for house in houses for member in house}
+
+
+def imports(path: Path, package: Path) -> Iterator[str]:
+    """The full names of all modules that a file imports, anywhere in it; `from a import b` counts as a.b."""
+    parents = (package.name, *path.relative_to(package).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(parents[: len(parents) + 1 - node.level]) if node.level else ""
+            module = ".".join(filter(None, (above, node.module)))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def member(dotted: str) -> str:
+    """What stands for a module of the package in the table: its first part, or '' for the package itself."""
+    part = (*dotted.split("."), "")[1]
+    return part if part in FLOOR else ""
+
+
+def violations(package: Path) -> list[str]:
+    """Every import that goes up, or across a floor to another house."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        own = path.relative_to(package).with_suffix("").parts[0].removesuffix("__init__")
+        for name in imports(path, package):
+            if name.partition(".")[0] == "tempspec":
+                other = member(name)
+                if FLOOR[other] > FLOOR[own] or (FLOOR[other] == FLOOR[own] and HOUSE[other] != HOUSE[own]):
+                    found.append(
+                        f"{path.relative_to(package)} (floor {FLOOR[own]}) imports {name} (floor {FLOOR[other]})"
+                    )
+    return found
+
+
+def test_no_import_goes_up_or_across():
+    assert violations(PACKAGE) == []
+
+
+def test_every_part_of_the_package_has_a_floor():
+    parts = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
+    assert {part.removesuffix("__init__") for part in parts} <= set(FLOOR)
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "registry.py", "errors.py"])
+def test_the_ground_floor_needs_the_standard_library_only(name):
+    outside = {module.partition(".")[0] for module in imports(PACKAGE / name, PACKAGE)} - {"tempspec"}
+    assert outside <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module", ["tempspec", "tempspec.registry", "tempspec.errors"])
+def test_the_ground_floor_is_imported_without_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "ups"),
+    [
+        ("core/a.py", "from tempspec.interfaces import Draft", 1),
+        ("core/a.py", "import tempspec.plugins.verifiers", 1),
+        ("core/a.py", "from tempspec import interfaces, errors", 1),
+        ("core/a.py", "def late():\n    from tempspec.decoding.engine import Engine", 1),
+        ("core/a.py", "from ..plugins import verifiers", 1),
+        ("core/a.py", "from .. import plugins", 1),
+        ("core/deep/a.py", "from ...plugins import verifiers", 1),
+        ("registry.py", "from tempspec import core", 1),
+        ("__init__.py", "from .core import noise", 1),
+        ("__init__.py", "from . import errors", 0),
+        ("interfaces.py", "import tempspec.cli", 1),
+        ("data/a.py", "from tempspec.modules.distillation import DistillationModule", 1),
+        ("decoding/a.py", "import tempspec.metrics", 1),
+        (
+            "data/a.py",
+            "from tempspec.data.rows import rows\nfrom . import split\nfrom tempspec import core, __version__",
+            0,
+        ),
+        ("__main__.py", "from tempspec.cli import main", 0),
+        ("cli/a.py", "from tempspec.modules import distillation\nimport torch", 0),
+    ],
+)
+def test_the_walk_sees_what_it_should(tmp_path, path, text, ups):
+    package = tmp_path / "tempspec"
+    (package / path).parent.mkdir(parents=True)
+    (package / path).write_text(text)
+    assert len(violations(package)) == ups
