@@ -91,6 +91,7 @@ class TextDataModule(LightningDataModule):
         self._train: datasets.Dataset
         self._validation: list[datasets.Dataset] = []
         self._test: list[datasets.Dataset] = []
+        self._ready: set[str] = set()
         self._check_options()
 
     # -- what there is ------------------------------------------------------------------------------------------------
@@ -148,6 +149,8 @@ class TextDataModule(LightningDataModule):
         Raises:
             UserError: the stage's data are not configured, or not as they should be.
         """
+        if stage in self._ready:
+            return
         if stage == "fit":
             self._train = self._train_set()
             self._validation = self._named_sets(self.validation_sources) or self._held_out_sets()
@@ -159,6 +162,7 @@ class TextDataModule(LightningDataModule):
             self._require(self._test, "test")
         else:
             self.prompt_sets()
+        self._ready.add(stage)
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled rows of all training corpora; resumes within an epoch."""

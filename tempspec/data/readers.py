@@ -1,7 +1,8 @@
 """Rows of a data file as plain dictionaries, one reader a format. Nothing here knows what a column means.
 
-The readers are our own and not the builders of `datasets`, because those guess types ("12" becomes a number, "NA" nothing,
-"2024-01-01" a date), name no line in an error, and ask a server even for a local file. Nothing is executed or unpickled.
+The readers are our own and not the builders of `datasets`, because those guess types ("12" becomes a number, "NA"
+nothing, "2024-01-01" a date), name no line in an error, and ask a server even for a local file. Nothing is executed or
+unpickled.
 """
 
 import csv
