@@ -332,7 +332,7 @@ class DraftTurn:
         token_BT: prompt and emitted tokens; entries from `length_B` on mean nothing.
         length_B: tokens so far.
         limit_B: the most tokens that each row may draft, at most `longest`.
-        longest: the most that any row may draft; the draft's K is at most this.
+        longest: the largest of `limit_B`, known without asking the device; the draft's K is at most this.
         vocabulary: V of the laws that verification sees.
         rule: the draft length rule, whose `proceed` the drafter asks after each token.
         sample: `(logits_BV, offset) -> (token_B, logq_BV)`: samples with every row's draft temperature, truncation

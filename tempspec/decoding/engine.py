@@ -238,7 +238,7 @@ class Engine:
         steps = None
         if self._draft is not None:
             cached = [row.draft_cached if row else 0 for row in slots.batch]
-            steps = DraftSteps(self._draft, token_BT, cached, slots.lengths())
+            steps = DraftSteps(self._draft, cached, slots.lengths())
         coupled = self._verifier is not None and self._verifier.shared_noise
 
         def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """A causal language model that decodes a ragged batch (floor 3).
 
-Axes: S slots, R rows of a call, N new tokens, L positions viewed, V vocabulary, T token buffer.
+Axes: R rows of a call, B rows of the batch, N new tokens, L positions viewed, V vocabulary, T token buffer.
 """
 
 from collections.abc import Sequence
@@ -59,6 +59,8 @@ class RaggedModel:
         self.model = model
         self.context = context_length(model)
         self.device = model.device
+        # A draft may lack ids that the target emits: it sees its last one instead, which no law depends on.
+        self._largest_id = model.get_input_embeddings().weight.shape[0] - 1
         self.cache = RaggedCache(config.num_hidden_layers, slots, capacity)
         self._window: int = getattr(config, "sliding_window", None) or 0
         self._by_kind = "sliding_attention" in kinds
@@ -89,7 +91,7 @@ class RaggedModel:
         view = min(bucketed(longest + new), self.cache.capacity)
         self.cache.begin(position_RN, rows, view)
         output = self.model(
-            input_ids=token_RN,
+            input_ids=token_RN.clamp(max=self._largest_id),
             position_ids=position_RN.clamp(max=self.context - 1),  # only padding lies beyond
             attention_mask=self._masks(position_RN, view),
             past_key_values=self.cache,
@@ -120,40 +122,38 @@ class DraftSteps:
 
     Args:
         model: the draft model.
-        token_ST: prompt and emitted tokens of the first rows.
         cached: tokens of each row that the cache holds, on the host.
         lengths: tokens of each row, on the host; at most the draft's context is ever fed.
 
     Attributes:
-        fed: drafted tokens fed so far; -1 before `start`.
+        fed: drafted tokens fed so far; -1 before `catch_up`.
     """
 
-    def __init__(self, model: RaggedModel, token_ST: Tensor, cached: Sequence[int], lengths: Sequence[int]) -> None:
+    def __init__(self, model: RaggedModel, cached: Sequence[int], lengths: Sequence[int]) -> None:
         self._model = model
-        self._token_ST = token_ST
         self._ends = [min(length, model.context) for length in lengths]
         self._starts = [min(held, end - 1) for held, end in zip(cached, self._ends, strict=True)]
         self._longest = max(self._ends)
         self.fed = -1
 
-    def start(self) -> Tensor:
-        """Feed the tokens that the cache lacks (one or two a row); logits `[S, V]` after each row's last token."""
+    def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
+        """Feed the tokens that the cache lacks (one or two a row); logits `[B, V]` after each row's last token."""
         device = self._model.device
-        start_S = torch.tensor(self._starts, device=device)
+        start_B = torch.tensor(self._starts, device=device)
         lacking = [end - start for start, end in zip(self._starts, self._ends, strict=True)]
         width = max(lacking)
-        column_SN = (start_S[:, None] + torch.arange(width, device=device)).clamp(max=self._token_ST.shape[1] - 1)
-        logits = self._model.forward(self._token_ST.gather(1, column_SN), start_S, longest=max(self._starts))
-        self._next_S = torch.tensor(self._ends, device=device)
+        column_BN = (start_B[:, None] + torch.arange(width, device=device)).clamp(max=token_BT.shape[1] - 1)
+        logits = self._model.forward(token_BT.gather(1, column_BN), start_B, longest=max(self._starts))
+        self._next_B = torch.tensor(self._ends, device=device)
         self.fed = 0
         if width == 1:
             return logits[:, 0]
         return logits[torch.arange(len(lacking), device=device), torch.tensor(lacking, device=device) - 1]
 
-    def step(self, token_S: Tensor) -> Tensor:
-        """Feed one more token a row; logits `[S, V]` after it."""
-        logits = self._model.forward(token_S[:, None], self._next_S, longest=self._longest)
-        self._next_S = self._next_S + 1
+    def step(self, token_B: Tensor) -> Tensor:
+        """Feed one more token a row; logits `[B, V]` after it."""
+        logits = self._model.forward(token_B[:, None], self._next_B, longest=self._longest)
+        self._next_B = self._next_B + 1
         self._longest += 1
         self.fed += 1
         return logits[:, 0]

@@ -17,8 +17,8 @@ __all__ = ["CausalLM", "PromptLookup"]
 class CausalLM(Drafter):
     """Drafts with a causal language model, one token at a time, sampled at the request's draft temperature.
 
-    Rows that have stopped are fed on with the batch, and what they draft then lies behind their length. The model is not
-    called where no row may draft, nor for the law behind the last token.
+    Rows that have stopped are fed on with the batch, and what they draft then lies behind their length. The model is
+    not called where no row may draft, nor for the law behind the last token.
     """
 
     needs_model: ClassVar[bool] = True
@@ -28,7 +28,7 @@ class CausalLM(Drafter):
         """See `Drafter.propose`."""
         if turn.model is None:
             raise ValueError("CausalLM needs a draft model, got none: give the turn a model, or use PromptLookup")
-        longest = int(turn.limit_B.max())
+        longest = turn.longest
         if longest == 0:
             return _nothing(turn)
         tokens, laws = [], []
@@ -54,9 +54,9 @@ class CausalLM(Drafter):
 class PromptLookup(Drafter):
     """Copies what followed the last few tokens where they stood before; no model, no law, no cost.
 
-    Looks for the longest n-gram that ends the text and occurs earlier in it, longest first, takes its most recent earlier
-    place and copies on from there, never past the text's end: the draft is deterministic and q one-hot. Rows without a
-    match draft nothing. transformers takes the earliest place instead.
+    Finds the longest n-gram that ends the text and stands earlier in it too, goes to its most recent earlier place and
+    copies on from there, never past the text's end: the draft is deterministic and q one-hot. Rows without a match
+    draft nothing. transformers' prompt lookup goes to the earliest place instead.
 
     Args:
         longest_ngram: the most tokens to match, at least 1.

@@ -1,0 +1,357 @@
+"""The engine as a whole: its law, its independence of the batch, its counts."""
+
+import itertools
+
+import pytest
+import torch
+
+from tempspec.core.sampling import log_law
+from tempspec.decoding.engine import PREFILL_CHUNK, Engine
+from tempspec.errors import UserError
+from tempspec.interfaces import Draft, Request, Verdict, Verifier
+from tempspec.plugins.drafters import CausalLM, PromptLookup
+from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
+from tempspec.registry import load
+
+from .conftest import tiny_llama
+
+VERIFIERS = {plugin.name: plugin.cls() for plugin in load() if plugin.family == "verifiers" and plugin.cls}
+LOSSLESS = {name: verifier for name, verifier in VERIFIERS.items() if verifier.lossless}
+SAMPLING = {name: verifier for name, verifier in LOSSLESS.items() if not verifier.greedy_only}
+
+
+def run(engine, requests):
+    """Completions in the order of the requests."""
+    found = {completion.request.key: completion for completion in engine.run(requests)}
+    return [found[request.key] for request in requests]
+
+
+def speculative(target, draft, verifier, *, length=None, drafter=None, vocabulary=None, **options):
+    size = target.config.vocab_size if vocabulary is None else vocabulary
+    rule = FixedLength(3) if length is None else length
+    proposer = CausalLM() if drafter is None else drafter
+    return Engine(target, size, verifier=verifier, drafter=proposer, length=rule, draft=draft, **options)
+
+
+def prompts(count, vocabulary, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 30, (count,), generator=generator).tolist()
+    return [tuple(torch.randint(0, vocabulary, (n,), generator=generator).tolist()) for n in lengths]
+
+
+# -- T = 0: the target's own greedy text -------------------------------------------------------------------------------
+
+
+def greedy_text(model, prompt, count):
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, pad_token_id=0
+    )
+    return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+@pytest.mark.parametrize("slots", [1, 3])
+def test_temperature_zero_gives_the_greedy_text_of_generate(wide_pair, name, slots):
+    target, draft = wide_pair
+    requests = [Request(p, 0.0, max_new_tokens=12 + i, key=str(i)) for i, p in enumerate(prompts(5, 40))]
+    mixed = requests
+    if not LOSSLESS[name].greedy_only:  # rows of other temperatures in the same batch
+        mixed = [*requests, Request((1, 2), 1.0, max_new_tokens=30, key="warm"), Request((3,), 0.7, 0.0, key="cool")]
+    completions = run(speculative(target, draft, LOSSLESS[name], slots=slots), mixed)
+    for request, completion in zip(requests, completions, strict=False):
+        assert completion.tokens == greedy_text(target, request.prompt, request.max_new_tokens)
+
+
+def test_plain_decoding_at_zero_is_generate(wide_pair):
+    target, _ = wide_pair
+    requests = [Request(p, 0.0, max_new_tokens=20, key=str(i)) for i, p in enumerate(prompts(5, 40))]
+    for completion in run(Engine(target, 40, slots=2), requests):
+        assert completion.tokens == greedy_text(target, completion.request.prompt, 20)
+        assert completion.target_calls == 20
+
+
+# -- T > 0: the target's joint law -------------------------------------------------------------------------------------
+
+EMITTED = 4
+KINDS = [
+    Request((1, 2, 3), 0.7),
+    Request((4,), 1.0, 0.5),
+    Request((0, 0, 2, 1, 3, 4, 1), 1.5, top_k=3),
+    Request((2, 2), 1.0, 1.3, top_p=0.8),
+]
+
+
+@torch.inference_mode()
+def joint_law(model, request):
+    """The law of the first tokens by enumeration, float64 `[V ** EMITTED]`."""
+    size = model.config.vocab_size
+    chains = torch.tensor(list(itertools.product(range(size), repeat=EMITTED)))
+    rows = torch.cat([torch.tensor(request.prompt).expand(len(chains), -1), chains], 1)
+    logits = model(rows).logits[:, len(request.prompt) - 1 : -1].double()
+    logp = log_law(
+        logits,
+        torch.full((len(rows),), request.target_temperature),
+        top_k_B=torch.full((len(rows),), request.top_k),
+        top_p_B=torch.full((len(rows),), request.top_p),
+    )
+    return logp.gather(-1, chains[..., None]).squeeze(-1).sum(-1).exp()
+
+
+def chi_square_p_value(count, expected):
+    """P-value of Pearson's test after merging cells that expect fewer than 8."""
+    assert count[expected == 0].sum() == 0, "a token outside the target's support was emitted"
+    order = expected.argsort()
+    count, expected = count[order], expected[order]
+    group = (expected.cumsum(0) / 8).long().clamp(max=int(expected.sum() / 8) - 1)
+    merged = [torch.zeros(int(group.max()) + 1).double().index_add(0, group, x.double()) for x in (count, expected)]
+    used = merged[1] > 0
+    statistic = ((merged[0] - merged[1])[used] ** 2 / merged[1][used]).sum()
+    freedom = torch.tensor((used.sum().item() - 1) / 2, dtype=torch.float64)
+    return torch.special.gammaincc(freedom, statistic / 2).item()
+
+
+def p_values(target, draft, verifier, runs, **options):
+    """One p-value a kind of request, all kinds decoded in one ragged batch."""
+    engine = speculative(target, draft, verifier, slots=512, **options)
+    requests = [
+        Request(kind.prompt, kind.target_temperature, kind.draft_temperature, kind.top_k, kind.top_p,
+                max_new_tokens=EMITTED, seed=run * len(KINDS) + index, key=f"{index}")
+        for run in range(runs)
+        for index, kind in enumerate(KINDS)
+    ]  # fmt: skip
+    base = target.config.vocab_size ** torch.arange(EMITTED - 1, -1, -1)
+    cells = [[] for _ in KINDS]
+    for completion in engine.run(requests):
+        cells[int(completion.request.key)].append(int((torch.tensor(completion.tokens) * base).sum()))
+    return [
+        chi_square_p_value(torch.bincount(torch.tensor(cell), minlength=len(law)), law * runs)
+        for cell, law in zip(cells, (joint_law(target, kind) for kind in KINDS), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_the_engines_joint_law_is_the_targets(target, draft, name):
+    assert min(p_values(target, draft, SAMPLING[name], 4000)) > 1e-4
+
+
+def test_the_joint_law_survives_drafts_that_stop_early(target, draft):
+    rule = ConfidenceThreshold(threshold=0.6, longest=4)
+    assert min(p_values(target, draft, SAMPLING["BlockVerification"], 4000, length=rule)) > 1e-4
+
+
+def test_the_joint_law_survives_prompt_lookup(target):
+    found = p_values(target, None, SAMPLING["TokenwiseRejection"], 4000, drafter=PromptLookup())
+    assert min(found) > 1e-4
+
+
+class ResidualFromTarget(Verifier):
+    """Wrong on purpose: after a rejection it samples the target instead of the residual."""
+
+    lossless = True
+
+    def verify(self, logp_BKV, draft, noise):
+        verdict = SAMPLING["TokenwiseRejection"].verify(logp_BKV, draft, noise)
+        row = torch.arange(len(logp_BKV))
+        return Verdict(verdict.accepted_B, noise.draw(logp_BKV[row, verdict.accepted_B].exp()))
+
+
+class ReusedCoin(Verifier):
+    """Wrong on purpose: the coin's own uniform also samples the residual."""
+
+    lossless = True
+
+    def verify(self, logp_BKV, draft, noise):
+        return SAMPLING["TokenwiseRejection"].verify(logp_BKV, draft, OneUniform(noise))
+
+
+class OneUniform:
+    def __init__(self, noise):
+        self._noise = noise
+
+    def coins(self, probability_BK):
+        return self._noise._uniform(2, probability_BK.shape[1]) < probability_BK
+
+    def draw(self, weight, stream=3):
+        return self._noise.draw(weight, 2)
+
+
+class WrongDraftTemperature(Verifier):
+    """Wrong on purpose: verifies with a flattened q."""
+
+    lossless = True
+
+    def verify(self, logp_BKV, draft, noise):
+        wrong = Draft(draft.token_BK, draft.length_B, (draft.logq_BKV / 2).log_softmax(-1))
+        return SAMPLING["TokenwiseRejection"].verify(logp_BKV, wrong, noise)
+
+
+@pytest.mark.parametrize("wrong", [ResidualFromTarget, ReusedCoin, WrongDraftTemperature])
+def test_negative_controls_fail_the_chi_square(target, draft, wrong):
+    assert min(p_values(target, draft, wrong(), 4000)) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLING)
+def test_the_engines_joint_law_over_many_runs(target, draft, name):
+    assert min(p_values(target, draft, SAMPLING[name], 100_000)) > 1e-4
+
+
+# -- a request is the same in any company ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_a_request_gives_the_same_tokens_alone_and_in_any_batch(wide_pair, name):
+    target, draft = wide_pair
+    temperatures = [0.0, 0.5, 1.0, 1.5]
+    requests = [
+        Request(p, temperatures[i % 4], [None, 0.0, 1.0][i % 3], [0, 5][i % 2], [1.0, 0.9][i % 2],
+                max_new_tokens=5 + 3 * i, seed=100 + i, key=str(i))
+        for i, p in enumerate(prompts(9, 40))
+    ]  # fmt: skip
+    alone = [run(speculative(target, draft, SAMPLING[name]), [request])[0] for request in requests]
+    for slots, order in ((1, 1), (3, 1), (16, -1)):
+        together = run(speculative(target, draft, SAMPLING[name], slots=slots), requests[::order])[::order]
+        assert [c.tokens for c in together] == [c.tokens for c in alone]
+        assert [c.accepted for c in together] == [c.accepted for c in alone]
+
+
+def test_an_engine_is_reusable_and_grows(wide_pair):
+    target, draft = wide_pair
+    engine = speculative(target, draft, SAMPLING["BlockVerification"], slots=2)
+    short = Request((1, 2, 3), max_new_tokens=10, seed=1, key="short")
+    first = run(engine, [short])[0].tokens
+    run(engine, [Request((1,) * 100, max_new_tokens=100, key="long")])
+    assert run(engine, [short])[0].tokens == first
+
+
+def test_gumbel_coupling_does_not_depend_on_the_draft(wide_pair):
+    target, draft = wide_pair
+    requests = [Request(p, 1.0, max_new_tokens=15, seed=i, key=str(i)) for i, p in enumerate(prompts(4, 40))]
+    texts = [
+        [c.tokens for c in run(speculative(target, other, SAMPLING["GumbelCoupling"]), requests)]
+        for other in (draft, tiny_llama(9, 40), target)
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+def test_a_draft_that_is_the_target_is_always_accepted(wide_pair):
+    target, _ = wide_pair
+    requests = [
+        Request(p, t, max_new_tokens=17, seed=i, key=str(i)) for i, p in enumerate(prompts(4, 40)) for t in [1.0]
+    ]
+    for name in ("TokenwiseRejection", "BlockVerification", "GumbelCoupling"):
+        for completion in run(speculative(target, target, SAMPLING[name], analytic=True), requests):
+            assert completion.accepted == completion.drafted
+            assert completion.target_calls == 5  # 17 tokens in rounds of 3 + 1
+
+
+# -- counts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", VERIFIERS)
+def test_counts_of_every_round_are_coherent(wide_pair, name):
+    target, draft = wide_pair
+    temperature = 0.0 if VERIFIERS[name].greedy_only else 1.0
+    requests = [Request(p, temperature, max_new_tokens=25, seed=i, key=str(i)) for i, p in enumerate(prompts(6, 40))]
+    for completion in run(speculative(target, draft, VERIFIERS[name], slots=4, analytic=True), requests):
+        assert len(completion.tokens) == 25
+        assert sum(completion.accepted) + completion.target_calls == 25
+        for drafted, tested, accepted in zip(completion.drafted, completion.tested, completion.accepted, strict=True):
+            assert tested == min(accepted + 1, drafted)
+            assert accepted <= drafted <= 3
+        assert completion.seconds.total > 0
+
+
+def test_analytic_acceptance_agrees_with_the_measured_one(wide_pair):
+    target, draft = wide_pair
+    requests = [Request(p, 1.3, max_new_tokens=60, seed=i, key=str(i)) for i, p in enumerate(prompts(60, 40))]
+    done = run(speculative(target, draft, SAMPLING["TokenwiseRejection"], slots=30, analytic=True), requests)
+    tested = sum(sum(c.tested) for c in done)
+    accepted = sum(sum(c.accepted) for c in done)
+    expected = sum(sum(c.expected) for c in done)
+    assert abs(accepted - expected) / tested < 4 * (0.25 / tested) ** 0.5
+
+
+def test_the_first_stop_token_ends_a_request_and_its_counts(wide_pair):
+    target, draft = wide_pair
+    requests = [Request(p, 1.0, max_new_tokens=40, seed=i, key=str(i)) for i, p in enumerate(prompts(12, 40))]
+    stop_ids = frozenset(range(0, 40, 4))
+    stopping = [Request(r.prompt, 1.0, max_new_tokens=40, seed=r.seed, key=r.key, stop_ids=stop_ids) for r in requests]
+    engine = speculative(target, draft, SAMPLING["TokenwiseRejection"], slots=5, analytic=True)
+    for free, stopped in zip(run(engine, requests), run(engine, stopping), strict=True):
+        at = next(i for i, token in enumerate(free.tokens) if token in stop_ids)
+        assert stopped.tokens == free.tokens[: at + 1]
+        assert stopped.finish == "stop"
+        last = stopped.target_calls - 1
+        assert sum(stopped.accepted) + stopped.target_calls - len(stopped.tokens) in (0, 1)
+        assert stopped.tested[last] <= stopped.drafted[last]
+        assert len(stopped.expected) == stopped.target_calls
+
+
+# -- limits ------------------------------------------------------------------------------------------------------------
+
+
+def test_decoding_ends_with_the_targets_context():
+    target = tiny_llama(0, 40, context=32)
+    request = Request((1,) * 20, max_new_tokens=100)
+    for engine in (Engine(target, 40), speculative(target, tiny_llama(1, 40), SAMPLING["TokenwiseRejection"])):
+        (completion,) = engine.run([request])
+        assert len(completion.tokens) == 12
+        assert completion.finish == "length"
+
+
+def test_beyond_the_drafts_context_decoding_goes_on_without_drafts():
+    target, draft = tiny_llama(0, 40), tiny_llama(1, 40, context=32)
+    request = Request((1, 2, 3) * 6, 0.0, max_new_tokens=40)
+    (completion,) = speculative(target, draft, SAMPLING["TokenwiseRejection"]).run([request])
+    assert completion.tokens == greedy_text(target, request.prompt, 40)
+    assert completion.drafted[0] == 3
+    assert completion.drafted[-1] == 0
+
+
+@torch.inference_mode()
+def test_prompts_longer_than_a_chunk_are_prefilled_whole():
+    target, draft = tiny_llama(0, 40, context=2048), tiny_llama(1, 40, context=2048)
+    prompt = tuple(torch.randint(0, 40, (2 * PREFILL_CHUNK + 30,), generator=torch.Generator().manual_seed(1)).tolist())
+    requests = [Request(prompt, 0.0, max_new_tokens=10, key="long"), Request(prompt[:5], 0.0, max_new_tokens=10)]
+    found = run(speculative(target, draft, SAMPLING["TokenwiseRejection"]), requests)
+    for completion in found:
+        assert completion.tokens == greedy_text(target, completion.request.prompt, 10)
+
+
+@pytest.mark.parametrize("size", [30, 40, 64])
+def test_padded_and_short_draft_heads_keep_the_law(size):
+    target, draft = tiny_llama(0, 40), tiny_llama(1, size)
+    request = Request((1, 2, 3), 0.0, max_new_tokens=20)
+    (completion,) = speculative(target, draft, SAMPLING["TokenwiseRejection"], vocabulary=35).run([request])
+    (plain,) = Engine(target, 35).run([request])
+    assert completion.tokens == plain.tokens
+    assert max(completion.tokens) < 35
+
+
+@pytest.mark.parametrize(
+    ("request_", "what"),
+    [
+        (Request((1,) * 300, key="p7"), "prompt p7 has 300 tokens"),
+        (Request((99,)), "token id 99"),
+        (Request((-1,)), "token id"),
+    ],
+)
+def test_prompts_that_do_not_fit_are_refused_before_decoding(target, request_, what):
+    with pytest.raises(UserError, match=what):
+        list(Engine(target, 5).run([Request((1,)), request_]))
+
+
+def test_a_greedy_rule_refuses_other_temperatures(target, draft):
+    with pytest.raises(UserError, match="target_temperature 0 only"):
+        list(speculative(target, draft, VERIFIERS["GreedyMatch"]).run([Request((1,), 0.5)]))
+
+
+def test_a_drafter_without_its_model_is_refused(target):
+    with pytest.raises(UserError, match="needs a draft model"):
+        speculative(target, None, SAMPLING["TokenwiseRejection"])
+
+
+def test_no_requests_no_completions(target):
+    assert list(Engine(target, 5).run([])) == []
