@@ -40,7 +40,7 @@ def rows_of_lines(path: Path) -> Iterator[Row]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _object(path, f"line {number}", _parse(path, line, first_line=number))
+                yield _object(path, f"line {number}", _parse(path, line.rstrip(), first_line=number))
 
 
 def rows_of_json(path: Path) -> Iterator[Row]:

@@ -1,0 +1,152 @@
+import json
+
+import datasets
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+
+from tempspec.data.sources import Source, fingerprint, form_of, read
+from tempspec.errors import UserError
+
+AWKWARD = ["12", "NA", "2024-01-01", 'a,"quoted"\nline', "null"]
+"""Texts that a reader which guesses types turns into something else."""
+
+
+def write_rows(path, rows):
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".jsonl":
+        path.write_text("\n".join(map(json.dumps, rows)))
+    elif path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(path)
+
+
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.parquet", "d.csv", "folder"])
+def test_every_format_gives_the_same_rows_and_keeps_texts_as_they_are(tmp_path, name):
+    rows = [{"question": text, "answer": text[::-1]} for text in AWKWARD]
+    write_rows(tmp_path / name, rows)
+    got = read(Source(str(tmp_path / name), prompt="question", response="answer"))
+    assert list(got) == [{"prompt": row["question"], "response": row["answer"]} for row in rows]
+
+
+def test_a_text_file_has_a_row_for_each_paragraph(tmp_path):
+    (tmp_path / "t.txt").write_text("\n\none\ntwo\n  \n\nthree")
+    assert read(Source(str(tmp_path / "t.txt")))["text"] == ["one\ntwo", "three"]
+
+
+@pytest.mark.parametrize(
+    ("row", "form"),
+    [
+        ({"text": "a", "other": 1}, "text"),
+        ({"text": "a", "prompt": "b", "response": "c"}, "pair"),
+        ({"text": "a", "messages": [{"role": "user", "content": "b"}]}, "messages"),
+    ],
+)
+def test_the_form_is_inferred(jsonl, row, form):
+    assert form_of(read(Source(jsonl([row])))) == form
+
+
+def test_the_generation_temperature_comes_along_and_may_be_unknown(jsonl):
+    path = jsonl(
+        [{"text": "a", "generation_temperature": 0}, {"text": "b", "generation_temperature": None}, {"text": "c"}]
+    )
+    assert read(Source(path))["generation_temperature"] == [0.0, None, None]
+
+
+def test_prompts_alone_are_enough_where_no_response_is_needed(jsonl):
+    path = jsonl([{"prompt": "a"}])
+    assert list(read(Source(path), need_response=False)) == [{"prompt": "a"}]
+    with pytest.raises(UserError, match="it has prompt"):
+        read(Source(path))
+
+
+def test_a_limit_keeps_the_first_rows_and_blank_rows_do_not_count(jsonl):
+    path = jsonl([{"text": "  "}, {"text": "a"}, {"text": "b"}, {"text": "c"}])
+    assert read(Source(path, limit=2))["text"] == ["a", "b"]
+
+
+def test_the_fingerprint_follows_content_and_options_and_not_the_name(jsonl):
+    rows = [{"text": "a"}, {"text": "b"}]
+    first, copy, other = jsonl(rows), jsonl(rows, "copy.jsonl"), jsonl(rows[:1], "other.jsonl")
+    assert fingerprint(Source(first)) == fingerprint(Source(copy)) != fingerprint(Source(other))
+    assert fingerprint(Source(first)) != fingerprint(Source(first, limit=1))
+    assert fingerprint(Source(first)) != fingerprint(Source(first, separator="\n"))
+
+
+LINE = '{"text": "a"}\n'
+BAD = {
+    "missing file": ("gone.jsonl", None, {}, "no such file or folder"),
+    "a folder that cannot be a hub name": ("no/such/folder", None, {}, "no such file or folder"),
+    "empty file": ("d.jsonl", "", {}, "got an empty file"),
+    "empty csv": ("d.csv", "", {}, "got an empty file"),
+    "empty text": ("d.txt", "\n\n", {}, "got an empty file"),
+    "blank rows": ("d.jsonl", '{"text": " "}\n', {}, "every row is blank"),
+    "malformed line": ("d.jsonl", LINE + '{"text": "b"\n', {}, "line 2 is not JSON"),
+    "malformed array": ("d.json", '[{"text": "b"},\n}]', {}, "line 2 is not JSON"),
+    "no object": ("d.jsonl", LINE + "5\n", {}, "line 2: expected a JSON object, got int"),
+    "no object in an array": ("d.json", '[{"text": "b"}, 5]', {}, "row 2: expected a JSON object, got int"),
+    "unknown column": ("d.jsonl", LINE, {"text": "texts"}, "no column 'texts'; did you mean 'text'"),
+    "nothing to infer": ("d.jsonl", '{"body": "a"}\n', {}, "it has body; name yours, for example `text: body`"),
+    "two forms": ("d.jsonl", LINE, {"text": "text", "prompt": "text"}, "name one of text, prompt with response"),
+    "wrong type": ("d.jsonl", LINE + '{"text": 5}\n', {}, "row 2: column 'text' must hold text, got int"),
+    "null": ("d.jsonl", LINE + '{"text": null}\n', {}, "row 2: column 'text' must hold text, got NoneType"),
+    "a row without the column": ("d.jsonl", LINE + '{"b": "c"}\n', {}, "row 2: column 'text' is missing"),
+    "messages of another shape": ("d.jsonl", '{"messages": ["hi"]}\n', {}, "row 1: column 'messages' must hold a list"),
+    "negative temperature": (
+        "d.jsonl",
+        '{"text": "a", "generation_temperature": -1}',
+        {},
+        "a temperature of 0 or more",
+    ),
+    "temperature in words": (
+        "d.jsonl",
+        '{"text": "a", "generation_temperature": "hot"}',
+        {},
+        "a temperature of 0 or more",
+    ),
+    "limit 0": ("d.jsonl", LINE, {"limit": 0}, "limit must be 1 or more, got 0"),
+    "another format": ("d.pkl", "x", {}, "expected one of .jsonl"),
+    "a parquet file that is none": ("d.parquet", "x", {}, "not a readable .parquet file"),
+    "a ragged csv": ("d.csv", "text,b\n1,2\n1,2,3\n", {}, "not a readable .csv file"),
+    "not UTF-8": ("d.txt", b"caf\xe9 noir", {}, "expected UTF-8 text, got byte 0xe9"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "options", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line_that_names_the_file(tmp_path, name, content, options, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError) as caught:
+        read(Source(str(path), **options))
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_that_datasets_did_not_save_is_refused(tmp_path):
+    (tmp_path / "x.jsonl").write_text(LINE)
+    with pytest.raises(UserError, match="expected a folder saved by datasets"):
+        read(Source(str(tmp_path)))
+
+
+def test_a_folder_with_splits_names_them(tmp_path):
+    split = datasets.Dataset.from_list([{"text": "a"}])
+    datasets.DatasetDict({"train": split, "test": split}).save_to_disk(tmp_path / "d")
+    with pytest.raises(UserError, match="holds the splits train, test"):
+        read(Source(str(tmp_path / "d")))
+    assert read(Source(str(tmp_path / "d" / "train")))["text"] == ["a"]
+
+
+def test_a_hub_name_without_network_is_one_line(monkeypatch, tmp_path):
+    # The library's own switch for a machine without network, which spares its minute of retries.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"^nobody/nothing: .*the hub cannot be reached; check the name") as caught:
+        read(Source("nobody/nothing"), cache_dir=tmp_path)
+    assert "\n" not in str(caught.value)
