@@ -138,19 +138,27 @@ def _place(path: str, revision: str | None, trust_remote_code: bool) -> _Place:
 
 
 @contextmanager
-def _one_line(what: str, place: _Place) -> Iterator[None]:
-    """Turn whatever loading can raise into one line, and keep transformers' reports off the screen."""
+def _silence() -> Iterator[None]:
+    """Keep transformers' reports and bars off the screen."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, SafetensorError) as error:
-        raise UserError(f"cannot load a {what} from {place.path}: {_reason(error, place)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _one_line(what: str, place: _Place) -> Iterator[None]:
+    """Turn whatever loading can raise into one line."""
+    try:
+        with _silence():
+            yield
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, SafetensorError) as error:
+        raise UserError(f"cannot load a {what} from {place.path}: {_reason(error, place)}") from error
 
 
 def _reason(error: Exception, place: _Place) -> str:
@@ -248,9 +256,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     folder = Path(folder)
     fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(fresh)
+    with _silence():
+        model.save_pretrained(fresh)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(fresh)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)

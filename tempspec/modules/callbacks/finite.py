@@ -37,5 +37,5 @@ class FiniteLoss(Callback):
             keys = ", ".join(map(str, self._keys))
             raise UserError(
                 f"the loss is {loss.item()} at step {trainer.global_step} (first rows' keys {keys}): lower the "
-                "learning rate, clip gradients (trainer.gradient_clip_val: 1.0), or train in bf16-mixed instead of 16-mixed"
+                "learning rate, clip gradients (trainer.gradient_clip_val: 1.0), or train in bf16-mixed, not 16-mixed"
             )

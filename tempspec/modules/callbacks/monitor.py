@@ -39,16 +39,16 @@ class TrainingMonitor(Callback):
         self._since += self.clock() - self._paused_at
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Log the gradient's norm."""
+        """Log the gradient's norm and the learning rate of the step."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        pl_module.log("train/lr", optimizer.param_groups[0]["lr"])
         pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch; log speed and learning rate."""
+        """Count the batch; log the speed."""
         self._tokens = self._tokens + batch["attention_mask"].sum()
-        pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
         if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             now = self.clock()
             speed = float(self._tokens) / max(now - self._since, 1e-9)

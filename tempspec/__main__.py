@@ -1,0 +1,109 @@
+"""The command line's first stage: which subcommand, without importing anything heavy (floor 6).
+
+Importing Lightning takes seconds; `tempspec --help` and a mistyped subcommand must not wait for it.
+"""
+
+import difflib
+import errno
+import importlib
+import sys
+from collections.abc import Sequence
+
+from tempspec import __version__
+from tempspec.errors import UserError
+
+__all__ = ["main"]
+
+COMMANDS = {
+    "fit": ("tempspec.cli.lightning", "distil a draft from a target, or train a model on text"),
+    "validate": ("tempspec.cli.lightning", "acceptance at every pair of temperatures, without decoding"),
+    "test": ("tempspec.cli.lightning", "as validate, on the test sets"),
+    "predict": ("tempspec.cli.lightning", "speculative decoding: verifiers x temperatures x prompt sets"),
+    "generate": ("tempspec.cli.lightning", "the target's own text at a chosen temperature"),
+    "plugins": ("tempspec.cli.plugins", "what is registered, with its origin and its doc line"),
+    "quickstart": ("tempspec.cli.quickstart", "all of it in minutes, offline, on a laptop CPU"),
+}
+"""Subcommand to the module whose `main(argv)` runs it, and its line in `--help`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments without the program's name; the process' own by default.
+
+    Returns:
+        The exit code: 0, or 2 for bad input, 130 or 143 after an interruption.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        line = _os_error_line(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+            return 2
+        return stop.code or 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    """Answer help and version here; hand everything else to the subcommand's own module.
+
+    Raises:
+        UserError: no such subcommand.
+    """
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"tempspec {__version__}")
+        return 0
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"expected a subcommand first, got {name!r}: {hint}choose from {', '.join(COMMANDS)}")
+    command = importlib.import_module(COMMANDS[name][0])
+    return int(command.main(arguments) or 0)
+
+
+def _help() -> str:
+    """The text of `tempspec --help`."""
+    width = max(map(len, COMMANDS))
+    lines = "\n".join(f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    return (
+        "usage: tempspec SUBCOMMAND [OPTIONS]\n\n"
+        "Train the draft for the temperature you serve at, and know what speculative decoding gains.\n\n"
+        f"{lines}\n\n"
+        "tempspec SUBCOMMAND --help lists the options; tempspec --version says which version this is."
+    )
+
+
+def _os_error_line(error: OSError) -> str | None:
+    """What a user can do about a failed file operation; None for what is rather a defect."""
+    where = f" {error.filename}" if error.filename else ""
+    match error.errno:
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"no permission to read or write{where}; set run: to another folder, or change its permissions"
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"no space left on the device:{where} could not be written; free some, or set run: to another folder"
+        case errno.ENOENT:
+            return f"no such file or folder:{where}"
+        case errno.ENOTDIR | errno.EEXIST | errno.EISDIR:
+            return f"expected a folder where a file is, or the other way round:{where}; choose another name"
+        case _:
+            return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""fit, validate, test, predict and generate: one LightningCLI, one YAML (floor 6).
+
+The YAML's `task` chooses the module before the parser is built; its `run` is the folder that every stage writes its own
+subfolder of.
+"""
+
+import importlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+from tempspec import registry
+from tempspec.cli.parser import Parser
+from tempspec.cli.progress import Progress
+from tempspec.cli.quiet import quiet
+from tempspec.cli.tables import print_metrics
+from tempspec.data.module import TextDataModule
+from tempspec.errors import UserError
+from tempspec.modules.callbacks import GracefulStop, LastCheckpoint, PretrainedExport
+from tempspec.modules.metrics_file import MetricsFile
+
+__all__ = ["CommandLine", "GeneratingTrainer", "main"]
+
+TASKS = {
+    "distillation": "tempspec.modules.distillation:DistillationModule",
+    "language-model": "tempspec.modules.language_model:LanguageModelModule",
+}
+TRAINER_DEFAULTS = {
+    "use_distributed_sampler": False,  # the data's own samplers know ranks, filler rows and how to resume
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+}
+Task = Literal["distillation", "language-model"]
+
+TOKENIZER_OF = {"distillation": ("target",), "language-model": ("tokenizer", "pretrained")}
+"""Where each task's model names the tokenizer that the data use unless they name their own."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one of the Lightning subcommands.
+
+    Args:
+        arguments: the subcommand and its options.
+
+    Raises:
+        UserError: whatever a user can do something about.
+    """
+    quiet()
+    _allow_imports()
+    before = _look_ahead(list(arguments))
+    if before.get("task") not in (None, *TASKS):
+        raise UserError(f"task must be one of {', '.join(TASKS)}, got {before['task']!r}")
+    try:
+        CommandLine(before.get("task") or "distillation", before["run"], list(arguments))
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except torch.OutOfMemoryError as error:
+        raise UserError("out of memory: lower data.batch_size, data.max_length or model.sweep.slots") from error
+    return 0
+
+
+def _allow_imports() -> None:
+    """Let a configuration name classes of our own packages and of registered plugins, and of nothing else."""
+    registry.load()
+    asked = [name for name in os.environ.get("TEMPSPEC_ALLOW", "").split(",") if name]
+    set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=["tempspec", "lightning", "torch.optim", *sorted(registry.allowed_packages()), *asked],
+    )
+
+
+def _look_ahead(arguments: list[str]) -> dict[str, Any]:
+    """`task` and `run` as the last of the options and configurations that names them says; `run` has a default."""
+    found: dict[str, Any] = {"run": "runs/default"}
+    for option, value in _pairs(arguments):
+        if option in ("-c", "--config"):
+            config = _read(value)
+            found |= {"run": f"runs/{Path(value).stem}"} | {
+                key: config[key] for key in ("task", "run") if config.get(key)
+            }
+        elif option in ("--task", "--run"):
+            found[option.removeprefix("--")] = value
+    return found
+
+
+def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Options with their values, written `--name value` or `--name=value`."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, equals, value = argument.partition("=")
+        yield option, value if equals else following
+
+
+def _read(path: str) -> dict[str, Any]:
+    """A configuration's mapping; empty for what the parser will complain about."""
+    try:
+        config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def _module_class(task: str) -> type[LightningModule]:
+    """The module of a task; only that one is imported."""
+    module, _, name = TASKS[task].partition(":")
+    return cast(type[LightningModule], getattr(importlib.import_module(module), name))
+
+
+class GeneratingTrainer(Trainer):
+    """Lightning's Trainer with one more entry point."""
+
+    def generate(
+        self, model: LightningModule, datamodule: LightningDataModule | None = None, ckpt_path: str | None = None
+    ) -> None:
+        """Write the target's own text at the sweep's generation temperatures.
+
+        Args:
+            model: a module with `begin_generation`.
+            datamodule: where the prompts come from.
+            ckpt_path: a checkpoint file, or `last`.
+        """
+        begin = getattr(model, "begin_generation", None)
+        if begin is None:
+            raise UserError("generate needs task: distillation, whose model names a target")
+        begin()
+        self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration to the stage's folder, whatever logger is used."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write `config.yaml`; every subcommand can read it again."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+
+
+class CommandLine(LightningCLI):
+    """The parser of one task and the run that it describes; constructing it does everything.
+
+    Args:
+        task: a key of `TASKS`.
+        run: the run folder unless an option or configuration names another.
+        arguments: the subcommand and its options.
+    """
+
+    def __init__(self, task: str, run: str, arguments: list[str]) -> None:
+        self.task = task
+        self.default_run = run
+        super().__init__(
+            _module_class(task),
+            TextDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_class=GeneratingTrainer,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=1,
+            parser_class=Parser,
+            parser_kwargs={"prog": "tempspec"},
+            args=arguments,
+            auto_configure_optimizers=False,
+        )
+
+    # -- parsing -------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, each with the arguments of its Trainer method that are no options."""
+        hidden = {"model", "datamodule", "dataloaders", "weights_only", "return_predictions", "verbose"}
+        return {
+            "fit": {"model", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"},
+            "validate": hidden,
+            "test": hidden,
+            "predict": hidden,
+            "generate": {"model", "datamodule"},
+        }
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add `task` and `run` beside Lightning's own."""
+        super().add_default_arguments_to_parser(parser)
+        parser.add_argument("--task", type=Task, default=self.task, help="What is run: decides what `model` takes.")
+        parser.add_argument("--run", type=str, default=self.default_run, help="The folder that the run leaves.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; Lightning warns when a script's own arguments are passed on like this."""
+        assert isinstance(args, list)
+        self.config = parser.parse_args(args)
+
+    @property
+    def _options(self) -> Any:
+        """The parsed configuration of the subcommand."""
+        return self.config[self.config.subcommand]
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder of this stage."""
+        return Path(self._options.run) / self.config.subcommand
+
+    def _parse_ckpt_path(self) -> None:
+        """Resolve and check `ckpt_path`; unlike Lightning's, it never overrides the configuration.
+
+        Raises:
+            UserError: no such file, or not a checkpoint.
+        """
+        path = self._options.get("ckpt_path")
+        if path is None:
+            return
+        if path == "last":
+            last = Path(self._options.run) / "fit" / "checkpoints" / "last.ckpt"
+            if not last.is_file():
+                raise UserError(f"ckpt_path is last, but there is no {last}; leave ckpt_path out to start from scratch")
+            self._options.ckpt_path = path = str(last)
+        _check_checkpoint(path)
+
+    def before_instantiate_classes(self) -> None:
+        """Let the data use the model's tokenizer unless they name their own.
+
+        Raises:
+            UserError: the Trainer's own folder is set.
+        """
+        if self._options.trainer.default_root_dir is not None:
+            raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
+        if self._options.data.tokenizer is None:
+            named = (self._options.model.get(key) for key in TOKENIZER_OF[self.task])
+            self._options.data.tokenizer = next((path for path in named if path is not None), None)
+
+    # -- building ------------------------------------------------------------------------------------------------------
+
+    def instantiate_classes(self) -> None:
+        """Build trainer, module and data.
+
+        Raises:
+            UserError: a constructor refuses its options.
+        """
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError) as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with this run's folder, metrics file and callbacks."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trainer = self._options.trainer
+        if trainer.logger in (None, True):
+            kwargs["logger"] = MetricsFile(self.folder, resume=self._options.get("ckpt_path") is not None)
+        checkpoints = trainer.enable_checkpointing is not False
+        kwargs["enable_checkpointing"] = checkpoints and self.subcommand == "fit"
+        self.trainer_defaults = TRAINER_DEFAULTS | {"callbacks": self._callbacks(kwargs["enable_checkpointing"])}
+        return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
+
+    def _callbacks(self, checkpoints: bool) -> list[Callback]:
+        """What every run gets besides the user's own callbacks."""
+        callbacks: list[Callback] = [GracefulStop()]
+        if self._options.trainer.enable_progress_bar is not False:
+            callbacks.append(Progress())
+        if self.subcommand == "fit":
+            callbacks.append(PretrainedExport(self.folder))
+        if checkpoints:
+            callbacks.append(LastCheckpoint(self.folder / "checkpoints"))
+        return callbacks
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def validate(self, **kwargs: Any) -> None:
+        """Measure, print and write metrics.json."""
+        self._report(self.trainer.validate(**kwargs, verbose=False))
+
+    def test(self, **kwargs: Any) -> None:
+        """Measure, print and write metrics.json."""
+        self._report(self.trainer.test(**kwargs, verbose=False))
+
+    def predict(self, **kwargs: Any) -> None:
+        """Decode; rows go to files, not to memory."""
+        self.trainer.predict(**kwargs, return_predictions=False)
+
+    def _report(self, results: Sequence[Mapping[str, float]]) -> None:
+        """Print and keep what an evaluation logged, on rank 0."""
+        if self.trainer.is_global_zero and results:
+            (self.folder / "metrics.json").write_text(json.dumps(dict(results[0]), indent=2) + "\n", encoding="utf-8")
+            print_metrics(results[0])
+
+
+def _check_checkpoint(path: str) -> None:
+    """Refuse what is not a local Lightning checkpoint, before anything is built.
+
+    Raises:
+        UserError: saying which.
+    """
+    if "://" in path:
+        raise UserError(f"ckpt_path must be a local file, got {path}: download it first (checkpoints can carry code)")
+    if not Path(path).is_file():
+        raise UserError(f"ckpt_path must be a checkpoint file or last, got {path}: there is no such file")
+    try:
+        content = torch.load(path, weights_only=True, map_location="meta", mmap=True)
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        raise UserError(f"{path} is not a checkpoint, or holds more than weights and numbers") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise UserError(f"{path} is not a checkpoint of fit: it has no state_dict")

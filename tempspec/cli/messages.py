@@ -1,0 +1,192 @@
+"""jsonargparse's reports of a wrong option, told in one line with a remedy (floor 6).
+
+Nothing here decides anything: a report that no rule knows is only joined to one line.
+"""
+
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable
+
+from tempspec import registry
+from tempspec.errors import UserError
+
+__all__ = ["explain"]
+
+_FAMILY = {base: family for family, base in registry.FAMILIES.items()}
+_CLASS = re.compile(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*")
+_NEVER = "Expected a <class 'NoneType'>"
+
+
+def explain(report: str, options: Iterable[str]) -> str:
+    """One line for a parser's report.
+
+    Args:
+        report: what jsonargparse says, on many lines.
+        options: the options that the subcommand knows, such as `--model.target`.
+
+    >>> explain("unrecognized arguments: --model.targt x", ["--model.target", "--run"])
+    "unknown option --model.targt: did you mean '--model.target'?"
+    >>> explain("the following arguments are required: fit.model.target", [])
+    'model.target is missing: set it in the configuration, or give --model.target'
+    """
+    names = sorted(set(options))
+    if found := re.match(r"unrecognized arguments: (.*)", report, re.DOTALL):
+        return _unknown_option(found[1].split(), names)
+    if found := re.match(r"Subcommand '\S+' does not accept option '(\S+)'", report):
+        return _unknown_key(found[1], [name.removeprefix("--") for name in names])
+    if found := re.match(r"the following arguments are required: (.*)", report):
+        key = found[1].split(",")[0].split(".", 1)[-1]
+        return f"{key} is missing: set it in the configuration, or give --{key}"
+    if found := re.match(r'Parser key "([\w.+]+)":(.*)', report, re.DOTALL):
+        return _wrong_value(found[1], found[2])
+    return _joined(report)
+
+
+def _joined(text: str) -> str:
+    """Many lines as one."""
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`did you mean 'x'?`, or the empty string."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
+def _unknown_option(arguments: list[str], names: list[str]) -> str:
+    """For an argument that is no option."""
+    name = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
+    if name is None:
+        return f"unexpected argument {arguments[0]!r}: options are written --NAME VALUE"
+    return f"unknown option {name}: {_did_you_mean(name, names) or '--help lists the options'}"
+
+
+def _unknown_key(key: str, names: list[str]) -> str:
+    """For a key of a configuration that is no option; its first part may be the wrong one."""
+    sections = {name.partition(".")[0] for name in names}
+    section, _, rest = key.partition(".")
+    hint = _did_you_mean(section, sections) if rest and section not in sections else _did_you_mean(key, names)
+    return f"unknown key {key} in the configuration: {hint or '--help lists the options'}"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Wrong values
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _wrong_value(key: str, details: str) -> str:
+    """For a value that its option does not accept."""
+    subtypes = (re.search(r"Subtypes: (.*)", details) or ["", details])[1]
+    given = (re.search(r"Given value: (.*)", details, re.DOTALL) or ["", ""])[1].strip()
+    shown = "" if given.startswith(("NestedArg(", "Namespace(")) else given
+    errors = _errors(details)
+    specific = [error for error in errors if not re.match(r"Expected a <class '\w+'>(\. Got|$)", error)]
+    told = [_one(error, key, subtypes, given) for error in (specific or errors)]
+    got = "" if any("got" in line or "?" in line for line in told) or not shown else f", got {shown}"
+    return f"{key}: {'; or '.join(dict.fromkeys(told))}{got}"
+
+
+def _errors(details: str) -> list[str]:
+    """The bullets under `Errors:` that can help; the whole text where there are none."""
+    if "Errors:" not in details:
+        return [_joined(details)]
+    part = details.partition("Errors:")[2].partition("\n  Given value")[0]
+    bullets = [_joined(bullet) for bullet in re.split(r"\n {4}- ", part) if bullet.strip()]
+    return [bullet for bullet in bullets if bullet != _NEVER] or bullets
+
+
+def _one(error: str, key: str, subtypes: str, given: str) -> str:
+    """One bullet in words."""
+    rules: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+        (r"Expected a dot import path string: (.*)", lambda found: _unknown_class(found[1], subtypes)),
+        (r"Problem with given class_path '(\S+)': Importing '(\S+)' is not allowed", lambda found: _denied(found[2])),
+        (r"Problem with given class_path '(\S+)': .*", lambda found: _unknown_class(found[1], subtypes)),
+        (r"Option '(\S+)' is not accepted", lambda found: _unknown_argument(found[1], key, subtypes, given)),
+        (r"Expected an instantiatable class.*", lambda found: _no_class(subtypes)),
+        (r"the following arguments are required: (.*)", lambda found: f"its option {found[1]} is missing"),
+        (r'Parser key "(\S+)": (.*)', lambda found: f"{found[1]}: {_one(found[2], key, subtypes, given)}"),
+        (r"(Expected .*?)\. Got value: (.*)", lambda found: f"{_plain(found[1])}, got {found[2]}"),
+    )
+    for pattern, tell in rules:
+        if found := re.match(pattern, error):
+            return tell(found)
+    return _plain(error)
+
+
+def _plain(text: str) -> str:
+    """Types as a user writes them."""
+    text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", text)
+    text = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", text)
+    return re.sub(r"^Expected (a )?", "expected ", text)
+
+
+def _bases(subtypes: str) -> list[type]:
+    """The classes that a type names, as far as they are imported."""
+    found = (name.rpartition(".") for name in _CLASS.findall(subtypes))
+    classes = (getattr(sys.modules.get(module), name, None) for module, _, name in found)
+    return [value for value in classes if isinstance(value, type) and value is not type(None)]
+
+
+def _subclasses(base: type) -> dict[str, type]:
+    """All public classes under a base, by name."""
+    found: dict[str, type] = {}
+    child: type
+    for child in base.__subclasses__():
+        found |= _subclasses(child)
+        if not child.__name__.startswith("_") and not inspect.isabstract(child):
+            found[child.__name__] = child
+    return found
+
+
+def _choices(subtypes: str) -> dict[str, type]:
+    """What may be named where a value of this type is expected."""
+    return {name: value for base in _bases(subtypes) for name, value in _subclasses(base).items()}
+
+
+def _unknown_class(name: str, subtypes: str) -> str:
+    """For a name that is no class of the family; a registered plugin that is broken tells why."""
+    for base in _bases(subtypes):
+        if family := _FAMILY.get(base.__name__):
+            try:
+                registry.get(family, name)
+            except UserError as error:
+                return str(error)
+    names = sorted(_choices(subtypes))
+    if not names or not re.fullmatch(r"[\w.]+", name):
+        return f"got {name}, which is not of the expected form"
+    if hint := _did_you_mean(name, names):
+        return f"unknown name {name!r}, {hint}"
+    listed = f"choose from {', '.join(names)}" if len(names) <= 12 else "--help lists the names"
+    return f"unknown name {name!r}: {listed}; got {name}"
+
+
+def _denied(path: str) -> str:
+    """For a class outside the allowlist."""
+    return (
+        f"got {path}, but a configuration may name classes of tempspec, lightning, torch.optim and registered plugins "
+        f"only; to allow more set the environment variable TEMPSPEC_ALLOW={path.partition('.')[0]}"
+    )
+
+
+def _unknown_argument(name: str, key: str, subtypes: str, given: str) -> str:
+    """For an option that the chosen class does not have."""
+    named = re.search(r"class_path'?[=:]\s*'([\w.]+)'", given)
+    choices = _choices(subtypes)
+    chosen = choices.get(named[1].rpartition(".")[2]) if named else None
+    owners = [chosen] if chosen else [base for base in _bases(subtypes) if not inspect.isabstract(base)]
+    if not owners:
+        return f"unknown option {name!r}: --{key}.help CLASS lists the options of a class"
+    parameters = [parameter for owner in owners for parameter in inspect.signature(owner).parameters]
+    listed = _did_you_mean(name, parameters) or f"choose from {', '.join(parameters) or 'none'}"
+    return f"{owners[0].__name__} has no option {name!r}, {listed}"
+
+
+def _no_class(subtypes: str) -> str:
+    """For a mapping that names no class in the way that is expected."""
+    names = sorted(_choices(subtypes))
+    return (
+        "expected the name of a class, or {class_path: NAME, init_args: {OPTION: VALUE}} with every option under "
+        f"init_args (names: {', '.join(names[:12])})"
+    )

@@ -1,0 +1,33 @@
+"""Messages of the libraries that tell a user of this program nothing (floor 6)."""
+
+import logging
+import warnings
+
+__all__ = ["quiet"]
+
+_WARNINGS = (
+    r".*does not have many workers.*",  # encoded rows come from a memory-mapped cache: workers cost more than they save
+    r".*Checkpoint directory .* exists and is not empty.*",  # that is what continuing a run looks like
+    r".*isinstance\(treespec, LeafSpec\).*",  # Lightning on torch, nothing of ours
+    r".*Trying to infer the `batch_size` from an ambiguous collection.*",  # only weights epoch means that are not used
+    r".*`max_epochs` was not set.*",  # said again, better, by the configuration
+)
+_CHATTER = ("💡", "GPU available: False", "TPU available", "HPU available", "`weights_only` was not set")
+
+
+class _Chatter(logging.Filter):
+    """Drops Lightning's advertisements, its list of absent accelerators, and notes on its own defaults."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record says something."""
+        text = record.getMessage()
+        return not text.startswith(_CHATTER)
+
+
+def quiet() -> None:
+    """Silence them; everything else still shows."""
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_Chatter())
+    logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
