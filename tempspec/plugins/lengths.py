@@ -29,7 +29,8 @@ class FixedLength(DraftLength):
 class ConfidenceThreshold(DraftLength):
     """Stops behind the first token that the draft gave a probability below the threshold; that token is kept.
 
-    Keeping it is what leaves the text's law alone: dropping a token for its own probability would bias it.
+    Keeping it is what leaves the text's law alone: dropping a token for its own probability would bias it. At draft
+    temperature 0 the draft's law is one-hot, and nothing stops but the limit.
 
     Args:
         threshold: in [0, 1]; 0 never stops, 1 stops behind every token that was not certain.
