@@ -128,10 +128,7 @@ class GeneratingTrainer(Trainer):
             datamodule: where the prompts come from.
             ckpt_path: a checkpoint file, or `last`.
         """
-        begin = getattr(model, "begin_generation", None)
-        if begin is None:
-            raise UserError("generate needs task: distillation, whose model names a target")
-        begin()
+        model.begin_generation()  # type: ignore[operator]
         self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
 
 
@@ -248,7 +245,13 @@ class CommandLine(LightningCLI):
             raise UserError(" ".join(str(error).split())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer, with this run's folder, metrics file and callbacks."""
+        """The Trainer, with this run's folder, metrics file and callbacks.
+
+        Raises:
+            UserError: the task's module has no such stage.
+        """
+        if self.subcommand in ("predict", "generate") and not hasattr(self.model, "begin_generation"):
+            raise UserError(f"{self.subcommand} needs task: distillation, whose model names a target; got {self.task}")
         self.folder.mkdir(parents=True, exist_ok=True)
         trainer = self._options.trainer
         if trainer.logger in (None, True):

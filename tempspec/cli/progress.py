@@ -15,7 +15,12 @@ class Progress(RichProgressBar):
         """What stands beside the bar."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
-        return {name.removeprefix("train/"): _short(value) for name, value in shown.items()}
+        return {_label(name): _short(value) for name, value in shown.items()}
+
+
+def _label(name: str) -> str:
+    """A metric's name as the bar shows it."""
+    return name.removeprefix("train/").replace("tokens_per_second", "tok/s").replace("nats_per_token", "nats")
 
 
 def _short(value: int | str | float | dict[str, float]) -> int | str | float | dict[str, float]:

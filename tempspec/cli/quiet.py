@@ -10,6 +10,8 @@ _WARNINGS = (
     r".*Checkpoint directory .* exists and is not empty.*",  # that is what continuing a run looks like
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning on torch, nothing of ours
     r".*Trying to infer the `batch_size` from an ambiguous collection.*",  # only weights epoch means that are not used
+    r".*callbacks used to create the checkpoint need to be provided.*",  # evaluation needs none of fit's
+    r".*Precision .* is not supported by the model summary.*",
     r".*`max_epochs` was not set.*",  # said again, better, by the configuration
 )
 _CHATTER = ("💡", "GPU available: False", "TPU available", "HPU available", "`weights_only` was not set")
