@@ -1,3 +1,4 @@
+import inspect
 import os
 import shutil
 import subprocess
@@ -227,6 +228,16 @@ def test_an_unknown_name_gets_a_suggestion_and_the_list(family, name, parts):
 @pytest.mark.parametrize("plugin", registry.scan(), ids=lambda plugin: plugin.name)
 def test_every_built_in_loads(plugin):
     assert registry.get(plugin.family, plugin.name).__name__ == plugin.name
+
+
+@pytest.mark.parametrize("plugin", registry.scan(), ids=lambda plugin: plugin.name)
+def test_every_built_in_documents_itself_and_its_options(plugin):
+    cls = registry.get(plugin.family, plugin.name)
+    assert cls.__doc__
+    assert 20 < len(cls.__doc__.splitlines()[0]) < 120
+    documented = "".join(inspect.cleandoc(parent.__doc__) for parent in cls.__mro__[:-1] if parent.__doc__)
+    options = set(inspect.signature(cls).parameters)
+    assert [option for option in sorted(options) if f"\n    {option}: " not in documented] == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -43,10 +43,10 @@ def forward_kl(logp: Tensor, logq: Tensor) -> Tensor:
     """
     logp, logq = _wide(logp, logq)
     log_ratio = logp - logq
-    impossible = torch.isposinf(log_ratio).any(-1)
-    finite = _expectation(logp.exp(), log_ratio.nan_to_num(nan=torch.nan, posinf=_LARGEST_LOG_RATIO))
+    impossible = torch.isposinf(log_ratio)
+    finite = _expectation(logp.exp(), log_ratio.masked_fill(impossible, _LARGEST_LOG_RATIO))
     # Added rather than filled in, so that the rest of the position keeps its gradient.
-    return finite + torch.zeros_like(finite).masked_fill_(impossible, torch.inf)
+    return finite + torch.zeros_like(finite).masked_fill_(impossible.any(-1), torch.inf)
 
 
 def reverse_kl(logp: Tensor, logq: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def negative_log_acceptance(logp: Tensor, logq: Tensor) -> Tensor:
     tensor(200.)
     """
     log_overlap = torch.minimum(*_wide(logp, logq))
-    disjoint = log_overlap.amax(-1) == -torch.inf
+    disjoint = log_overlap.detach().amax(-1) == -torch.inf
     # logsumexp has no gradient where all entries are -inf.
     return -log_overlap.masked_fill(disjoint[..., None], 0.0).logsumexp(-1).masked_fill(disjoint, -torch.inf)
 
@@ -195,8 +195,8 @@ def _wide(*laws: Tensor) -> tuple[Tensor, ...]:
 
 
 def _log(m: Tensor) -> Tensor:
-    """The log of probabilities; where m underflows, a finite one with gradient 0."""
-    return m.clamp(min=torch.finfo(m.dtype).tiny).log()
+    """The log of probabilities, finite in value and gradient where they underflow."""
+    return (m + torch.finfo(m.dtype).tiny).log()
 
 
 def _expectation(p: Tensor, value: Tensor) -> Tensor:

@@ -40,11 +40,8 @@ def test_conformance(name, options):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names_its_source_and_describes_itself(name):
-    cls = getattr(plugins, name)
-    assert "arXiv" in cls.source
-    assert cls.__doc__
-    assert 20 < len(cls.__doc__.splitlines()[0]) < 120
+def test_names_its_source(name):
+    assert "arXiv" in getattr(plugins, name).source
 
 
 @pytest.mark.parametrize(("name", "order"), ORDER.items())
