@@ -128,7 +128,7 @@ class NegativeLogAcceptance(Divergence):
     """The negative log of the acceptance: total variation's gradient, grown where the acceptance is small."""
 
     gradient_order: ClassVar[int] = 1
-    source = "LK losses 2026 (arXiv 2602.23881)"
+    source = "Samarin et al. 2026, LK Losses: Direct Acceptance Rate Optimization (arXiv 2602.23881)"
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
         """See `tempspec.core.divergences.negative_log_acceptance`."""
@@ -148,7 +148,7 @@ class LKHybrid(Divergence):
         ValueError: eta is negative or not finite.
     """
 
-    source = "LK losses 2026 (arXiv 2602.23881)"
+    source = "Samarin et al. 2026, LK Losses: Direct Acceptance Rate Optimization (arXiv 2602.23881)"
 
     def __init__(self, eta: float = 3.0, scale: Scale = "none") -> None:
         super().__init__(scale)
