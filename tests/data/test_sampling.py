@@ -1,0 +1,190 @@
+from itertools import chain
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import Dataset
+
+from tempspec.data.sampling import ResumableLoader, ShardSampler, WorkItems, work_loader
+from tempspec.errors import UserError
+
+# Python warns of every fork of a process with threads; the workers here touch nothing but tensors.
+FORKS = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+WORKERS = pytest.mark.parametrize("workers", [0, pytest.param(2, marks=FORKS)])
+
+
+class Numbers(Dataset):
+    """Rows whose content is their number."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __getitem__(self, slot):
+        return torch.tensor([float(slot.row), 1.0])
+
+    def __len__(self):
+        return self.rows
+
+
+def loader(rows=14, *, batch_size=4, workers=0, rank=0, world=1, seed=3):
+    sampler = ShardSampler(rows, rank=rank, world=world, shuffle=True, seed=seed)
+    return ResumableLoader(Numbers(rows), sampler=sampler, batch_size=batch_size, num_workers=workers)
+
+
+def rows_of(batches):
+    return [batch[:, 0].int().tolist() for batch in batches]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 10])
+def test_ranks_are_equally_long_never_empty_and_see_every_row_once(rows, world, shuffle):
+    ranks = [list(ShardSampler(rows, rank=rank, world=world, shuffle=shuffle)) for rank in range(world)]
+    lengths = {len(slots) for slots in ranks}
+    assert len(lengths) == 1
+    assert lengths == {len(ShardSampler(rows, rank=0, world=world))} != {0}
+    assert sorted(slot.row for slot in chain(*ranks) if not slot.filler) == list(range(rows))
+    assert all(0 <= slot.row < max(rows, 1) for slot in chain(*ranks))
+
+
+def test_ranks_together_walk_the_rows_in_order():
+    ranks = [ShardSampler(6, rank=rank, world=2) for rank in range(2)]
+    assert [slot.row for pair in zip(*ranks, strict=True) for slot in pair] == list(range(6))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch():
+    def order(seed, epoch):
+        sampler = ShardSampler(50, shuffle=True, seed=seed)
+        sampler.set_epoch(epoch)
+        return [slot.row for slot in sampler]
+
+    assert order(1, 2) == order(1, 2)
+    assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+@WORKERS
+@pytest.mark.parametrize("cut", [0, 1, 3, 4])
+def test_a_loader_continues_within_its_epoch_and_begins_the_next_anew(cut, workers):
+    whole = loader(workers=workers)
+    whole.sampler.set_epoch(2)
+    expected = rows_of(whole)
+
+    stopped = loader(workers=workers)
+    stopped.sampler.set_epoch(2)
+    batches = iter(stopped)
+    seen = rows_of(next(batches) for _ in range(cut))
+    resumed = loader(workers=workers)
+    resumed.load_state_dict(stopped.state_dict())
+    resumed.sampler.set_epoch(2 if cut < len(whole) else 3)
+    rest = rows_of(resumed)
+    if cut < len(whole):
+        assert seen + rest == expected
+    else:
+        whole.sampler.set_epoch(3)
+        assert rest == rows_of(whole)
+    resumed.sampler.set_epoch(4)
+    whole.sampler.set_epoch(4)
+    assert rows_of(resumed) == rows_of(whole)
+    del batches
+
+
+def test_iterating_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    list(loader())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("change", [{"rows": 13}, {"batch_size": 3}, {"seed": 4}, {"world": 2}])
+def test_an_epoch_whose_order_has_changed_is_not_resumed(change):
+    stopped = loader()
+    next(iter(stopped))
+    resumed = loader(**change)
+    resumed.load_state_dict(stopped.state_dict())
+    with pytest.raises(UserError, match="resume with the same data, batch size, seed and number of processes"):
+        next(iter(resumed))
+
+
+def test_work_is_done_once_whatever_the_number_of_ranks():
+    work = [[1, 2], [3], [4, 5]]
+    for world in (1, 2, 4):
+        loaders = [work_loader(work, ShardSampler(len(work), rank=rank, world=world)) for rank in range(world)]
+        steps = [list(each) for each in loaders]
+        assert len({len(each) for each in steps}) == 1
+        assert sorted(item for step in chain(*steps) for item in step["items"]) == [1, 2, 3, 4, 5]
+        assert all(step["filler"] == (not step["items"]) for step in chain(*steps))
+
+
+def test_an_empty_work_list_is_one_filler():
+    assert list(work_loader([], ShardSampler(0))) == [{"items": [], "filler": True}]
+    assert len(WorkItems([])) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With a real Trainer
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Line(LightningModule):
+    """A line fitted by Adam; it remembers the rows that it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+        torch.nn.init.zeros_(self.layer.weight)
+        torch.nn.init.zeros_(self.layer.bias)
+        self.seen = []
+
+    def training_step(self, batch, index):
+        self.seen.append(tuple(batch[:, 0].int().tolist()))
+        return (self.layer(batch / 14) - batch[:, :1].cos()).square().mean()
+
+    def validation_step(self, batch, index):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+
+def fit(folder, *, workers=0, resume=None, **options):
+    module = Line()
+    trainer = Trainer(
+        max_steps=9,
+        callbacks=[
+            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1),
+            ModelCheckpoint(folder, filename="{epoch}", every_n_epochs=1, save_top_k=-1),
+        ],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, loader(workers=workers), loader(), ckpt_path=resume)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*Checkpoint directory .* exists:UserWarning")
+@pytest.mark.parametrize(
+    "options",
+    [{"limit_val_batches": 0}, {"limit_train_batches": 3, "limit_val_batches": 1, "num_sanity_val_steps": 0}],
+    ids=["whole epochs", "shortened epochs with validation"],
+)
+@WORKERS
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path, workers, options):
+    whole = fit(tmp_path, workers=workers, **options)
+    epoch = options.get("limit_train_batches", 4)
+    for name, cut in {
+        "step=1": 1,
+        "step=3": 3,
+        "step=4": 4,
+        "step=5": 5,
+        "epoch=0": epoch,
+        "epoch=1": 2 * epoch,
+    }.items():
+        resumed = fit(tmp_path, workers=workers, resume=tmp_path / f"{name}.ckpt", **options)
+        assert resumed.seen == whole.seen[cut:]
+        assert torch.equal(resumed.layer.weight, whole.layer.weight)
+        assert torch.equal(resumed.layer.bias, whole.layer.bias)
