@@ -139,11 +139,11 @@ def acceptance(logp: Tensor, logq: Tensor) -> Tensor:
 
 
 def negative_log_acceptance(logp: Tensor, logq: Tensor) -> Tensor:
-    """-log sum min(p, q); its gradient is total variation's over the acceptance. Samarin et al. 2026 (arXiv 2602.23881).
+    """-log sum min(p, q); its gradient is total variation's over the acceptance.
 
-    Summed in log-space: laws that hardly overlap keep an exact value and a gradient of full size, far below the
-    smallest float32 probability. Only disjoint supports (zeros as -inf) give +inf, with gradient 0: there no finite
-    change of the draft's other logits makes p and q overlap.
+    Samarin et al. 2026 (LK losses, arXiv 2602.23881). Summed in log-space: laws that hardly overlap keep an exact value
+    and a gradient of full size, far below the smallest float32 probability. Only disjoint supports (zeros as -inf) give
+    +inf, with gradient 0: there no finite change of the draft's other logits makes p and q overlap.
 
     >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
     >>> negative_log_acceptance(p.log(), q.log())  # -log 0.75
@@ -160,7 +160,8 @@ def negative_log_acceptance(logp: Tensor, logq: Tensor) -> Tensor:
 def lk_hybrid(logp: Tensor, logq: Tensor, *, eta: float = 3.0, temperature: Tensor | float = 1.0) -> Tensor:
     """A mixture, lam KL(p | q) + (1 - lam) TV(p, q), with lam = exp(-eta acceptance) at each position, held constant.
 
-    KL's gradient leads where the draft is poor, total variation's where it is good. Samarin et al. 2026 (arXiv 2602.23881).
+    KL's gradient leads where the draft is poor, total variation's where it is good. Samarin et al. 2026 (LK losses,
+    arXiv 2602.23881).
 
     Args:
         logp: the target's log-law.
