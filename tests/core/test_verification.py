@@ -1,0 +1,135 @@
+import pytest
+import torch
+
+from tempspec.core.noise import gumbel
+from tempspec.core.sampling import one_hot_log
+from tempspec.core.verification import (
+    acceptance_probability,
+    block_acceptance,
+    block_survival,
+    first_rejection,
+    last_success,
+    log_ratio,
+    next_weight,
+    of_token,
+    residual,
+    typical_log_threshold,
+)
+
+INF = torch.inf
+
+
+def laws(*shape, seed=0, spread=2.0, zeros=False, dtype=torch.float64):
+    """Random log-laws, with about half of the tokens impossible if asked."""
+    logits = spread * gumbel(seed, torch.arange(torch.tensor(shape).prod())).reshape(shape)
+    if zeros:
+        logits = logits.masked_fill(logits < logits.median(-1, keepdim=True).values, -INF)
+    return logits.log_softmax(-1).to(dtype)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_acceptance_and_residual_make_the_target(zeros):
+    logp, logq = laws(50, 6, seed=1, zeros=zeros), laws(50, 6, seed=2, zeros=zeros)
+    accepted = torch.where(logq > -INF, logq.exp() * acceptance_probability(logp, logq), 0.0)
+    weight = residual(logp, logq)
+    law = accepted + (1 - accepted.sum(-1, keepdim=True)) * weight / weight.sum(-1, keepdim=True)
+    torch.testing.assert_close(law, logp.exp(), rtol=0, atol=1e-14)
+
+
+def test_ratio_at_the_edges_of_both_laws():
+    logp, logq = torch.tensor([-INF, -INF, 0.0, -1.0, -2.0]), torch.tensor([-INF, -1.0, -INF, -1.0, -1.0])
+    assert log_ratio(logp, logq)[:2].tolist() == [-INF, -INF]
+    assert acceptance_probability(logp, logq).tolist() == pytest.approx([0, 0, 1, 1, 0.36787944])
+
+
+def test_residual_of_equal_laws_is_the_target():
+    logp = laws(4, 5)
+    assert torch.equal(residual(logp, logp), logp.exp())
+
+
+def test_residual_of_one_hot_draft_is_the_target_without_it():
+    logp = laws(1, 4)
+    expected = logp.exp().index_fill(1, torch.tensor([2]), 0.0)
+    torch.testing.assert_close(residual(logp, one_hot_log(torch.tensor([2]), 4)), expected)
+
+
+def test_next_weight_reads_the_position_behind_the_accepted():
+    logp, logq = laws(3, 4, 5, seed=1), laws(3, 3, 5, seed=2)
+    weight = next_weight(logp, logq, torch.tensor([0, 2, 3]), torch.tensor([3, 2, 3]))
+    assert torch.equal(weight[0], residual(logp[:1, 0], logq[:1, 0])[0])
+    assert torch.equal(weight[1], logp[1, 2].exp())
+    assert torch.equal(weight[2], logp[2, 3].exp())
+
+
+def test_counts_equal_a_loop():
+    accept = torch.rand(200, 5, generator=torch.Generator().manual_seed(0)) < 0.6
+    length = torch.arange(200) % 6
+    for row, (coins, drafted) in enumerate(zip(accept.tolist(), length.tolist(), strict=True)):
+        coins = coins[:drafted]
+        assert first_rejection(accept, length)[row] == next((i for i, c in enumerate(coins) if not c), drafted)
+        assert last_success(accept, length)[row] == max((i + 1 for i, c in enumerate(coins) if c), default=0)
+
+
+def test_nothing_drafted_counts_nothing():
+    accept, length = torch.zeros(3, 0, dtype=torch.bool), torch.zeros(3, dtype=torch.int64)
+    assert first_rejection(accept, length).tolist() == last_success(accept, length).tolist() == [0, 0, 0]
+    assert block_survival(torch.zeros(3, 0)).tolist() == [[1.0]] * 3
+    assert block_acceptance(laws(3, 1, 4), laws(3, 1, 4)[:, :0], torch.ones(3, 1), length).shape == (3, 0)
+
+
+def test_survival_equals_its_recursion():
+    ratio = 3 * torch.randn(100, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ratio[::7, 2] = -INF
+    survival = block_survival(ratio)
+    for position in range(6):
+        expected = (survival[:, position] * ratio[:, position].exp()).clamp(max=1)
+        torch.testing.assert_close(survival[:, position + 1], expected, rtol=1e-12, atol=0)
+
+
+def test_block_coins_equal_the_formula():
+    logp, logq = laws(20, 4, 5, seed=1), laws(20, 3, 5, seed=2)
+    token = torch.arange(60).reshape(20, 3) % 5
+    survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
+    h = block_acceptance(logp, logq, survival, torch.full((20,), 3))
+    assert torch.equal(h[:, 2], survival[:, 3])
+    for i in (1, 2):
+        m = (survival[:, i, None] * logp[:, i].exp() - logq[:, i].exp()).clamp(min=0).sum(-1)
+        torch.testing.assert_close(h[:, i - 1], m / (m + 1 - survival[:, i]))
+    ragged = block_acceptance(logp, logq, survival, torch.full((20,), 2))
+    assert torch.equal(ragged[:, 1], survival[:, 2])
+
+
+def test_block_coin_of_equal_laws_is_certain():
+    logp = laws(2, 3, 4)
+    assert block_acceptance(logp, logp[:, :2], torch.ones(2, 3).double(), torch.full((2,), 2)).tolist() == [[1, 1]] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_one_hot_laws_give_no_nan(dtype):
+    token = torch.tensor([[0, 1, 2], [1, 1, 1]])
+    logp, logq = one_hot_log(torch.tensor([[0, 1, 1, 0]] * 2), 4, dtype), one_hot_log(token, 4, dtype)
+    length = torch.tensor([3, 2])
+    survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
+    h = block_acceptance(logp, logq, survival, length)
+    assert survival.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    for accepted in range(3):
+        weight = next_weight(logp, logq, torch.full((2,), accepted), length, survival[:, accepted])
+        assert weight.isfinite().all()
+        assert (weight.sum(-1) > 0).all()
+    assert h.isfinite().all()
+    assert typical_log_threshold(logp, 0.09, 0.3).exp().tolist() == [[pytest.approx(0.09)] * 4] * 2
+
+
+def test_float32_is_close_to_float64_on_a_large_vocabulary():
+    logp, logq = laws(4, 4, 20_000, seed=1, spread=1.0), laws(4, 3, 20_000, seed=2, spread=1.0)
+    token = logq.argmax(-1)
+    survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
+    exact = block_acceptance(logp, logq, survival, torch.full((4,), 3))
+    rounded = block_acceptance(logp.float(), logq.float(), survival, torch.full((4,), 3))
+    torch.testing.assert_close(rounded, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_typical_threshold_follows_the_entropy():
+    uniform = torch.zeros(1, 1, 10).log_softmax(-1)
+    assert typical_log_threshold(uniform, epsilon=0.09, delta=0.3).exp().item() == pytest.approx(0.03)
+    assert typical_log_threshold(uniform, epsilon=0.02, delta=0.3).exp().item() == pytest.approx(0.02)
