@@ -18,6 +18,7 @@ from tempspec.core.noise import Stream
 from tempspec.core.sampling import one_hot_log
 
 __all__ = [
+    "BASELINE",
     "Completion",
     "Divergence",
     "Draft",
@@ -26,6 +27,7 @@ __all__ = [
     "Drafter",
     "LastRound",
     "Noise",
+    "Pass",
     "Request",
     "ScheduleContext",
     "Seconds",
@@ -114,6 +116,12 @@ class TemperatureSchedule(ABC):
 # ---------------------------------------------------------------------------------------------------------------------
 # Decoding: records
 # ---------------------------------------------------------------------------------------------------------------------
+
+BASELINE = "autoregressive"
+"""The label of plain decoding, the denominator of every speed-up."""
+
+Pass = Literal["acceptance", "timing"]
+"""Which pass a request belongs to: the batched one that measures acceptance, or the one alone that measures speed."""
 
 
 @dataclass(frozen=True, slots=True)

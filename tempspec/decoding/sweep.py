@@ -11,12 +11,7 @@ from typing import Literal, Protocol
 
 from tempspec.core.noise import fold
 from tempspec.errors import UserError
-from tempspec.interfaces import Request, Verifier
-
-AUTOREGRESSIVE = "autoregressive"
-"""The label of plain decoding, the baseline of every speed-up."""
-
-Pass = Literal["acceptance", "timing"]
+from tempspec.interfaces import BASELINE, Pass, Request, Verifier
 
 
 @dataclass
@@ -124,7 +119,7 @@ class WorkItem:
 
     Attributes:
         pass_: `acceptance` (batched) or `timing` (alone).
-        verifier: the label, `AUTOREGRESSIVE` for the baseline.
+        verifier: the label, `BASELINE` for the baseline.
         prompt_set: the set's name.
         prompt_index: the prompt's place in its set.
         prompt_key: the prompt's hash, the bootstrap cluster.
@@ -159,8 +154,8 @@ def work_list(
     Raises:
         UserError: a label is reserved, or nothing is left to decode.
     """
-    if AUTOREGRESSIVE in verifiers:
-        raise UserError(f"a verifier is called {AUTOREGRESSIVE!r}, the name of the baseline: give it another name")
+    if BASELINE in verifiers:
+        raise UserError(f"a verifier is called {BASELINE!r}, the name of the baseline: give it another name")
     items = [*_acceptance(sweep, verifiers, prompt_sets, stop_ids), *_timing(sweep, verifiers, prompt_sets, stop_ids)]
     if not any(item.pass_ == "acceptance" for item in items):
         raise UserError(
@@ -175,7 +170,7 @@ def generation_list(
 ) -> list[WorkItem]:
     """The items of generate: plain decoding of every prompt at every generation temperature."""
     return [
-        _item(sweep, "acceptance", AUTOREGRESSIVE, name, prompt, temperature, temperature, sample, stop_ids)
+        _item(sweep, "acceptance", BASELINE, name, prompt, temperature, temperature, sample, stop_ids)
         for name, prompts in prompt_sets.items()
         for prompt in prompts
         for temperature in sweep.generation_temperatures
@@ -219,7 +214,7 @@ def _timing(
         for prompt in prompts[: sweep.timing_prompts]:
             for target, draft in sweep.temperatures():
                 labels = [label for label, rule in verifiers.items() if (target, draft) in _allowed(sweep, rule)]
-                for label in [AUTOREGRESSIVE, *labels] if labels else []:
+                for label in [BASELINE, *labels] if labels else []:
                     yield _item(sweep, "timing", label, name, prompt, target, draft, 0, stop_ids)
 
 

@@ -66,6 +66,14 @@ class Estimate:
         """The estimate from no observation."""
         return cls(math.nan, math.nan, math.nan, 0)
 
+    def complement(self) -> "Estimate":
+        """1 - value, with its interval.
+
+        >>> str(Estimate(0.7, 0.6, 0.9, prompts=4).complement())
+        '.300 [.100, .400]'
+        """
+        return Estimate(1 - self.value, 1 - self.high, 1 - self.low, self.prompts)
+
     def point(self, spec: str = "") -> str:
         """The value with three significant digits, `-` for NaN; `spec` may be `+` to show the sign."""
         return "-" if math.isnan(self.value) else _number(self.value, self._decimals(), spec)

@@ -5,12 +5,13 @@ is counted is in `tempspec.metrics.functional`; a class here is such a function 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from tempspec.interfaces import BASELINE
 from tempspec.metrics import functional as F
 from tempspec.metrics.bootstrap import (
     REPLICATES,
@@ -22,7 +23,7 @@ from tempspec.metrics.bootstrap import (
     same_prompts,
 )
 from tempspec.metrics.ratio import BootstrapRatio, paired_ratio, to_estimate
-from tempspec.metrics.rows import BASELINE, Cell, Row, cell_of
+from tempspec.metrics.rows import Cell, Row, cell_of
 
 __all__ = [
     "MBSU",
@@ -52,10 +53,11 @@ class RowRatio(BootstrapRatio):
     def counts(self, row: Row) -> F.Counts:
         """Numerators and denominators of one row, one number an entry."""
 
-    def update(self, row: Row) -> None:
-        """Count one request."""
-        numerator, denominator = torch.tensor(self.counts(row), dtype=torch.float64, device=self.device)
-        self.add(numerator[None], denominator[None], torch.tensor([row["prompt_key"]], device=self.device))
+    def update(self, *rows: Row) -> None:
+        """Count requests; many at once are much cheaper than one by one."""
+        counts_N2S = torch.tensor([self.counts(row) for row in rows], dtype=torch.float64, device=self.device)
+        key_N = torch.tensor([row["prompt_key"] for row in rows], device=self.device)
+        self.add(counts_N2S[:, 0], counts_N2S[:, 1], key_N)
 
 
 class AcceptanceRate(RowRatio):
@@ -175,17 +177,17 @@ class _ByPosition(RowRatio):
         super().__init__(entries=longest + 1 - self.first, replicates=replicates, **kwargs)
         self.longest = longest
 
-    def update(self, row: Row) -> None:
-        """Count one request.
+    def update(self, *rows: Row) -> None:
+        """Count requests.
 
         Raises:
             ValueError: a round drafted more than `longest` tokens.
         """
-        if (got := max(row["drafted"], default=0)) > self.longest:
+        if (got := longest_draft(rows)) > self.longest:
             raise ValueError(
                 f"{type(self).__name__} expected rounds of at most {self.longest} drafted tokens, got {got}"
             )
-        super().update(row)
+        super().update(*rows)
 
 
 class ConditionalAcceptance(_ByPosition):
@@ -256,6 +258,11 @@ def speedup(fast: TokensPerSecond, plain: TokensPerSecond) -> Estimate:
     return paired_ratio(fast, plain)
 
 
+def longest_draft(rows: Iterable[Row]) -> int:
+    """The most tokens that any round of these rows drafted."""
+    return max((drafted for row in rows for drafted in row["drafted"]), default=0)
+
+
 class DecodingMetrics(nn.Module):
     """All decoding metrics of one cell.
 
@@ -281,10 +288,12 @@ class DecodingMetrics(nn.Module):
         self.mbsu = None if parameter_ratio is None else MBSU(parameter_ratio, replicates=replicates)
         self.tokens_per_second = TokensPerSecond(replicates=replicates)
 
-    def update(self, row: Row) -> None:
-        """Count one request of this cell."""
-        for metric in self.of_pass(row["pass"]):
-            metric.update(row)
+    def update(self, *rows: Row) -> None:
+        """Count requests of this cell."""
+        for pass_ in {row["pass"] for row in rows}:
+            members = [row for row in rows if row["pass"] == pass_]
+            for metric in self.of_pass(pass_):
+                metric.update(*members)
 
     def of_pass(self, pass_: str) -> list[RowRatio]:
         """The metrics that rows of a pass feed."""
@@ -343,16 +352,35 @@ class SweepMetrics(nn.Module):
     def __contains__(self, cell: Cell) -> bool:
         return cell in self._of_cell
 
-    def update(self, row: Row) -> None:
-        """Count one request, new or replayed from disk.
+    @classmethod
+    def of_rows(
+        cls, rows: Sequence[Row], *, parameter_ratio: float | None = None, rank: int = 0, world: int = 1
+    ) -> "SweepMetrics":
+        """The metrics of a finished sweep; under DDP every rank counts its share of the same rows.
+
+        Args:
+            rows: all rows, in the same order on every rank.
+            parameter_ratio: the draft's parameters over the target's, None where no draft model is used.
+            rank: this process's number.
+            world: the number of processes.
+        """
+        metrics = cls(map(cell_of, rows), longest=longest_draft(rows), parameter_ratio=parameter_ratio)
+        metrics.update(*rows[rank::world])
+        return metrics
+
+    def update(self, *rows: Row) -> None:
+        """Count requests, new or replayed from disk.
 
         Raises:
-            ValueError: the row's cell was not declared.
+            ValueError: a row's cell was not declared.
         """
-        cell = cell_of(row)
-        if cell not in self:
-            raise ValueError(f"expected a row of one of the {len(self.cells)} declared cells, got {cell}")
-        self[cell].update(row)
+        by_cell: dict[Cell, list[Row]] = {}
+        for row in rows:
+            by_cell.setdefault(cell_of(row), []).append(row)
+        for cell, members in by_cell.items():
+            if cell not in self:
+                raise ValueError(f"expected a row of one of the {len(self.cells)} declared cells, got {cell}")
+            self[cell].update(*members)
 
     def baseline_of(self, cell: Cell) -> Cell | None:
         """The plain decoding of the same prompts at the same target temperature, if declared."""

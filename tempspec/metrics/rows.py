@@ -4,18 +4,12 @@ Metrics are computed from rows alone, so that a resumed run replays the rows on 
 """
 
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
-from tempspec.interfaces import Completion
+from tempspec.interfaces import BASELINE, Completion, Pass
 
-__all__ = ["BASELINE", "Cell", "Pass", "Row", "cell_of", "row_from_completion"]
+__all__ = ["Cell", "Row", "cell_of", "row_from_completion"]
 
-
-Pass = Literal["acceptance", "timing"]
-"""Which pass a request belongs to: the batched one that measures acceptance, or the timed one."""
-
-BASELINE = "autoregressive"
-"""The verifier label of plain decoding, the denominator of every speed-up."""
 
 # The functional form, because `pass` is a keyword of Python.
 Row = TypedDict(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import acceptance_grid, argmax_acceptance, entropy, sampled_match_acceptance
+from tempspec.core.acceptance import acceptance_grid, agreement_grid, argmax_acceptance, entropy
 from tempspec.core.divergences import acceptance
 from tempspec.core.noise import fold
 from tempspec.core.reduce import masked_sum_and_count
@@ -139,6 +139,13 @@ class DistillationModule(pl.LightningModule):
             return True
         return self.runner.needs_draft
 
+    @property
+    def parameter_ratio(self) -> float | None:
+        """The draft's parameters over the target's; None while no draft is loaded."""
+        if self.draft is None:
+            return None
+        return self.draft.num_parameters() / self.pair.target_model.num_parameters()
+
     def export_model(self) -> PreTrainedModel:
         """The draft, for `save_pretrained`."""
         assert self.draft is not None
@@ -250,7 +257,7 @@ class DistillationModule(pl.LightningModule):
         logits_p_NV, logits_q_NV = self._logits(batch, keep_BT)
         temperatures = self.validation_temperatures
         alpha_NTT = acceptance_grid(logits_p_NV, logits_q_NV, temperatures, temperatures)
-        match_NTT = sampled_match_acceptance(logits_p_NV, logits_q_NV, temperatures, temperatures)
+        match_NTT = agreement_grid(logits_p_NV, logits_q_NV, temperatures, temperatures)
         match_NT = match_NTT.diagonal(dim1=1, dim2=2)
         argmax_NT = argmax_acceptance(logits_p_NV, logits_q_NV, temperatures)
         entropy_NT = entropy(logits_p_NV, temperatures)
@@ -310,6 +317,10 @@ class DistillationModule(pl.LightningModule):
         """Decode without dropout."""
         if self.draft is not None:
             self.draft.eval()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Work items stay as they are; tensors move."""
+        return batch if "items" in batch else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def predict_step(self, batch: Mapping[str, Any], batch_index: int) -> list[Row]:
         """Decode one batch of items and write its rows; a filler batch only keeps ranks in step."""

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tempspec.decoding.engine import Engine
-from tempspec.decoding.sweep import AUTOREGRESSIVE, PromptLike, Sweep, WorkItem, batches, generation_list, work_list
-from tempspec.interfaces import Completion, Drafter, DraftLength, Verifier
+from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, generation_list, work_list
+from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.models.identity import weights_digest
 from tempspec.modules.pair import Pair
@@ -95,10 +95,10 @@ class SweepRunner:
         with torch.autocast(self.pair.target_model.device.type, enabled=False):
             completions = list(self._engine(items[0], draft).run([item.request for item in items]))
         rows = [self._row(by_key[completion.request.key], completion) for completion in completions]
-        self.store.append(rows)
+        self.store.append([self._pair_of_texts(by_key[row["key"]], row) for row in rows] if self.generating else rows)
         return rows
 
-    def finish(self, rank: int = 0) -> list[Row]:
+    def finish(self, rank: int = 0) -> list[Any]:
         """Merge the parts and return all rows of the sweep in its order; every rank calls it after the last batch."""
         _barrier()
         if rank == 0:
@@ -114,7 +114,7 @@ class SweepRunner:
         if name not in self._engines:
             if not timed:
                 self._engines.clear()  # one verifier's batched caches at a time
-            plain = item.verifier == AUTOREGRESSIVE
+            plain = item.verifier == BASELINE
             engine = Engine(
                 self.pair.target_model,
                 self.pair.vocabulary,
@@ -143,6 +143,21 @@ class SweepRunner:
         )
         row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return row
+
+    def _pair_of_texts(self, item: WorkItem, row: Row) -> dict[str, Any]:
+        """What generate keeps of a row: text and exact ids of prompt and response, and how they were sampled."""
+        return {
+            "key": row["key"],
+            "prompt": self.pair.tokenizer.decode(item.request.prompt, skip_special_tokens=True),
+            "response": row["text"],
+            "prompt_ids": list(item.request.prompt),
+            "response_ids": row["tokens"],
+            "generation_temperature": row["target_temperature"],
+            "prompt_set": row["prompt_set"],
+            "sample": row["sample"],
+            "seed": row["seed"],
+            "finish": row["finish"],
+        }
 
     def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> dict[str, str]:
         """What the rows are made from, entry by entry."""

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.metrics.rows import BASELINE, Cell
+from tempspec.metrics.rows import Cell
 from tempspec.reporting.records import Estimates, write_atomically
 
 __all__ = ["temperature_figure", "write_figure"]

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from tempspec.metrics.rows import BASELINE
+from tempspec.interfaces import BASELINE
 
 LONGEST = 4
 

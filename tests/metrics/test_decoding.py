@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import replicate_weights
 from tempspec.metrics.decoding import (
     MBSU,
@@ -24,7 +25,7 @@ from tempspec.metrics.decoding import (
     compare,
     speedup,
 )
-from tempspec.metrics.rows import BASELINE, Cell, cell_of
+from tempspec.metrics.rows import Cell, cell_of
 
 K = 4  # the longest round of the rows fixture
 

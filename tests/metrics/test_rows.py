@@ -1,7 +1,7 @@
 from typing import get_type_hints
 
-from tempspec.interfaces import Completion, Request, Seconds
-from tempspec.metrics.rows import BASELINE, Row, row_from_completion
+from tempspec.interfaces import BASELINE, Completion, Request, Seconds
+from tempspec.metrics.rows import Row, row_from_completion
 
 PLACE = {"pass_": "timing", "prompt_set": "code", "prompt_index": 3, "prompt_key": -8, "sample": 1, "key": "code/3/1"}
 

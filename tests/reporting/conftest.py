@@ -2,8 +2,9 @@ import math
 
 import pytest
 
+from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.metrics.rows import BASELINE, Cell
+from tempspec.metrics.rows import Cell
 
 
 @pytest.fixture

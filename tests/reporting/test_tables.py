@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from tempspec.interfaces import BASELINE
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.metrics.rows import BASELINE
 from tempspec.reporting.tables import ComparisonTable, DecodingTable, validation_table
 
 WORDS = {"acceptance", "rate", "accepted", "length", "block", "efficiency", "tokens/s", "speed-up"}
