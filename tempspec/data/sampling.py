@@ -6,6 +6,7 @@ their collectives. Slots that only even out the ranks are flagged as fillers.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -62,10 +63,12 @@ class ShardSampler(DistributedSampler[Any]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A training loader whose state Lightning keeps in checkpoints: a run that is resumed sees what it would have seen.
+    """A training loader whose state Lightning keeps in checkpoints: the k-th batch of a run depends on (seed, k) alone.
 
-    The epoch is the sampler's, which Lightning sets before an epoch's first batch; so nothing is fetched before that
-    batch is asked for. A checkpoint taken at the end of an epoch resumes with the next one.
+    It counts its own passes over the rows and goes on where it stopped, whatever the trainer calls an epoch: after a
+    resume the trainer's own count may be off, and `limit_train_batches` ends an epoch early. One iteration gives
+    `len(loader)` batches, of two passes where it began within one. Nothing is fetched before the first batch is asked
+    for, because Lightning iterates before it restores.
 
     Args:
         dataset: rows by `Slot`.
@@ -74,6 +77,9 @@ class ResumableLoader(DataLoader[Any]):
         num_workers: worker processes.
         collate_fn: makes a batch of rows.
         options: anything else that `DataLoader` takes.
+
+    Raises:
+        UserError: the sampler is another one, which happens under `overfit_batches`.
     """
 
     def __init__(
@@ -86,6 +92,8 @@ class ResumableLoader(DataLoader[Any]):
         collate_fn: Callable[[list[Any]], Any] | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(sampler, ShardSampler):
+            raise UserError("trainer.overfit_batches would repeat other rows; set the train source's `limit` instead")
         # A generator of its own: workers' base seeds would otherwise be drawn from the global one, and a run that is
         # resumed draws once more than one that was never stopped.
         options.setdefault("generator", torch.Generator())
@@ -93,50 +101,55 @@ class ResumableLoader(DataLoader[Any]):
             dataset, sampler=sampler, batch_size=batch_size, num_workers=num_workers, collate_fn=collate_fn, **options
         )
         self._order = sampler
+        self._rows_a_batch = batch_size
         self._epoch = 0
         self._position = 0
-        self._resume: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator: nothing runs before the first batch
-        self._epoch, self._position = self._order.epoch, self._take_resume()
-        self._order.start = self._position * (self.batch_size or 1)
-        for batch in super().__iter__():
-            self._position += 1
-            yield batch
+        due = len(self)
+        while due:
+            for batch in islice(self._rest_of_pass(), due):
+                due -= 1
+                self._count()
+                yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, the batches handed out in it, and what decides the order of the rows."""
+        """The pass over the rows, the batches handed out in it, and what decides the order of the rows."""
         return {"epoch": self._epoch, "position": self._position} | self._layout()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Take up a state with the next iteration."""
-        self._resume = dict(state_dict)
+        """Go on from a state.
+
+        Raises:
+            UserError: it lies within a pass whose rest cannot be told, because the order has changed.
+        """
+        for name, now in self._layout().items():
+            if state_dict["position"] and state_dict[name] != now:
+                raise UserError(
+                    f"the checkpoint stopped within an epoch with {name} = {state_dict[name]}, got {now}; resume with "
+                    "the same data, batch size, seed and number of processes"
+                )
+        self._epoch, self._position = state_dict["epoch"], state_dict["position"]
+
+    def _rest_of_pass(self) -> Iterator[Any]:
+        self._order.set_epoch(self._epoch)
+        self._order.start = self._position * self._rows_a_batch
+        return super().__iter__()
+
+    def _count(self) -> None:
+        """Count a batch as handed out; the last of a pass stands for the beginning of the next."""
+        self._position += 1
+        if self._position == len(self):
+            self._epoch, self._position = self._epoch + 1, 0
 
     def _layout(self) -> dict[str, int]:
         order = self._order
         return {
             "rows": order.rows,
-            "batch_size": self.batch_size or 1,
+            "batch_size": self._rows_a_batch,
             "processes": order.num_replicas,
             "seed": order.seed,
         }
-
-    def _take_resume(self) -> int:
-        """The batches to leave out: 0 unless a state was loaded that stopped within this very epoch.
-
-        Raises:
-            UserError: the rest of the epoch cannot be told from its beginning, because the order has changed.
-        """
-        state, self._resume = self._resume, None
-        if state is None or state["epoch"] != self._order.epoch or not 0 < state["position"] < len(self):
-            return 0
-        for name, now in self._layout().items():
-            if state[name] != now:
-                raise UserError(
-                    f"the checkpoint stopped within an epoch with {name} = {state[name]}, got {now}; resume with the "
-                    "same data, batch size, seed and number of processes"
-                )
-        return state["position"]
 
 
 class WorkItems(Dataset[dict[str, Any]]):

@@ -1,4 +1,4 @@
-from itertools import chain
+from itertools import chain, islice
 
 import pytest
 import torch
@@ -64,29 +64,33 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 
 @WORKERS
-@pytest.mark.parametrize("cut", [0, 1, 3, 4])
-def test_a_loader_continues_within_its_epoch_and_begins_the_next_anew(cut, workers):
+@pytest.mark.parametrize("cut", [0, 1, 3, 4, 5])
+def test_a_loader_goes_on_where_it_stopped(cut, workers):
     whole = loader(workers=workers)
-    whole.sampler.set_epoch(2)
-    expected = rows_of(whole)
-
+    expected = rows_of(chain(whole, whole, whole, whole))
     stopped = loader(workers=workers)
-    stopped.sampler.set_epoch(2)
-    batches = iter(stopped)
+    batches = chain(stopped, stopped)
     seen = rows_of(next(batches) for _ in range(cut))
     resumed = loader(workers=workers)
     resumed.load_state_dict(stopped.state_dict())
-    resumed.sampler.set_epoch(2 if cut < len(whole) else 3)
-    rest = rows_of(resumed)
-    if cut < len(whole):
-        assert seen + rest == expected
-    else:
-        whole.sampler.set_epoch(3)
-        assert rest == rows_of(whole)
-    resumed.sampler.set_epoch(4)
-    whole.sampler.set_epoch(4)
-    assert rows_of(resumed) == rows_of(whole)
+    rest = rows_of(chain(resumed, resumed))
+    assert seen + rest == expected[: cut + 8]
     del batches
+
+
+@pytest.mark.parametrize("taken", [1, 3, 4])
+def test_iterations_that_are_broken_off_lose_and_repeat_nothing(taken):
+    broken, whole = loader(), loader()
+    parts = [rows_of(islice(broken, taken)) for _ in range(4)]
+    assert list(chain(*parts)) == rows_of(chain(whole, whole, whole, whole))[: 4 * taken]
+
+
+def test_every_pass_holds_every_row_in_an_order_of_its_own():
+    first, same, other = loader(), loader(), loader(seed=4)
+    passes = [list(chain(*rows_of(each))) for each in (first, first, same, other)]
+    assert all(sorted(rows) == list(range(14)) for rows in passes)
+    assert passes[0] == passes[2]
+    assert len(set(map(tuple, passes))) == 3
 
 
 def test_iterating_leaves_the_global_generator_alone():
@@ -95,14 +99,25 @@ def test_iterating_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("change", [{"rows": 13}, {"batch_size": 3}, {"seed": 4}, {"world": 2}])
-def test_an_epoch_whose_order_has_changed_is_not_resumed(change):
+CHANGES = [{"rows": 13}, {"batch_size": 3}, {"seed": 4}, {"world": 2}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_pass_whose_order_has_changed_is_not_resumed(change):
     stopped = loader()
     next(iter(stopped))
-    resumed = loader(**change)
-    resumed.load_state_dict(stopped.state_dict())
     with pytest.raises(UserError, match="resume with the same data, batch size, seed and number of processes"):
-        next(iter(resumed))
+        loader(**change).load_state_dict(stopped.state_dict())
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_between_passes_the_order_may_change(change):
+    stopped, resumed = loader(), loader(**change)
+    rows_of(stopped)
+    resumed.load_state_dict(stopped.state_dict())
+    straight = loader(**change)
+    rows_of(straight)
+    assert rows_of(resumed) == rows_of(straight)
 
 
 def test_work_is_done_once_whatever_the_number_of_ranks():
