@@ -114,8 +114,8 @@ def check_drafter(drafter: Drafter, *, vocabulary: int = 5, longest: int = 4, ro
 
     - the draft has `[B, K]` ids of the vocabulary, lengths in 0..limit and normalised laws `[B, K, V]`, K at most the
       longest; nothing is NaN, not even behind a row's length;
-    - q is the law that the tokens were sampled from: among all rows that drafted an i-th token, each id is as frequent
-      as q says, up to chance (a drafter that drops tokens it has seen fails here);
+    - q is the law that the tokens were sampled from: among all rows that drafted an i-th token, each id, and each
+      rank, is as frequent as q says, up to chance (a drafter that drops tokens it has seen fails here);
     - equal noise gives equal drafts; nothing behind a row's length is read; a row alone gets what it gets in a batch;
     - a row stops where the rule says so, behind the token that the rule was shown;
     - where no row may draft, K is 0 and the model is not called.
@@ -184,10 +184,17 @@ def _check_record(draft: Draft, turns: _Turns) -> None:
 
 
 def _check_law(draft: Draft) -> None:
-    """Token frequencies are q's, position by position."""
+    """Token frequencies are q's, position by position: of each id, and of the likeliest, the second likeliest, ..."""
     real_BK1 = _real(draft)[..., None]
     q_BKV = torch.where(real_BK1, draft.logq_BKV.double().exp(), 0.0)
     hit_BKV = torch.nn.functional.one_hot(draft.token_BK, q_BKV.shape[-1]) * real_BK1
+    order_BKV = q_BKV.argsort(-1, descending=True)
+    _check_frequencies(hit_BKV, q_BKV, "id")
+    _check_frequencies(hit_BKV.gather(-1, order_BKV), q_BKV.gather(-1, order_BKV), "rank")
+
+
+def _check_frequencies(hit_BKV: Tensor, q_BKV: Tensor, label: str) -> None:
+    """Sums over rows of what was drawn and of its probability agree, up to chance."""
     gap_KV = (hit_BKV - q_BKV).sum(0)
     deviation_KV = (q_BKV * (1.0 - q_BKV)).clamp(min=0.0).sum(0).sqrt()
     wrong_KV = gap_KV.abs() > _LARGEST_Z * deviation_KV + 1e-3
@@ -196,7 +203,7 @@ def _check_law(draft: Draft) -> None:
         gap, deviation = float(gap_KV[position, token]), float(deviation_KV[position, token])
         raise ConformanceError(
             "tokens are sampled from exactly the law that is handed on",
-            f"drafted token {position + 1}, id {token}",
+            f"drafted token {position + 1}, {label} {token}",
             f"drawn {gap:+.0f} times more often than q says, standard deviation {deviation:.1f}",
         )
 

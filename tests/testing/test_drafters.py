@@ -1,0 +1,110 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tempspec.interfaces import Draft, Drafter
+from tempspec.plugins.drafters import CausalLM, PromptLookup
+from tempspec.testing import ConformanceError, check_drafter
+from tempspec.testing.drafters import HashModel
+
+
+class DropsUnlikely(CausalLM):
+    """Looks at the last token of a draft and leaves it out when it was unlikely: the anticipation rule broken."""
+
+    def propose(self, turn):
+        draft = super().propose(turn)
+        if draft.token_BK.shape[1] == 0:
+            return draft
+        last_B = (draft.length_B - 1).clamp(min=0)
+        row_B = torch.arange(len(last_B))
+        unlikely_B = draft.logq_BKV[row_B, last_B, draft.token_BK[row_B, last_B]] < -1.5
+        return replace_length(draft, torch.where(unlikely_B & (draft.length_B > 0), last_B, draft.length_B))
+
+
+def replace_length(draft, length_B):
+    return Draft(draft.token_BK, length_B, draft.logq_BKV)
+
+
+class WrongLaw(CausalLM):
+    """Hands on a law at another temperature than it sampled at."""
+
+    def propose(self, turn):
+        draft = super().propose(turn)
+        return Draft(draft.token_BK, draft.length_B, (draft.logq_BKV / 1.3).log_softmax(-1))
+
+
+class IgnoresLimit(CausalLM):
+    def propose(self, turn):
+        return super().propose(replace(turn, limit_B=torch.full_like(turn.limit_B, turn.longest)))
+
+
+class IgnoresRule(CausalLM):
+    def propose(self, turn):
+        return super().propose(
+            replace(turn, rule=type("Free", (type(turn.rule),), {"proceed": lambda *_: None})(9, False))
+        )
+
+
+class ReadsBeyond(PromptLookup):
+    """Takes the whole buffer for the text."""
+
+    def propose(self, turn):
+        return super().propose(replace(turn, length_B=torch.full_like(turn.length_B, turn.token_BT.shape[1])))
+
+
+class Unnormalised(CausalLM):
+    def propose(self, turn):
+        draft = super().propose(turn)
+        return Draft(draft.token_BK, draft.length_B, draft.logq_BKV - 0.5)
+
+
+class OwnRandomness(Drafter):
+    def propose(self, turn):
+        token_BK = torch.randint(turn.vocabulary, (len(turn.length_B), turn.longest))
+        return Draft.certain(token_BK, turn.limit_B, turn.vocabulary)
+
+
+class CallsForNothing(CausalLM):
+    def propose(self, turn):
+        turn.model.catch_up(turn.token_BT, turn.length_B)
+        return super().propose(turn)
+
+
+class RubbishIds(CausalLM):
+    """Marks what is behind the length with -1, which no law can be gathered at."""
+
+    def propose(self, turn):
+        draft = super().propose(turn)
+        behind_BK = torch.arange(draft.token_BK.shape[1]) >= draft.length_B[:, None]
+        return Draft(draft.token_BK.masked_fill(behind_BK, -1), draft.length_B, draft.logq_BKV)
+
+
+@pytest.mark.parametrize(
+    ("drafter", "law"),
+    [
+        (DropsUnlikely(), "exactly the law that is handed on"),
+        (WrongLaw(), "exactly the law that is handed on"),
+        (IgnoresLimit(), r"lengths lie in 0..limit"),
+        (IgnoresRule(), "stops behind the token"),
+        (ReadsBeyond(), "nothing behind a row's length is read"),
+        (Unnormalised(), "laws add up to 1"),
+        (OwnRandomness(), "equal noise gives equal drafts"),
+        (CallsForNothing(), "the model is not called"),
+        (RubbishIds(), "ids lie in 0..V-1"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Drafter) else None,
+)
+def test_the_kit_refuses(drafter, law):
+    with pytest.raises(ConformanceError, match=law):
+        check_drafter(drafter)
+
+
+def test_the_hash_models_law_depends_on_the_whole_text_and_not_on_how_it_was_fed():
+    text = torch.tensor([[3, 1, 4], [3, 2, 4]])
+    model = HashModel(8)
+    whole = model.catch_up(text, torch.tensor([3, 3]))
+    model.catch_up(text, torch.tensor([2, 2]))
+    assert torch.equal(model.step(text[:, 2]), whole)
+    assert (whole[0] != whole[1]).all()
+    assert not torch.equal(HashModel(8, seed=1).catch_up(text, torch.tensor([3, 3])), whole)
