@@ -189,6 +189,10 @@ class TextDataModule(LightningDataModule):
         work = self.trainer.lightning_module.work(self.prompt_sets())  # type: ignore[operator]
         return work_loader(work, self._sampler(len(work)))
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move tensors; leave work items as they are, which Lightning would copy one by one, or refuse if frozen."""
+        return batch if "items" in batch else super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     # -- parts --------------------------------------------------------------------------------------------------------
 
     @cached_property

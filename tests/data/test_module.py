@@ -1,11 +1,15 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
 
 from tempspec.data.module import HELD_OUT, TextDataModule
+from tempspec.data.prompts import PromptSource
 from tempspec.data.sources import Source
+from tempspec.errors import UserError
 
 # torch and Lightning as they are today, and a remark that is about speed alone
 LIGHTNING = [
@@ -127,10 +131,6 @@ def test_several_training_corpora_are_one(make, pairs, texts):
 
 @pytest.mark.parametrize("world", [2, 3, 5])
 def test_ranks_together_weigh_what_one_process_does(make, pairs, world):
-    class Place:
-        world_size = world
-        state = Trainer.__new__(Trainer)
-
     def sums(module):
         (loader,) = module.val_dataloader()
         batches = list(loader)
@@ -143,7 +143,110 @@ def test_ranks_together_weigh_what_one_process_does(make, pairs, world):
     for rank in range(world):
         module = make(validation={"chat": pairs}, eval_batch_size=2)
         module.setup("validate")
-        module.trainer = type("Place", (), {"global_rank": rank, "world_size": world})()
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # the two that the sharding asks for
         shares.append(sums(module))
     assert math.isclose(sum(total for total, _ in shares), sums(single)[0])
     assert len({tuple(sizes) for _, sizes in shares}) == 1
+
+
+class Listener(LightningModule):
+    """A module that turns prompts into work and remembers what it was handed."""
+
+    def __init__(self):
+        super().__init__()
+        self.done = []
+
+    def work(self, prompt_sets):
+        prompts = [prompt for prompts in prompt_sets.values() for prompt in prompts]
+        return [prompts[start : start + 2] for start in range(0, len(prompts), 2)]
+
+    def validation_step(self, batch, index):
+        self.done.append(batch["key"])
+
+    def predict_step(self, batch, index):
+        self.done.extend(batch["items"])
+        return batch["filler"]
+
+
+@pytest.fixture
+def trainer():
+    return Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+class TestWithATrainer:
+    pytestmark = LIGHTNING
+
+    def test_predict_hands_out_the_work_list_once(self, make, pairs, texts, trainer):
+        prompts = {
+            "chat": PromptSource(pairs.path, limit=5),
+            "prose": PromptSource(texts.path, prompt_tokens=4, limit=2),
+        }
+        listener, module = Listener(), make(prompts=prompts)
+        trainer.predict(listener, module, return_predictions=False)
+        assert [(prompt.set, prompt.index) for prompt in listener.done] == [
+            *(("chat", index) for index in range(5)),
+            *(("prose", index) for index in range(2)),
+        ]
+
+    def test_validate_encodes_once_and_hands_out_every_row(self, make, pairs, trainer, caplog):
+        listener = Listener()
+        trainer.validate(listener, make(validation={"chat": pairs}), verbose=False)
+        assert len(torch.cat(listener.done).unique()) == 21
+        assert caplog.text.count("chat: ") <= 1
+
+
+def test_a_yaml_names_sources_by_their_fields(tmp_path, pairs):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TextDataModule, "data")
+    parser.add_argument("--config", action="config")
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        f"data: {{train: {{path: {pairs.path}}}, validation: {{a: {{path: b, text: body}}}}, "
+        f"prompts: {{c: {{path: d, prompt_tokens: 7}}}}}}"
+    )
+    module = parser.instantiate(parser.parse_args(["--config", str(config)])).data
+    assert module.train_sources == [pairs]
+    assert module.validation_sources == {"a": Source("b", text="body")}
+    assert module.prompt_sources == {"c": PromptSource("d", prompt_tokens=7, limit=32)}
+
+
+BAD_OPTIONS = {
+    "max_length": ({"max_length": 1}, "data.max_length must be 2 or more, got 1"),
+    "batch_size": ({"batch_size": 0}, "data.batch_size must be 1 or more, got 0"),
+    "eval_batch_size": ({"eval_batch_size": 0}, "data.eval_batch_size must be 1 or more, got 0"),
+    "num_workers": ({"num_workers": -1}, "data.num_workers must be 0 or more, got -1"),
+    "validation_fraction": ({"validation_fraction": 1.0}, "data.validation_fraction must be in [0, 1), got 1.0"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_an_option_out_of_range_is_one_line(make, options, message):
+    with pytest.raises(UserError) as caught:
+        make(**options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "message"),
+    [
+        ("fit", {}, "data.train is missing"),
+        ("validate", {}, "data.validation is missing"),
+        ("test", {}, "data.test is missing"),
+        ("predict", {}, "data.prompts is empty; name at least one prompt set"),
+        ("fit", {"train": True, "tokenizer": None}, "data.tokenizer is missing"),
+        ("fit", {"train": True, "validation_fraction": 1e-9}, "data.validation_fraction is 1e-09: give more rows"),
+        ("fit", {"train": True, "max_length": 3}, "no row to learn from: 20 rows read, 0 kept"),
+    ],
+)
+def test_what_a_stage_lacks_is_one_line(make, pairs, stage, options, message):
+    module = make(**options | ({"train": pairs} if "train" in options else {}))
+    with pytest.raises(UserError) as caught:
+        module.setup(stage)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
