@@ -32,7 +32,7 @@ _RICH = frozenset({"unlike laws", "near laws", "laws with zeros"})
 
 
 def check_verifier(
-    verifier: Verifier, *, vocabulary: int = 4, longest: int = 3, seed: int = 0, rows: int = 400_000
+    verifier: Verifier, *, vocabulary: int = 3, longest: int = 3, seed: int = 0, rows: int = 400_000
 ) -> None:
     """Hold a verifier to the laws of its family.
 

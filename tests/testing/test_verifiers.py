@@ -207,7 +207,7 @@ def test_noise_reuse_is_off_by_what_theory_says(verifier, total_variation):
         (CountsFromOne(), "expected_acceptance is P"),
         (WritesToTheDraft(), "writes nothing to its inputs"),
         (MixesRows(), "does not depend on the batch"),
-        (DividesByZero(), "NaN were given"),
+        (DividesByZero(), "were given"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Verifier) else None,
 )
