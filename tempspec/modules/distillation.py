@@ -132,7 +132,9 @@ class DistillationModule(pl.LightningModule):
         self.pair.target_model.to(self.trainer.strategy.root_device)
         if self.draft is None and self._needs_draft():
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
-            self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype).train()
+            self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
+        if self.draft is not None and self.stage == "fit":
+            self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
 
     def _needs_draft(self) -> bool:
         if self.stage != "predict":
@@ -317,10 +319,6 @@ class DistillationModule(pl.LightningModule):
         """Decode without dropout."""
         if self.draft is not None:
             self.draft.eval()
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Work items stay as they are; tensors move."""
-        return batch if "items" in batch else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def predict_step(self, batch: Mapping[str, Any], batch_index: int) -> list[Row]:
         """Decode one batch of items and write its rows; a filler batch only keeps ranks in step."""

@@ -1,0 +1,184 @@
+import math
+
+import pytest
+import torch
+
+from tempspec.core.sampling import log_law
+from tempspec.errors import UserError
+from tempspec.models.loading import load_model
+from tempspec.modules.distillation import DistillationModule
+from tempspec.plugins.divergences import ForwardKL, NegativeLogAcceptance
+from tempspec.plugins.schedules import Linear, Uniform
+
+
+@pytest.fixture
+def module(pair):
+    def make(**options):
+        options = {"draft": str(pair / "draft")} | options
+        return DistillationModule(str(pair / "target"), **options)
+
+    return make
+
+
+class Recorded(DistillationModule):
+    """Keeps what it logs at every step."""
+
+    def log(self, name, value, **options):
+        self.__dict__.setdefault("logged", {}).setdefault(name, []).append(float(torch.as_tensor(value).detach()))
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_only_the_draft_is_trained_and_kept(pair, data, trainer):
+    module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"))
+    module.configure_model()
+    before = weights(module.pair.target_model)
+    run = trainer(max_steps=3, limit_val_batches=0)
+    run.fit(module, data)
+    assert all(name.startswith("draft.") for name in module.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in module.pair.target_model.state_dict().items())
+    assert not module.pair.target_model.training
+    assert not any(parameter.requires_grad for parameter in module.pair.target_model.parameters())
+    (optimizer,) = run.optimizers
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in module.draft.parameters()}
+    fresh = load_model(str(pair / "draft")).state_dict()
+    assert not any(
+        torch.equal(value, fresh[name]) for name, value in module.draft.state_dict().items() if "proj" in name
+    )
+
+
+def test_distillation_raises_the_acceptance(pair, data, trainer):
+    module = DistillationModule(str(pair / "target"), draft_layers=1, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
+    trainer(max_epochs=1).validate(module, data)
+    before = module.grids["held"].grid().acceptance[1.0, 1.0].value
+    trainer(max_epochs=12, limit_val_batches=0).fit(module, data)
+    trainer().validate(module, data)
+    assert module.grids["held"].grid().acceptance[1.0, 1.0].value > before + 0.02
+
+
+def test_the_loss_is_the_token_weighted_divergence_of_the_response(pair, data, trainer):
+    module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=2.0, divergence=ForwardKL())
+    run = trainer(max_steps=1, limit_val_batches=0)
+    run.fit(module, data)
+    target, draft = load_model(str(pair / "target")), load_model(str(pair / "draft"))
+    batch = next(iter(data.train_dataloader()))
+    total, count = 0.0, 0
+    for ids, mask in zip(batch["input_ids"], batch["loss_mask"], strict=True):
+        logp = (target(ids[None]).logits[0, :-1, :24].double() / 2).log_softmax(-1)
+        logq = (draft(ids[None]).logits[0, :-1].double() / 2).log_softmax(-1)
+        divergence = (logp.exp() * (logp - logq)).sum(-1)
+        total += divergence[mask[1:]].sum().item()
+        count += mask[1:].sum().item()
+    assert module.logged["train/loss"][0] == pytest.approx(total / count, rel=1e-5)
+    assert module.logged["train/temperature"] == [2.0]
+    assert 0 < module.logged["train/acceptance"][0] < 1
+    assert module.logged["train/grad_norm"][0] > 0
+
+
+def test_padding_prompts_and_filler_rows_do_not_count(pair, data, trainer):
+    module = Recorded(str(pair / "target"), draft=str(pair / "draft"))
+    run = trainer(max_steps=1, limit_val_batches=0)
+    run.fit(module, data)
+    batch = next(iter(data.train_dataloader()))
+    module.trainer = run
+    plain = module.training_step(batch, 0)
+    changed = {name: value.clone() for name, value in batch.items()}
+    changed["input_ids"] = torch.cat([changed["input_ids"], torch.full((10, 3), 5)], 1)
+    changed["input_ids"][0] = 7
+    changed["weight"][0] = 0
+    for name in ("attention_mask", "loss_mask"):
+        changed[name] = torch.nn.functional.pad(changed[name], (0, 3))
+    without = {name: value[1:] for name, value in batch.items()}
+    torch.testing.assert_close(module.training_step(changed, 0), module.training_step(without, 0))
+    assert not torch.equal(plain, module.training_step(without, 0))
+
+
+def test_label_weight_mixes_the_texts_own_tokens_in(pair, data, trainer):
+    losses = []
+    for share in (0.0, 0.5, 1.0):
+        module = Recorded(str(pair / "target"), draft=str(pair / "draft"), label_weight=share)
+        trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+        losses.append(module.logged["train/loss"][0])
+    assert losses[1] == pytest.approx((losses[0] + losses[2]) / 2, rel=1e-5)
+    batch = next(iter(data.train_dataloader()))
+    draft = load_model(str(pair / "draft"))
+    keep = batch["loss_mask"][:, 1:]
+    logq = draft(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
+    own = -logq.gather(-1, batch["input_ids"][:, 1:, None]).squeeze(-1)[keep].mean()
+    assert losses[2] == pytest.approx(own.item(), rel=1e-5)
+
+
+def test_schedules_follow_the_optimiser_step_whatever_the_accumulation(pair, data, trainer):
+    module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=Linear(1.0, 3.0))
+    trainer(max_steps=4, limit_val_batches=0, accumulate_grad_batches=2).fit(module, data)
+    assert module.logged["train/temperature"] == pytest.approx([1, 1, 1.5, 1.5, 2, 2, 2.5, 2.5])
+
+
+def test_random_temperatures_are_a_function_of_seed_and_step(pair, data, trainer):
+    def temperatures(seed):
+        module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=Uniform(0.3, 2.0), seed=seed)
+        torch.manual_seed(seed * 7)
+        trainer(max_steps=4, limit_val_batches=0).fit(module, data)
+        return module.logged["train/temperature"]
+
+    assert temperatures(1) == temperatures(1) != temperatures(2)
+    assert len(set(temperatures(1))) == 4
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_lower_precision_trains(pair, data, trainer, precision):
+    module = Recorded(str(pair / "target"), draft=str(pair / "draft"), divergence=NegativeLogAcceptance())
+    trainer(max_steps=2, limit_val_batches=0, precision=precision).fit(module, data)
+    assert all(math.isfinite(loss) for loss in module.logged["train/loss"])
+
+
+def test_validation_is_the_closed_form_at_every_pair_of_temperatures(pair, data, trainer):
+    temperatures = [0.0, 0.7, 1.0]
+    module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=temperatures)
+    trainer().validate(module, data)
+    found = module.grids["held"].grid()
+    assert module.grids["again"].grid() == found
+    target, draft = load_model(str(pair / "target")), load_model(str(pair / "draft"))
+    sums, count = {}, 0
+    for batch in data.val_dataloader()[0]:
+        keep = batch["loss_mask"][:, 1:] & (batch["set_index"] == 0)[:, None]
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        z_p, z_q = (model(**inputs).logits[:, :-1, :24][keep].double() for model in (target, draft))
+        count += len(z_p)
+        for t in temperatures:
+            for d in temperatures:
+                p, q = (log_law(z[:, None], torch.full((len(z),), x))[:, 0].exp() for z, x in ((z_p, t), (z_q, d)))
+                sums[t, d] = sums.get((t, d), 0.0) + torch.minimum(p, q).sum().item()
+    for cell, total in sums.items():
+        assert found.acceptance[cell].value == pytest.approx(total / count, abs=1e-5)
+    for t in temperatures:
+        assert found.argmax[t].value == pytest.approx(sums[t, 0.0] / count, abs=1e-5)
+
+
+def test_a_module_loads_without_a_trainer(pair):
+    module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"))
+    module.configure_model()
+    assert module.draft is not None
+    assert module.parameter_ratio < 1
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"draft_layers": 1}, "both model.draft and model.draft_layers"),
+        ({"label_weight": 1.5}, r"label_weight must be in \[0, 1\], got 1.5"),
+        ({"validation_temperatures": [-1.0]}, "validation_temperatures must be 0 or more"),
+        ({"validation_temperatures": []}, "at least one"),
+    ],
+)
+def test_bad_options_are_refused_at_once(module, options, what):
+    with pytest.raises(UserError, match=what):
+        module(**options)
+
+
+def test_fit_without_a_draft_says_how_to_name_one(pair, data, trainer):
+    with pytest.raises(UserError, match=r"model.draft to a folder or model.draft_layers"):
+        trainer(max_steps=1).fit(DistillationModule(str(pair / "target")), data)
