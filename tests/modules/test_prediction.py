@@ -1,0 +1,229 @@
+import pytest
+import torch
+
+from tempspec.decoding.engine import Engine
+from tempspec.decoding.sweep import Sweep
+from tempspec.errors import UserError
+from tempspec.interfaces import BASELINE, Request
+from tempspec.metrics.decoding import SweepMetrics
+from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.store import RowStore
+from tempspec.plugins.drafters import PromptLookup
+from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, TokenwiseRejection
+
+VERIFIERS = {"token": TokenwiseRejection(), "block": BlockVerification(), "greedy": GreedyMatch()}
+
+
+@pytest.fixture
+def make(pair):
+    def make(sweep=None, **options):
+        default = Sweep([0.0, 1.0], max_new_tokens=12, slots=3, batch_size=4, timing_prompts=1, samples=2)
+        options = {"draft": str(pair / "draft"), "verifiers": VERIFIERS} | options
+        return DistillationModule(str(pair / "target"), sweep=sweep or default, **options)
+
+    return make
+
+
+def predict(module, data, trainer):
+    trainer().predict(module, data, return_predictions=False)
+    return module.runner.finish()
+
+
+TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def test_every_cell_of_the_sweep_gets_its_rows(make, data, trainer):
+    rows = predict(make(), data, trainer)
+    keys = [row["key"] for row in rows]
+    assert len(keys) == len(set(keys))
+    acceptance = [row for row in rows if row["pass"] == "acceptance"]
+    # 6 + 2 prompts; token and block: one sample at 0 and two at 1; greedy: temperature 0 alone
+    assert len(acceptance) == (6 + 2) * (3 + 3 + 1)
+    timing = [row for row in rows if row["pass"] == "timing"]
+    # one prompt of each set; at 0: baseline and three rules; at 1: baseline and two
+    assert len(timing) == 2 * (4 + 3)
+    assert all(bool(row["text"]) == (row["tokens"] != [0]) for row in rows)
+
+
+def test_rows_hold_what_the_engine_alone_gives(make, data, trainer):
+    module = make()
+    rows = predict(module, data, trainer)
+    row = next(row for row in rows if row["key"].startswith("acceptance/block/chat/3/t1/d1/s1"))
+    prompt = data.prompt_sets()["chat"][3]
+    request = Request(prompt.ids, 1.0, max_new_tokens=12, seed=row["seed"], stop_ids=frozenset({0}))
+    engine = Engine(
+        module.pair.target_model,
+        24,
+        verifier=BlockVerification(),
+        drafter=module.runner.drafter,
+        length=module.runner.length,
+        draft=module.draft,
+    )
+    (completion,) = engine.run([request])
+    assert row["tokens"] == completion.tokens
+    assert row["accepted"] == completion.accepted
+    assert row["prompt_key"] == prompt.key
+
+
+def test_verifiers_agree_at_temperature_zero(make, data, trainer):
+    rows = predict(make(), data, trainer)
+    texts = {}
+    for row in rows:
+        if row["target_temperature"] == 0:
+            texts.setdefault((row["prompt_set"], row["prompt_index"]), set()).add(tuple(row["tokens"]))
+    assert all(len(found) == 1 for found in texts.values())
+
+
+class Power(Exception):
+    """The plug is pulled."""
+
+
+@pytest.mark.parametrize("parts", [0, 1, 7, 12])
+def test_an_interrupted_sweep_continues_without_losing_or_repeating_a_row(
+    make, data, trainer, monkeypatch, tmp_path, parts
+):
+    whole = predict(make(), data, trainer)
+    (tmp_path / "run").rename(tmp_path / "whole")
+    written, append = [], RowStore.append
+
+    def fail_after(store, rows):
+        if len(written) == parts:
+            raise Power
+        written.append([row["key"] for row in rows])
+        append(store, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RowStore, "append", fail_after)
+        with pytest.raises(Power):
+            trainer().predict(make(), data, return_predictions=False)
+    first = {key for keys in written for key in keys}
+
+    def record(store, rows):
+        written.append([row["key"] for row in rows])
+        append(store, rows)
+
+    monkeypatch.setattr(RowStore, "append", record)
+    rows = predict(make(), data, trainer)
+    assert without_times(rows) == without_times(whole)
+    decoded = [key for keys in written for key in keys]
+    assert len(decoded) == len(set(decoded)) == len(whole)
+    assert first <= set(decoded)
+
+
+def test_a_finished_sweep_decodes_nothing_more(make, data, trainer, monkeypatch):
+    rows = predict(make(), data, trainer)
+    monkeypatch.setattr(Engine, "run", None)
+    assert predict(make(), data, trainer) == rows
+
+
+def test_more_temperatures_and_verifiers_may_join_later(make, data, trainer):
+    few = predict(
+        make(Sweep([1.0], max_new_tokens=8, timing_prompts=0), verifiers={"a": VERIFIERS["token"]}), data, trainer
+    )
+    both = {"a": VERIFIERS["token"], "b": VERIFIERS["block"]}
+    more = predict(make(Sweep([0.5, 1.0], max_new_tokens=8, timing_prompts=0), verifiers=both), data, trainer)
+    assert len(more) == 4 * len(few)
+    kept = {row["key"]: row for row in more}
+    assert all(kept[row["key"]] == row for row in few)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"verifiers": {"token": BlockVerification()}}, "verifier token"),
+        ({"drafter": PromptLookup()}, "drafter"),
+        ({"sweep": Sweep([0.0], max_new_tokens=9)}, "sampling"),
+        ({"draft": None, "draft_layers": 1}, "draft"),
+        ({"sweep": Sweep([0.0], max_new_tokens=12, seed=5)}, "seed"),
+    ],
+)
+def test_rows_of_another_configuration_are_not_continued(make, data, trainer, changed, what):
+    predict(make(), data, trainer)
+    with pytest.raises(UserError, match=rf"another configuration \(changed: [^)]*{what}"):
+        predict(make(**changed), data, trainer)
+
+
+def test_a_drafter_without_a_model_needs_no_draft(make, data, trainer):
+    module = make(draft=None, drafter=PromptLookup(), verifiers={"token": TokenwiseRejection()})
+    rows = predict(module, data, trainer)
+    assert module.draft is None
+    assert any(sum(row["drafted"]) for row in rows)
+
+
+def test_draft_temperatures_are_crossed_with_the_targets(make, data, trainer):
+    sweep = Sweep([0.5, 1.0], draft_temperatures=["same", 0.0, 1.0], max_new_tokens=6, timing_prompts=0)
+    rows = predict(make(sweep, verifiers={"token": TokenwiseRejection()}), data, trainer)
+    cells = {(row["target_temperature"], row["draft_temperature"]) for row in rows}
+    assert cells == {(0.5, 0.5), (0.5, 0.0), (0.5, 1.0), (1.0, 1.0), (1.0, 0.0)}
+
+
+def test_estimates_of_a_sweep_cover_every_cell(make, data, trainer):
+    rows = predict(make(), data, trainer)
+    metrics = SweepMetrics.of_rows(rows, parameter_ratio=0.5)
+    estimates = metrics.estimates()
+    timed = [cell for cell in estimates if cell.verifier != BASELINE]
+    assert len(timed) == 2 * (2 + 2 + 1)
+    for cell in timed:
+        assert 0 <= estimates[cell]["acceptance_rate"].value <= 1
+        assert estimates[cell]["block_efficiency"].value >= 1
+        assert estimates[cell]["speedup"].value > 0
+    split = SweepMetrics.of_rows(rows, rank=0, world=2), SweepMetrics.of_rows(rows, rank=1, world=2)
+    for cell in timed:
+        sums = [share[cell].acceptance_rate.sums() for share in split]
+        whole = metrics[cell].acceptance_rate.sums()
+        torch.testing.assert_close((sums[0] + sums[1]).numerator_SW, whole.numerator_SW)
+
+
+def test_generate_writes_the_targets_text_with_exact_ids(make, data, trainer):
+    sweep = Sweep(generation_temperatures=[0.0, 1.0], max_new_tokens=10, samples=2)
+    module = make(sweep, draft=None)
+    module.begin_generation()
+    rows = predict(module, data, trainer)
+    assert module.draft is None
+    assert len(rows) == (6 + 2) * 3
+    for row in rows:
+        prompt = data.prompt_sets()[row["prompt_set"]][int(row["key"].split("/")[3])]
+        assert tuple(row["prompt_ids"]) == prompt.ids
+        assert row["response"] == module.tokenizer.decode(row["response_ids"], skip_special_tokens=True)
+    greedy = next(row for row in rows if row["generation_temperature"] == 0)
+    ids = torch.tensor([greedy["prompt_ids"]])
+    padding = list(range(24, 32))  # of the target's head: no real ids
+    options = {"do_sample": False, "max_new_tokens": 10, "pad_token_id": 0, "suppress_tokens": padding}
+    text = module.pair.target_model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+    assert text[0, ids.shape[1] :].tolist() == greedy["response_ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"target_temperatures": [-0.5]}, "target_temperature must be 0 or more"),
+        ({"draft_temperatures": [-1.0]}, "draft_temperature must be 0 or more"),
+        ({"target_temperatures": []}, "at least one temperature"),
+        ({"generation_temperatures": []}, "at least one temperature"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
+        ({"top_p": 1.1}, r"top_p must be in \(0, 1\]"),
+        ({"min_p": 2.0}, "min_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be 1 or more"),
+        ({"samples": 0}, "samples must be 1 or more"),
+        ({"slots": 0}, "slots must be 1 or more"),
+        ({"timing_prompts": -1}, "timing_prompts must be 0"),
+    ],
+)
+def test_sweeps_refuse_values_out_of_range(options, what):
+    with pytest.raises(ValueError, match=what):
+        Sweep(**options)
+
+
+def test_a_greedy_rule_alone_needs_temperature_zero(make, data, trainer):
+    with pytest.raises(UserError, match="nothing to decode"):
+        predict(make(Sweep([1.0]), verifiers={"greedy": GreedyMatch()}), data, trainer)
+
+
+def test_the_baselines_name_is_taken(make, data, trainer):
+    with pytest.raises(UserError, match="the name of the baseline"):
+        predict(make(verifiers={BASELINE: TokenwiseRejection()}), data, trainer)
