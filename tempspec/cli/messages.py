@@ -3,20 +3,43 @@
 Nothing here decides anything: a report that no rule knows is only joined to one line.
 """
 
+import argparse
 import difflib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 from tempspec import registry
 from tempspec.errors import UserError
 
-__all__ = ["explain"]
+__all__ = ["OneLineErrors", "explain"]
 
 _FAMILY = {base: family for family, base in registry.FAMILIES.items()}
 _CLASS = re.compile(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*")
 _NEVER = "Expected a <class 'NoneType'>"
+
+
+class OneLineErrors(argparse.ArgumentParser):
+    """Put before a parser's class: reports a wrong command line or configuration as one `UserError`, without usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Report.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(explain(message, _options(self))) from ex
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """All options of a parser and its subcommands."""
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from _options(child)
 
 
 def explain(report: str, options: Iterable[str]) -> str:

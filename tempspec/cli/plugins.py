@@ -10,23 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 from tempspec import registry
-from tempspec.errors import UserError
+from tempspec.cli.messages import OneLineErrors
 
 __all__ = ["main"]
 
 Family = Literal["divergences", "schedules", "verifiers", "drafters", "lengths"]
 
 
-class _Parser(ArgumentParser):
+class _Parser(OneLineErrors, ArgumentParser):
     """Reports a wrong option in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        """Report.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(" ".join(message.split())) from ex
 
 
 def main(arguments: Sequence[str]) -> int:

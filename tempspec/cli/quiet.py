@@ -30,6 +30,7 @@ def quiet() -> None:
     """Silence them; everything else still shows."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    names = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.cloud_io")
+    for name in map("lightning.{}".format, names):
         logging.getLogger(name).addFilter(_Chatter())
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)

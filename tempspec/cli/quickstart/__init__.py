@@ -1,0 +1,190 @@
+"""`tempspec quickstart`: the whole job at a small size, by the plain command lines that do the same (floor 6).
+
+This module orchestrates subprocesses and knows nothing of models: each step is a command line and the files that it
+leaves. A step whose command, configuration and inputs are unchanged is not run again; an interrupted one goes on.
+"""
+
+import hashlib
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from jsonargparse import ArgumentParser
+
+from tempspec import __version__
+from tempspec.cli.messages import OneLineErrors
+from tempspec.errors import UserError
+
+__all__ = ["Step", "main", "run_steps"]
+
+TEMPLATES = ("target", "draft", "before", "distilled")
+
+
+class _Parser(OneLineErrors, ArgumentParser):
+    """Reports a wrong option in one line."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: names its marker.
+        title: what it does, for the screen.
+        command: the command line that is shown.
+        run: does it.
+        leaves: what it writes; these are removed when the step must begin anew.
+        depends: what else its outcome depends on: configuration texts.
+    """
+
+    name: str
+    title: str
+    command: str
+    run: Callable[[], None]
+    leaves: tuple[Path, ...]
+    depends: tuple[str, ...] = field(default=())
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the quickstart.
+
+    Args:
+        arguments: `quickstart` and its options.
+
+    Raises:
+        UserError: a wrong option, an unwritable folder, or a step that failed.
+    """
+    parser = _Parser(prog="tempspec quickstart", description="The whole job in minutes, offline, on a laptop CPU.")
+    parser.add_argument("--output", type=str, default="runs/quickstart", help="The folder for everything it makes.")
+    folder = Path(parser.parse_args(list(arguments[1:])).output)
+    began = time.monotonic()
+    run_steps(list(steps(folder)), folder / "steps")
+    print(f"\nquickstart: {time.monotonic() - began:.0f} s; everything is in {folder}")
+    _show(folder)
+    return 0
+
+
+def steps(folder: Path) -> Iterator[Step]:
+    """All steps, in order.
+
+    Args:
+        folder: where everything is put.
+    """
+    configs = _write_configs(folder)
+    corpus = folder / "corpus"
+    yield Step(
+        "corpus",
+        "a corpus from this Python's own library, and a tokenizer",
+        f"python -m tempspec.cli.quickstart.corpus {shlex.quote(str(corpus))}",
+        lambda: _call("-m", "tempspec.cli.quickstart.corpus", str(corpus)),
+        (corpus,),
+    )
+    target, draft, before, distilled = (folder / name for name in TEMPLATES)
+    trained = ("--model.draft", str(distilled / "fit" / "draft"))
+    yield _lightning("train a small target on it", "fit", configs["target"], target)
+    yield _lightning("train a draft on the same text, without the target", "fit", configs["draft"], draft)
+    yield _lightning("acceptance of that draft at every temperature", "validate", configs["before"], before)
+    yield _lightning("decode held-out prompts with it", "predict", configs["before"], before)
+    yield _lightning("distil the draft from the target", "fit", configs["distilled"], distilled)
+    yield _lightning("decode the same prompts again", "predict", configs["distilled"], distilled, trained)
+
+
+def _lightning(title: str, command: str, config: Path, run: Path, more: tuple[str, ...] = ()) -> Step:
+    """A step that is a subcommand of tempspec with a configuration."""
+    line = (command, "--config", str(config), *more)
+
+    def execute() -> None:
+        last = run / "fit" / "checkpoints" / "last.ckpt"
+        resume = ("--ckpt_path", "last") if command == "fit" and last.exists() else ()
+        _call("-m", "tempspec", *line, *resume)
+
+    name = f"{config.stem}-{command}"
+    return Step(name, title, shlex.join(("tempspec", *line)), execute, (run / command,), (config.read_text("utf-8"),))
+
+
+def _write_configs(folder: Path) -> dict[str, Path]:
+    """Write the packaged configurations with this folder in them."""
+    written: dict[str, Path] = {}
+    (folder / "configs").mkdir(parents=True, exist_ok=True)
+    for name in TEMPLATES:
+        template = Template(resources.files(__package__).joinpath(f"{name}.yaml").read_text("utf-8"))
+        written[name] = folder / "configs" / f"{name}.yaml"
+        written[name].write_text(template.substitute(folder=folder.as_posix()), "utf-8")
+    return written
+
+
+def run_steps(steps: Sequence[Step], markers: Path) -> None:
+    """Run what is not finished.
+
+    Args:
+        steps: in order; each depends on all before it.
+        markers: the folder that remembers what was begun and finished.
+
+    Raises:
+        UserError: a step failed.
+    """
+    markers.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(__version__.encode()).hexdigest()
+    for number, step in enumerate(steps, 1):
+        digest = hashlib.sha256("\0".join((digest, step.command, *step.depends)).encode()).hexdigest()
+        marker = markers / f"{step.name}.json"
+        print(f"\n[{number}/{len(steps)}] {step.title}\n    {step.command}", flush=True)
+        state = _state(marker, digest)
+        if state == "finished" and all(path.exists() for path in step.leaves):
+            print("    finished before: reused", flush=True)
+            continue
+        if state == "new":
+            _remove(step.leaves)
+        marker.write_text(json.dumps({"digest": digest, "finished": False}), "utf-8")
+        step.run()
+        marker.write_text(json.dumps({"digest": digest, "finished": True}), "utf-8")
+
+
+def _state(marker: Path, digest: str) -> str:
+    """`finished`, `begun` or `new` (never begun, or with another configuration)."""
+    try:
+        held = json.loads(marker.read_text("utf-8"))
+    except (OSError, ValueError):
+        return "new"
+    if held.get("digest") != digest:
+        return "new"
+    return "finished" if held.get("finished") else "begun"
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    """Remove a step's former outcome."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _call(*arguments: str) -> None:
+    """Run a Python subprocess on this screen.
+
+    Raises:
+        UserError: it failed; it has said why.
+        SystemExit: it was interrupted.
+    """
+    code = subprocess.run([sys.executable, *arguments], check=False).returncode
+    if code in (130, 143, -2, -15):
+        raise SystemExit(130 if code in (130, -2) else 143)
+    if code:
+        raise UserError(f"this step ended with exit code {code}; mend what it says and run quickstart again to go on")
+
+
+def _show(folder: Path) -> None:
+    """Print the table of both decodings and draw the curves."""
+    # imported here: the steps above need neither torch nor matplotlib, and must begin at once
+    from tempspec.cli.quickstart.results import show
+
+    show(folder / "before" / "predict", folder / "distilled" / "predict", folder)

@@ -1,0 +1,34 @@
+"""The quickstart's table and curves (floor 6)."""
+
+from pathlib import Path
+from typing import cast
+
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from tempspec.metrics.decoding import SweepMetrics, compare
+from tempspec.metrics.rows import Row
+from tempspec.reporting.figures import temperature_figure, write_figure
+from tempspec.reporting.tables import ComparisonTable
+
+__all__ = ["show"]
+
+
+def show(before: Path, after: Path, folder: Path) -> None:
+    """Print one table of two decodings of the same prompts and draw their curves.
+
+    Args:
+        before: the predict folder of the undistilled draft.
+        after: the predict folder of the distilled one.
+        folder: gets `curves.png` and `curves.svg`.
+    """
+    first, second = (SweepMetrics.of_rows(_rows(path)) for path in (before, after))
+    runs = {"before": first.estimates(), "distilled": second.estimates()}
+    Console().print(ComparisonTable(runs, compare(first, second)))
+    png, _ = write_figure(temperature_figure(runs), folder / "curves")
+    print(f"curves: {png}")
+
+
+def _rows(folder: Path) -> list[Row]:
+    """The rows of a finished predict."""
+    return cast(list[Row], pq.read_table(folder / "predictions.parquet").to_pylist())
