@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, cast
 
 import torch
@@ -28,6 +29,7 @@ from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 from tempspec.modules.callbacks import GracefulStop, LastCheckpoint, PretrainedExport
 from tempspec.modules.metrics_file import MetricsFile
+from tempspec.modules.prediction import DecodingProgress
 
 __all__ = ["CommandLine", "GeneratingTrainer", "main"]
 
@@ -265,7 +267,7 @@ class CommandLine(LightningCLI):
         """What every run gets besides the user's own callbacks."""
         callbacks: list[Callback] = [GracefulStop()]
         if self._options.trainer.enable_progress_bar is not False:
-            callbacks.append(Progress())
+            callbacks += [DecodingProgress(), Progress()]  # in this order: the bar shows what was just counted
         if self.subcommand == "fit":
             callbacks.append(PretrainedExport(self.folder))
         if checkpoints:
@@ -283,12 +285,25 @@ class CommandLine(LightningCLI):
         self._report(self.trainer.test(**kwargs, verbose=False))
 
     def predict(self, **kwargs: Any) -> None:
-        """Decode; rows go to files, not to memory."""
+        """Decode; rows go to files, not to memory; print and write their metrics."""
         self.trainer.predict(**kwargs, return_predictions=False)
+        self._results().report_sweep(self.model, self.folder)
+
+    def generate(self, **kwargs: Any) -> None:
+        """Write the target's own text and where it comes from."""
+        cast(GeneratingTrainer, self.trainer).generate(**kwargs)
+        self._results().report_generated(self.model, self.datamodule, self.folder)
+
+    @staticmethod
+    def _results() -> ModuleType:
+        """The reports of the distillation task; imported with its module, not by every command."""
+        return importlib.import_module("tempspec.cli.results")
 
     def _report(self, results: Sequence[Mapping[str, float]]) -> None:
-        """Print and keep what an evaluation logged, on rank 0."""
-        if self.trainer.is_global_zero and results:
+        """Print and keep what an evaluation measured, on rank 0."""
+        if self.task == "distillation":
+            self._results().report_grids(self.model, self.folder)
+        elif self.trainer.is_global_zero and results:
             (self.folder / "metrics.json").write_text(json.dumps(dict(results[0]), indent=2) + "\n", encoding="utf-8")
             print_metrics(results[0])
 

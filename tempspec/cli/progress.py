@@ -1,7 +1,11 @@
 """The progress bar of all stages (floor 6)."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+
+from tempspec.modules.prediction import DecodingProgress
 
 __all__ = ["Progress"]
 
@@ -16,6 +20,15 @@ class Progress(RichProgressBar):
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         return {_label(name): _short(value) for name, value in shown.items()}
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Advance, and show what decoding measured so far."""
+        super().on_predict_batch_end(trainer, pl_module, *args, **kwargs)
+        bar, progress = self.predict_progress_bar_id, self.progress
+        figures = [c.figures() for c in trainer.callbacks if isinstance(c, DecodingProgress)]  # type: ignore[attr-defined]
+        if bar is not None and progress is not None and figures:
+            shown = "  ".join(f"{name} {value}" for name, value in figures[0].items())
+            progress.update(bar, description=f"{self.predict_description}  {shown}")
 
 
 def _label(name: str) -> str:

@@ -5,6 +5,9 @@ from typing import Any
 
 from rich.console import Console
 
+from tempspec.data.digest import digest_folder, digest_path
+from tempspec.data.module import TextDataModule
+from tempspec.data.provenance import Provenance, write_provenance
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.decoding import SweepMetrics
@@ -17,29 +20,27 @@ ANALYTIC = "analytic"
 """Stands for the verifier in the files of validate and test, where nothing is decoded."""
 
 
-def report_grids(module: DistillationModule, folder: Path, console: Console) -> None:
+def report_grids(module: DistillationModule, folder: Path) -> None:
     """Print and write the analytic acceptance of every set; every rank calls it, rank 0 writes.
 
     Args:
         module: after validate or test.
         folder: the stage's folder.
-        console: where the tables go.
     """
     grids = {name: grid.grid() for name, grid in module.grids.items()}
     if not module.trainer.is_global_zero:
         return
     for name, grid in grids.items():
-        console.print(validation_table(grid, title=name))
+        Console().print(validation_table(grid, title=name))
     _write(folder, {cell: found for name, grid in grids.items() for cell, found in _cells(name, grid).items()})
 
 
-def report_sweep(module: DistillationModule, folder: Path, console: Console) -> None:
+def report_sweep(module: DistillationModule, folder: Path) -> None:
     """Merge the rows of predict, print their table and write its files; every rank calls it, rank 0 writes.
 
     Args:
         module: after predict.
         folder: the stage's folder.
-        console: where the table goes.
     """
     trainer = module.trainer
     rows = module.runner.finish(trainer.global_rank)
@@ -47,8 +48,39 @@ def report_sweep(module: DistillationModule, folder: Path, console: Console) -> 
     metrics = SweepMetrics.of_rows(rows, parameter_ratio=ratio, rank=trainer.global_rank, world=trainer.world_size)
     estimates = metrics.to(module.device).estimates()
     if trainer.is_global_zero:
-        console.print(DecodingTable(estimates))
+        Console().print(DecodingTable(estimates))
         _write(folder, estimates, parameter_ratio=ratio, timing_batch=1)
+
+
+def report_generated(module: DistillationModule, data: TextDataModule, folder: Path) -> None:
+    """Merge the rows of generate and write where they come from; every rank calls it, rank 0 writes.
+
+    Args:
+        module: after generate.
+        data: where the prompts came from.
+        folder: the stage's folder.
+    """
+    rows = module.runner.finish(module.trainer.global_rank)
+    if not module.trainer.is_global_zero:
+        return
+    pair, sweep = module.pair, module.runner.sweep
+    weights = Path(pair.target).expanduser()
+    files = {name: source.file for name, source in data.prompt_sources.items()}
+    record = Provenance(
+        target=pair.target,
+        target_revision=pair.options.target_revision,
+        weights_digest=digest_folder(weights, "*.safetensors") if weights.is_dir() else None,
+        generation_temperatures=sweep.generation_temperatures,
+        top_k=sweep.top_k,
+        top_p=sweep.top_p,
+        min_p=sweep.min_p,
+        seed=sweep.seed,
+        prompt_sets={name: digest_path(file) if file.exists() else None for name, file in files.items()},
+        count=len(rows),
+    )
+    beside = write_provenance(folder, record)
+    tokens = sum(len(row["response_ids"]) for row in rows)
+    print(f"{len(rows)} responses, {tokens} tokens: {module.runner.store.path}; where they come from: {beside}")
 
 
 def _write(folder: Path, estimates: dict[Cell, dict[str, Estimate]], **facts: Any) -> None:

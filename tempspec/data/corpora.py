@@ -11,11 +11,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.data.cache import FORMAT, cached
 from tempspec.data.digest import digest_value
-from tempspec.data.encoding import Encoder, tokenizer_digest
+from tempspec.data.encoding import Encoder
 from tempspec.data.rows import EncodedRow, Report, RowOptions, encode_rows
 from tempspec.data.sources import Source, fingerprint, read
 from tempspec.data.split import hold_out
 from tempspec.errors import UserError
+from tempspec.models.identity import tokenizer_digest
 
 
 @dataclass(frozen=True)

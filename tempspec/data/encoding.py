@@ -7,7 +7,6 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from tempspec.data.digest import digest_value
 from tempspec.errors import UserError
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -34,14 +33,6 @@ def before_answer(turns: Turns) -> Turns:
     if not asked:
         raise ValueError("expected a turn before the assistant's")
     return asked
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """A digest of what a tokenizer does: its serialised rules or vocabulary, special tokens and chat template."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return digest_value([type(tokenizer).__name__, rules, special, tokenizer.chat_template])
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ class Provenance:
         target: the model that wrote the responses: its folder or hub name.
         target_revision: its branch, tag or commit, None for a folder.
         weights_digest: SHA-256 over its weight files, None where they are not at hand.
-        generation_temperature: the temperature that responses were sampled at.
+        generation_temperatures: the temperatures that responses were sampled at; each row names its own.
         top_k: 0 kept all.
         top_p: 1 kept all.
         min_p: 0 kept all.
@@ -54,7 +54,7 @@ class Provenance:
     target: str
     target_revision: str | None
     weights_digest: str | None
-    generation_temperature: float
+    generation_temperatures: list[float]
     top_k: int
     top_p: float
     min_p: float

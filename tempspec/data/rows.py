@@ -16,6 +16,7 @@ from tempspec.data.digest import key_of_ids
 from tempspec.data.encoding import Encoder
 from tempspec.data.sources import TEMPERATURE, Source, form_of
 from tempspec.errors import UserError
+from tempspec.models.identity import tokenizer_digest
 
 EncodedRow = dict[str, Any]
 _TEXTS_AT_ONCE = 256
@@ -165,13 +166,24 @@ def _documents(dataset: datasets.Dataset, encoder: Encoder) -> Iterator[list[int
 def _of_pairs(
     dataset: datasets.Dataset, source: Source, encoder: Encoder, options: RowOptions, report: Report
 ) -> Iterator[EncodedRow]:
+    exact = _has_ids_of(dataset, encoder)
     for batch in dataset.iter(_TEXTS_AT_ONCE):
-        prompts = encoder.prompts([prompt + source.separator for prompt in batch["prompt"]])
-        responses = encoder.responses(batch["response"])
+        if exact:
+            prompts, responses = batch["prompt_ids"], batch["response_ids"]
+        else:
+            prompts = encoder.prompts([prompt + source.separator for prompt in batch["prompt"]])
+            responses = encoder.responses(batch["response"])
         temperatures = batch.get(TEMPERATURE, [None] * len(prompts))
         for prompt, response, temperature in zip(prompts, responses, temperatures, strict=True):
             mask = [False] * len(prompt) + [True] * len(response)
             yield from masked_row(prompt + response, mask, key_of_ids(prompt), temperature, options, report)
+
+
+def _has_ids_of(dataset: datasets.Dataset, encoder: Encoder) -> bool:
+    """Whether pairs carry the very tokens of this tokenizer: text encoded again need not give what was generated."""
+    if "tokenizer" not in dataset.column_names:
+        return False
+    return set(dataset["tokenizer"]) == {tokenizer_digest(encoder.tokenizer)}
 
 
 def _of_conversations(

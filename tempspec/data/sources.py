@@ -20,9 +20,13 @@ from tempspec.data.readers import READERS, Row, rows_of_path
 from tempspec.errors import UserError
 
 TEMPERATURE = "generation_temperature"
+EXACT = ("prompt_ids", "response_ids", "tokenizer")
+"""Columns of generated data: the very tokens of a pair, and the digest of the tokenizer whose ids they are."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 _TYPES = {"text": pa.string(), "prompt": pa.string(), "response": pa.string(), "messages": pa.list_(_MESSAGE)}
+_TYPES |= {"prompt_ids": pa.list_(pa.int64()), "response_ids": pa.list_(pa.int64()), "tokenizer": pa.string()}
+_FORMS = ("text", "prompt", "response", "messages")
 _ROWS_AT_ONCE = 1000
 
 
@@ -136,13 +140,15 @@ def _from_hub(source: Source, cache_dir: str | Path | None) -> datasets.Dataset:
 
 def _columns(source: Source, found: list[str], need_response: bool) -> dict[str, str]:
     """Which column of the file fills which column of the normal form."""
-    named = {form: name for form in _TYPES if (name := getattr(source, form)) is not None}
+    named = {form: name for form in _FORMS if (name := getattr(source, form)) is not None}
     columns = _named_form(source, named, need_response) if named else _inferred_form(source, found, need_response)
     for name in columns.values():
         if name not in found:
             close = difflib.get_close_matches(name, found, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             raise UserError(f"{source.path}: no column '{name}'; {hint}it has {', '.join(found)}")
+    if "response" in columns and set(EXACT) <= set(found):
+        columns = columns | {name: name for name in EXACT}
     return columns | ({TEMPERATURE: TEMPERATURE} if TEMPERATURE in found else {})
 
 
@@ -178,7 +184,7 @@ def _records(source: Source, columns: dict[str, str], rows: Iterator[Row]) -> It
     """Checked rows in normal form; rows with a blank part are left out."""
     for number, row in enumerate(rows, start=1):
         record = {form: _value(source, number, form, name, row) for form, name in columns.items()}
-        if all(value for form, value in record.items() if form != TEMPERATURE):
+        if all(value for form, value in record.items() if form not in (TEMPERATURE, *EXACT)):
             yield record
 
 
@@ -189,6 +195,8 @@ def _value(source: Source, number: int, form: str, name: str, row: Row) -> Any:
     if name not in row:
         raise UserError(f"{place} is missing; every row needs it")
     value = row[name]
+    if form.endswith("_ids"):
+        return _ids(place, value)
     return _messages(place, value) if form == "messages" else _text(place, value)
 
 
@@ -196,6 +204,12 @@ def _text(place: str, value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(f"{place} must hold text, got {type(value).__name__}; repair the row or name another column")
     return value if value.strip() else ""
+
+
+def _ids(place: str, value: Any) -> list[int]:
+    if not isinstance(value, list) or not all(isinstance(token, int) and token >= 0 for token in value):
+        raise UserError(f"{place} must hold a list of token ids, got {_short(value)}; generate the data again")
+    return value
 
 
 def _messages(place: str, value: Any) -> list[dict[str, str]]:

@@ -45,7 +45,7 @@ class Sweep:
     stop_at_eos: bool = True
     slots: int = 16
     batch_size: int = 64
-    timing_prompts: int = 4
+    timing_prompts: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:

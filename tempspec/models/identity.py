@@ -1,10 +1,22 @@
-"""Which weights a folder holds, cheaply (floor 3)."""
+"""Which weights a folder holds, and which tokenizer one has (floor 3)."""
 
 import hashlib
+import json
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 EDGE = 1 << 20
 """Bytes read from each end of a file: enough to tell two trained checkpoints apart, whatever their size."""
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of what a tokenizer does: its serialised rules or vocabulary, special tokens and chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    text = json.dumps([type(tokenizer).__name__, rules, special, tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_digest(path: str) -> str:

@@ -34,7 +34,7 @@ from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
 from tempspec.models.loading import ModelOptions
 from tempspec.modules.pair import Pair, common_ids
-from tempspec.modules.prediction import DecodingProgress, PromptSets, SweepRunner
+from tempspec.modules.prediction import PromptSets, SweepRunner
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
@@ -298,10 +298,6 @@ class DistillationModule(pl.LightningModule):
 
 
     # -- predict, generate --------------------------------------------------------------------------------------------
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """What every run of this module needs."""
-        return [DecodingProgress()]
 
     def begin_generation(self) -> None:
         """Let the next predict write the target's own text: no draft, the sweep's generation temperatures."""

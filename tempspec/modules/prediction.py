@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +16,7 @@ from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, generation_list, work_list
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
-from tempspec.models.identity import weights_digest
+from tempspec.models.identity import tokenizer_digest, weights_digest
 from tempspec.modules.pair import Pair
 from tempspec.modules.store import RowStore
 
@@ -152,12 +153,17 @@ class SweepRunner:
             "response": row["text"],
             "prompt_ids": list(item.request.prompt),
             "response_ids": row["tokens"],
+            "tokenizer": self._tokenizer_digest,
             "generation_temperature": row["target_temperature"],
             "prompt_set": row["prompt_set"],
             "sample": row["sample"],
             "seed": row["seed"],
             "finish": row["finish"],
         }
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        return tokenizer_digest(self.pair.tokenizer)
 
     def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> dict[str, str]:
         """What the rows are made from, entry by entry."""

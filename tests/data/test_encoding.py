@@ -1,7 +1,8 @@
 import pytest
 
-from tempspec.data.encoding import Encoder, tokenizer_digest
+from tempspec.data.encoding import Encoder
 from tempspec.errors import UserError
+from tempspec.models.identity import tokenizer_digest
 
 TURNS = [
     {"role": "user", "content": "the fox"},

@@ -10,7 +10,7 @@ def record():
         target="models/target",
         target_revision=None,
         weights_digest="ab",
-        generation_temperature=0.7,
+        generation_temperatures=[0.7],
         top_k=0,
         top_p=0.9,
         min_p=0.0,
