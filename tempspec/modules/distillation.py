@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.core.acceptance import acceptance_grid, agreement_grid, argmax_acceptance, entropy
@@ -34,6 +33,7 @@ from tempspec.interfaces import (
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
 from tempspec.models.loading import ModelOptions
+from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
 from tempspec.modules.optim import optimizers
 from tempspec.modules.pair import Pair, common_ids
 from tempspec.modules.prediction import PromptSets, SweepRunner
@@ -155,6 +155,10 @@ class DistillationModule(pl.LightningModule):
         assert self.draft is not None
         return self.draft
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The curves that every training wants, and a stop when the loss is no longer a number."""
+        return [TrainingMonitor(), FiniteLoss()]
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters alone."""
         assert self.draft is not None
@@ -223,11 +227,6 @@ class DistillationModule(pl.LightningModule):
         self.log("train/temperature", draft_N.mean())
         self.log("train/acceptance", overlap, prog_bar=True)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's norm, before any clipping."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/grad_norm", get_total_norm(gradients))
-
     # -- validate, test -----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
@@ -292,7 +291,6 @@ class DistillationModule(pl.LightningModule):
                 self.log(f"{prefix}/{name}/acceptance_T{temperature:g}", value, rank_zero_only=True)
         self.log(f"{prefix}/acceptance", sum(diagonals) / max(len(diagonals), 1), prog_bar=True)
 
-
     # -- predict, generate --------------------------------------------------------------------------------------------
 
     def begin_generation(self) -> None:
@@ -303,9 +301,7 @@ class DistillationModule(pl.LightningModule):
         """What is left to decode, in batches; the data module calls it. See `SweepRunner.plan`."""
         trainer = self.trainer
         checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
-        return self.runner.plan(
-            prompt_sets, trainer.default_root_dir, rank=trainer.global_rank, checkpoint=checkpoint
-        )
+        return self.runner.plan(prompt_sets, trainer.default_root_dir, rank=trainer.global_rank, checkpoint=checkpoint)
 
     def on_predict_start(self) -> None:
         """Decode without dropout."""
