@@ -40,3 +40,9 @@ def test_the_configurations_that_the_project_promises_are_there():
         "predict-pair",
         "lossy",
     }
+
+
+def test_the_quickstarts_configuration_is_the_one_that_it_runs():
+    packaged = (ROOT / "tempspec/cli/quickstart/distilled.yaml").read_text(encoding="utf-8")
+    shown = (ROOT / "configs/quickstart.yaml").read_text(encoding="utf-8")
+    assert shown.partition("\n")[2] == packaged.replace("$folder", "runs/quickstart")
