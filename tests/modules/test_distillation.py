@@ -182,3 +182,9 @@ def test_bad_options_are_refused_at_once(module, options, what):
 def test_fit_without_a_draft_says_how_to_name_one(pair, data, trainer):
     with pytest.raises(UserError, match=r"model.draft to a folder or model.draft_layers"):
         trainer(max_steps=1).fit(DistillationModule(str(pair / "target")), data)
+
+
+def test_rows_longer_than_a_models_context_are_refused(module, data, trainer):
+    data.row_options = data.row_options.__class__(65)
+    with pytest.raises(UserError, match=r"max_length is 65, but .*target was made for at most 64 positions"):
+        trainer(max_steps=1).fit(module(), data)
