@@ -16,9 +16,9 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """Where the forward pass in flight writes and what it sees.
+    """Where the forward pass in flight writes and what it sees; all layers hold the same one.
 
     Attributes:
         flat_RN: index of every new token into the flattened `[S * capacity]` storage, int64 `[R * N]`.
@@ -27,20 +27,20 @@ class Call:
         view: L, how many leading positions attention sees.
     """
 
-    flat_RN: Tensor
-    rows: Tensor | None
-    count: int
-    view: int
+    flat_RN: Tensor | None = None
+    rows: Tensor | None = None
+    count: int = 0
+    view: int = 0
 
 
 class RaggedLayer(CacheLayerMixin):
     """One layer's keys and values; allocated by the first pass, in its dtype and on its device."""
 
-    def __init__(self, slots: int, capacity: int) -> None:
+    def __init__(self, slots: int, capacity: int, call: Call) -> None:
         super().__init__()
         self.slots = slots
         self.capacity = capacity
-        self.call: Call | None = None
+        self.call = call
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate storage for keys and values shaped like these `[R, H, N, D]`."""
@@ -56,9 +56,9 @@ class RaggedLayer(CacheLayerMixin):
         return self._write(self.keys, key_states), self._write(self.values, value_states)
 
     def _write(self, store: Tensor | None, states: Tensor) -> Tensor:
-        assert store is not None
-        assert self.call is not None
         call = self.call
+        assert store is not None
+        assert call.flat_RN is not None
         flat = store.view(-1, *store.shape[2:])
         flat.index_copy_(0, call.flat_RN, states.transpose(1, 2).reshape(-1, *store.shape[2:]))
         seen = store[:, : call.view]
@@ -74,11 +74,11 @@ class RaggedLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask must cover."""
-        return (self.call.view if self.call else query_length), 0
+        return self.call.view, 0
 
     def get_seq_length(self) -> int:
         """The positions in view; rows have lengths of their own, which the caller keeps."""
-        return self.call.view if self.call else 0
+        return self.call.view
 
     def get_max_length(self) -> int:
         """The capacity of a row."""
@@ -100,15 +100,16 @@ class RaggedCache(Cache):
     """
 
     def __init__(self, layers: int, slots: int, capacity: int) -> None:
-        super().__init__(layers=[RaggedLayer(slots, capacity) for _ in range(layers)])
+        self.call = Call()
+        super().__init__(layers=[RaggedLayer(slots, capacity, self.call) for _ in range(layers)])
         self.slots = slots
         self.capacity = capacity
 
     def begin(self, place_RN: Tensor, rows: Tensor | None, view: int) -> None:
         """Say where the next forward pass writes (`place_RN`, per row) and how many places it sees."""
-        call = Call(self._flat(place_RN, rows), rows, len(place_RN), view)
-        for layer in self.layers:
-            layer.call = call
+        call = self.call
+        call.flat_RN, call.rows = self._flat(place_RN, rows), rows
+        call.count, call.view = len(place_RN), view
 
     def move(self, from_RM: Tensor, to_RM: Tensor, rows: Tensor | None) -> None:
         """Copy keys and values within rows, from places to places."""
@@ -117,8 +118,10 @@ class RaggedCache(Cache):
 
     def _flat(self, place_RN: Tensor, rows: Tensor | None) -> Tensor:
         """Places of rows as places of the flattened storage, `[R * N]`."""
+        if len(place_RN) == 1 and rows is None:
+            return place_RN.view(-1)
         slot_R = torch.arange(len(place_RN), device=place_RN.device) if rows is None else rows
-        return (slot_R[:, None] * self.capacity + place_RN).flatten()
+        return (slot_R[:, None] * self.capacity + place_RN).view(-1)
 
     @property
     def nbytes(self) -> int:
