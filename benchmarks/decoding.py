@@ -133,7 +133,7 @@ def sampling(temperature: float = 1.0, new: int = NEW) -> dict[str, object]:
 
 
 def assisted(pair: Pair, prompt: tuple[int, ...], temperature: float = 1.0) -> None:
-    """transformers' assisted generation with a constant K."""
+    """The library's assisted generation with a constant K."""
     config = pair.draft.generation_config
     config.num_assistant_tokens, config.num_assistant_tokens_schedule = DRAFTED, "constant"
     config.assistant_confidence_threshold = 0.0
@@ -141,7 +141,7 @@ def assisted(pair: Pair, prompt: tuple[int, ...], temperature: float = 1.0) -> N
 
 
 def generated(pair: Pair, count: int, new: int = NEW) -> None:
-    """transformers' plain generation of a batch."""
+    """The library's plain generation of a batch."""
     pair.target.generate(**ids_of(pair, pair.prompts[:count]), **sampling(1.0, new))
 
 
@@ -302,7 +302,6 @@ def plain(pair: Pair, count: int, repetitions: int) -> Iterator[Goal]:
 
 def against_length(pair: Pair, repetitions: int) -> Iterator[Goal]:
     """Goal 5: time a token at 1,024 new tokens over that at 128, and what the caches hold."""
-    engine = speculative(pair, slots=1)
     held = {}
 
     def a_token(new: int) -> float:

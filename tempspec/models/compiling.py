@@ -30,14 +30,35 @@ def compiled(forward: Pass, device: torch.device) -> Pass:
             stacklevel=2,
         )
         return forward
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, SHAPES)
-    return torch.compile(forward, dynamic=False)
+    return Compiled(forward)
 
 
 def has_cpp_compiler() -> bool:
     """Whether a C++ compiler is on the path."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++") if name)
+
+
+class Compiled:
+    """`torch.compile` of a forward pass, without the guards of a transformers model once a shape has been met.
+
+    Those guards cost more than half a millisecond a call. What they watch, the model's structure and mode, does not
+    change while an engine runs; weights are inputs of the compiled code and may.
+    """
+
+    def __init__(self, forward: Pass) -> None:
+        limits = torch._dynamo.config
+        limits.recompile_limit = max(limits.recompile_limit, SHAPES)
+        self._compiled = torch.compile(forward, dynamic=False)
+        self._met: set[Any] = set()
+
+    def __call__(self, token_RN: Tensor, start_R: Tensor, view: int, keep: int) -> Tensor:
+        """See `Pass`."""
+        shape = (token_RN.shape, view, keep)
+        if shape not in self._met:
+            self._met.add(shape)
+            return self._compiled(token_RN, start_R, view, keep)
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+            return self._compiled(token_RN, start_R, view, keep)
 
 
 class CudaGraphs:
