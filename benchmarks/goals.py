@@ -35,7 +35,8 @@ class Goal:
 
     def __str__(self) -> str:
         """One line."""
-        ends = [f"{sign} {end:g}" for sign, end in ((">=", self.low), ("<=", self.high)) if end is not None]
+        pairs = ((">=", self.low), ("<=", self.high))
+        ends = [f"{sign} {end:g}" for sign, end in pairs if end is not None]
         verdict = "met" if self.met else "SHORT"
         return f"{self.name}: measured {self.measured:.{self.digits}f}, goal {' and '.join(ends)}: {verdict}"
 
