@@ -23,7 +23,7 @@ import transformers
 from goals import Goal, finish, parse
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, PreTrainedModel
 
-from tempspec.core.acceptance import acceptance_grid as grid_laws
+from tempspec.core.acceptance import survey
 from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
 from tempspec.plugins.drafters import CausalLM
@@ -328,7 +328,7 @@ def grid(pair: Pair, repetitions: int) -> Iterator[Goal]:
         logits_p_NV, logits_q_NV = (
             model(input_ids=token_BT, use_cache=False).logits.flatten(0, 1) for model in (pair.target, pair.draft)
         )
-        grid_laws(logits_p_NV, logits_q_NV, temperatures, temperatures)
+        survey(logits_p_NV, logits_q_NV, temperatures)
 
     found = in_turn(
         repetitions,
