@@ -78,8 +78,17 @@ class RaggedModel:
         self._seen = torch.zeros((), dtype=model.dtype, device=self.device)
         self._hidden = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=self.device)
         self.stopwatch = Stopwatch(self.device)
+        self._reachable = capacity <= self.context  # else padding, and it alone, may lie beyond the context
         self._widths = tuple(widths)
         self._compiled = compiled(self._pass, self.device) if widths else self._pass
+        if widths:
+            self._allocate()
+
+    @torch.no_grad()
+    def _allocate(self) -> None:
+        """Feed a token that the first real one overwrites: the cache must exist before a pass is compiled."""
+        first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.fill(first[:, None], first, longest=0, rows=first)
 
     def forward(
         self,
@@ -167,12 +176,13 @@ class RaggedModel:
         self.cache.begin(place_RN, rows, view)
         output = self.model(
             input_ids=token_RN.clamp(max=self._largest_id),
-            position_ids=position_RN.clamp(max=self.context - 1),  # only padding lies beyond
+            position_ids=position_RN if self._reachable else position_RN.clamp(max=self.context - 1),
             attention_mask=self._masks(position_RN, start_R, view, visible_RNN),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
         )
+        self.cache.end()
         return output.logits
 
     def _masks(
