@@ -104,7 +104,7 @@ class Engine:
         self._analytic = analytic
         self._compile = compile
         self._adaptive = length is not None and type(length).limit is not DraftLength.limit
-        self._context = context_length(target)
+        self._context = context_length(target.config)
         self._capacity = 0
 
     def check_prompt(self, request: Request) -> None:
