@@ -3,7 +3,10 @@
 A plugin author needs this module, `tempspec.core` and `tempspec.testing`, nothing else. Bases import torch only, so
 that `tempspec plugins` stays quick. p is the target's law and q the draft's, everywhere.
 
-Axes: B batch, K drafted, V vocabulary, T positions, N new tokens.
+A tree of drafts is a chain whose tokens have parents: node order, and what "behind node n" means, are those of
+`tempspec.core.trees`.
+
+Axes: B batch, K drafted, V vocabulary, T positions, N new tokens or tree nodes, M nodes of one call.
 """
 
 from abc import ABC, abstractmethod
@@ -15,7 +18,9 @@ import torch
 from torch import Tensor
 
 from tempspec.core.noise import Stream
+from tempspec.core.multidraft import Siblings
 from tempspec.core.sampling import one_hot_log
+from tempspec.core.trees import chain_parents
 
 __all__ = [
     "BASELINE",
@@ -31,6 +36,7 @@ __all__ = [
     "Request",
     "ScheduleContext",
     "Seconds",
+    "Siblings",
     "StepModel",
     "TemperatureSchedule",
     "Temperatures",
@@ -268,22 +274,33 @@ class Noise(ABC):
 
 @dataclass(slots=True)
 class Draft:
-    """A chain of drafted tokens per row, ragged.
+    """A chain of drafted tokens per row, or a tree of them; ragged.
 
     Attributes:
         token_BK: drafted ids; entries from `length_B` on mean nothing.
         length_B: how many are real, 0 to K.
-        logq_BKV: the log-law that each was sampled from, exactly as sampled (one-hot for a deterministic draft).
+        logq_BKV: the log-law that each was sampled from, exactly as sampled (one-hot for a deterministic draft); in a
+            tree given its elder siblings too.
+        parent_BK: of a tree, the node that each is a child of, -1 for the root; None for a chain. Parents come before
+            their children, siblings in the order they were drawn.
     """
 
     token_BK: Tensor
     length_B: Tensor
     logq_BKV: Tensor
+    parent_BK: Tensor | None = None
 
     @classmethod
     def certain(cls, token_BK: Tensor, length_B: Tensor, vocabulary: int) -> "Draft":
         """A deterministic draft: q is one-hot on its tokens."""
         return cls(token_BK, length_B, one_hot_log(token_BK, vocabulary))
+
+    @property
+    def tree_BK(self) -> Tensor:
+        """The parents, a chain's too, int64 `[B, K]`."""
+        if self.parent_BK is not None:
+            return self.parent_BK
+        return chain_parents(self.token_BK.shape[1], device=self.token_BK.device).expand_as(self.token_BK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +348,15 @@ class StepModel(Protocol):
     def step(self, token_B: Tensor) -> Tensor:
         """Feed one more token per row; logits `[B, V]` after it."""
 
+    def grow(self, token_BM: Tensor, node_BM: Tensor, parent_BM: Tensor) -> Tensor:
+        """Feed nodes of a tree whose parents were fed before; logits `[B, M, V]` after each.
+
+        Args:
+            token_BM: their tokens.
+            node_BM: their numbers in the tree; each call's are the next ones of the row, ascending.
+            parent_BM: their parents' numbers, -1 for the root.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class DraftTurn:
@@ -346,6 +372,8 @@ class DraftTurn:
         sample: `(logits_BV, offset) -> (token_B, logq_BV)`: samples with every row's draft temperature, truncation
             and noise; logits may have the draft model's own vocabulary size.
         model: the draft model, or None for a drafter that needs none.
+        law: `logits_BMV -> logq_BMV`: the draft's law at every row's draft temperature and truncation.
+        draw: `(weight_BMV, node_M) -> token_BM`: samples, with each node's own noise.
     """
 
     token_BT: Tensor
@@ -356,19 +384,27 @@ class DraftTurn:
     rule: DraftLength
     sample: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     model: StepModel | None
+    law: Callable[[Tensor], Tensor]
+    draw: Callable[[Tensor, Tensor], Tensor]
 
 
 class Drafter(ABC):
-    """Proposes a chain of tokens for every row."""
+    """Proposes a chain of tokens, or a tree of them, for every row."""
 
     needs_model: ClassVar[bool] = False
     """Whether a draft model must be loaded for it."""
+    siblings: Siblings | None = None
+    """How children of one node are drawn, for a drafter of trees; None for chains."""
     source: ClassVar[str] = ""
     """The paper that the drafter comes from."""
 
     @abstractmethod
     def propose(self, turn: DraftTurn) -> Draft:
         """The drafts of this round."""
+
+    def most_nodes(self, longest: int) -> int:
+        """The most tokens that a round drafts when paths are at most `longest` tokens long: fixes buffer shapes."""
+        return longest
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -378,10 +414,17 @@ class Drafter(ABC):
 
 @dataclass(slots=True)
 class Verdict:
-    """What verification decided: `accepted_B` drafted tokens stand, then `next_token_B` follows."""
+    """What verification decided: `accepted_B` drafted tokens stand, then `next_token_B` follows.
+
+    Attributes:
+        accepted_B: tokens that stand, int64.
+        next_token_B: the token behind them, int64.
+        node_B: of a tree, the last node that stands, -1 if none does: its path is what was accepted. None for a chain.
+    """
 
     accepted_B: Tensor
     next_token_B: Tensor
+    node_B: Tensor | None = None
 
 
 class Verifier(ABC):
@@ -395,6 +438,8 @@ class Verifier(ABC):
     """Whether drafts must be sampled with the shared Gumbel noise (coupling) instead of their own stream."""
     greedy_only: ClassVar[bool] = False
     """Whether the rule is defined for target temperature 0 alone."""
+    siblings: ClassVar[frozenset[Siblings]] = frozenset()
+    """The trees that the rule verifies, by how siblings are drawn; empty for a rule of chains alone."""
 
     @abstractmethod
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
@@ -402,7 +447,7 @@ class Verifier(ABC):
 
         Args:
             logp_BKV: the target's log-law at each drafted position and behind the last, `[B, K+1, V]`; position i
-                holds the law of drafted token i, given the earlier ones.
+                holds the law of drafted token i, given the earlier ones. Of a tree: behind the root, then each node. Of a tree: behind the root and every node.
             draft: the drafts, K may be 0; rows are ragged.
             noise: the randomness of this round.
 
