@@ -42,6 +42,9 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
+_RESTORING = ("Error(s) in loading state_dict", "loaded state dict", "Trying to restore")
+"""How torch and Lightning begin to say that a checkpoint does not fit."""
+
 Task = Literal["distillation", "language-model"]
 
 TOKENIZER_OF = {"distillation": ("target",), "language-model": ("tokenizer", "pretrained")}
@@ -275,6 +278,23 @@ class CommandLine(LightningCLI):
         return callbacks
 
     # -- running -------------------------------------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it.
+
+        Raises:
+            UserError: the checkpoint is of another model.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except (RuntimeError, ValueError, KeyError) as error:
+            path = self._options.get("ckpt_path")
+            if path is not None and str(error).lstrip("'\"").startswith(_RESTORING):
+                raise UserError(
+                    f"the checkpoint {path} does not fit this configuration's model or optimizer; give the one that "
+                    "fit left, or the configuration that it was trained with (config.yaml beside checkpoints/)"
+                ) from error
+            raise
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, print and write metrics.json."""

@@ -65,6 +65,13 @@ class RaggedLayer(CacheLayerMixin):
         seen = seen[: call.count] if call.rows is None else seen.index_select(0, call.rows)
         return seen.transpose(1, 2)
 
+    def move(self, from_M: Tensor, to_M: Tensor) -> None:
+        """Copy keys and values between places of the flattened storage; all are read before any is written."""
+        for store in (self.keys, self.values):
+            assert store is not None
+            flat = store.view(-1, *store.shape[2:])
+            flat.index_copy_(0, to_M, flat.index_select(0, from_M))
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask must cover."""
         return (self.call.view if self.call else query_length), 0
@@ -97,13 +104,21 @@ class RaggedCache(Cache):
         self.slots = slots
         self.capacity = capacity
 
-    def begin(self, position_RN: Tensor, rows: Tensor | None, view: int) -> None:
-        """Say where the next forward pass writes (`position_RN`, per row) and how many positions it sees."""
-        count, _ = position_RN.shape
-        slot_R = torch.arange(count, device=position_RN.device) if rows is None else rows
-        call = Call((slot_R[:, None] * self.capacity + position_RN).flatten(), rows, count, view)
+    def begin(self, place_RN: Tensor, rows: Tensor | None, view: int) -> None:
+        """Say where the next forward pass writes (`place_RN`, per row) and how many places it sees."""
+        call = Call(self._flat(place_RN, rows), rows, len(place_RN), view)
         for layer in self.layers:
             layer.call = call
+
+    def move(self, from_RM: Tensor, to_RM: Tensor, rows: Tensor | None) -> None:
+        """Copy keys and values within rows, from places to places."""
+        for layer in self.layers:
+            layer.move(self._flat(from_RM, rows), self._flat(to_RM, rows))
+
+    def _flat(self, place_RN: Tensor, rows: Tensor | None) -> Tensor:
+        """Places of rows as places of the flattened storage, `[R * N]`."""
+        slot_R = torch.arange(len(place_RN), device=place_RN.device) if rows is None else rows
+        return (slot_R[:, None] * self.capacity + place_RN).flatten()
 
     @property
     def nbytes(self) -> int:

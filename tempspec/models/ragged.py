@@ -36,7 +36,8 @@ class RaggedModel:
     """A transformers causal language model with a `RaggedCache`; tokens go in with explicit positions and a 4-D mask.
 
     The caller keeps the rows' lengths. Attention is by position alone: a query at position i sees keys 0..i of its row
-    (within the window, for sliding layers), whatever lies behind.
+    (within the window, for sliding layers), whatever lies behind. New tokens may also form a tree: each then sees the
+    row's earlier keys and its own ancestors, and `keep_path` makes the accepted path the row's text.
 
     Args:
         model: the model, in eval mode, on its device.
@@ -67,7 +68,15 @@ class RaggedModel:
         # Models of one kind with a window and no layer types (Mistral) cut their only mask.
         self._cut_all = self._window > 0 and getattr(config, "layer_types", None) is None
 
-    def forward(self, token_RN: Tensor, start_R: Tensor, *, longest: int, rows: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        token_RN: Tensor,
+        start_R: Tensor,
+        *,
+        longest: int,
+        rows: Tensor | None = None,
+        visible_RNN: Tensor | None = None,
+    ) -> Tensor:
         """Feed N tokens to each row, from the row's own position on.
 
         Args:
@@ -75,46 +84,85 @@ class RaggedModel:
             start_R: position of each row's first token, int64.
             longest: the largest start of any row, known without asking the device.
             rows: the slots to feed, int64 `[R]`; None means the first R.
+            visible_RNN: which new tokens (last axis) each new token sees, bool, itself included; `[N, N]` where all
+                rows agree. A token's position is the number of tokens that it sees before it. None means a chain.
 
         Returns:
             Logits `[R, N, V]`.
         """
-        return self._call(token_RN, start_R, longest, rows, keep=0)
+        return self._call(token_RN, start_R, longest, rows, keep=0, visible_RNN=visible_RNN)
+
+    def keep_path(self, start_R: Tensor, path_RM: Tensor, rows: Tensor | None = None) -> None:
+        """After a forward pass over a tree: make one path of it the row's text from `start_R` on.
+
+        Args:
+            start_R: as in that forward pass.
+            path_RM: the path's tokens by their place among the N, from the root on; behind a shorter path's end any
+                place may stand, its keys lie behind the row's length.
+            rows: as in that forward pass.
+        """
+        column_M = torch.arange(path_RM.shape[1], device=self.device)
+        self.cache.move(start_R[:, None] + path_RM, start_R[:, None] + column_M, rows)
 
     def fill(self, token_RN: Tensor, start_R: Tensor, *, longest: int, rows: Tensor) -> None:
         """As `forward`, for the cache's sake alone: no logits but one row's width are computed."""
         self._call(token_RN, start_R, longest, rows, keep=1)
 
-    def _call(self, token_RN: Tensor, start_R: Tensor, longest: int, rows: Tensor | None, keep: int) -> Tensor:
+    def _call(
+        self,
+        token_RN: Tensor,
+        start_R: Tensor,
+        longest: int,
+        rows: Tensor | None,
+        keep: int,
+        visible_RNN: Tensor | None = None,
+    ) -> Tensor:
         new = token_RN.shape[1]
-        position_RN = start_R[:, None] + torch.arange(new, device=self.device)
+        place_RN = start_R[:, None] + torch.arange(new, device=self.device)
+        position_RN = place_RN if visible_RNN is None else start_R[:, None] + visible_RNN.sum(-1) - 1
         view = min(bucketed(longest + new), self.cache.capacity)
-        self.cache.begin(position_RN, rows, view)
+        self.cache.begin(place_RN, rows, view)
         output = self.model(
             input_ids=token_RN.clamp(max=self._largest_id),
             position_ids=position_RN.clamp(max=self.context - 1),  # only padding lies beyond
-            attention_mask=self._masks(position_RN, view),
+            attention_mask=self._masks(position_RN, start_R, view, visible_RNN),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
         )
         return output.logits
 
-    def _masks(self, position_RN: Tensor, view: int) -> Tensor | dict[str, Tensor]:
-        key_L = torch.arange(view, device=self.device)
-        query_RN1 = position_RN[:, :, None]
-        hidden = key_L > query_RN1
+    def _masks(
+        self, position_RN: Tensor, start_R: Tensor, view: int, visible_RNN: Tensor | None
+    ) -> Tensor | dict[str, Tensor]:
+        key_1L = torch.arange(view, device=self.device)[None]
+        if visible_RNN is None:
+            hidden_RNL = key_1L[:, None] > position_RN[:, :, None]
+        else:
+            key_1L, hidden_RNL = _tree_view(key_1L, position_RN, start_R, visible_RNN)
         if not self._by_kind and not self._cut_all:
-            return self._additive(hidden)
-        outside = hidden | (key_L <= query_RN1 - self._window)
+            return self._additive(hidden_RNL)
+        outside_RNL = hidden_RNL | (key_1L[:, None] <= position_RN[:, :, None] - self._window)
         if self._cut_all:
-            return self._additive(outside)
-        return {"full_attention": self._additive(hidden), "sliding_attention": self._additive(outside)}
+            return self._additive(outside_RNL)
+        return {"full_attention": self._additive(hidden_RNL), "sliding_attention": self._additive(outside_RNL)}
 
     def _additive(self, hidden_RNL: Tensor) -> Tensor:
         """A float mask `[R, 1, N, L]`; boolean ones are wrong for models that fall back to eager attention."""
         mask = torch.zeros(hidden_RNL.shape, dtype=self.model.dtype, device=self.device)
         return mask.masked_fill_(hidden_RNL, torch.finfo(self.model.dtype).min)[:, None]
+
+
+def _tree_view(key_1L: Tensor, position_RN: Tensor, start_R: Tensor, visible_RNN: Tensor) -> tuple[Tensor, Tensor]:
+    """The position of every key, `[R, L]`, and which keys each new token of a tree does not see, `[R, N, L]`."""
+    rows, new = position_RN.shape
+    offset_RL = key_1L - start_R[:, None]
+    among_RL = (offset_RL >= 0) & (offset_RL < new)
+    offset_RL = offset_RL.clamp(0, new - 1)
+    key_RL = torch.where(among_RL, position_RN.gather(1, offset_RL), key_1L)
+    seen_RNL = visible_RNN.expand(rows, -1, -1).gather(2, offset_RL[:, None].expand(-1, new, -1))
+    earlier_R1L = (key_1L < start_R[:, None])[:, None]
+    return key_RL, ~(earlier_R1L | (seen_RNL & among_RL[:, None]))
 
 
 class DraftSteps:
