@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from tempspec import registry
+from tempspec.cli.messages import explain
 from tempspec.cli.parser import Parser
 from tempspec.cli.progress import Progress
 from tempspec.cli.quiet import quiet
@@ -247,7 +248,7 @@ class CommandLine(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
-            raise UserError(" ".join(str(error).split())) from error
+            raise UserError(explain(str(error), [])) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with this run's folder, metrics file and callbacks.

@@ -34,7 +34,8 @@ def quiet() -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
-    names = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.cloud_io")
+    checkpoints = "pytorch.trainer.connectors.checkpoint_connector"
+    names = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", checkpoints)
     for name in map("lightning.{}".format, names):
         logging.getLogger(name).addFilter(_Chatter())
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
