@@ -17,8 +17,8 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from tempspec.core.noise import Stream
 from tempspec.core.multidraft import Siblings
+from tempspec.core.noise import Stream
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.trees import chain_parents
 
@@ -217,8 +217,9 @@ class Completion:
         request: the request.
         tokens: the new token ids, the stop id included.
         finish: `stop` (a stop id) or `length` (max_new_tokens or the models' context).
-        drafted: tokens drafted.
-        tested: drafted tokens whose earlier ones in the round were all accepted; at most accepted + 1.
+        drafted: tokens drafted; of a tree those of its longest path.
+        tested: drafted tokens whose earlier ones in the round were all accepted; at most accepted + 1. Siblings count
+            once.
         accepted: drafted tokens accepted.
         expected: the analytic acceptance (the verifier's `expected_acceptance`) summed over the tested tokens; empty
             when the engine was not asked for it or the verifier has none.
@@ -348,13 +349,12 @@ class StepModel(Protocol):
     def step(self, token_B: Tensor) -> Tensor:
         """Feed one more token per row; logits `[B, V]` after it."""
 
-    def grow(self, token_BM: Tensor, node_BM: Tensor, parent_BM: Tensor) -> Tensor:
-        """Feed nodes of a tree whose parents were fed before; logits `[B, M, V]` after each.
+    def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
+        """Feed nodes of a tree behind what was caught up; logits `[B, M, V]` after each.
 
         Args:
             token_BM: their tokens.
-            node_BM: their numbers in the tree; each call's are the next ones of the row, ascending.
-            parent_BM: their parents' numbers, -1 for the root.
+            parent_BM: their parents by number, -1 for the root; nodes count from 0 in the order they are fed.
         """
 
 
@@ -395,6 +395,8 @@ class Drafter(ABC):
     """Whether a draft model must be loaded for it."""
     siblings: Siblings | None = None
     """How children of one node are drawn, for a drafter of trees; None for chains."""
+    target_layers: int | None = None
+    """Draft with this many of the target's first layers, its final norm and its head, instead of a draft model."""
     source: ClassVar[str] = ""
     """The paper that the drafter comes from."""
 
@@ -447,7 +449,7 @@ class Verifier(ABC):
 
         Args:
             logp_BKV: the target's log-law at each drafted position and behind the last, `[B, K+1, V]`; position i
-                holds the law of drafted token i, given the earlier ones. Of a tree: behind the root, then each node. Of a tree: behind the root and every node.
+                holds the law of drafted token i, given the earlier ones. Of a tree: behind the root, then each node.
             draft: the drafts, K may be 0; rows are ragged.
             noise: the randomness of this round.
 

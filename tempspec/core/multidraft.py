@@ -29,12 +29,18 @@ Siblings = Literal["independent", "distinct", "top", "greedy"]
   2502.18779; SpecHub at K = 2, 2411.05289).
 """
 
-_NEWTON_STEPS = 16
+_NEWTON_STEPS = 10
+_SAFE_GAP = 1e-14
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing siblings
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def is_drawn(siblings: Siblings, rank: int) -> bool:
+    """Whether the child behind `rank` elder ones is drawn at random, rather than chosen."""
+    return siblings in ("independent", "distinct") or (siblings == "greedy" and rank == 0)
 
 
 def sibling_law(logq: Tensor, score: Tensor, taken: Tensor, rank: int, count: int, siblings: Siblings) -> Tensor:
@@ -153,7 +159,8 @@ def tree_decision(
 def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
     """K-SEQ's rho in [1, K], float64 `[...]`: `1 - (1 - beta)^K = rho beta` with `beta = sum min(p / rho, q)`.
 
-    Newton's method: `rho beta` is linear in rho between neighbouring values of p / q.
+    Newton's method, for `rho beta` is linear in rho between neighbouring values of p / q. Where it has not arrived, the
+    value returned is too large, never too small: K-SEQ stays exact and accepts a little less.
 
     Args:
         p: the target's law, `[..., V]`.
@@ -166,17 +173,18 @@ def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
     """
     count = count.double()
     low, high = torch.ones_like(count), count.clone()
-    rho = (low + high) / 2
+    following = (low + high) / 2
     for _ in range(_NEWTON_STEPS):
+        rho = following
         below = p < rho[..., None].to(p.dtype) * q
         head, tail = torch.where(below, p, 0.0).sum(-1).double(), torch.where(below, 0.0, q).sum(-1).double()
         beta = (head / rho + tail).clamp(max=1.0)
         gap = 1.0 - (1.0 - beta) ** count - rho * beta
         slope = -count * (1.0 - beta) ** (count - 1.0) * head / rho**2 - tail
         low, high = torch.where(gap >= 0, rho, low), torch.where(gap <= 0, rho, high)
-        newton = rho - _quotient(gap, slope.abs()) * slope.sign()
-        rho = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-    return rho
+        newton = rho + _quotient(gap, -slope)
+        following = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
+    return torch.where(gap > _SAFE_GAP, high, rho)
 
 
 def sequential_beta(p: Tensor, q: Tensor, rho: Tensor) -> Tensor:

@@ -17,10 +17,12 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
+from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.errors import UserError
 from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, Request, Verdict, Verifier
+from tempspec.models.loading import first_layers
 from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
 
 PREFILL_CHUNK = 512
@@ -60,14 +62,26 @@ class Engine:
             raise UserError("a drafter needs a verifier and a draft length, got none: name them")
         if drafter is not None and drafter.needs_model and draft is None:
             raise UserError(f"drafter {type(drafter).__name__} needs a draft model, got none: name one")
+        siblings = drafter.siblings if drafter is not None else None
+        if siblings is not None and verifier is not None and siblings not in verifier.siblings:
+            known = ", ".join(sorted(verifier.siblings)) or "chains only"
+            raise UserError(
+                f"{type(verifier).__name__} verifies trees of siblings drawn as: {known}; got {siblings!r}: choose "
+                "another verifier or way to draw"
+            )
         if slots < 1:
             raise UserError(f"slots must be 1 or more, got {slots}")
-        self._models = (target, draft if drafter is not None and drafter.needs_model else None)
+        if drafter is None or not drafter.needs_model:
+            draft = None
+        if drafter is not None and drafter.target_layers is not None:
+            draft = first_layers(target, drafter.target_layers)
+        self._models = (target, draft)
         self._vocabulary = vocabulary
         self._verifier = verifier
         self._drafter = drafter
         self._rule = length
         self._longest = length.longest if drafter is not None and length is not None else 0
+        self._nodes = drafter.most_nodes(self._longest) if drafter is not None else 0
         self._slot_count = slots
         self._analytic = analytic
         self._context = context_length(target)
@@ -133,7 +147,7 @@ class Engine:
 
     def _reserve(self, longest_row: int) -> None:
         """Make room for rows of this length, with a round's padding behind them."""
-        capacity = bucketed(longest_row + self._longest + 2)
+        capacity = bucketed(longest_row + max(self._longest, self._nodes) + 2)
         if capacity <= self._capacity:
             return
         target, draft = self._models
@@ -192,7 +206,10 @@ class Engine:
         verifying = perf_counter()
         last_B1 = token_BT.gather(1, length_B[:, None] - 1)
         logits_BNV = self._target.forward(
-            torch.cat([last_B1, draft.token_BK], 1), length_B - 1, longest=max(lengths) - 1
+            torch.cat([last_B1, draft.token_BK], 1),
+            length_B - 1,
+            longest=max(lengths) - 1,
+            visible_RNN=_visible(draft),
         )
         committing = perf_counter()
         logp_BNV = log_law(
@@ -239,17 +256,22 @@ class Engine:
         if self._draft is not None:
             cached = [row.draft_cached if row else 0 for row in slots.batch]
             steps = DraftSteps(self._draft, cached, slots.lengths())
+
+        def law(logits_BMV: Tensor) -> Tensor:
+            fit_BMV = self._fit(logits_BMV)
+            return log_law(fit_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
+
         coupled = self._verifier is not None and self._verifier.shared_noise
 
         def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-            logq_BV = log_law(
-                self._fit(logits_BV)[:, None], laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation
-            )[:, 0]
+            logq_BV = law(logits_BV[:, None])[:, 0]
             if coupled:
                 return (logq_BV + noise.shared_gumbel_at(offset, self._vocabulary)).argmax(-1), logq_BV
             return noise.draft(logq_BV.exp(), offset), logq_BV
 
-        turn = DraftTurn(token_BT, length_B, limit_B, longest, self._vocabulary, self._rule, sample, steps)
+        turn = DraftTurn(
+            token_BT, length_B, limit_B, longest, self._vocabulary, self._rule, sample, steps, law, noise.nodes
+        )
         return self._drafter.propose(turn), steps.fed if steps is not None else -1
 
     def _fit(self, logits_BV: Tensor) -> Tensor:
@@ -263,8 +285,8 @@ class Engine:
         if self._verifier is None:
             return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET)), None
         verdict = self._verifier.verify(logp_BNV, draft, noise)
-        expected_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft) if self._analytic else None
-        return verdict, expected_BK
+        analytic = self._analytic and draft.parent_BK is None
+        return verdict, self._verifier.expected_acceptance(logp_BNV[:, :-1], draft) if analytic else None
 
     # -- commit -------------------------------------------------------------------------------------------------------
 
@@ -279,21 +301,40 @@ class Engine:
         fed: int,
     ) -> None:
         """Append what stands to the rows. The round's one transfer to the host is here."""
-        drafted_K = draft.token_BK.shape[1]
-        emitted_BN = torch.cat([draft.token_BK, draft.token_BK.new_zeros(len(length_B), 1)], 1)
+        path_BK, depth_B, tested_B = self._outcome(draft, verdict, length_B)
+        emitted_BN = torch.nn.functional.pad(path_BK, (0, 1))
         emitted_BN.scatter_(1, verdict.accepted_B[:, None], verdict.next_token_B[:, None])
-        column_BN = length_B[:, None] + torch.arange(drafted_K + 1, device=length_B.device)
+        column_BN = length_B[:, None] + torch.arange(emitted_BN.shape[1], device=length_B.device)
         slots.token_ST[: len(length_B)].scatter_(1, column_BN, emitted_BN)
-        counts = torch.cat([verdict.accepted_B[:, None], draft.length_B[:, None], emitted_BN], 1).tolist()
+        count_B3 = torch.stack([verdict.accepted_B, depth_B, tested_B], 1)
+        counts = torch.cat([count_B3, emitted_BN], 1).tolist()
         expected = expected_BK.tolist() if expected_BK is not None else None
         for index, row in enumerate(slots.batch):
             if row is not None:
-                accepted, drafted, *emitted = counts[index]
-                _append(row, emitted[: accepted + 1], drafted, expected[index] if expected else None)
+                accepted, drafted, tested, *emitted = counts[index]
+                _append(row, emitted[: accepted + 1], drafted, tested, expected[index] if expected else None)
                 row.last = (limits[index], drafted, accepted)
                 if fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
                     row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, fed))
+
+    def _outcome(self, draft: Draft, verdict: Verdict, length_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The accepted tokens (and rubbish behind them) `[B, D]`, the longest drafted path and the tokens tested.
+
+        The target's cache of a tree becomes that of the path.
+        """
+        if draft.parent_BK is None or verdict.node_B is None:
+            return draft.token_BK, draft.length_B, torch.minimum(verdict.accepted_B + 1, draft.length_B)
+        parent_BK, nodes = draft.parent_BK, draft.token_BK.shape[1]
+        real_BK = torch.arange(nodes, device=length_B.device) < draft.length_B[:, None]
+        depth_BK = ancestry(parent_BK).sum(-1)
+        childless_B = ~((parent_BK == verdict.node_B[:, None]) & real_BK).any(-1)
+        node_K = torch.arange(nodes, device=length_B.device)
+        on_BK = path(verdict.node_B, parent_BK)
+        node_BK = node_K.expand_as(parent_BK).masked_fill(~on_BK, nodes).sort(-1).values.clamp(max=nodes - 1)
+        self._target.keep_path(length_B, node_BK)
+        deepest_B = (depth_BK * real_BK).amax(-1)
+        return draft.token_BK.gather(1, node_BK), deepest_B, verdict.accepted_B + (~childless_B)
 
     def _release(self, slots: Slots) -> Iterator[Completion]:
         for index, row in enumerate(slots.rows):
@@ -302,7 +343,14 @@ class Engine:
                 yield row.completion
 
 
-def _append(row: Row, emitted: list[int], drafted: int, expected: list[float] | None) -> None:
+def _visible(draft: Draft) -> Tensor | None:
+    """What the last token and the nodes of a tree see of each other, `[B, K+1, K+1]`; None for a chain."""
+    if draft.parent_BK is None:
+        return None
+    return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
+
+
+def _append(row: Row, emitted: list[int], drafted: int, tested: int, expected: list[float] | None) -> None:
     """Count one round of a row, up to its stop token if it emitted one."""
     completion = row.completion
     accepted = len(emitted) - 1
@@ -311,8 +359,7 @@ def _append(row: Row, emitted: list[int], drafted: int, expected: list[float] | 
         completion.finish = "stop"
         emitted = emitted[: stop + 1]
         if stop < accepted:
-            accepted = drafted = stop + 1
-    tested = min(accepted + 1, drafted)
+            accepted = drafted = tested = stop + 1
     completion.tokens += emitted
     completion.drafted.append(drafted)
     completion.accepted.append(accepted)

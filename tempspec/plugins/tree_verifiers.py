@@ -7,7 +7,6 @@ Axes: B batch, K drafted (tree nodes), V vocabulary. Inside `verify`, `logp_BKV`
 
 from typing import ClassVar, get_args
 
-import torch
 from torch import Tensor
 
 from tempspec.core import multidraft, trees

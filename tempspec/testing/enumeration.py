@@ -18,7 +18,7 @@ from tempspec.core.noise import Stream
 from tempspec.core.trees import depths, path
 from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
 from tempspec.testing.errors import ConformanceError
-from tempspec.testing.laws import LawPair, all_chains, tree_codes
+from tempspec.testing.laws import LawPair, all_chains
 
 __all__ = [
     "LawError",
@@ -29,6 +29,7 @@ __all__ = [
     "all_trees",
     "check_range",
     "emitted_law",
+    "joined",
     "law_error",
     "mean_accepted",
     "outcomes",
@@ -218,24 +219,48 @@ def all_trees(pair: LawPair, parents: Sequence[int], siblings: Siblings) -> Roun
     logp_BNV, logq_BNV = pair.tree(token_BN, parents)
     logd_BNV = _sibling_laws(logq_BNV, token_BN, parents, siblings)
     weight_B = logd_BNV.double().exp().gather(-1, token_BN[..., None]).squeeze(-1).prod(-1)
-    row_B = weight_B.nonzero().squeeze(1)
-    depth = depths(parents)
-    cuts = sorted({0, *(node for node in range(1, len(depth)) if depth[node] > depth[node - 1]), len(depth)})
-    cuts.insert(-1, len(depth) - 1)
-    rows = row_B.repeat(len(cuts))
-    length_B = torch.tensor(cuts).repeat_interleave(len(row_B))
+    cuts, row_B = _cuts(parents), weight_B.nonzero().squeeze(1)
+    row_BC, length_B = row_B.repeat(len(cuts)), torch.tensor(cuts).repeat_interleave(len(row_B))
+    back_BC = row_BC.flip(0)
     real_BN = torch.arange(len(parents)) < length_B[:, None]
     known_BN1 = torch.nn.functional.pad(real_BN, (1, 0), value=True)[..., None]
     draft = Draft(
-        torch.where(real_BN, token_BN[rows], token_BN[rows.flip(0)]),
+        torch.where(real_BN, token_BN[row_BC], token_BN[back_BC]),
         length_B,
-        torch.where(real_BN[..., None], logd_BNV[rows], logd_BNV[rows.flip(0)]),
-        torch.tensor(parents).expand(len(rows), -1),
+        torch.where(real_BN[..., None], logd_BNV[row_BC], logd_BNV[back_BC]),
+        torch.tensor(parents).expand(len(row_BC), -1),
     )
-    logp_BNV = torch.where(known_BN1, logp_BNV[rows], logp_BNV[rows.flip(0)])
+    logp_BNV = torch.where(known_BN1, logp_BNV[row_BC], logp_BNV[back_BC])
     groups = tuple(f"{cut} nodes of {list(parents)}, {siblings} siblings" for cut in cuts)
     group_B = torch.arange(len(cuts)).repeat_interleave(len(row_B))
-    return Rounds(pair, draft, logp_BNV, weight_B[rows], group_B, groups)
+    return Rounds(pair, draft, logp_BNV, weight_B[row_BC], group_B, groups)
+
+
+def _cuts(parents: Sequence[int]) -> list[int]:
+    """How many nodes to keep: none, whole levels, all but one, all."""
+    depth = depths(parents)
+    levels = [node for node in range(1, len(depth)) if depth[node] > depth[node - 1]]
+    return sorted({0, *levels, len(depth) - 1, len(depth)})
+
+
+def joined(parts: Sequence[Rounds]) -> Rounds:
+    """Rounds of one pair of laws and equally many drafted tokens as one batch, the groups one after the other."""
+    starts = [sum(len(part.groups) for part in parts[:index]) for index in range(len(parts))]
+    drafts = [part.draft for part in parts]
+    draft = Draft(
+        torch.cat([draft.token_BK for draft in drafts]),
+        torch.cat([draft.length_B for draft in drafts]),
+        torch.cat([draft.logq_BKV for draft in drafts]),
+        torch.cat([draft.tree_BK for draft in drafts]),
+    )
+    return Rounds(
+        parts[0].pair,
+        draft,
+        torch.cat([part.logp_BKV for part in parts]),
+        torch.cat([part.weight_B for part in parts]),
+        torch.cat([start + part.group_B for start, part in zip(starts, parts, strict=True)]),
+        tuple(group for part in parts for group in part.groups),
+    )
 
 
 def _sibling_laws(logq_BNV: Tensor, token_BN: Tensor, parents: Sequence[int], siblings: Siblings) -> Tensor:
@@ -278,9 +303,11 @@ def emitted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws
 
 
 def _codes(draft: Draft, vocabulary: int) -> Tensor:
-    """The codes of the prefixes behind the root and each drafted token, int64 `[B, K+1]`; rows share their shape."""
-    parents = draft.tree_BK[0].tolist() if len(draft.token_BK) else []
-    return tree_codes(draft.token_BK, parents, vocabulary)
+    """The codes of the prefixes behind the root and each drafted token, int64 `[B, K+1]`."""
+    code_BK = torch.zeros(len(draft.token_BK), draft.token_BK.shape[1] + 1, dtype=torch.int64)
+    for node, (token_B, parent_B) in enumerate(zip(draft.token_BK.T, draft.tree_BK.T, strict=True)):
+        code_BK[:, node + 1] = code_BK.gather(1, parent_B[:, None] + 1).squeeze(1) * vocabulary + token_B
+    return code_BK
 
 
 def accepted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws") -> Tensor:
