@@ -440,6 +440,8 @@ class Verifier(ABC):
     """Whether drafts must be sampled with the shared Gumbel noise (coupling) instead of their own stream."""
     greedy_only: ClassVar[bool] = False
     """Whether the rule is defined for target temperature 0 alone."""
+    reads_logits: ClassVar[bool] = False
+    """Whether `verify` gets the target's raw logits in place of its log-law: for rules of temperature 0 alone."""
     siblings: ClassVar[frozenset[Siblings]] = frozenset()
     """The trees that the rule verifies, by how siblings are drawn; empty for a rule of chains alone."""
 
@@ -461,5 +463,14 @@ class Verifier(ABC):
         """P(token i is accepted | earlier ones were), over the draft's own randomness, `[B, K]`; None if no such form.
 
         The analytic twin of the acceptance rate: `sum min(p, q)` for token-wise rejection. `logp_BKV` is `[B, K, V]`.
+        """
+        return None
+
+    def emitted_law(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor | None:
+        """The log-law that a tested position is emitted with, `[B, K, V]`, for a lossy rule that knows it.
+
+        Args:
+            logp_BKV: the target's log-laws at the drafted positions, `[B, K, V]`.
+            logq_BKV: the draft's.
         """
         return None

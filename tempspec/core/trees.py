@@ -84,7 +84,7 @@ def postorder(parent_BN: Tensor) -> Tensor:
 
 
 def walk(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
-    """From the root down: go to the first child that is accepted, again and again; the last node, -1 for the root, `[B]`.
+    """From the root down, go to the first accepted child, again and again; the last one, -1 for none, `[B]`.
 
     >>> walk(torch.tensor([[False, True, True, True]]), torch.tensor([[-1, -1, 0, 1]]))
     tensor([3])

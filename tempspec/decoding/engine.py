@@ -212,9 +212,9 @@ class Engine:
             visible_RNN=_visible(draft),
         )
         committing = perf_counter()
-        logp_BNV = log_law(
-            logits_BNV[..., : self._vocabulary], laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation
-        )
+        logp_BNV = logits_BNV[..., : self._vocabulary]
+        if self._verifier is None or not self._verifier.reads_logits:
+            logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
         verdict, expected_BK = self._verify(logp_BNV, draft, noise)
         self._commit(slots, draft, verdict, expected_BK, length_B, limits, fed)
         ended = perf_counter()

@@ -56,7 +56,7 @@ class KSequential(Verifier):
     """
 
     lossless: ClassVar[bool] = True
-    source: ClassVar[str] = "Sun et al. 2023, SpecTr, arXiv 2310.15141, algorithm 3"
+    source: ClassVar[str] = "Sun et al. 2023, SpecTr, arXiv 2310.15141"
     siblings: ClassVar[frozenset[Siblings]] = frozenset({"independent"})
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:

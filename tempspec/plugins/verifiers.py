@@ -179,3 +179,9 @@ class Typical(Verifier):
         threshold_BK = core.typical_log_threshold(logp_BKV, self.epsilon, self.delta)
         typical_BKV = core.precise(logp_BKV) > threshold_BK[..., None]
         return torch.where(typical_BKV, core.precise(draft.logq_BKV).exp(), 0.0).sum(-1)
+
+    def emitted_law(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
+        """`q 1[A] + (1 - q(A)) p`."""
+        threshold_BK1 = core.typical_log_threshold(logp_BKV, self.epsilon, self.delta)[..., None]
+        kept_BKV = torch.where(core.precise(logp_BKV) > threshold_BK1, core.precise(logq_BKV).exp(), 0.0)
+        return (kept_BKV + (1.0 - kept_BKV.sum(-1, keepdim=True)) * core.precise(logp_BKV).exp()).log()

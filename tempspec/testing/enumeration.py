@@ -369,16 +369,19 @@ class LawError:
     Attributes:
         total_variation: half the sum of the absolute differences.
         largest: the largest absolute difference.
+        kl: `KL(law || target)` in nats; infinite where something impossible is emitted.
     """
 
     total_variation: float
     largest: float
+    kl: float
 
     @classmethod
     def between(cls, law: Tensor, target: Tensor) -> "LawError":
         """The distance of one law from another."""
         gap = (law - target).abs()
-        return cls(float(gap.sum()) / 2, float(gap.max()))
+        ratio = torch.where(law > 0, law, 1.0).log() - torch.where(law > 0, target, 1.0).log()
+        return cls(float(gap.sum()) / 2, float(gap.max()), float((law * ratio).sum()))
 
 
 def mean_accepted(verifier: Verifier, rounds: Rounds) -> tuple[float, ...]:
