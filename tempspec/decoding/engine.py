@@ -84,7 +84,7 @@ class Engine:
         self._nodes = drafter.most_nodes(self._longest) if drafter is not None else 0
         self._slot_count = slots
         self._analytic = analytic
-        self._context = context_length(target)
+        self._context = context_length(target.config)
         self._capacity = 0
 
     def check_prompt(self, request: Request) -> None:

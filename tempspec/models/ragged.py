@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tempspec.core.trees import ancestry
 from tempspec.errors import UserError
@@ -28,9 +28,9 @@ def bucketed(length: int) -> int:
     return -(-length // BUCKET) * BUCKET
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """The most positions that the model was made for; 2**31 where its config names none."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+def context_length(config: PreTrainedConfig) -> int:
+    """The most positions that a model was made for; 2**31 where its config names none."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
 class RaggedModel:
@@ -59,7 +59,7 @@ class RaggedModel:
                 f"expected only {' and '.join(ATTENTION_KINDS)} layers: choose another model"
             )
         self.model = model
-        self.context = context_length(model)
+        self.context = context_length(model.config)
         self.device = model.device
         # A draft may lack ids that the target emits: it sees its last one instead, which no law depends on.
         self._largest_id = model.get_input_embeddings().weight.shape[0] - 1

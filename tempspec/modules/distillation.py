@@ -138,6 +138,16 @@ class DistillationModule(pl.LightningModule):
         if self.draft is not None and self.stage == "fit":
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
 
+    def setup(self, stage: str) -> None:
+        """Refuse rows that a model was not made for, before anything is trained or measured.
+
+        Raises:
+            UserError: the data's rows are longer than a model's context.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if stage != "predict" and data is not None:
+            self.pair.check_rows(data.max_length)
+
     def _needs_draft(self) -> bool:
         if self.stage != "predict":
             return True
