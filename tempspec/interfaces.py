@@ -194,7 +194,14 @@ class Request:
 
 @dataclass(slots=True)
 class Seconds:
-    """Wall-clock seconds of one request; a batch's time is shared evenly by the rows that were active."""
+    """Wall-clock seconds of one request; a batch's time is shared evenly by the rows that were active.
+
+    Attributes:
+        prefill: feeding the prompt to both models.
+        draft: forward passes of the draft model.
+        verify: forward passes of the target.
+        overhead: all else of the rounds: sampling, verdicts, bookkeeping.
+    """
 
     prefill: float = 0.0
     draft: float = 0.0

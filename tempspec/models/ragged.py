@@ -12,9 +12,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from tempspec.core.trees import ancestry
 from tempspec.errors import UserError
 from tempspec.models.cache import RaggedCache
+from tempspec.models.compiling import compiled
+from tempspec.models.stopwatch import Stopwatch
 
 BUCKET = 64
 """Lengths are rounded up to a multiple of this, so that few distinct shapes occur."""
+
+SMALLEST_STATIC_VIEW = 256
+"""Positions that a compiled pass sees at least; from there on views double."""
 
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 
@@ -44,12 +49,14 @@ class RaggedModel:
         model: the model, in eval mode, on its device.
         slots: S, the most rows.
         capacity: positions a row; tokens written for padding need room too.
+        widths: compile the passes of at most so many new tokens a row, ascending: they run on all slots, padded to the
+            next of these widths. None, the default, compiles nothing.
 
     Raises:
         UserError: the model has layers without a key-value cache by position (recurrent, linear or chunked attention).
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int, widths: Sequence[int] = ()) -> None:
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         foreign = sorted(kinds.difference(ATTENTION_KINDS))
@@ -68,6 +75,21 @@ class RaggedModel:
         self._by_kind = "sliding_attention" in kinds
         # Models of one kind with a window and no layer types (Mistral) cut their only mask.
         self._cut_all = self._window > 0 and getattr(config, "layer_types", None) is None
+        self._place_L = torch.arange(capacity, device=self.device)
+        self._seen = torch.zeros((), dtype=model.dtype, device=self.device)
+        self._hidden = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=self.device)
+        self.stopwatch = Stopwatch(self.device)
+        self._reachable = capacity <= self.context  # else padding, and it alone, may lie beyond the context
+        self._widths = tuple(widths)
+        self._compiled = compiled(self._pass, self.device) if widths else self._pass
+        if widths:
+            self._allocate()
+
+    @torch.no_grad()
+    def _allocate(self) -> None:
+        """Feed a token that the first real one overwrites: the cache must exist before a pass is compiled."""
+        first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.fill(first[:, None], first, longest=0, rows=first)
 
     def forward(
         self,
@@ -90,9 +112,13 @@ class RaggedModel:
                 may cover more tokens than are fed: the first ones were fed by the calls before.
 
         Returns:
-            Logits `[R, N, V]`.
+            Logits `[R, N, V]`; on CUDA graphs they stand until the next pass.
         """
         return self._call(token_RN, start_R, longest, rows, keep=0, visible_RNN=visible_RNN)
+
+    def forward_last(self, token_RN: Tensor, start_R: Tensor, *, longest: int) -> Tensor:
+        """As `forward` on the first R slots, but logits `[R, V]` behind each row's last token alone."""
+        return self._call(token_RN, start_R, longest, None, keep=1)[:, -1]
 
     def keep_path(self, start_R: Tensor, path_RM: Tensor, rows: Tensor | None = None) -> None:
         """After a forward pass over a tree: make one path of it the row's text from `start_R` on.
@@ -119,10 +145,37 @@ class RaggedModel:
         keep: int,
         visible_RNN: Tensor | None = None,
     ) -> Tensor:
+        with self.stopwatch.running():
+            if rows is None and visible_RNN is None and self._widths and token_RN.shape[1] <= self._widths[-1]:
+                return self._static(token_RN, start_R, longest, keep)
+            view = min(bucketed(longest + token_RN.shape[1]), self.cache.capacity)
+            return self._pass(token_RN, start_R, view, keep, rows, visible_RNN)
+
+    def _static(self, token_RN: Tensor, start_R: Tensor, longest: int, keep: int) -> Tensor:
+        """A compiled pass: all slots, a width of `widths`, a view that doubles, so that few shapes occur."""
+        rows, new = token_RN.shape
+        width = next(width for width in self._widths if width >= new)
+        idle = self.cache.slots - rows
+        if width > new or idle:
+            token_RN = torch.nn.functional.pad(token_RN, (0, width - new, 0, idle))
+            start_R = torch.nn.functional.pad(start_R, (0, idle))
+        view = min(max(SMALLEST_STATIC_VIEW, 1 << (longest + width - 1).bit_length()), self.cache.capacity)
+        logits = self._compiled(token_RN, start_R, view, keep if width == new else 0)
+        return logits[:rows, new - 1 : new] if keep and width > new else logits[:rows, :new]
+
+    def _pass(
+        self,
+        token_RN: Tensor,
+        start_R: Tensor,
+        view: int,
+        keep: int,
+        rows: Tensor | None = None,
+        visible_RNN: Tensor | None = None,
+    ) -> Tensor:
+        """One forward pass: reads no value on the host, so that it can be compiled or captured."""
         new = token_RN.shape[1]
-        place_RN = start_R[:, None] + torch.arange(new, device=self.device)
-        view = min(bucketed(longest + new), self.cache.capacity)
-        key_1L = torch.arange(view, device=self.device)[None]
+        place_RN = start_R[:, None] + self._place_L[:new]
+        key_1L = self._place_L[None, :view]
         if visible_RNN is None:
             position_RN, hidden_RNL = place_RN, key_1L[:, None] > place_RN[:, :, None]
         else:
@@ -130,12 +183,13 @@ class RaggedModel:
         self.cache.begin(place_RN, rows, view)
         output = self.model(
             input_ids=token_RN.clamp(max=self._largest_id),
-            position_ids=position_RN.clamp(max=self.context - 1),  # only padding lies beyond
+            position_ids=position_RN if self._reachable else position_RN.clamp(max=self.context - 1),
             attention_mask=self._masks(key_1L, position_RN, hidden_RNL),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
         )
+        self.cache.end()
         return output.logits
 
     def _masks(self, key_RL: Tensor, position_RN: Tensor, hidden_RNL: Tensor) -> Tensor | dict[str, Tensor]:
@@ -149,8 +203,7 @@ class RaggedModel:
 
     def _additive(self, hidden_RNL: Tensor) -> Tensor:
         """A float mask `[R, 1, N, L]`; boolean ones are wrong for models that fall back to eager attention."""
-        mask = torch.zeros(hidden_RNL.shape, dtype=self.model.dtype, device=self.device)
-        return mask.masked_fill_(hidden_RNL, torch.finfo(self.model.dtype).min)[:, None]
+        return torch.where(hidden_RNL, self._hidden, self._seen)[:, None]
 
 
 def _tree_view(key_1L: Tensor, start_R: Tensor, new: int, visible_RNN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,24 +236,27 @@ class DraftSteps:
     def __init__(self, model: RaggedModel, cached: Sequence[int], lengths: Sequence[int]) -> None:
         self._model = model
         self._ends = [min(length, model.context) for length in lengths]
-        self._starts = [min(held, end - 1) for held, end in zip(cached, self._ends, strict=True)]
+        self._width = max(end - min(held, end - 1) for held, end in zip(cached, self._ends, strict=True))
         self._longest = max(self._ends)
         self.fed = -1
         self._parent_BN: Tensor | None = None
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
-        """Feed the tokens that the cache lacks (one or two a row); logits `[B, V]` after each row's last token."""
-        device = self._model.device
-        start_B = torch.tensor(self._starts, device=device)
-        lacking = [end - start for start, end in zip(self._starts, self._ends, strict=True)]
-        width = max(lacking)
-        column_BN = (start_B[:, None] + torch.arange(width, device=device)).clamp(max=token_BT.shape[1] - 1)
-        logits = self._model.forward(token_BT.gather(1, column_BN), start_B, longest=max(self._starts))
-        self._next_B = torch.tensor(self._ends, device=device)
+        """Feed the tokens that the cache lacks (one or two a row); logits `[B, V]` after each row's last token.
+
+        Every row is fed its last `width` tokens, even those that its cache holds: the same keys are written again.
+        """
+        width = self._width
+        self._next_B = length_B.clamp(max=self._model.context)
         self.fed = 0
-        if width == 1:
-            return logits[:, 0]
-        return logits[torch.arange(len(lacking), device=device), torch.tensor(lacking, device=device) - 1]
+        start_B = (self._next_B - width).clamp_(min=0)
+        column_BN = start_B[:, None] + torch.arange(width, device=start_B.device)
+        token_BN = token_BT.gather(1, column_BN)
+        longest = max(self._longest - width, 0)
+        if min(self._ends) >= width:
+            return self._model.forward_last(token_BN, start_B, longest=longest)
+        logits = self._model.forward(token_BN, start_B, longest=longest)
+        return logits[torch.arange(len(start_B), device=start_B.device), self._next_B - start_B - 1]
 
     def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
         """Feed nodes of a tree behind the caught-up text; logits `[B, M, V]` after each.
@@ -215,8 +271,8 @@ class DraftSteps:
 
     def step(self, token_B: Tensor) -> Tensor:
         """Feed one more token a row; logits `[B, V]` after it."""
-        logits = self._model.forward(token_B[:, None], self._next_B, longest=self._longest)
+        logits = self._model.forward_last(token_B[:, None], self._next_B, longest=self._longest)
         self._next_B = self._next_B + 1
         self._longest += 1
         self.fed += 1
-        return logits[:, 0]
+        return logits

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import acceptance_grid, agreement_grid, argmax_acceptance, entropy
+from tempspec.core.acceptance import survey
 from tempspec.core.divergences import acceptance
 from tempspec.core.noise import fold
 from tempspec.core.reduce import masked_sum_and_count
@@ -263,11 +263,7 @@ class DistillationModule(pl.LightningModule):
         keep_BT = _response(batch)
         logits_p_NV, logits_q_NV = self._logits(batch, keep_BT)
         temperatures = self.validation_temperatures
-        alpha_NTT = acceptance_grid(logits_p_NV, logits_q_NV, temperatures, temperatures)
-        match_NTT = agreement_grid(logits_p_NV, logits_q_NV, temperatures, temperatures)
-        match_NT = match_NTT.diagonal(dim1=1, dim2=2)
-        argmax_NT = argmax_acceptance(logits_p_NV, logits_q_NV, temperatures)
-        entropy_NT = entropy(logits_p_NV, temperatures)
+        found = survey(logits_p_NV, logits_q_NV, temperatures)
         key_N, weight_N, set_N = (
             batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
         )
@@ -275,10 +271,10 @@ class DistillationModule(pl.LightningModule):
             here = set_N == index
             if here.any():
                 grid.update(
-                    alpha_NTT[here],
-                    argmax_NT[here],
-                    match_NT[here],
-                    entropy_NT[here],
+                    found.acceptance_NAD[here],
+                    found.argmax_NA[here],
+                    found.match_NA[here],
+                    found.entropy_NA[here],
                     key_N[here],
                     weight_N[here],
                 )
