@@ -82,8 +82,8 @@ def budgeted(logp: Tensor, logq: Tensor, budget: float) -> Tensor:
     lost = _moved(ratio.flip(-1), p_down, q_down, sign=-1.0)
 
     def clipped(mass: Tensor) -> Tensor:
-        low = _end(mass, gained, p_up, q_up, sign=1.0)
-        high = _end(mass, lost, p_down, q_down, sign=-1.0)
+        low = _end(mass, gained, p_up, q_up, sign=1.0).clamp(max=1.0)
+        high = _end(mass, lost, p_down, q_down, sign=-1.0).clamp(min=1.0)
         return torch.minimum(torch.maximum(q, low * p), high * p)
 
     least = torch.where(p > 0, 0.0, q).sum(-1, keepdim=True)

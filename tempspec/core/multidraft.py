@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tempspec.core.sampling import one_hot_log
-from tempspec.core.verification import of_token, precise, real
+from tempspec.core.verification import at_position, of_token, precise, real
 
 Siblings = Literal["independent", "distinct", "top", "greedy"]
 """How the children of one node are drawn.
@@ -126,25 +126,30 @@ def tree_decision(
     """
     # The law at a node is kept as a m with m in weight_BNV and the factor in scale_BN, so that nothing is normalised.
     weight_BNV = precise(logp_BNV).exp()
-    row_B, real_BN = torch.arange(len(token_BN), device=token_BN.device), real(token_BN, length_B)
-    reach_BN = torch.ones(weight_BNV.shape[:2], dtype=torch.float64, device=token_BN.device)
+    rows, places, vocabulary = weight_BNV.shape
+    row_B, real_BN = torch.arange(rows, device=token_BN.device), real(token_BN, length_B)
+    reach_BN = torch.ones(rows, places, dtype=torch.float64, device=token_BN.device)
     scale_BN, coin_BN = reach_BN.clone(), torch.zeros_like(token_BN, dtype=torch.float64)
     chance_BN = of_token(logd_BNV, token_BN).double().exp()
+    flat_weight = weight_BNV.view(rows * places, vocabulary)
+    d_BV = torch.empty_like(weight_BNV[:, 0])
     for node, (token_B, above_B) in enumerate(zip(token_BN.T, parent_BN.T + 1, strict=True)):
-        law_BV, reach_B, scale_B = weight_BNV[row_B, above_B], reach_BN[row_B, above_B], scale_BN[row_B, above_B]
+        at_B = row_B * places + above_B
+        law_BV, reach_B, scale_B = flat_weight.index_select(0, at_B), reach_BN[row_B, above_B], scale_BN[row_B, above_B]
         own_B = law_BV.gather(1, token_B[:, None]).squeeze(1) * scale_B
         coin_BN[:, node] = _quotient(own_B, chance_BN[:, node]).clamp(max=1.0)
         if joint:
             reach_BN[:, node + 1] = scale_BN[:, node + 1] = coin_BN[:, node]
-        d_BV = precise(logd_BNV[:, node]).exp()
-        excess_BV = torch.addcmul(-d_BV, law_BV, scale_B[:, None].to(law_BV.dtype)).clamp_(min=0.0)
+        torch.exp(precise(logd_BNV[:, node]), out=d_BV)
+        scaled_B = torch.where(real_BN[:, node], scale_B, 0.0)  # nothing is left of what is not there
+        excess_BV = d_BV.neg_().addcmul_(law_BV, scaled_B[:, None].to(law_BV.dtype)).clamp_(min=0.0)
         left_B = excess_BV.sum(-1).double()
         # Nothing is left of a = 1 only by rounding, or behind a child that is never rejected: the law stays as it is.
-        changed_B = real_BN[:, node] & (left_B > 0)
-        weight_BNV[row_B, above_B] = torch.where(changed_B[:, None], excess_BV, law_BV)
+        changed_B = left_B > 0
+        excess_BV.addcmul_(law_BV, (~changed_B)[:, None].to(law_BV.dtype))
+        flat_weight.index_copy_(0, at_B, excess_BV)
         next_B = _quotient(left_B, left_B + 1.0 - reach_B)
-        certain_B = reach_B == 1.0
-        kept_B = torch.where(real_BN[:, node] & ~certain_B, 0.0, 1.0)
+        kept_B = torch.where(real_BN[:, node] & (reach_B < 1.0), 0.0, 1.0)
         reach_BN[row_B, above_B] = torch.where(changed_B, next_B, reach_B * kept_B)
         scale_BN[row_B, above_B] = torch.where(changed_B, _quotient(next_B, left_B), scale_B * kept_B)
     coin_BN = reach_BN[:, 1:] if joint else coin_BN
@@ -172,15 +177,17 @@ def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
     (tensor(1.4603, dtype=torch.float64), tensor(1.7926, dtype=torch.float64))
     """
     count = count.double()
+    scaled, least = torch.empty_like(p), torch.empty_like(p)
     low, high = torch.ones_like(count), count.clone()
     following = (low + high) / 2
     for _ in range(_NEWTON_STEPS):
         rho = following
-        below = p < rho[..., None].to(p.dtype) * q
-        head, tail = torch.where(below, p, 0.0).sum(-1).double(), torch.where(below, 0.0, q).sum(-1).double()
-        beta = (head / rho + tail).clamp(max=1.0)
-        gap = 1.0 - (1.0 - beta) ** count - rho * beta
-        slope = -count * (1.0 - beta) ** (count - 1.0) * head / rho**2 - tail
+        torch.mul(q, rho[..., None].to(q.dtype), out=scaled)
+        both = torch.minimum(p, scaled, out=least).sum(-1).double()  # rho beta
+        tail = torch.mul(q, p >= scaled, out=least).sum(-1).double()  # its slope
+        beta = (both / rho).clamp(max=1.0)
+        gap = 1.0 - (1.0 - beta) ** count - both
+        slope = -count * (1.0 - beta) ** (count - 1.0) * (both - rho * tail) / rho**2 - tail
         low, high = torch.where(gap >= 0, rho, low), torch.where(gap <= 0, rho, high)
         newton = rho + _quotient(gap, -slope)
         following = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
@@ -209,22 +216,23 @@ def sequential_decision(
     """
     weight_BNV = precise(logp_BNV).exp()
     nodes = token_BN.shape[1]
-    row_B, real_BN = torch.arange(len(token_BN), device=token_BN.device), real(token_BN, length_B)
+    real_BN = real(token_BN, length_B)
     coin_BN = torch.zeros_like(token_BN, dtype=torch.float64)
     chance_BN = of_token(logq_BNV, token_BN).double().exp()
     child_BNN = (parent_BN[:, None] == torch.arange(-1, nodes, device=token_BN.device)[:, None]) & real_BN[:, None]
     count_BN = child_BNN.sum(-1)
-    for above, inner in enumerate((count_BN > 0).any(0).tolist()):  # one look at the shape
-        if not inner:
+    for above, most in enumerate(count_BN.amax(0).tolist()):  # one look at the shape
+        if most == 0:
             continue
         count_B, first_B = count_BN[:, above], child_BNN[:, above].long().argmax(-1)
-        p_BV, q_BV = weight_BNV[:, above], precise(logq_BNV[row_B, first_B]).exp()
-        rho_B = sequential_division(p_BV, q_BV, count_B.clamp(min=1))
+        p_BV, q_BV = weight_BNV[:, above], precise(at_position(logq_BNV, first_B)).exp()
+        rho_B = torch.ones_like(count_B, dtype=torch.float64)
+        if most > 1:
+            rho_B = sequential_division(p_BV, q_BV, count_B.clamp(min=1))
         own_BN = p_BV.gather(1, token_BN).double()
         accept_BN = _quotient(own_BN, rho_B[:, None] * chance_BN).clamp(max=1.0)
         coin_BN = torch.where(child_BNN[:, above], accept_BN, coin_BN)
-        left_BV = sequential_residual(p_BV, q_BV, rho_B, count_B)
-        weight_BNV[:, above] = torch.where((count_B > 0)[:, None], left_BV, p_BV)
+        weight_BNV[:, above] = sequential_residual(p_BV, q_BV, rho_B, count_B)
     return TreeDecision(coin_BN, weight_BNV)
 
 

@@ -9,6 +9,7 @@ Axes: B batch, N nodes, V vocabulary, D depth.
 """
 
 from collections.abc import Sequence
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
@@ -124,3 +125,50 @@ def path(node_B: Tensor, parent_BN: Tensor) -> Tensor:
         on_BN[:, node] = reached_B
         here_B = torch.where(reached_B, parent_BN[:, node], here_B)
     return on_BN
+
+
+def optimal_parents(rank_acceptance: Sequence[float], nodes: int, deepest: int) -> tuple[int, ...]:
+    """The static tree of `nodes` nodes whose expected accepted length is largest, level by level.
+
+    If the k-th child of any node is the accepted one with probability b_k, a node is reached with the product of the
+    b's on its path, and the expected length is the sum of these products: the best nodes are taken one by one. The
+    optimum of Sequoia's dynamic programme (Chen et al. 2024, 2402.12374), which also weighs depth against time: compare
+    `expected_path` of several depths for that.
+
+    Args:
+        rank_acceptance: b_1, b_2, ...; taken as if they did not rise.
+        nodes: N, at least 1.
+        deepest: the longest path.
+
+    >>> optimal_parents([0.6, 0.2], 4, 3)
+    (-1, -1, 0, 2)
+    """
+    falling = [min(rank_acceptance[: rank + 1]) for rank in range(len(rank_acceptance))]
+    # Each entry: minus the node's value, its path of ranks (which breaks ties).
+    waiting = [(-falling[0], (0,))]
+    chosen: list[tuple[int, ...]] = []
+    while waiting and len(chosen) < nodes:
+        value, ranks = heappop(waiting)
+        chosen.append(ranks)
+        if ranks[-1] + 1 < len(falling) and falling[ranks[-1]] > 0:
+            sibling = value / falling[ranks[-1]] * falling[ranks[-1] + 1]
+            heappush(waiting, (sibling, (*ranks[:-1], ranks[-1] + 1)))
+        if len(ranks) < deepest:
+            heappush(waiting, (value * falling[0], (*ranks, 0)))
+    chosen.sort(key=lambda ranks: (len(ranks), ranks))
+    number = {ranks: node for node, ranks in enumerate(chosen)}
+    return tuple(number.get(ranks[:-1], -1) for ranks in chosen)
+
+
+def expected_path(parents: Sequence[int], rank_acceptance: Sequence[float]) -> float:
+    """The expected accepted length of a tree whose k-th child is the accepted one with probability b_k.
+
+    >>> expected_path((-1, -1, 0), [0.5, 0.25])
+    1.0
+    """
+    value: list[float] = []
+    for node, parent in enumerate(parents):
+        rank = parents[:node].count(parent)
+        chance = rank_acceptance[rank] if rank < len(rank_acceptance) else 0.0
+        value.append(chance * (value[parent] if parent >= 0 else 1.0))
+    return sum(value)

@@ -175,7 +175,7 @@ class Engine:
             if laws is None or len(laws.seed_B) != len(slots.batch):
                 laws, noise = slots.laws(), None
             if noise is None or noise.exhausted:
-                noise = NoiseAhead(laws.seed_B, slots.rounds(), self._longest + 1)
+                noise = NoiseAhead(laws.seed_B, slots.rounds(), max(self._longest, self._nodes) + 1)
             self._round(slots, laws, noise)
             yield from self._release(slots)
 
@@ -184,8 +184,7 @@ class Engine:
 
     def _reserve(self, longest_row: int) -> None:
         """Make room for rows of this length, with a round's padding behind them."""
-        room = max(self._longest, self._nodes) + 1
-        capacity = -(-(longest_row + room) // ALIGNMENT) * ALIGNMENT
+        capacity = -(-(longest_row + max(self._longest, self._nodes) + 1) // ALIGNMENT) * ALIGNMENT
         if capacity <= self._capacity:
             return
         target, draft = self._models
@@ -241,9 +240,10 @@ class Engine:
         draft, fed = self._propose(turn)
         last_B1 = turn.token_BT.gather(1, turn.length_B[:, None] - 1)
         token_BN = torch.cat([last_B1, draft.token_BK], 1)
-        logp_BNV = self._target.forward(
+        logits_BNV = self._target.forward(
             token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1, visible_RNN=_visible(draft)
-        )[..., : self._vocabulary]
+        )
+        logp_BNV = logits_BNV[..., : self._vocabulary]
         if self._verifier is None or not self._verifier.reads_logits:
             logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
         verdict, expected_BK = self._verify(logp_BNV, draft, turn.noise)
@@ -291,19 +291,18 @@ class Engine:
         if self._draft is not None:
             cached = [row.draft_cached if row else 1 for row in turn.rows]
             steps = DraftSteps(self._draft, cached, turn.lengths)
-        laws, noise = turn.laws, turn.noise
-
-        def law(logits_BMV: Tensor) -> Tensor:
-            fit_BMV = self._fit(logits_BMV)
-            return log_law(fit_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
-
         coupled = self._verifier is not None and self._verifier.shared_noise
+        laws, noise = turn.laws, turn.noise
 
         def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
             logq_BV = law(logits_BV[:, None])[:, 0]
             if coupled:
                 return (logq_BV + noise.shared_gumbel_at(offset, self._vocabulary)).argmax(-1), logq_BV
             return noise.draft(logq_BV.exp(), offset), logq_BV
+
+        def law(logits_BMV: Tensor) -> Tensor:
+            fit_BMV = self._fit(logits_BMV)
+            return log_law(fit_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
 
         given = DraftTurn(
             turn.token_BT,
