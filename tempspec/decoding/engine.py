@@ -163,7 +163,7 @@ class Engine:
             self.check(request)
         if not requests:
             return
-        self._reserve(max(self._end(request) for request in requests))
+        self.reserve(max(self.end(request) for request in requests))
         queue = deque(requests)
         slots = Slots(self._slot_count, self._capacity, self._target.device)
         laws: Laws | None = None
@@ -179,11 +179,15 @@ class Engine:
             self._round(slots, laws, noise)
             yield from self._release(slots)
 
-    def _end(self, request: Request) -> int:
+    def end(self, request: Request) -> int:
+        """The length at which a request is finished, prompt included."""
         return min(len(request.prompt) + request.max_new_tokens, self._context)
 
-    def _reserve(self, longest_row: int) -> None:
-        """Make room for rows of this length, with a round's padding behind them."""
+    def reserve(self, longest_row: int) -> None:
+        """Make room for rows of this length, with a round's padding behind them; `run` does it for its own requests.
+
+        Done once for all runs to come, it spares them new caches and, compiled, new shapes.
+        """
         capacity = -(-(longest_row + max(self._longest, self._nodes) + 1) // ALIGNMENT) * ALIGNMENT
         if capacity <= self._capacity:
             return
@@ -206,7 +210,7 @@ class Engine:
         for index in slots.free[: len(queue)]:
             request = queue.popleft()
             length = len(request.prompt)
-            slots.rows[index] = Row(request, Completion(request), length, self._end(request), length - 1)
+            slots.rows[index] = Row(request, Completion(request), length, self.end(request), length - 1)
             slots.token_ST[index, :length] = slots.integers(request.prompt)
             classes.setdefault(bucketed(length), []).append(index)
         for members in classes.values():
