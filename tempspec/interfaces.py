@@ -3,7 +3,10 @@
 A plugin author needs this module, `tempspec.core` and `tempspec.testing`, nothing else. Bases import torch only, so
 that `tempspec plugins` stays quick. p is the target's law and q the draft's, everywhere.
 
-Axes: B batch, K drafted, V vocabulary, T positions, N new tokens.
+A tree of drafts is a chain whose tokens have parents: node order, and what "behind node n" means, are those of
+`tempspec.core.trees`.
+
+Axes: B batch, K drafted, V vocabulary, T positions, N new tokens or tree nodes, M nodes of one call.
 """
 
 from abc import ABC, abstractmethod
@@ -14,8 +17,10 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from tempspec.core.multidraft import Siblings
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import one_hot_log
+from tempspec.core.trees import chain_parents
 
 __all__ = [
     "BASELINE",
@@ -31,6 +36,7 @@ __all__ = [
     "Request",
     "ScheduleContext",
     "Seconds",
+    "Siblings",
     "StepModel",
     "TemperatureSchedule",
     "Temperatures",
@@ -188,7 +194,14 @@ class Request:
 
 @dataclass(slots=True)
 class Seconds:
-    """Wall-clock seconds of one request; a batch's time is shared evenly by the rows that were active."""
+    """Wall-clock seconds of one request; a batch's time is shared evenly by the rows that were active.
+
+    Attributes:
+        prefill: feeding the prompt to both models.
+        draft: forward passes of the draft model.
+        verify: forward passes of the target.
+        overhead: all else of the rounds: sampling, verdicts, bookkeeping.
+    """
 
     prefill: float = 0.0
     draft: float = 0.0
@@ -211,8 +224,9 @@ class Completion:
         request: the request.
         tokens: the new token ids, the stop id included.
         finish: `stop` (a stop id) or `length` (max_new_tokens or the models' context).
-        drafted: tokens drafted.
-        tested: drafted tokens whose earlier ones in the round were all accepted; at most accepted + 1.
+        drafted: tokens drafted; of a tree those of its longest path.
+        tested: drafted tokens whose earlier ones in the round were all accepted; at most accepted + 1. Siblings count
+            once.
         accepted: drafted tokens accepted.
         expected: the analytic acceptance (the verifier's `expected_acceptance`) summed over the tested tokens; empty
             when the engine was not asked for it or the verifier has none.
@@ -268,22 +282,33 @@ class Noise(ABC):
 
 @dataclass(slots=True)
 class Draft:
-    """A chain of drafted tokens per row, ragged.
+    """A chain of drafted tokens per row, or a tree of them; ragged.
 
     Attributes:
         token_BK: drafted ids; entries from `length_B` on mean nothing.
         length_B: how many are real, 0 to K.
-        logq_BKV: the log-law that each was sampled from, exactly as sampled (one-hot for a deterministic draft).
+        logq_BKV: the log-law that each was sampled from, exactly as sampled (one-hot for a deterministic draft); in a
+            tree given its elder siblings too.
+        parent_BK: of a tree, the node that each is a child of, -1 for the root; None for a chain. Parents come before
+            their children, siblings in the order they were drawn.
     """
 
     token_BK: Tensor
     length_B: Tensor
     logq_BKV: Tensor
+    parent_BK: Tensor | None = None
 
     @classmethod
     def certain(cls, token_BK: Tensor, length_B: Tensor, vocabulary: int) -> "Draft":
         """A deterministic draft: q is one-hot on its tokens."""
         return cls(token_BK, length_B, one_hot_log(token_BK, vocabulary))
+
+    @property
+    def tree_BK(self) -> Tensor:
+        """The parents, a chain's too, int64 `[B, K]`."""
+        if self.parent_BK is not None:
+            return self.parent_BK
+        return chain_parents(self.token_BK.shape[1], device=self.token_BK.device).expand_as(self.token_BK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +356,14 @@ class StepModel(Protocol):
     def step(self, token_B: Tensor) -> Tensor:
         """Feed one more token per row; logits `[B, V]` after it."""
 
+    def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
+        """Feed nodes of a tree behind what was caught up; logits `[B, M, V]` after each.
+
+        Args:
+            token_BM: their tokens.
+            parent_BM: their parents by number, -1 for the root; nodes count from 0 in the order they are fed.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class DraftTurn:
@@ -346,6 +379,8 @@ class DraftTurn:
         sample: `(logits_BV, offset) -> (token_B, logq_BV)`: samples with every row's draft temperature, truncation
             and noise; logits may have the draft model's own vocabulary size.
         model: the draft model, or None for a drafter that needs none.
+        law: `logits_BMV -> logq_BMV`: the draft's law at every row's draft temperature and truncation.
+        draw: `(weight_BMV, node_M) -> token_BM`: samples, with each node's own noise.
     """
 
     token_BT: Tensor
@@ -356,19 +391,29 @@ class DraftTurn:
     rule: DraftLength
     sample: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     model: StepModel | None
+    law: Callable[[Tensor], Tensor]
+    draw: Callable[[Tensor, Tensor], Tensor]
 
 
 class Drafter(ABC):
-    """Proposes a chain of tokens for every row."""
+    """Proposes a chain of tokens, or a tree of them, for every row."""
 
     needs_model: ClassVar[bool] = False
     """Whether a draft model must be loaded for it."""
+    siblings: Siblings | None = None
+    """How children of one node are drawn, for a drafter of trees; None for chains."""
+    target_layers: int | None = None
+    """Draft with this many of the target's first layers, its final norm and its head, instead of a draft model."""
     source: ClassVar[str] = ""
     """The paper that the drafter comes from."""
 
     @abstractmethod
     def propose(self, turn: DraftTurn) -> Draft:
         """The drafts of this round."""
+
+    def most_nodes(self, longest: int) -> int:
+        """The most tokens that a round drafts when paths are at most `longest` tokens long: fixes buffer shapes."""
+        return longest
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -378,10 +423,17 @@ class Drafter(ABC):
 
 @dataclass(slots=True)
 class Verdict:
-    """What verification decided: `accepted_B` drafted tokens stand, then `next_token_B` follows."""
+    """What verification decided: `accepted_B` drafted tokens stand, then `next_token_B` follows.
+
+    Attributes:
+        accepted_B: tokens that stand, int64.
+        next_token_B: the token behind them, int64.
+        node_B: of a tree, the last node that stands, -1 if none does: its path is what was accepted. None for a chain.
+    """
 
     accepted_B: Tensor
     next_token_B: Tensor
+    node_B: Tensor | None = None
 
 
 class Verifier(ABC):
@@ -395,6 +447,10 @@ class Verifier(ABC):
     """Whether drafts must be sampled with the shared Gumbel noise (coupling) instead of their own stream."""
     greedy_only: ClassVar[bool] = False
     """Whether the rule is defined for target temperature 0 alone."""
+    reads_logits: ClassVar[bool] = False
+    """Whether `verify` gets the target's raw logits in place of its log-law: for rules of temperature 0 alone."""
+    siblings: ClassVar[frozenset[Siblings]] = frozenset()
+    """The trees that the rule verifies, by how siblings are drawn; empty for a rule of chains alone."""
 
     @abstractmethod
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
@@ -402,7 +458,7 @@ class Verifier(ABC):
 
         Args:
             logp_BKV: the target's log-law at each drafted position and behind the last, `[B, K+1, V]`; position i
-                holds the law of drafted token i, given the earlier ones.
+                holds the law of drafted token i, given the earlier ones. Of a tree: behind the root, then each node.
             draft: the drafts, K may be 0; rows are ragged.
             noise: the randomness of this round.
 
@@ -414,5 +470,14 @@ class Verifier(ABC):
         """P(token i is accepted | earlier ones were), over the draft's own randomness, `[B, K]`; None if no such form.
 
         The analytic twin of the acceptance rate: `sum min(p, q)` for token-wise rejection. `logp_BKV` is `[B, K, V]`.
+        """
+        return None
+
+    def emitted_law(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor | None:
+        """The log-law that a tested position is emitted with, `[B, K, V]`, for a lossy rule that knows it.
+
+        Args:
+            logp_BKV: the target's log-laws at the drafted positions, `[B, K, V]`.
+            logq_BKV: the draft's.
         """
         return None

@@ -6,6 +6,8 @@ Axes: B batch, N positions, V vocabulary.
 import torch
 from torch import Tensor
 
+_BLOCK = 128  # tokens that inversion sums at once
+
 
 def truncate(
     logp_BNV: Tensor, *, top_k_B: Tensor | None = None, top_p_B: Tensor | None = None, min_p_B: Tensor | None = None
@@ -91,9 +93,25 @@ def inverse_cdf(weight: Tensor, uniform: Tensor) -> Tensor:
     >>> inverse_cdf(torch.tensor([0.0, 1.0, 3.0]), torch.tensor(0.25)).item()
     2
     """
+    vocabulary = weight.shape[-1]
+    if vocabulary <= _BLOCK:
+        return _invert(weight, uniform)[0]
+    # Which block of tokens first, then which of its tokens: one pass over the weights, whatever V.
+    padded = torch.nn.functional.pad(weight, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    block, threshold = _invert(padded.sum(-1, dtype=torch.float64), uniform)
+    members = padded.gather(-2, block[..., None, None].expand(*block.shape, 1, _BLOCK)).squeeze(-2)
+    cumulative = members.double().cumsum(-1)
+    threshold = torch.minimum(threshold, cumulative[..., -1:] * (1 - 2.0**-52))
+    index = block * _BLOCK + torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return index.clamp(max=vocabulary - 1)
+
+
+def _invert(weight: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index whose cumulative weight exceeds the threshold, and what of the threshold is left there."""
     cumulative = weight.double().cumsum(-1)
     # Rounding may lift u * total to the total itself: stay below it, so that some index always exceeds the threshold.
     total = cumulative[..., -1:]
     threshold = torch.minimum(uniform[..., None] * total, total * (1 - 2.0**-52))
-    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    return index.clamp(max=weight.shape[-1] - 1)
+    index = torch.searchsorted(cumulative, threshold, right=True).clamp(max=weight.shape[-1] - 1)
+    before = cumulative.gather(-1, index) - weight.double().gather(-1, index)
+    return index.squeeze(-1), (threshold - before).clamp(min=0.0)

@@ -29,7 +29,9 @@ def of_token(law_BKV: Tensor, token_BK: Tensor) -> Tensor:
 
 def at_position(law_BKV: Tensor, position_B: Tensor) -> Tensor:
     """One law per row, `[B, V]`: the one at `position_B`."""
-    return law_BKV[torch.arange(len(law_BKV), device=law_BKV.device), position_B]
+    rows, positions = law_BKV.shape[:2]
+    flat_B = torch.arange(rows, device=law_BKV.device) * positions + position_B
+    return law_BKV.reshape(rows * positions, -1).index_select(0, flat_B)
 
 
 def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
@@ -102,10 +104,16 @@ def residual(logp_BV: Tensor, logq_BV: Tensor, survival_B: Tensor | None = None)
     >>> residual(p.log(), p.log())
     tensor([[0.5000, 0.2500, 0.2500]])
     """
-    p_BV, q_BV = precise(logp_BV).exp(), precise(logq_BV).exp()
+    p_BV = precise(logp_BV).exp()
+    return _excess(p_BV, precise(logq_BV).exp(), survival_B)
+
+
+def _excess(p_BV: Tensor, q_BV: Tensor, survival_B: Tensor | None) -> Tensor:
+    """`(s p - q)+`, or p where that is zero everywhere."""
     scaled_BV = p_BV if survival_B is None else survival_B[:, None].to(p_BV.dtype) * p_BV
     excess_BV = (scaled_BV - q_BV).clamp_(min=0.0)
-    return torch.where((excess_BV > 0).any(-1, keepdim=True), excess_BV, p_BV)
+    nothing_B = excess_BV.amax(-1) == 0
+    return excess_BV.addcmul_(p_BV.to(excess_BV.dtype), nothing_B[:, None].to(excess_BV.dtype))
 
 
 def next_weight(
@@ -125,9 +133,13 @@ def next_weight(
     logp_BV = at_position(logp_BKV, accepted_B)
     if logq_BKV.shape[1] == 0:
         return precise(logp_BV).exp()
-    logq_BV = at_position(logq_BKV, accepted_B.clamp(max=logq_BKV.shape[1] - 1))
-    all_accepted_B1 = (accepted_B == length_B)[:, None]
-    return torch.where(all_accepted_B1, precise(logp_BV).exp(), residual(logp_BV, logq_BV, survival_B))
+    p_BV = precise(logp_BV).exp()
+    q_BV = precise(at_position(logq_BKV, accepted_B.clamp(max=logq_BKV.shape[1] - 1))).exp()
+    # Behind all drafted tokens nothing is taken off p.
+    all_accepted_B = accepted_B == length_B
+    q_BV.mul_((~all_accepted_B)[:, None].to(q_BV.dtype))
+    survival_B = None if survival_B is None else torch.where(all_accepted_B, 1.0, survival_B)
+    return _excess(p_BV, q_BV, survival_B)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,8 +176,11 @@ def block_acceptance(logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, le
     """
     drafted = logq_BKV.shape[1]
     inner_BK = survival_BK[:, 1:drafted]
-    p_BKV, q_BKV = precise(logp_BKV[:, 1:drafted]).exp(), precise(logq_BKV[:, 1:]).exp()
-    excess_BK = p_BKV.mul_(inner_BK[..., None].to(p_BKV.dtype)).sub_(q_BKV).clamp_(min=0.0).sum(-1).double()
+    excess_BK = torch.empty_like(inner_BK)
+    for position in range(inner_BK.shape[1]):  # one at a time: what fits a cache is not read twice from memory
+        p_BV, q_BV = precise(logp_BKV[:, position + 1]).exp(), precise(logq_BKV[:, position + 1]).exp()
+        p_BV.mul_(inner_BK[:, position, None].to(p_BV.dtype)).sub_(q_BV).clamp_(min=0.0)
+        excess_BK[:, position] = p_BV.sum(-1)
     total_BK = excess_BK + 1.0 - inner_BK
     certain_BK = total_BK == 0
     h_BK = survival_BK[:, 1:].clone()
@@ -187,5 +202,7 @@ def typical_log_threshold(logp_BKV: Tensor, epsilon: float, delta: float) -> Ten
     >>> typical_log_threshold(torch.tensor([[[0.5, 0.5]]]).log(), epsilon=1.0, delta=0.5).exp()
     tensor([[0.2500]])
     """
-    entropy_BK = torch.special.entr(precise(logp_BKV).exp()).sum(-1)
+    laws = [precise(logp_BV) for logp_BV in logp_BKV.unbind(1)]
+    entropy = [-logp_BV.clamp(min=-_MAX_LOG_RATIO).mul_(logp_BV.exp()).sum(-1) for logp_BV in laws]
+    entropy_BK = torch.stack(entropy, 1) if entropy else logp_BKV.new_zeros(logp_BKV.shape[:2])
     return (delta * torch.exp(-entropy_BK)).clamp(max=epsilon).log()

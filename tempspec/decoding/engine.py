@@ -18,10 +18,12 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
+from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.errors import UserError
 from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, Request, Verdict, Verifier
+from tempspec.models.loading import first_layers
 from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
 
 PREFILL_CHUNK = 512
@@ -92,14 +94,26 @@ class Engine:
             raise UserError("a drafter needs a verifier and a draft length, got none: name them")
         if drafter is not None and drafter.needs_model and draft is None:
             raise UserError(f"drafter {type(drafter).__name__} needs a draft model, got none: name one")
+        siblings = drafter.siblings if drafter is not None else None
+        if siblings is not None and verifier is not None and siblings not in verifier.siblings:
+            known = ", ".join(sorted(verifier.siblings)) or "chains only"
+            raise UserError(
+                f"{type(verifier).__name__} verifies trees of siblings drawn as: {known}; got {siblings!r}: choose "
+                "another verifier or way to draw"
+            )
         if slots < 1:
             raise UserError(f"slots must be 1 or more, got {slots}")
-        self._models = (target, draft if drafter is not None and drafter.needs_model else None)
+        if drafter is None or not drafter.needs_model:
+            draft = None
+        if drafter is not None and drafter.target_layers is not None:
+            draft = first_layers(target, drafter.target_layers)
+        self._models = (target, draft)
         self._vocabulary = vocabulary
         self._verifier = verifier
         self._drafter = drafter
         self._rule = length
         self._longest = length.longest if drafter is not None and length is not None else 0
+        self._nodes = drafter.most_nodes(self._longest) if drafter is not None else 0
         self._slot_count = slots
         self._analytic = analytic
         self._compile = compile
@@ -149,7 +163,7 @@ class Engine:
             self.check(request)
         if not requests:
             return
-        self._reserve(max(self._end(request) for request in requests))
+        self.reserve(max(self.end(request) for request in requests))
         queue = deque(requests)
         slots = Slots(self._slot_count, self._capacity, self._target.device)
         laws: Laws | None = None
@@ -161,16 +175,20 @@ class Engine:
             if laws is None or len(laws.seed_B) != len(slots.batch):
                 laws, noise = slots.laws(), None
             if noise is None or noise.exhausted:
-                noise = NoiseAhead(laws.seed_B, slots.rounds(), self._longest + 1)
+                noise = NoiseAhead(laws.seed_B, slots.rounds(), max(self._longest, self._nodes) + 1)
             self._round(slots, laws, noise)
             yield from self._release(slots)
 
-    def _end(self, request: Request) -> int:
+    def end(self, request: Request) -> int:
+        """The length at which a request is finished, prompt included."""
         return min(len(request.prompt) + request.max_new_tokens, self._context)
 
-    def _reserve(self, longest_row: int) -> None:
-        """Make room for rows of this length, with a round's padding behind them."""
-        capacity = -(-(longest_row + self._longest + 1) // ALIGNMENT) * ALIGNMENT
+    def reserve(self, longest_row: int) -> None:
+        """Make room for rows of this length, with a round's padding behind them; `run` does it for its own requests.
+
+        Done once for all runs to come, it spares them new caches and, compiled, new shapes.
+        """
+        capacity = -(-(longest_row + max(self._longest, self._nodes) + 1) // ALIGNMENT) * ALIGNMENT
         if capacity <= self._capacity:
             return
         target, draft = self._models
@@ -192,7 +210,7 @@ class Engine:
         for index in slots.free[: len(queue)]:
             request = queue.popleft()
             length = len(request.prompt)
-            slots.rows[index] = Row(request, Completion(request), length, self._end(request), length - 1)
+            slots.rows[index] = Row(request, Completion(request), length, self.end(request), length - 1)
             slots.token_ST[index, :length] = slots.integers(request.prompt)
             classes.setdefault(bucketed(length), []).append(index)
         for members in classes.values():
@@ -226,9 +244,12 @@ class Engine:
         draft, fed = self._propose(turn)
         last_B1 = turn.token_BT.gather(1, turn.length_B[:, None] - 1)
         token_BN = torch.cat([last_B1, draft.token_BK], 1)
-        logits_BNV = self._target.forward(token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1)
-        logits_BNV = logits_BNV[..., : self._vocabulary]
-        logp_BNV = log_law(logits_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
+        logits_BNV = self._target.forward(
+            token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1, visible_RNN=_visible(draft)
+        )
+        logp_BNV = logits_BNV[..., : self._vocabulary]
+        if self._verifier is None or not self._verifier.reads_logits:
+            logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
         verdict, expected_BK = self._verify(logp_BNV, draft, turn.noise)
         self._commit(turn, draft, verdict, expected_BK, fed)
         self._charge(turn, began)
@@ -278,15 +299,26 @@ class Engine:
         laws, noise = turn.laws, turn.noise
 
         def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-            logq_BV = log_law(
-                self._fit(logits_BV)[:, None], laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation
-            )[:, 0]
+            logq_BV = law(logits_BV[:, None])[:, 0]
             if coupled:
                 return (logq_BV + noise.shared_gumbel_at(offset, self._vocabulary)).argmax(-1), logq_BV
             return noise.draft(logq_BV.exp(), offset), logq_BV
 
+        def law(logits_BMV: Tensor) -> Tensor:
+            fit_BMV = self._fit(logits_BMV)
+            return log_law(fit_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
+
         given = DraftTurn(
-            turn.token_BT, turn.length_B, turn.limit_B, longest, self._vocabulary, self._rule, sample, steps
+            turn.token_BT,
+            turn.length_B,
+            turn.limit_B,
+            longest,
+            self._vocabulary,
+            self._rule,
+            sample,
+            steps,
+            law,
+            noise.nodes,
         )
         return self._drafter.propose(given), steps.fed if steps is not None else -1
 
@@ -301,27 +333,46 @@ class Engine:
         if self._verifier is None:
             return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET)), None
         verdict = self._verifier.verify(logp_BNV, draft, noise)
-        expected_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft) if self._analytic else None
-        return verdict, expected_BK
+        analytic = self._analytic and draft.parent_BK is None
+        return verdict, self._verifier.expected_acceptance(logp_BNV[:, :-1], draft) if analytic else None
 
     # -- commit -------------------------------------------------------------------------------------------------------
 
     def _commit(self, turn: Turn, draft: Draft, verdict: Verdict, expected_BK: Tensor | None, fed: int) -> None:
         """Append what stands to the rows. The round's one transfer to the host is here."""
+        path_BK, depth_B, tested_B = self._outcome(draft, verdict, turn.length_B)
         accepted_B1, next_B1 = verdict.accepted_B[:, None], verdict.next_token_B[:, None]
-        emitted_BN = torch.cat([draft.token_BK, next_B1], 1).scatter_(1, accepted_B1, next_B1)
+        emitted_BN = torch.cat([path_BK, next_B1], 1).scatter_(1, accepted_B1, next_B1)
         column_BN = turn.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
         turn.token_BT.scatter_(1, column_BN, emitted_BN)
-        counts = torch.cat([accepted_B1, draft.length_B[:, None], emitted_BN], 1).tolist()
+        counts = torch.cat([accepted_B1, depth_B[:, None], tested_B[:, None], emitted_BN], 1).tolist()
         expected = expected_BK.tolist() if expected_BK is not None else None
         for index, row in enumerate(turn.rows):
             if row is not None:
-                accepted, drafted, *emitted = counts[index]
-                _append(row, emitted[: accepted + 1], drafted, expected[index] if expected else None)
+                accepted, drafted, tested, *emitted = counts[index]
+                _append(row, emitted[: accepted + 1], drafted, tested, expected[index] if expected else None)
                 row.last = (turn.limits[index], drafted, accepted)
                 if fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
                     row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, fed))
+
+    def _outcome(self, draft: Draft, verdict: Verdict, length_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The accepted tokens (and rubbish behind them) `[B, D]`, the longest drafted path and the tokens tested.
+
+        The target's cache of a tree becomes that of the path.
+        """
+        if draft.parent_BK is None or verdict.node_B is None:
+            return draft.token_BK, draft.length_B, torch.minimum(verdict.accepted_B + 1, draft.length_B)
+        parent_BK, nodes = draft.parent_BK, draft.token_BK.shape[1]
+        real_BK = torch.arange(nodes, device=length_B.device) < draft.length_B[:, None]
+        depth_BK = ancestry(parent_BK).sum(-1)
+        childless_B = ~((parent_BK == verdict.node_B[:, None]) & real_BK).any(-1)
+        node_K = torch.arange(nodes, device=length_B.device)
+        on_BK = path(verdict.node_B, parent_BK)
+        node_BK = node_K.expand_as(parent_BK).masked_fill(~on_BK, nodes).sort(-1).values.clamp(max=nodes - 1)
+        self._target.keep_path(length_B, node_BK)
+        deepest_B = (depth_BK * real_BK).amax(-1)
+        return draft.token_BK.gather(1, node_BK), deepest_B, verdict.accepted_B + (~childless_B)
 
     def _release(self, slots: Slots) -> Iterator[Completion]:
         for index, row in enumerate(slots.rows):
@@ -330,7 +381,14 @@ class Engine:
                 yield row.completion
 
 
-def _append(row: Row, emitted: list[int], drafted: int, expected: list[float] | None) -> None:
+def _visible(draft: Draft) -> Tensor | None:
+    """What the last token and the nodes of a tree see of each other, `[B, K+1, K+1]`; None for a chain."""
+    if draft.parent_BK is None:
+        return None
+    return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
+
+
+def _append(row: Row, emitted: list[int], drafted: int, tested: int, expected: list[float] | None) -> None:
     """Count one round of a row, up to its stop token if it emitted one."""
     completion = row.completion
     accepted = len(emitted) - 1
@@ -339,8 +397,7 @@ def _append(row: Row, emitted: list[int], drafted: int, expected: list[float] | 
         completion.finish = "stop"
         emitted = emitted[: stop + 1]
         if stop < accepted:
-            accepted = drafted = stop + 1
-    tested = min(accepted + 1, drafted)
+            accepted = drafted = tested = stop + 1
     completion.tokens += emitted
     completion.drafted.append(drafted)
     completion.accepted.append(accepted)

@@ -57,6 +57,11 @@ class RoundNoise(Noise):
         """The drafted token at an offset of the round, `[B]`."""
         return inverse_cdf(weight_BV, self._uniform(Stream.DRAFT, 1, offset)[:, 0])
 
+    def nodes(self, weight_BMV: Tensor, node_M: Tensor) -> Tensor:
+        """The drafted tokens of a tree's nodes, `[B, M]`; a node's number is its offset of the round."""
+        seed_B1, round_B1 = self._seed_B[:, None], self._round_B[:, None]
+        return inverse_cdf(weight_BMV, uniform(seed_B1, int(Stream.DRAFT), round_B1, node_M))
+
     def shared_gumbel(self, count: int, vocabulary: int) -> Tensor:
         """Gumbel noise of the next `count` positions, `[B, count, V]`; what drafting has used is not hashed again."""
         known_BNV = self._gumbel_BNV

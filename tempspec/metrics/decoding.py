@@ -36,6 +36,7 @@ __all__ = [
     "DecodingMetrics",
     "DraftAcceptance",
     "JointAcceptance",
+    "OverheadShare",
     "RowRatio",
     "SweepMetrics",
     "TokensPerSecond",
@@ -249,6 +250,23 @@ class TokensPerSecond(RowRatio):
         return F.tokens_per_second_counts(row)
 
 
+class OverheadShare(RowRatio):
+    """Seconds spent outside the models' forward passes / all seconds: sampling, verdicts and the engine's bookkeeping.
+
+    >>> metric = OverheadShare()
+    >>> seconds = {"seconds_prefill": 0.5, "seconds_draft": 0.5, "seconds_verify": 0.75, "seconds_overhead": 0.25}
+    >>> metric.update({"prompt_key": 7, **seconds})
+    >>> metric.estimate().value
+    0.125
+    """
+
+    higher_is_better = False
+
+    def counts(self, row: Row) -> F.Counts:
+        """See `tempspec.metrics.functional.overhead_share_counts`."""
+        return F.overhead_share_counts(row)
+
+
 def speedup(fast: TokensPerSecond, plain: TokensPerSecond) -> Estimate:
     """Tokens per second against plain decoding of the same prompts by the same engine at the same batch size; paired.
 
@@ -266,8 +284,8 @@ def longest_draft(rows: Iterable[Row]) -> int:
 class DecodingMetrics(nn.Module):
     """All decoding metrics of one cell.
 
-    Rows of the acceptance pass feed all but tokens per second, which the timing pass feeds alone: a batched request's
-    seconds say nothing about its latency.
+    Rows of the acceptance pass feed all but tokens per second and the overhead's share, which the timing pass feeds
+    alone: a batched request's seconds say nothing about its latency.
 
     Args:
         longest: the most tokens that a round drafts.
@@ -287,6 +305,7 @@ class DecodingMetrics(nn.Module):
         self.accepted_length_share = AcceptedLengthHistogram(longest, replicates=replicates)
         self.mbsu = None if parameter_ratio is None else MBSU(parameter_ratio, replicates=replicates)
         self.tokens_per_second = TokensPerSecond(replicates=replicates)
+        self.overhead_share = OverheadShare(replicates=replicates)
 
     def update(self, *rows: Row) -> None:
         """Count requests of this cell."""
@@ -298,7 +317,8 @@ class DecodingMetrics(nn.Module):
     def of_pass(self, pass_: str) -> list[RowRatio]:
         """The metrics that rows of a pass feed."""
         metrics = [metric for metric in self.children() if isinstance(metric, RowRatio)]
-        return [metric for metric in metrics if isinstance(metric, TokensPerSecond) == (pass_ == "timing")]
+        timed = TokensPerSecond, OverheadShare
+        return [metric for metric in metrics if isinstance(metric, timed) == (pass_ == "timing")]
 
     def scalars(self) -> dict[str, RowRatio]:
         """The metrics of one number, by name."""

@@ -18,6 +18,7 @@ __all__ = [
     "draft_acceptance_counts",
     "joint_acceptance_counts",
     "mbsu_counts",
+    "overhead_share_counts",
     "tokens_per_second_counts",
 ]
 
@@ -72,8 +73,16 @@ def accepted_length_histogram_counts(row: Row, longest: int) -> Counts:
 
 def tokens_per_second_counts(row: Row) -> Counts:
     """Emitted tokens, out of seconds of wall clock, the prefill included."""
-    parts = row["seconds_prefill"], row["seconds_draft"], row["seconds_verify"], row["seconds_overhead"]
-    return [len(row["tokens"])], [sum(parts)]
+    return [len(row["tokens"])], [_seconds(row)]
+
+
+def overhead_share_counts(row: Row) -> Counts:
+    """Seconds outside the models' forward passes, out of all seconds."""
+    return [row["seconds_overhead"]], [_seconds(row)]
+
+
+def _seconds(row: Row) -> float:
+    return row["seconds_prefill"] + row["seconds_draft"] + row["seconds_verify"] + row["seconds_overhead"]
 
 
 def _reached(length: list[int], longest: int) -> list[float]:

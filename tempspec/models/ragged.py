@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from tempspec.core.trees import ancestry
 from tempspec.errors import UserError
 from tempspec.models.cache import RaggedCache
 from tempspec.models.compiling import compiled
@@ -107,7 +108,8 @@ class RaggedModel:
             longest: the largest start of any row, known without asking the device.
             rows: the slots to feed, int64 `[R]`; None means the first R.
             visible_RNN: which new tokens (last axis) each new token sees, bool, itself included; `[N, N]` where all
-                rows agree. A token's position is the number of tokens that it sees before it. None means a chain.
+                rows agree. A token's position is the number of tokens that it sees before it. None means a chain. It
+                may cover more tokens than are fed: the first ones were fed by the calls before.
 
         Returns:
             Logits `[R, N, V]`; on CUDA graphs they stand until the next pass.
@@ -171,13 +173,18 @@ class RaggedModel:
         visible_RNN: Tensor | None = None,
     ) -> Tensor:
         """One forward pass: reads no value on the host, so that it can be compiled or captured."""
-        place_RN = start_R[:, None] + self._place_L[: token_RN.shape[1]]
-        position_RN = place_RN if visible_RNN is None else start_R[:, None] + visible_RNN.sum(-1) - 1
+        new = token_RN.shape[1]
+        place_RN = start_R[:, None] + self._place_L[:new]
+        key_1L = self._place_L[None, :view]
+        if visible_RNN is None:
+            position_RN, hidden_RNL = place_RN, key_1L[:, None] > place_RN[:, :, None]
+        else:
+            key_1L, position_RN, hidden_RNL = _tree_view(key_1L, start_R, new, visible_RNN)
         self.cache.begin(place_RN, rows, view)
         output = self.model(
             input_ids=token_RN.clamp(max=self._largest_id),
             position_ids=position_RN if self._reachable else position_RN.clamp(max=self.context - 1),
-            attention_mask=self._masks(position_RN, start_R, view, visible_RNN),
+            attention_mask=self._masks(key_1L, position_RN, hidden_RNL),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
@@ -185,17 +192,11 @@ class RaggedModel:
         self.cache.end()
         return output.logits
 
-    def _masks(
-        self, position_RN: Tensor, start_R: Tensor, view: int, visible_RNN: Tensor | None
-    ) -> Tensor | dict[str, Tensor]:
-        key_1L = self._place_L[None, :view]
-        if visible_RNN is None:
-            hidden_RNL = key_1L[:, None] > position_RN[:, :, None]
-        else:
-            key_1L, hidden_RNL = _tree_view(key_1L, position_RN, start_R, visible_RNN)
+    def _masks(self, key_RL: Tensor, position_RN: Tensor, hidden_RNL: Tensor) -> Tensor | dict[str, Tensor]:
+        """The masks of the model's kinds of layers, from keys' and queries' positions and what is hidden anyway."""
         if not self._by_kind and not self._cut_all:
             return self._additive(hidden_RNL)
-        outside_RNL = hidden_RNL | (key_1L[:, None] <= position_RN[:, :, None] - self._window)
+        outside_RNL = hidden_RNL | (key_RL[:, None] <= position_RN[:, :, None] - self._window)
         if self._cut_all:
             return self._additive(outside_RNL)
         return {"full_attention": self._additive(hidden_RNL), "sliding_attention": self._additive(outside_RNL)}
@@ -205,16 +206,19 @@ class RaggedModel:
         return torch.where(hidden_RNL, self._hidden, self._seen)[:, None]
 
 
-def _tree_view(key_1L: Tensor, position_RN: Tensor, start_R: Tensor, visible_RNN: Tensor) -> tuple[Tensor, Tensor]:
-    """The position of every key, `[R, L]`, and which keys each new token of a tree does not see, `[R, N, L]`."""
-    rows, new = position_RN.shape
-    offset_RL = key_1L - start_R[:, None]
-    among_RL = (offset_RL >= 0) & (offset_RL < new)
-    offset_RL = offset_RL.clamp(0, new - 1)
+def _tree_view(key_1L: Tensor, start_R: Tensor, new: int, visible_RNN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a tree: the position of every key `[R, L]` and of the last `new` tokens, and which keys those do not see."""
+    rows, tree = len(start_R), visible_RNN.shape[-1]
+    root_R1 = start_R[:, None] - (tree - new)
+    position_RN = root_R1 + visible_RNN.sum(-1) - 1
+    offset_RL = key_1L - root_R1
+    among_RL = (offset_RL >= 0) & (offset_RL < tree)
+    offset_RL = offset_RL.clamp(0, tree - 1)
     key_RL = torch.where(among_RL, position_RN.gather(1, offset_RL), key_1L)
-    seen_RNL = visible_RNN.expand(rows, -1, -1).gather(2, offset_RL[:, None].expand(-1, new, -1))
-    earlier_R1L = (key_1L < start_R[:, None])[:, None]
-    return key_RL, ~(earlier_R1L | (seen_RNL & among_RL[:, None]))
+    visible_RNN = visible_RNN.expand(rows, -1, -1)[:, -new:]
+    seen_RNL = visible_RNN.gather(2, offset_RL[:, None].expand(-1, new, -1))
+    earlier_R1L = (key_1L < root_R1)[:, None]
+    return key_RL, position_RN[:, -new:], ~(earlier_R1L | (seen_RNL & among_RL[:, None]))
 
 
 class DraftSteps:
@@ -235,6 +239,7 @@ class DraftSteps:
         self._width = max(end - min(held, end - 1) for held, end in zip(cached, self._ends, strict=True))
         self._longest = max(self._ends)
         self.fed = -1
+        self._parent_BN: Tensor | None = None
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
         """Feed the tokens that the cache lacks (one or two a row); logits `[B, V]` after each row's last token.
@@ -252,6 +257,17 @@ class DraftSteps:
             return self._model.forward_last(token_BN, start_B, longest=longest)
         logits = self._model.forward(token_BN, start_B, longest=longest)
         return logits[torch.arange(len(start_B), device=start_B.device), self._next_B - start_B - 1]
+
+    def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
+        """Feed nodes of a tree behind the caught-up text; logits `[B, M, V]` after each.
+
+        The next round's text is fed again from there: nothing of a tree counts as `fed`.
+        """
+        grown = self._parent_BN.shape[1] if self._parent_BN is not None else 0
+        self._parent_BN = parent_BM if self._parent_BN is None else torch.cat([self._parent_BN, parent_BM], 1)
+        return self._model.forward(
+            token_BM, self._next_B + grown, longest=self._longest + grown, visible_RNN=ancestry(self._parent_BN)
+        )
 
     def step(self, token_B: Tensor) -> Tensor:
         """Feed one more token a row; logits `[B, V]` after it."""

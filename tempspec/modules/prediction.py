@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, generation_list, work_list
-from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Verifier
+from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Request, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.models.identity import tokenizer_digest, weights_digest
 from tempspec.modules.pair import Pair
@@ -48,6 +48,8 @@ class SweepRunner:
     _order: list[str] = field(default_factory=list)
     _engines: dict[tuple[str, str], Engine] = field(default_factory=dict)
     _store: RowStore | None = None
+    _longest_row: int = 0
+    _shortest_prompt: tuple[int, ...] = ()
 
     @property
     def needs_draft(self) -> bool:
@@ -82,6 +84,8 @@ class SweepRunner:
         reader = Engine(self.pair.target_model, self.pair.vocabulary)
         for item in items:
             reader.check(item.request)
+        self._longest_row = max((reader.end(item.request) for item in items), default=0)
+        self._shortest_prompt = min((item.request.prompt for item in items), key=len, default=())
         self._order = [item.key for item in items]
         name = "generated" if self.generating else "predictions"
         self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
@@ -128,9 +132,16 @@ class SweepRunner:
                 compile=self.sweep.compile,
             )
             if timed:
-                list(engine.run([item.request.shortened(WARM_UP_TOKENS)]))
+                engine.reserve(self._longest_row)
+                list(engine.run([self._warm_up(item.request)]))
             self._engines[name] = engine
         return self._engines[name]
+
+    def _warm_up(self, request: Request) -> Request:
+        """What a timed engine decodes first: a few tokens, or, compiled, every length that is to come."""
+        prompt = self._shortest_prompt
+        tokens = self._longest_row - len(prompt) if self.sweep.compile else WARM_UP_TOKENS
+        return replace(request, prompt=prompt, max_new_tokens=tokens, stop_ids=frozenset())
 
     def _row(self, item: WorkItem, completion: Completion) -> Row:
         row = row_from_completion(

@@ -11,7 +11,7 @@ from torch import Tensor
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, Drafter, DraftLength, DraftTurn
 
-__all__ = ["CausalLM", "PromptLookup"]
+__all__ = ["CausalLM", "EarlyExit", "PromptLookup"]
 
 
 class CausalLM(Drafter):
@@ -26,29 +26,29 @@ class CausalLM(Drafter):
 
     def propose(self, turn: DraftTurn) -> Draft:
         """See `Drafter.propose`."""
-        if turn.model is None:
-            raise ValueError("CausalLM needs a draft model, got none: give the turn a model, or use PromptLookup")
-        longest = turn.longest
-        if longest == 0:
-            return _nothing(turn)
-        tokens, laws = [], []
-        length_B, going_B = torch.zeros_like(turn.limit_B), turn.limit_B > 0
-        logits_BV = turn.model.catch_up(turn.token_BT, turn.length_B)
-        for offset in range(longest):
-            token_B, logq_BV = turn.sample(logits_BV, offset)
-            tokens.append(token_B)
-            laws.append(logq_BV)
-            length_B = length_B + going_B
-            if offset + 1 == longest:
-                break
-            going_B = going_B & (turn.limit_B > offset + 1)
-            proceed_B = turn.rule.proceed(token_B, logq_BV)
-            if proceed_B is not None:
-                going_B = going_B & proceed_B
-                if not going_B.any():
-                    break
-            logits_BV = turn.model.step(token_B)
-        return Draft(torch.stack(tokens, 1), length_B, torch.stack(laws, 1))
+        return _sampled(turn)
+
+
+class EarlyExit(Drafter):
+    """Drafts with the target's first layers, its final norm and its head: no draft model, nothing to train.
+
+    The layers are copied and keep a key-value cache of their own. An untrained exit agrees with the full model only
+    where the late layers change little; a target trained for it (LayerSkip) agrees far more often.
+
+    Args:
+        layers: how many of the target's layers, at least 1.
+    """
+
+    source: ClassVar[str] = "Elhoushi et al. 2024, LayerSkip, arXiv 2404.16710; Zhang et al. 2023, arXiv 2309.08168"
+
+    def __init__(self, layers: int = 1) -> None:
+        if layers < 1:
+            raise UserError(f"EarlyExit: layers must be 1 or more, got {layers}")
+        self.target_layers = layers
+
+    def propose(self, turn: DraftTurn) -> Draft:
+        """See `Drafter.propose`."""
+        return _sampled(turn)
 
 
 class PromptLookup(Drafter):
@@ -100,6 +100,33 @@ class PromptLookup(Drafter):
         best_B = (matched_BT * len(place_T) + place_T).argmax(-1)
         found_B = matched_BT.gather(1, best_B[:, None]).squeeze(1) >= self.shortest_ngram
         return torch.where(found_B, best_B + 1, length_B)
+
+
+def _sampled(turn: DraftTurn) -> Draft:
+    """A chain sampled from the turn's model, one token a step."""
+    if turn.model is None:
+        raise ValueError("the drafter needs a draft model, got none: give the turn a model, or use PromptLookup")
+    longest = turn.longest
+    if longest == 0:
+        return _nothing(turn)
+    tokens, laws = [], []
+    length_B, going_B = torch.zeros_like(turn.limit_B), turn.limit_B > 0
+    logits_BV = turn.model.catch_up(turn.token_BT, turn.length_B)
+    for offset in range(longest):
+        token_B, logq_BV = turn.sample(logits_BV, offset)
+        tokens.append(token_B)
+        laws.append(logq_BV)
+        length_B = length_B + going_B
+        if offset + 1 == longest:
+            break
+        going_B = going_B & (turn.limit_B > offset + 1)
+        proceed_B = turn.rule.proceed(token_B, logq_BV)
+        if proceed_B is not None:
+            going_B = going_B & proceed_B
+            if not going_B.any():
+                break
+        logits_BV = turn.model.step(token_B)
+    return Draft(torch.stack(tokens, 1), length_B, torch.stack(laws, 1))
 
 
 def _nothing(turn: DraftTurn) -> Draft:

@@ -4,13 +4,16 @@ Axes: B batch, V vocabulary.
 """
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from tempspec.core.acceptance import expected_tokens
 from tempspec.errors import UserError
-from tempspec.interfaces import DraftLength
+from tempspec.interfaces import DraftLength, LastRound
 
-__all__ = ["ConfidenceThreshold", "FixedLength"]
+__all__ = ["SVIP", "AdaEDL", "ConfidenceThreshold", "FixedLength", "Goodput", "Heuristic"]
 
 
 class FixedLength(DraftLength):
@@ -49,3 +52,120 @@ class ConfidenceThreshold(DraftLength):
         """Whether `q(token) >= threshold`, bool `[B]`."""
         log_threshold = math.log(self.threshold) if self.threshold > 0 else -math.inf
         return logq_BV.gather(1, token_B[:, None]).squeeze(1) >= log_threshold
+
+
+class Heuristic(DraftLength):
+    """Two tokens more after a round that was accepted in full, one fewer after any other.
+
+    Only finished rounds are looked at, so the text's law stays the target's. transformers' `heuristic` schedule.
+
+    Args:
+        first: the tokens of a first round, 1 to `longest`.
+        longest: the most tokens of a round.
+    """
+
+    def __init__(self, first: int = 5, longest: int = 16) -> None:
+        if not 1 <= first <= longest:
+            raise UserError(f"Heuristic: expected 1 <= first <= longest, got {first} and {longest}")
+        self.first = first
+        self.longest = longest
+
+    def limit(self, last: LastRound) -> Tensor:
+        """See `DraftLength.limit`."""
+        adapted_B = torch.where(last.accepted_B == last.drafted_B, last.limit_B + 2, last.limit_B - 1)
+        return torch.where(last.limit_B < 0, self.first, adapted_B.clamp(1, self.longest))
+
+
+def _entropy(logq_BV: Tensor) -> Tensor:
+    """The draft's entropy in nats, `[B]`."""
+    return torch.special.entr(logq_BV.exp()).sum(-1)
+
+
+class AdaEDL(DraftLength):
+    """Stops where the draft's entropy bounds acceptance low: behind a token with `1 - sqrt(c H(q)) < lambda`.
+
+    The bound is on the acceptance of the token just included, which is kept. The paper moves lambda with the measured
+    acceptance rate; here it is an option.
+
+    Args:
+        coefficient: c, at least 0.
+        threshold: lambda.
+        longest: the most tokens of a round, at least 0.
+    """
+
+    def __init__(self, coefficient: float = 0.2, threshold: float = 0.3, longest: int = 8) -> None:
+        if not 0 <= coefficient < math.inf:
+            raise UserError(f"AdaEDL: coefficient must be 0 or more, got {coefficient}")
+        if longest < 0:
+            raise UserError(f"AdaEDL: longest must be 0 or more, got {longest}")
+        self.coefficient = coefficient
+        self.threshold = threshold
+        self.longest = longest
+
+    def proceed(self, token_B: Tensor, logq_BV: Tensor) -> Tensor:
+        """See `DraftLength.proceed`."""
+        return 1.0 - (self.coefficient * _entropy(logq_BV)).sqrt() >= self.threshold
+
+
+class SVIP(DraftLength):
+    """Stops behind a token whose law had `sqrt(H(q)) > h`: the draft was not sure; the token is kept.
+
+    Args:
+        threshold: h, at least 0.
+        longest: the most tokens of a round, at least 0.
+    """
+
+    def __init__(self, threshold: float = 1.0, longest: int = 8) -> None:
+        if not 0 <= threshold < math.inf:
+            raise UserError(f"SVIP: threshold must be 0 or more, got {threshold}")
+        if longest < 0:
+            raise UserError(f"SVIP: longest must be 0 or more, got {longest}")
+        self.threshold = threshold
+        self.longest = longest
+
+    def proceed(self, token_B: Tensor, logq_BV: Tensor) -> Tensor:
+        """See `DraftLength.proceed`."""
+        return _entropy(logq_BV).sqrt() <= self.threshold
+
+
+class Goodput(DraftLength):
+    """The number of tokens that a row should gain most per second with, from measured step times; 0 is allowed.
+
+    Per row the K that maximises `E[tokens(K)] / (c K + v(K))`, with acceptance estimated from the row's last round and
+    a prior. The paper sums over the batch; here every row decides alone, so that its text does not depend on the batch.
+
+    Args:
+        draft_cost: c, a draft step's time over a target step's.
+        verify_costs: v(0), v(1), ...: the time of verifying K drafted tokens over that of one target step; its length
+            minus one is the most tokens of a round.
+        acceptance: the acceptance rate expected before anything is known, in [0, 1].
+        confidence: how many tested tokens that expectation weighs, above 0.
+    """
+
+    def __init__(
+        self,
+        draft_cost: float = 0.15,
+        verify_costs: Sequence[float] = (1.0, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35),
+        acceptance: float = 0.7,
+        confidence: float = 4.0,
+    ) -> None:
+        if not 0 <= draft_cost < math.inf:
+            raise UserError(f"Goodput: draft_cost must be 0 or more, got {draft_cost}")
+        if not verify_costs or min(verify_costs) <= 0:
+            raise UserError(f"Goodput: verify_costs must hold positive numbers, got {list(verify_costs)}")
+        if not 0 <= acceptance <= 1:
+            raise UserError(f"Goodput: acceptance must be in [0, 1], got {acceptance}")
+        if not 0 < confidence < math.inf:
+            raise UserError(f"Goodput: confidence must be above 0, got {confidence}")
+        self.longest = len(verify_costs) - 1
+        self.acceptance = acceptance
+        self.confidence = confidence
+        self._seconds = [draft_cost * count + cost for count, cost in enumerate(verify_costs)]
+
+    def limit(self, last: LastRound) -> Tensor:
+        """See `DraftLength.limit`."""
+        tested_B = torch.minimum(last.accepted_B + 1, last.drafted_B).clamp(min=0)
+        accepted_B = last.accepted_B.clamp(min=0) + self.confidence * self.acceptance
+        rate_B = (accepted_B / (tested_B + self.confidence)).double()
+        rates = [expected_tokens(rate_B, count) / seconds for count, seconds in enumerate(self._seconds)]
+        return torch.stack(rates, -1).argmax(-1)

@@ -5,22 +5,33 @@ Every rule takes all its randomness from the round's `Noise`, once per stream.
 Axes: B batch, K drafted, V vocabulary. Inside `verify`, `logp_BKV` is `[B, K+1, V]`.
 """
 
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
-from tempspec.core import acceptance
+from tempspec.core import acceptance, trees
 from tempspec.core import verification as core
 from tempspec.core.noise import Stream
 from tempspec.errors import UserError
-from tempspec.interfaces import Draft, Noise, Verdict, Verifier
+from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
 
 __all__ = ["BlockVerification", "GreedyMatch", "GumbelCoupling", "SampledMatch", "TokenwiseRejection", "Typical"]
 
 
+_ALL: frozenset[Siblings] = frozenset(get_args(Siblings))
+
+
 def _while_equal(token_BK: Tensor, draft: Draft) -> Verdict:
-    """Accept while the target's own tokens `[B, K+1]` equal the drafted ones; the first that differs follows."""
+    """Accept while the target's own tokens `[B, K+1]` equal the drafted ones; the first that differs follows.
+
+    In a tree, descend while a child equals the target's own token behind its parent.
+    """
+    if draft.parent_BK is not None:
+        own_BK = token_BK.gather(1, draft.parent_BK + 1)
+        node_B = trees.walk((own_BK == draft.token_BK) & core.real(own_BK, draft.length_B), draft.parent_BK)
+        next_token_B = token_BK.gather(1, node_B[:, None] + 1).squeeze(1)
+        return Verdict(trees.path(node_B, draft.parent_BK).sum(-1), next_token_B, node_B)
     accepted_B = core.first_rejection(token_BK[:, :-1] == draft.token_BK, draft.length_B)
     return Verdict(accepted_B, token_BK.gather(1, accepted_B[:, None]).squeeze(1))
 
@@ -35,6 +46,7 @@ class GreedyMatch(Verifier):
     lossless: ClassVar[bool] = True
     source: ClassVar[str] = "Stern et al. 2018, Blockwise Parallel Decoding, arXiv 1811.03115"
     greedy_only: ClassVar[bool] = True
+    siblings: ClassVar[frozenset[Siblings]] = _ALL
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
@@ -92,11 +104,13 @@ class BlockVerification(Verifier):
 class SampledMatch(Verifier):
     """Accepts a token while it equals the target's own independent sample; exact at any temperature.
 
-    Needs no draft law, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does.
+    Needs no draft law, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In a tree it
+    is naive top-down verification: descend while a child is the target's sample.
     """
 
     lossless: ClassVar[bool] = True
     source: ClassVar[str] = "no paper: the target's own samples are what is emitted"
+    siblings: ClassVar[frozenset[Siblings]] = _ALL
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
@@ -165,3 +179,9 @@ class Typical(Verifier):
         threshold_BK = core.typical_log_threshold(logp_BKV, self.epsilon, self.delta)
         typical_BKV = core.precise(logp_BKV) > threshold_BK[..., None]
         return torch.where(typical_BKV, core.precise(draft.logq_BKV).exp(), 0.0).sum(-1)
+
+    def emitted_law(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
+        """`q 1[A] + (1 - q(A)) p`."""
+        threshold_BK1 = core.typical_log_threshold(logp_BKV, self.epsilon, self.delta)[..., None]
+        kept_BKV = torch.where(core.precise(logp_BKV) > threshold_BK1, core.precise(logq_BKV).exp(), 0.0)
+        return (kept_BKV + (1.0 - kept_BKV.sum(-1, keepdim=True)) * core.precise(logp_BKV).exp()).log()

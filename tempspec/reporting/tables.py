@@ -154,7 +154,8 @@ class DecodingTable(_Sections):
             _Section(_title(key), [_Line(_temperatures(cell, several), estimates[cell]) for cell in cells])
             for key, cells in _by_section(estimates)
         ]
-        super().__init__(("T", "T draft") if several else ("T",), sections, _caption(estimates.values()), batch)
+        caption = _caption(estimates.values(), _overhead(estimates))
+        super().__init__(("T", "T draft") if several else ("T",), sections, caption, batch)
 
 
 class ComparisonTable(_Sections):
@@ -219,6 +220,16 @@ def _caption(found: Iterable[Mapping[str, Estimate]], more: str = "") -> str:
     }
     shown = " and ".join(f"{_span(count)}{what}" for what, count in counts.items() if count)
     return f"95% bootstrap intervals over {shown} prompts{more}" if shown else ""
+
+
+def _overhead(estimates: Estimates) -> str:
+    """Where speculative decoding's time went, as far as it was not in the models: the widest range of any cell."""
+    drafting = [metrics for cell, metrics in estimates.items() if cell.verifier != BASELINE]
+    shares = [m["overhead_share"].value for m in drafting if "overhead_share" in m and m["overhead_share"].prompts]
+    if not shares:
+        return ""
+    ends = dict.fromkeys(f"{100 * share:.0f}%" for share in (min(shares), max(shares)))
+    return f"; {' to '.join(ends)} of the timed seconds outside the models' forward passes"
 
 
 def _span(counts: set[int]) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tempspec.core.noise import Stream, fold, gumbel, uniform
 from tempspec.core.sampling import inverse_cdf
+from tempspec.core.trees import ancestry
 from tempspec.interfaces import Draft, Drafter, DraftLength, DraftTurn
 from tempspec.testing.errors import ConformanceError
 
@@ -32,6 +33,7 @@ class HashModel:
         self.calls = 0
         self._seed = seed
         self._state_B = torch.zeros(0, dtype=torch.int64)
+        self._state_BN: Tensor | None = None  # of a tree: the root's, then the nodes'
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
         """Read each row's first `length_B` tokens; logits `[B, V]`."""
@@ -44,6 +46,15 @@ class HashModel:
         """Read one more token per row; logits `[B, V]`."""
         self._state_B = fold(self._state_B, token_B)
         return self._logits()
+
+    def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
+        """Read nodes of a tree behind the text; logits `[B, M, V]`."""
+        if self._state_BN is None:
+            self._state_BN = self._state_B[:, None]
+        state_BM = fold(self._state_BN.gather(1, parent_BM + 1), token_BM)
+        self._state_BN = torch.cat([self._state_BN, state_BM], 1)
+        self.calls += 1
+        return gumbel(state_BM[..., None], torch.arange(self.vocabulary))
 
     def _logits(self) -> Tensor:
         self.calls += 1
@@ -93,6 +104,9 @@ class _Turns:
             logq_BV = logits_BV[:, : self.vocabulary].log_softmax(-1)
             return inverse_cdf(logq_BV.exp(), uniform(self.key_B, int(Stream.DRAFT), offset)), logq_BV
 
+        def draw(weight_BMV: Tensor, node_M: Tensor) -> Tensor:
+            return inverse_cdf(weight_BMV, uniform(self.key_B[:, None], int(Stream.DRAFT), node_M))
+
         return drafter.propose(
             DraftTurn(
                 token_BT=self.token_BT.clone(),
@@ -103,6 +117,8 @@ class _Turns:
                 rule=self.rule,
                 sample=sample,
                 model=model,
+                law=lambda logits_BMV: logits_BMV[..., : self.vocabulary].log_softmax(-1),
+                draw=draw,
             )
         )
 
@@ -118,7 +134,9 @@ def check_drafter(drafter: Drafter, *, vocabulary: int = 5, longest: int = 4, ro
       rank, is as frequent as q says, up to chance (a drafter that drops tokens it has seen fails here);
     - equal noise gives equal drafts; nothing behind a row's length is read; a row alone gets what it gets in a batch;
     - a row stops where the rule says so, behind the token that the rule was shown;
-    - where no row may draft, K is 0 and the model is not called.
+    - where no row may draft, K is 0 and the model is not called;
+    - a tree's parents come before their children, level by level, no deeper than the row's limit (the rule that stops a
+      chain is not asked of trees).
 
     Args:
         drafter: the instance to check.
@@ -132,10 +150,11 @@ def check_drafter(drafter: Drafter, *, vocabulary: int = 5, longest: int = 4, ro
     """
     turns = _random_turns(vocabulary, longest, rows, seed)
     free = _draft(drafter, turns, seed)
-    _check_record(free, turns)
+    _check_record(drafter, free, turns)
     _check_law(free)
     _check_rows(drafter, turns, free, seed)
-    _check_rule(drafter, turns, free, seed)
+    if drafter.siblings is None:
+        _check_rule(drafter, turns, free, seed)
     _check_idle(drafter, turns, seed)
 
 
@@ -149,7 +168,12 @@ def _random_turns(vocabulary: int, longest: int, rows: int, seed: int) -> _Turns
 
 def _draft(drafter: Drafter, turns: _Turns, seed: int) -> Draft:
     """A draft with a fresh model, if the drafter needs one."""
-    return turns.propose(drafter, HashModel(turns.vocabulary, seed) if drafter.needs_model else None)
+    return turns.propose(drafter, HashModel(turns.vocabulary, seed) if _reads_model(drafter) else None)
+
+
+def _reads_model(drafter: Drafter) -> bool:
+    """Whether the drafter asks a model, of its own or made of the target."""
+    return drafter.needs_model or drafter.target_layers is not None
 
 
 def _real(draft: Draft) -> Tensor:
@@ -157,22 +181,29 @@ def _real(draft: Draft) -> Tensor:
     return torch.arange(draft.token_BK.shape[1]) < draft.length_B[:, None]
 
 
-def _check_record(draft: Draft, turns: _Turns) -> None:
+def _check_record(drafter: Drafter, draft: Draft, turns: _Turns) -> None:
     """Shapes, types, ranges and normalisation."""
     rows, drafted = len(turns.length_B), draft.token_BK.shape[1]
+    if (draft.parent_BK is None) != (drafter.siblings is None):
+        raise ConformanceError("a drafter that names its siblings drafts trees", "random texts", "parent_BK disagrees")
     for name, value, shape in (
         ("token_BK", draft.token_BK, (rows, drafted)),
         ("length_B", draft.length_B, (rows,)),
+        ("parent_BK", draft.tree_BK, (rows, drafted)),
         ("logq_BKV", draft.logq_BKV, (rows, drafted, turns.vocabulary)),
     ):
         if value.shape != shape or (name != "logq_BKV" and value.dtype != torch.int64):
             raise ConformanceError(f"{name} is {list(shape)}", "random texts", f"{value.dtype} {list(value.shape)}")
     mass_BK = draft.logq_BKV.double().exp().sum(-1)
     own_BK = draft.logq_BKV.gather(-1, draft.token_BK.clamp(0, turns.vocabulary - 1)[..., None]).squeeze(-1)
+    parent_BK, node_K = draft.tree_BK, torch.arange(drafted)
+    depth_BK = ancestry(parent_BK).sum(-1)
     wrong = {
-        "at most the longest is drafted": torch.tensor(drafted > turns.rule.longest),
-        "lengths lie in 0..limit and in 0..K": (draft.length_B < 0)
-        | (draft.length_B > turns.limit_B.clamp(max=drafted)),
+        "at most `most_nodes(longest)` are drafted": torch.tensor(drafted > drafter.most_nodes(turns.rule.longest)),
+        "parents are earlier nodes, or -1": (parent_BK < -1) | (parent_BK >= node_K),
+        "nodes come level by level": _real(draft)[:, 1:] & (depth_BK[:, 1:] < depth_BK[:, :-1]),
+        "lengths lie in 0..K": (draft.length_B < 0) | (draft.length_B > drafted),
+        "no path is longer than the limit": _real(draft) & (depth_BK > turns.limit_B[:, None]),
         "ids lie in 0..V-1, behind the length too": (draft.token_BK < 0) | (draft.token_BK >= turns.vocabulary),
         "laws are no NaN, behind the length too": draft.logq_BKV.isnan(),
         "laws add up to 1": _real(draft) & ~((mass_BK - 1.0).abs() < 1e-4),
@@ -234,6 +265,7 @@ def _check_same(law: str, draft: Draft, again: Draft, row_B: Tensor) -> None:
     drafted = min(draft.token_BK.shape[1], again.token_BK.shape[1])
     real_BK = torch.arange(drafted) < length_B[:, None]
     differs_B = differs_B | (real_BK & (draft.token_BK[row_B, :drafted] != again.token_BK[:, :drafted])).any(-1)
+    differs_B = differs_B | (real_BK & (draft.tree_BK[row_B, :drafted] != again.tree_BK[:, :drafted])).any(-1)
     laws_equal_BK = (draft.logq_BKV[row_B, :drafted] == again.logq_BKV[:, :drafted]).all(-1)
     differs_B = differs_B | (real_BK & ~laws_equal_BK).any(-1)
     if differs_B.any():
@@ -259,7 +291,7 @@ def _check_idle(drafter: Drafter, turns: _Turns, seed: int) -> None:
     """No limit above 0: no draft, no call."""
     model = HashModel(turns.vocabulary, seed)
     idle = replace(turns, limit_B=torch.zeros_like(turns.limit_B))
-    draft = idle.propose(drafter, model if drafter.needs_model else None)
+    draft = idle.propose(drafter, model if _reads_model(drafter) else None)
     if draft.token_BK.shape[1] != 0 or draft.logq_BKV.shape[1:] != (0, turns.vocabulary) or draft.length_B.any():
         found = f"token_BK {list(draft.token_BK.shape)}, logq_BKV {list(draft.logq_BKV.shape)}"
         raise ConformanceError("where no row may draft, K is 0", "limits of 0", found)

@@ -7,16 +7,18 @@ drafted chain as a row, that gives the joint law of the emitted tokens without a
 Axes: B rows, K drafted, V vocabulary, G groups of rows (one law each).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tempspec.core.multidraft import sibling_law
 from tempspec.core.noise import Stream
-from tempspec.interfaces import Draft, Noise, Verdict, Verifier
+from tempspec.core.trees import depths, path
+from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
 from tempspec.testing.errors import ConformanceError
-from tempspec.testing.laws import LawPair, all_chains, prefix_codes
+from tempspec.testing.laws import LawPair, all_chains
 
 __all__ = [
     "LawError",
@@ -24,9 +26,12 @@ __all__ = [
     "Rounds",
     "accepted_law",
     "all_rounds",
+    "all_trees",
     "check_range",
     "emitted_law",
+    "joined",
     "law_error",
+    "mean_accepted",
     "outcomes",
 ]
 
@@ -200,6 +205,76 @@ def _possible(rounds: Rounds) -> Rounds:
     return Rounds(rounds.pair, draft, logp_BKV, rounds.weight_B[keep_B], rounds.group_B[keep_B], rounds.groups)
 
 
+def all_trees(pair: LawPair, parents: Sequence[int], siblings: Siblings) -> Rounds:
+    """Every tree of one shape that drafting can give, cut behind each level and in the middle of the last.
+
+    Behind a row's length stand the tokens and laws of the reverse row.
+
+    Args:
+        pair: the laws; K is at least the tree's depth.
+        parents: the shape.
+        siblings: how the children of a node are drawn.
+    """
+    token_BN = all_chains(pair.vocabulary, len(parents))
+    logp_BNV, logq_BNV = pair.tree(token_BN, parents)
+    logd_BNV = _sibling_laws(logq_BNV, token_BN, parents, siblings)
+    weight_B = logd_BNV.double().exp().gather(-1, token_BN[..., None]).squeeze(-1).prod(-1)
+    cuts, row_B = _cuts(parents), weight_B.nonzero().squeeze(1)
+    row_BC, length_B = row_B.repeat(len(cuts)), torch.tensor(cuts).repeat_interleave(len(row_B))
+    back_BC = row_BC.flip(0)
+    real_BN = torch.arange(len(parents)) < length_B[:, None]
+    known_BN1 = torch.nn.functional.pad(real_BN, (1, 0), value=True)[..., None]
+    draft = Draft(
+        torch.where(real_BN, token_BN[row_BC], token_BN[back_BC]),
+        length_B,
+        torch.where(real_BN[..., None], logd_BNV[row_BC], logd_BNV[back_BC]),
+        torch.tensor(parents).expand(len(row_BC), -1),
+    )
+    logp_BNV = torch.where(known_BN1, logp_BNV[row_BC], logp_BNV[back_BC])
+    groups = tuple(f"{cut} nodes of {list(parents)}, {siblings} siblings" for cut in cuts)
+    group_B = torch.arange(len(cuts)).repeat_interleave(len(row_B))
+    return Rounds(pair, draft, logp_BNV, weight_B[row_BC], group_B, groups)
+
+
+def _cuts(parents: Sequence[int]) -> list[int]:
+    """How many nodes to keep: none, whole levels, all but one, all."""
+    depth = depths(parents)
+    levels = [node for node in range(1, len(depth)) if depth[node] > depth[node - 1]]
+    return sorted({0, *levels, len(depth) - 1, len(depth)})
+
+
+def joined(parts: Sequence[Rounds]) -> Rounds:
+    """Rounds of one pair of laws and equally many drafted tokens as one batch, the groups one after the other."""
+    starts = [sum(len(part.groups) for part in parts[:index]) for index in range(len(parts))]
+    drafts = [part.draft for part in parts]
+    draft = Draft(
+        torch.cat([draft.token_BK for draft in drafts]),
+        torch.cat([draft.length_B for draft in drafts]),
+        torch.cat([draft.logq_BKV for draft in drafts]),
+        torch.cat([draft.tree_BK for draft in drafts]),
+    )
+    return Rounds(
+        parts[0].pair,
+        draft,
+        torch.cat([part.logp_BKV for part in parts]),
+        torch.cat([part.weight_B for part in parts]),
+        torch.cat([start + part.group_B for start, part in zip(starts, parts, strict=True)]),
+        tuple(group for part in parts for group in part.groups),
+    )
+
+
+def _sibling_laws(logq_BNV: Tensor, token_BN: Tensor, parents: Sequence[int], siblings: Siblings) -> Tensor:
+    """The law that each node is drawn from given its elder siblings, `[B, N, V]`."""
+    laws = []
+    for node, parent in enumerate(parents):
+        elder = [other for other in range(node) if parents[other] == parent]
+        taken_BV = torch.zeros(len(token_BN), logq_BNV.shape[-1], dtype=torch.bool)
+        taken_BV = taken_BV.scatter(1, token_BN[:, elder], True)
+        logq_BV, count = logq_BNV[:, node], list(parents).count(parent)
+        laws.append(sibling_law(logq_BV, logq_BV, taken_BV, len(elder), count, siblings))
+    return torch.stack(laws, 1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The exact laws
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,16 +289,25 @@ def emitted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws
         where: names the setting in errors.
     """
     vocabulary, groups = rounds.pair.vocabulary, len(rounds.groups)
-    code_BK1 = prefix_codes(rounds.draft.token_BK, vocabulary)
+    code_BK1 = _codes(rounds.draft, vocabulary)
     mass = [torch.zeros(groups, vocabulary**depth, dtype=torch.float64) for depth in range(rounds.pair.longest + 2)]
     for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
         weight_B, accepted_B = rounds.weight_B * outcome.weight_B, outcome.verdict.accepted_B
         check_range(outcome.verdict, rounds.draft, vocabulary, where, weight_B > 0)
-        code_B = code_BK1.gather(1, accepted_B[:, None]).squeeze(1) * vocabulary + outcome.verdict.next_token_B
+        last_B = accepted_B if outcome.verdict.node_B is None else outcome.verdict.node_B + 1
+        code_B = code_BK1.gather(1, last_B[:, None]).squeeze(1) * vocabulary + outcome.verdict.next_token_B
         for depth in range(1, rounds.pair.longest + 2):
             here_B = (accepted_B == depth - 1) & (weight_B > 0)
             mass[depth].index_put_((rounds.group_B[here_B], code_B[here_B]), weight_B[here_B], accumulate=True)
     return rounds.pair.complete(tuple(mass))
+
+
+def _codes(draft: Draft, vocabulary: int) -> Tensor:
+    """The codes of the prefixes behind the root and each drafted token, int64 `[B, K+1]`."""
+    code_BK = torch.zeros(len(draft.token_BK), draft.token_BK.shape[1] + 1, dtype=torch.int64)
+    for node, (token_B, parent_B) in enumerate(zip(draft.token_BK.T, draft.tree_BK.T, strict=True)):
+        code_BK[:, node + 1] = code_BK.gather(1, parent_B[:, None] + 1).squeeze(1) * vocabulary + token_B
+    return code_BK
 
 
 def accepted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws") -> Tensor:
@@ -249,6 +333,10 @@ def check_range(verdict: Verdict, draft: Draft, vocabulary: int, where: str, pos
         ConformanceError: an accepted count or a token is out of its range, or not int64 `[B]`.
     """
     most = {"accepted_B": draft.length_B, "next_token_B": torch.full_like(draft.length_B, vocabulary - 1)}
+    if verdict.node_B is not None:
+        _check_node(verdict, draft, where, possible_B)
+    elif draft.parent_BK is not None:
+        raise ConformanceError("a verdict on a tree names the last node", where, "node_B is None")
     for name, most_B in most.items():
         value_B = getattr(verdict, name)
         if value_B.dtype != torch.int64 or value_B.shape != most_B.shape:
@@ -261,6 +349,19 @@ def check_range(verdict: Verdict, draft: Draft, vocabulary: int, where: str, pos
             raise ConformanceError(f"{name} is in its range", f"{where}, row {row}", found)
 
 
+def _check_node(verdict: Verdict, draft: Draft, where: str, possible_B: Tensor | None) -> None:
+    """Refuse a node that was not drafted, or at another depth than was accepted."""
+    node_B, nodes = verdict.node_B, draft.token_BK.shape[1]
+    assert node_B is not None
+    depth_B = path(node_B, draft.tree_BK).sum(-1)
+    wrong_B = (node_B < -1) | (node_B >= draft.length_B.clamp(max=nodes)) | (depth_B != verdict.accepted_B)
+    wrong_B = wrong_B if possible_B is None else wrong_B & possible_B
+    if wrong_B.any():
+        row = int(wrong_B.nonzero()[0])
+        found = f"node {int(node_B[row])} at depth {int(depth_B[row])}, accepted {int(verdict.accepted_B[row])}"
+        raise ConformanceError("node_B is a real node at depth accepted_B", f"{where}, row {row}", found)
+
+
 @dataclass(frozen=True)
 class LawError:
     """How far a law is from the target's.
@@ -268,16 +369,26 @@ class LawError:
     Attributes:
         total_variation: half the sum of the absolute differences.
         largest: the largest absolute difference.
+        kl: `KL(law || target)` in nats; infinite where something impossible is emitted.
     """
 
     total_variation: float
     largest: float
+    kl: float
 
     @classmethod
     def between(cls, law: Tensor, target: Tensor) -> "LawError":
         """The distance of one law from another."""
         gap = (law - target).abs()
-        return cls(float(gap.sum()) / 2, float(gap.max()))
+        ratio = torch.where(law > 0, law, 1.0).log() - torch.where(law > 0, target, 1.0).log()
+        return cls(float(gap.sum()) / 2, float(gap.max()), float((law * ratio).sum()))
+
+
+def mean_accepted(verifier: Verifier, rounds: Rounds) -> tuple[float, ...]:
+    """E[accepted tokens] of each group of rounds, by exact enumeration."""
+    mean_B = (accepted_law(verifier, rounds) * torch.arange(rounds.pair.longest + 1)).sum(-1)
+    mean = torch.zeros(len(rounds.groups), dtype=torch.float64)
+    return tuple(mean.index_add(0, rounds.group_B, rounds.weight_B * mean_B).tolist())
 
 
 def law_error(verifier: Verifier, pair: LawPair) -> LawError:

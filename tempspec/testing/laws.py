@@ -5,7 +5,7 @@ The law at depth i depends on all i tokens before it, so that a rule which looks
 Axes: B rows, K drafted, V vocabulary, D tokens of a joint law; a prefix of i tokens has a code in 0..V^i - 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tempspec.core.noise import gumbel
 from tempspec.core.sampling import one_hot_log
+from tempspec.core.trees import depths
 
 Depths = tuple[Tensor, ...]
 
@@ -47,6 +48,16 @@ class LawPair:
             return logp_BKV, logp_BKV[:, :0]
         return logp_BKV, torch.stack([table[code] for table, code in zip(self.logq, code_BK.T[:-1], strict=True)], 1)
 
+    def tree(self, token_BN: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The laws in each row's tree: the target's behind root and nodes `[B, N+1, V]`, the draft's at each parent.
+
+        The second is `[B, N, V]`: what a node is drawn from before its siblings are looked at.
+        """
+        code_BN, depth = tree_codes(token_BN, parents, self.vocabulary), (0, *depths(parents))
+        logp_BNV = torch.stack([self.logp[d][code_B] for d, code_B in zip(depth, code_BN.T, strict=True)], 1)
+        logq = [self.logq[depth[parent + 1]][code_BN[:, parent + 1]] for parent in parents]
+        return logp_BNV, torch.stack(logq, 1)
+
     def target_law(self) -> Tensor:
         """The target's joint law of the first K + 1 tokens, `[V^(K+1)]`."""
         return self.complete((torch.ones(1, 1, dtype=torch.float64), *([None] * (self.longest + 1))))[0]
@@ -77,6 +88,18 @@ def prefix_codes(token_BK: Tensor, vocabulary: int) -> Tensor:
     codes = [torch.zeros(len(token_BK), dtype=torch.int64)]
     for token_B in token_BK.T:
         codes.append(codes[-1] * vocabulary + token_B)
+    return torch.stack(codes, 1)
+
+
+def tree_codes(token_BN: Tensor, parents: Sequence[int], vocabulary: int) -> Tensor:
+    """The codes of the prefixes that end at the root and at each node, int64 `[B, N+1]`.
+
+    >>> tree_codes(torch.tensor([[1, 0, 2]]), (-1, -1, 0), vocabulary=3)
+    tensor([[0, 1, 0, 5]])
+    """
+    codes = [torch.zeros(len(token_BN), dtype=torch.int64)]
+    for token_B, parent in zip(token_BN.T, parents, strict=True):
+        codes.append(codes[parent + 1] * vocabulary + token_B)
     return torch.stack(codes, 1)
 
 

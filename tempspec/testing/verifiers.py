@@ -6,7 +6,7 @@ continuous, is sampled. Both are held to the target's joint law of a whole round
 Axes: B rows, K drafted, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,16 @@ from torch import Tensor
 
 from tempspec.core.noise import fold
 from tempspec.interfaces import Draft, Verdict, Verifier
-from tempspec.testing.enumeration import LawError, Rounds, accepted_law, all_rounds, check_range, emitted_law
+from tempspec.testing.enumeration import (
+    LawError,
+    Rounds,
+    accepted_law,
+    all_rounds,
+    all_trees,
+    check_range,
+    emitted_law,
+    joined,
+)
 from tempspec.testing.errors import ConformanceError
 from tempspec.testing.laws import LawPair, law_cases, prefix_codes
 from tempspec.testing.sampling import SampledNoise, SampledRounds, chi_square, sample_rounds, sampled_law
@@ -23,11 +32,14 @@ __all__ = ["check_verifier"]
 
 # The largest difference of two joint laws that rounding explains, by the type of the laws handed in.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2}
+_EXACT = {torch.float64: _TOLERANCE[torch.float64]}
 # With a right verifier, one seed in this many fails a sampled check.
 _SMALLEST_P_VALUE = 1e-4
 _LARGEST_Z = 5.0
 # Sampled rounds are dear: short drafts, and all the rows only for laws with many likely outcomes.
 _SAMPLED_LONGEST = 2
+# Siblings at both levels; siblings with a subtree each; many siblings, the middle one with a child.
+_SHAPES = ((-1, -1, 0, 0), (-1, -1, 0, 1), (-1, -1, -1, 1))
 _RICH = frozenset({"unlike laws", "near laws", "laws with zeros"})
 
 
@@ -47,8 +59,9 @@ def check_verifier(
       inputs;
     - float32 and bfloat16 laws give almost the same law as float64.
 
-    A verifier that is greedy only is checked on one-hot target laws alone. How far a lossy one is from the target's
-    law, `law_error` tells.
+    A verifier of trees (`siblings`) is held to the same, but for the second, on trees of several shapes, for every way
+    to draw siblings that it names. One that is greedy only is checked on one-hot target laws alone. How far a lossy one
+    is from the target's law, `law_error` tells.
 
     Args:
         verifier: the instance to check.
@@ -68,6 +81,10 @@ def check_verifier(
             continue
         _check_enumerated(verifier, rounds, name)
         _check_expected(verifier, rounds, name)
+        if verifier.siblings and pair.longest >= 2:
+            trees = _trees(verifier, LawPair(pair.logp[:3], pair.logq[:2]))
+            _check_pure(verifier, trees, seed, f"{name}, trees")
+            _check_enumerated(verifier, trees, name, _TOLERANCE if name in _RICH else _EXACT)
 
 
 def _cases(verifier: Verifier, vocabulary: int, longest: int, seed: int) -> Iterator[tuple[str, LawPair]]:
@@ -78,15 +95,23 @@ def _cases(verifier: Verifier, vocabulary: int, longest: int, seed: int) -> Iter
             yield f"{name}, K = 0", LawPair(pair.logp[:1], ())
 
 
+def _trees(verifier: Verifier, pair: LawPair) -> Rounds:
+    """Trees of several shapes in one batch, drawn in every way that the verifier names."""
+    ways = sorted(verifier.siblings)
+    return joined([all_trees(pair, shape, siblings) for shape in _SHAPES for siblings in ways])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The emitted law
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _check_enumerated(verifier: Verifier, rounds: Rounds, where: str) -> None:
+def _check_enumerated(
+    verifier: Verifier, rounds: Rounds, where: str, tolerances: Mapping[torch.dtype, float] = _TOLERANCE
+) -> None:
     """The exact law of every way to draft is finite, and the target's if the verifier is lossless."""
     target = rounds.pair.target_law()
-    for dtype, tolerance in _TOLERANCE.items():
+    for dtype, tolerance in tolerances.items():
         law_GD = emitted_law(verifier, _rounded(rounds, dtype), f"{where}, {dtype}")
         for group, law in zip(rounds.groups, law_GD, strict=True):
             error = LawError.between(law, target)
@@ -100,7 +125,7 @@ def _check_enumerated(verifier: Verifier, rounds: Rounds, where: str) -> None:
 
 def _rounded(rounds: Rounds, dtype: torch.dtype) -> Rounds:
     """The same rounds, with the laws that the verifier sees rounded; their probabilities stay exact."""
-    draft = Draft(rounds.draft.token_BK, rounds.draft.length_B, rounds.draft.logq_BKV.to(dtype))
+    draft = replace(rounds.draft, logq_BKV=rounds.draft.logq_BKV.to(dtype))
     return replace(rounds, draft=draft, logp_BKV=rounds.logp_BKV.to(dtype))
 
 
@@ -190,13 +215,14 @@ def _check_pure(verifier: Verifier, rounds: Rounds, seed: int, where: str) -> No
             raise ConformanceError("verify writes nothing to its inputs", where, "an input changed")
 
     def same(law: str, row_B: Tensor, columns: int) -> None:
-        part = Draft(draft.token_BK[row_B, :columns], draft.length_B[row_B], draft.logq_BKV[row_B, :columns])
+        parent_BK = None if draft.parent_BK is None else draft.parent_BK[row_B, :columns]
+        part = Draft(draft.token_BK[row_B, :columns], draft.length_B[row_B], draft.logq_BKV[row_B, :columns], parent_BK)
         again = verifier.verify(logp_BKV[row_B, : columns + 1], part, SampledNoise(key_B[row_B]))
         _check_same(law, verdict, again, row_B, where)
 
-    row_B = torch.arange(len(key_B))
-    same("equal noise gives equal verdicts (all randomness comes from the noise)", row_B, rounds.pair.longest)
-    same("a row's verdict does not depend on the batch", row_B.flip(0), rounds.pair.longest)
+    row_B, nodes = torch.arange(len(key_B)), draft.token_BK.shape[1]
+    same("equal noise gives equal verdicts (all randomness comes from the noise)", row_B, nodes)
+    same("a row's verdict does not depend on the batch", row_B.flip(0), nodes)
     for row in range(0, len(key_B), max(1, len(key_B) // 16)):
         same("a row alone gets the verdict that it gets in a batch", row_B[row : row + 1], int(draft.length_B[row]))
 
@@ -205,6 +231,8 @@ def _check_same(law: str, verdict: Verdict, again: Verdict, row_B: Tensor, where
     """Refuse two verdicts that differ in a row; `again` holds the rows `row_B` of the first batch."""
     accepted_B, next_B = verdict.accepted_B[row_B], verdict.next_token_B[row_B]
     differs_B = (accepted_B != again.accepted_B) | (next_B != again.next_token_B)
+    if verdict.node_B is not None and again.node_B is not None:
+        differs_B = differs_B | (verdict.node_B[row_B] != again.node_B)
     if differs_B.any():
         at = int(differs_B.nonzero()[0])
         first, second = (int(accepted_B[at]), int(next_B[at])), (int(again.accepted_B[at]), int(again.next_token_B[at]))

@@ -220,6 +220,19 @@ def test_a_request_gives_the_same_tokens_alone_and_in_any_batch(wide_pair, name)
         assert [c.accepted for c in together] == [c.accepted for c in alone]
 
 
+def test_rows_of_bf16_models_keep_to_their_own_logits(wide_pair):
+    target, draft = (copy.deepcopy(model).bfloat16() for model in wide_pair)
+    requests = [Request(p, t, max_new_tokens=12, seed=1, key=f"{p}{t}") for p in prompts(3, 40) for t in (0.0, 1.0)]
+    for completion in run(speculative(target, draft, SAMPLING["BlockVerification"], slots=4), requests):
+        assert len(completion.tokens) == 12
+        if completion.request.target_temperature == 0:  # each token is the argmax, up to bf16's rounding
+            text = torch.tensor([[*completion.request.prompt, *completion.tokens]])
+            with torch.inference_mode():
+                logits = target(text).logits[0, len(completion.request.prompt) - 1 : -1].float()
+            chosen = logits.gather(1, torch.tensor(completion.tokens)[:, None])[:, 0]
+            assert (logits.amax(-1) - chosen).max() < 0.02 * logits.abs().max()
+
+
 def test_an_engine_is_reusable_and_grows(wide_pair):
     target, draft = wide_pair
     engine = speculative(target, draft, SAMPLING["BlockVerification"], slots=2)

@@ -20,6 +20,7 @@ from tempspec.metrics.decoding import (
     DecodingMetrics,
     DraftAcceptance,
     JointAcceptance,
+    OverheadShare,
     SweepMetrics,
     TokensPerSecond,
     compare,
@@ -94,6 +95,10 @@ MATRIX = {
     "tokens_per_second": (
         lambda **kw: TokensPerSecond(**kw),
         lambda rows: sum(len(row["tokens"]) for row in rows) / sum(map(seconds, rows)),
+    ),
+    "overhead_share": (
+        lambda **kw: OverheadShare(**kw),
+        lambda rows: sum(row["seconds_overhead"] for row in rows) / sum(map(seconds, rows)),
     ),
 }
 
@@ -199,6 +204,8 @@ def test_cells_hold_their_own_rows(sweep_rows):
         assert estimates[cell]["block_efficiency"].value == pytest.approx(mean_tokens_per_round(acceptance))
         expected = MATRIX["tokens_per_second"][1](timing)
         assert estimates[cell]["tokens_per_second"].value == pytest.approx(expected)
+        share = MATRIX["overhead_share"][1](timing)
+        assert estimates[cell]["overhead_share"].value == pytest.approx(share)
 
 
 def test_speedup_is_against_plain_decoding_of_the_same_set_and_temperature(sweep_rows):

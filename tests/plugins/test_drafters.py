@@ -36,6 +36,8 @@ def turn(texts, limits, rule=None, model=None, sample=greedy, vocabulary=10):
         rule=rule or FixedLength(8),
         sample=sample,
         model=model,
+        law=lambda logits_BMV: logits_BMV.log_softmax(-1),
+        draw=lambda weight_BMV, node_M: weight_BMV.argmax(-1),
     )
 
 

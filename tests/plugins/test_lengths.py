@@ -4,7 +4,7 @@ import torch
 from tempspec import registry
 from tempspec.errors import UserError
 from tempspec.interfaces import LastRound
-from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
+from tempspec.plugins.lengths import SVIP, AdaEDL, ConfidenceThreshold, FixedLength, Goodput, Heuristic
 from tempspec.testing import check_length
 
 NAMES = [plugin.name for plugin in registry.scan() if plugin.family == "lengths" and plugin.distribution == "tempspec"]
@@ -33,12 +33,53 @@ def test_confidence_stops_behind_a_token_below_the_threshold():
     assert ConfidenceThreshold(0.4).proceed(torch.tensor([0, 0, 1]), logq).tolist() == [False, True, True]
 
 
+def test_heuristic_follows_the_last_round():
+    last = LastRound(torch.tensor([-1, 4, 4, 1, 7]), torch.tensor([-1, 4, 4, 1, 7]), torch.tensor([-1, 4, 3, 0, 7]))
+    assert Heuristic(first=5, longest=8).limit(last).tolist() == [5, 6, 3, 1, 8]
+
+
+def test_entropy_rules_stop_behind_an_unsure_draft():
+    logq = torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.97, 0.01, 0.01, 0.01], [1.0, 0.0, 0.0, 0.0]]).log()
+    token = torch.zeros(3, dtype=torch.int64)
+    assert SVIP(threshold=1.0).proceed(token, logq).tolist() == [False, True, True]  # sqrt(log 4) = 1.18
+    assert AdaEDL(coefficient=0.2, threshold=0.5).proceed(token, logq).tolist() == [False, True, True]  # 1 - .53
+    assert AdaEDL(coefficient=0.2, threshold=0.4).proceed(token, logq).tolist() == [True, True, True]
+
+
+def test_goodput_drafts_more_where_more_is_accepted_and_nothing_where_it_does_not_pay():
+    nothing = torch.tensor([-1])
+    first = LastRound(nothing, nothing, nothing)
+    rates = (0.05, 0.3, 0.6, 0.9)
+    limits = [Goodput(0.2, acceptance=rate).limit(first).item() for rate in rates]
+    assert limits == sorted(limits)
+    assert limits[0] == 0 < limits[-1]
+    costs = [1.0, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35]
+    goodput = [sum(0.6**i for i in range(k + 1)) / (0.2 * k + cost) for k, cost in enumerate(costs)]
+    best = goodput.index(max(goodput))
+    assert limits[2] == best
+
+
+def test_goodput_learns_from_the_last_round():
+    last = LastRound(torch.tensor([8, 8]), torch.tensor([8, 8]), torch.tensor([0, 8]))
+    refused, accepted = Goodput(acceptance=0.6).limit(last).tolist()
+    assert refused < accepted
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: FixedLength(-1), "tokens must be 0 or more, got -1"),
         (lambda: ConfidenceThreshold(1.5), r"threshold must be in \[0, 1\], got 1.5"),
         (lambda: ConfidenceThreshold(float("nan")), "threshold must be in"),
+        (lambda: Heuristic(first=0), "expected 1 <= first <= longest, got 0 and 16"),
+        (lambda: AdaEDL(coefficient=-1.0), "coefficient must be 0 or more"),
+        (lambda: AdaEDL(longest=-1), "longest must be 0 or more"),
+        (lambda: SVIP(threshold=-1.0), "threshold must be 0 or more"),
+        (lambda: SVIP(longest=-1), "longest must be 0 or more"),
+        (lambda: Goodput(draft_cost=-0.1), "draft_cost must be 0 or more"),
+        (lambda: Goodput(verify_costs=[]), "verify_costs must hold positive numbers"),
+        (lambda: Goodput(acceptance=1.5), "acceptance must be in"),
+        (lambda: Goodput(confidence=0.0), "confidence must be above 0"),
         (lambda: ConfidenceThreshold(longest=-2), "longest must be 0 or more, got -2"),
     ],
 )

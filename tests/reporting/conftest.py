@@ -23,6 +23,7 @@ def estimates():
                     "accepted_length": Estimate(2.34, 2.1, 2.6, 24),
                     "block_efficiency": Estimate(3.34, 3.1, 3.6, 24),
                     "speedup": Estimate(1.3, math.nan, math.nan, 1),
+                    "overhead_share": Estimate(0.1 + t / 50, 0.05, 0.2, 4),
                 }
                 found[Cell(verifier, prompt_set, t, t)] = speed | (plain if verifier == BASELINE else drafted)
     return found

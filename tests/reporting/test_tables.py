@@ -39,6 +39,14 @@ def test_nothing_is_cut_or_too_wide(make, estimates, width):
     assert ".650" in text.split()
 
 
+def test_the_caption_states_what_ran_outside_the_models(estimates):
+    assert "10% to 13% of the timed seconds outside the models' forward passes" in rendered(
+        DecodingTable(estimates), 200
+    )
+    untimed = {cell: {k: v for k, v in found.items() if k != "overhead_share"} for cell, found in estimates.items()}
+    assert "outside the models" not in rendered(DecodingTable(untimed), 200)
+
+
 @pytest.mark.parametrize(
     ("width", "beside", "below"), [(120, True, True), (100, False, True), (80, False, True), (54, False, False)]
 )

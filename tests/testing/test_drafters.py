@@ -85,7 +85,7 @@ class RubbishIds(CausalLM):
     [
         (DropsUnlikely(), "exactly the law that is handed on"),
         (WrongLaw(), "exactly the law that is handed on"),
-        (IgnoresLimit(), r"lengths lie in 0..limit"),
+        (IgnoresLimit(), "no path is longer than the limit"),
         (IgnoresRule(), "stops behind the token"),
         (ReadsBeyond(), "nothing behind a row's length is read"),
         (Unnormalised(), "laws add up to 1"),

@@ -1,0 +1,116 @@
+"""What verification costs: each rule against one softmax over the tensor that it verifies, on the CPU.
+
+    python benchmarks/verification.py [--quick]
+
+Chains of 4 tokens and trees of 16 nodes, 32 rows, 32,000 tokens, float32; interleaved, medians of ratios.
+
+Axes: B batch, K drafted (tree nodes), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+
+import torch
+from goals import Goal, finish, parse
+from torch import Tensor
+
+from tempspec.core.multidraft import Siblings, sibling_law
+from tempspec.core.trees import level_parents
+from tempspec.decoding.noise import RoundNoise
+from tempspec.interfaces import Draft, Verifier
+from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
+from tempspec.plugins.verifiers import (
+    BlockVerification,
+    GreedyMatch,
+    GumbelCoupling,
+    SampledMatch,
+    TokenwiseRejection,
+    Typical,
+)
+
+CHAIN_GOAL, TREE_GOAL = 1.5, 3.0
+TREES: dict[str, tuple[tuple[int, ...], Siblings]] = {
+    "4 paths of 4": (level_parents([4, 1, 1, 1]), "independent"),
+    "binary, distinct": ((*level_parents([2, 2, 2]), 6, 7), "distinct"),
+    "4 x 3, greedy": (level_parents([4, 3]), "greedy"),
+}
+
+
+def main() -> None:
+    """Time every rule."""
+    options = parse(ArgumentParser(description=__doc__))
+    rows, vocabulary = (4, 8_000) if options.quick else (32, 32_000)
+    repeats = 5 if options.quick else 15
+    chains = (TokenwiseRejection, BlockVerification, GreedyMatch, SampledMatch, GumbelCoupling, Typical)
+    goals = []
+    target_BKV, draft = _chain(rows, 4, vocabulary)
+    for rule in chains:
+        ratio = _ratio(rule(), target_BKV, draft, repeats)
+        print(f"{rule.__name__:22s} chain of 4      {ratio:6.2f} softmaxes")
+        if rule is not GumbelCoupling:  # its noise is V numbers a position: reported, not promised
+            goals.append(Goal(f"{rule.__name__}, chain of 4, in softmaxes", ratio, high=CHAIN_GOAL, digits=2))
+    for name, (parents, siblings) in TREES.items():
+        target_BKV, draft = _tree(rows, parents, siblings, vocabulary)
+        for rule in (RecursiveRejection, Traversal, KSequential):
+            if siblings in rule.siblings:
+                ratio = _ratio(rule(), target_BKV, draft, repeats)
+                label = f"{len(parents)} nodes, {name}"
+                print(f"{rule.__name__:22s} {label:30s}{ratio:6.2f} softmaxes")
+                goals.append(Goal(f"{rule.__name__}, {label}, in softmaxes", ratio, high=TREE_GOAL, digits=2))
+    finish(goals)
+
+
+def _ratio(verifier: Verifier, logp_BKV: Tensor, draft: Draft, repeats: int) -> float:
+    """The median over repeats of the rule's time over a softmax's, one after the other."""
+    row_B = torch.arange(len(logp_BKV))
+    noise = RoundNoise(row_B, row_B, row_B)
+    ratios = []
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            softmax = _seconds(lambda: torch.softmax(logp_BKV, -1))
+            ratios.append(_seconds(lambda: verifier.verify(logp_BKV, draft, noise)) / softmax)
+    return median(ratios[1:])
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = perf_counter()
+    work()
+    return perf_counter() - began
+
+
+def _laws(*shape: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (2.0 * torch.randn(*shape, generator=generator)).log_softmax(-1)
+
+
+def _chain(rows: int, drafted: int, vocabulary: int) -> tuple[Tensor, Draft]:
+    """A draft near the target, sampled from its law."""
+    logp_BKV = _laws(rows, drafted + 1, vocabulary, seed=0)
+    logq_BKV = (0.8 * logp_BKV[:, :-1] + 0.2 * _laws(rows, drafted, vocabulary, seed=1)).log_softmax(-1)
+    token_BK = torch.multinomial(logq_BKV.exp().flatten(0, 1), 1).view(rows, drafted)
+    return logp_BKV, Draft(token_BK, torch.full((rows,), drafted), logq_BKV)
+
+
+def _tree(rows: int, parents: tuple[int, ...], siblings: Siblings, vocabulary: int) -> tuple[Tensor, Draft]:
+    """Trees of one shape, children drawn as `siblings` says from a law near the target's at their parent."""
+    logp_BKV = _laws(rows, len(parents) + 1, vocabulary, seed=0)
+    near_BKV = (0.8 * logp_BKV + 0.2 * _laws(rows, len(parents) + 1, vocabulary, seed=1)).log_softmax(-1)
+    taken_BKV = torch.zeros_like(near_BKV, dtype=torch.bool)
+    tokens, laws = [], []
+    for node, parent in enumerate(parents):
+        rank, count = parents[:node].count(parent), parents.count(parent)
+        logq_BV, taken_BV = near_BKV[:, parent + 1], taken_BKV[:, parent + 1]
+        laws.append(sibling_law(logq_BV, logq_BV, taken_BV, rank, count, siblings))
+        tokens.append(torch.multinomial(laws[-1].exp(), 1).squeeze(1))
+        taken_BV.scatter_(1, tokens[-1][:, None], True)
+    parent_BK = torch.tensor(parents).expand(rows, -1)
+    length_B = torch.full((rows,), len(parents))
+    return logp_BKV, Draft(torch.stack(tokens, 1), length_B, torch.stack(laws, 1), parent_BK)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Token trees: who descends from whom, and which node a set of coins accepts (floor 1).
+
+A tree's nodes are numbered so that a parent comes before its children and siblings in the order they were drawn; node
+0 need not be special. `parent_BN` holds each node's parent, -1 for a child of the root, which is the text so far and no
+node. A chain is the tree with parents -1, 0, 1, .... What belongs to the root and all nodes has N + 1 entries, the
+root's first: the law behind node n stands at n + 1.
+
+Axes: B batch, N nodes, V vocabulary, D depth.
+"""
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+
+import torch
+from torch import Tensor
+
+
+def chain_parents(count: int, *, device: torch.device | None = None) -> Tensor:
+    """The parents of a chain of `count` nodes, int64 `[N]`.
+
+    >>> chain_parents(3)
+    tensor([-1,  0,  1])
+    """
+    return torch.arange(-1, count - 1, device=device)
+
+
+def level_parents(levels: Sequence[int]) -> tuple[int, ...]:
+    """The parents of the tree whose every node at depth d has `levels[d]` children, level by level.
+
+    >>> level_parents([2, 1])
+    (-1, -1, 0, 1)
+    """
+    parents: list[int] = []
+    above = [-1]
+    for children in levels:
+        start = len(parents)
+        parents += [node for node in above for _ in range(children)]
+        above = list(range(start, len(parents)))
+    return tuple(parents)
+
+
+def depths(parents: Sequence[int]) -> tuple[int, ...]:
+    """The depth of each node, 1 for the root's children.
+
+    >>> depths((-1, -1, 0, 2))
+    (1, 1, 2, 3)
+    """
+    found: list[int] = []
+    for parent in parents:
+        found.append(1 if parent < 0 else found[parent] + 1)
+    return tuple(found)
+
+
+def ancestry(parent_BN: Tensor) -> Tensor:
+    """Which nodes lie on the path to each node, itself included: bool `[B, N, N]`, `[b, i, j]` for j on the path to i.
+
+    The attention mask of a tree's nodes among themselves.
+
+    >>> ancestry(torch.tensor([[-1, 0, 0]])).int()
+    tensor([[[1, 0, 0],
+             [1, 1, 0],
+             [1, 0, 1]]], dtype=torch.int32)
+    """
+    rows, nodes = parent_BN.shape
+    on_BNN = torch.eye(nodes, dtype=torch.bool, device=parent_BN.device).repeat(rows, 1, 1)
+    row_B = torch.arange(rows, device=parent_BN.device)
+    for node in range(1, nodes):
+        parent_B = parent_BN[:, node]
+        on_BNN[:, node] |= on_BNN[row_B, parent_B.clamp(min=0)] & (parent_B >= 0)[:, None]
+    return on_BNN
+
+
+def postorder(parent_BN: Tensor) -> Tensor:
+    """Each node's place when children come before their parent and siblings in order, int64 `[B, N]`.
+
+    >>> postorder(torch.tensor([[-1, -1, 0, 0]]))
+    tensor([[2, 3, 0, 1]])
+    """
+    on_BNN = ancestry(parent_BN)
+    size_BN = on_BNN.sum(1)
+    node_N = torch.arange(parent_BN.shape[1], device=parent_BN.device)
+    elder_BNN = (parent_BN[:, :, None] == parent_BN[:, None, :]) & (node_N < node_N[:, None])
+    skipped_BN = (elder_BNN * size_BN[:, None]).sum(-1)  # the subtrees of the node's elder siblings
+    return (on_BNN * skipped_BN[:, None]).sum(-1) + size_BN - 1
+
+
+def walk(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
+    """From the root down, go to the first accepted child, again and again; the last one, -1 for none, `[B]`.
+
+    >>> walk(torch.tensor([[False, True, True, True]]), torch.tensor([[-1, -1, 0, 1]]))
+    tensor([3])
+    """
+    here_B = torch.full_like(parent_BN[:, 0], -1) if parent_BN.shape[1] else parent_BN.new_full((len(parent_BN),), -1)
+    for node, (accept_B, parent_B) in enumerate(zip(accept_BN.T, parent_BN.T, strict=True)):
+        here_B = torch.where(accept_B & (parent_B == here_B), node, here_B)
+    return here_B
+
+
+def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
+    """The accepted node that comes first when children come before parents, -1 if none is accepted, int64 `[B]`.
+
+    On a chain: the deepest.
+
+    >>> first_from_leaves(torch.tensor([[True, True, False, True]]), torch.tensor([[-1, -1, 0, 1]]))
+    tensor([0])
+    """
+    nodes = parent_BN.shape[1]
+    if nodes == 0:
+        return parent_BN.new_full((len(parent_BN),), -1)
+    least_B, node_B = postorder(parent_BN).masked_fill(~accept_BN, nodes).min(-1)
+    return torch.where(least_B < nodes, node_B, -1)
+
+
+def path(node_B: Tensor, parent_BN: Tensor) -> Tensor:
+    """Which nodes lie on the path to each row's node, bool `[B, N]`; none where the node is -1.
+
+    >>> path(torch.tensor([2, -1]), torch.tensor([[-1, -1, 0], [-1, 0, 1]])).int()
+    tensor([[1, 0, 1],
+            [0, 0, 0]], dtype=torch.int32)
+    """
+    on_BN = torch.zeros_like(parent_BN, dtype=torch.bool)
+    here_B = node_B
+    for node in range(parent_BN.shape[1] - 1, -1, -1):
+        reached_B = here_B == node
+        on_BN[:, node] = reached_B
+        here_B = torch.where(reached_B, parent_BN[:, node], here_B)
+    return on_BN
+
+
+def optimal_parents(rank_acceptance: Sequence[float], nodes: int, deepest: int) -> tuple[int, ...]:
+    """The static tree of `nodes` nodes whose expected accepted length is largest, level by level.
+
+    If the k-th child of any node is the accepted one with probability b_k, a node is reached with the product of the
+    b's on its path, and the expected length is the sum of these products: the best nodes are taken one by one. The
+    optimum of Sequoia's dynamic programme (Chen et al. 2024, 2402.12374), which also weighs depth against time: compare
+    `expected_path` of several depths for that.
+
+    Args:
+        rank_acceptance: b_1, b_2, ...; taken as if they did not rise.
+        nodes: N, at least 1.
+        deepest: the longest path.
+
+    >>> optimal_parents([0.6, 0.2], 4, 3)
+    (-1, -1, 0, 2)
+    """
+    falling = [min(rank_acceptance[: rank + 1]) for rank in range(len(rank_acceptance))]
+    # Each entry: minus the node's value, its path of ranks (which breaks ties).
+    waiting = [(-falling[0], (0,))]
+    chosen: list[tuple[int, ...]] = []
+    while waiting and len(chosen) < nodes:
+        value, ranks = heappop(waiting)
+        chosen.append(ranks)
+        if ranks[-1] + 1 < len(falling) and falling[ranks[-1]] > 0:
+            sibling = value / falling[ranks[-1]] * falling[ranks[-1] + 1]
+            heappush(waiting, (sibling, (*ranks[:-1], ranks[-1] + 1)))
+        if len(ranks) < deepest:
+            heappush(waiting, (value * falling[0], (*ranks, 0)))
+    chosen.sort(key=lambda ranks: (len(ranks), ranks))
+    number = {ranks: node for node, ranks in enumerate(chosen)}
+    return tuple(number.get(ranks[:-1], -1) for ranks in chosen)
+
+
+def expected_path(parents: Sequence[int], rank_acceptance: Sequence[float]) -> float:
+    """The expected accepted length of a tree whose k-th child is the accepted one with probability b_k.
+
+    >>> expected_path((-1, -1, 0), [0.5, 0.25])
+    1.0
+    """
+    value: list[float] = []
+    for node, parent in enumerate(parents):
+        rank = parents[:node].count(parent)
+        chance = rank_acceptance[rank] if rank < len(rank_acceptance) else 0.0
+        value.append(chance * (value[parent] if parent >= 0 else 1.0))
+    return sum(value)

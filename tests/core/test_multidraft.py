@@ -1,0 +1,81 @@
+import pytest
+import torch
+
+from tempspec.core.multidraft import (
+    greedy_draft_acceptance,
+    optimal_acceptance,
+    recursive_acceptance,
+    sequential_acceptance,
+    sequential_beta,
+    sequential_division,
+    sibling_law,
+)
+from tempspec.core.noise import gumbel
+
+SPREADS = {"flat": 0.3, "ordinary": 1.0, "sharp": 20.0}
+
+
+def laws(vocabulary, spread, seed, rows=300):
+    row, token = torch.arange(rows)[:, None], torch.arange(vocabulary)
+    return (spread * gumbel(seed, row, token)).log_softmax(-1)
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+@pytest.mark.parametrize(("vocabulary", "count"), [(3, 2), (5, 3), (40, 8)])
+def test_no_rule_accepts_more_than_the_optimum_nor_less_than_one_draft(vocabulary, count, spread):
+    logp, logq = laws(vocabulary, spread, 1), laws(vocabulary, spread, 2)
+    optimum, single = optimal_acceptance(logp, logq, count), optimal_acceptance(logp, logq, 1)
+    torch.testing.assert_close(single, torch.minimum(logp.exp(), logq.exp()).sum(-1))
+    for rule in (recursive_acceptance, sequential_acceptance):
+        accepted = rule(logp, logq, count)
+        assert (accepted <= optimum + 1e-12).all()
+        assert (accepted >= single - 1e-5).all()  # the division is found to that
+
+
+def test_the_optimum_is_the_linear_programs():
+    """Brute force: the minimum over every set of tokens, not over the sorted prefixes alone."""
+    logp, logq = laws(7, 1.0, 3, rows=50), laws(7, 1.0, 4, rows=50)
+    member = (torch.arange(2**7)[:, None] >> torch.arange(7) & 1).double()
+    every = (logp.exp() @ member.T - (logq.exp() @ member.T) ** 3).amin(-1) + 1
+    torch.testing.assert_close(optimal_acceptance(logp, logq, 3), every)
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+@pytest.mark.parametrize("count", [1, 2, 4, 16])
+def test_division_is_never_too_small(count, spread):
+    p, q = laws(6, spread, 5).exp(), laws(6, spread, 6).exp()
+    rho = sequential_division(p, q, torch.full((300,), count))
+    beta = sequential_beta(p, q, rho)
+    assert (1 - (1 - beta) ** count <= rho * beta + 1e-12).all()
+    assert ((rho >= 1) & (rho <= count)).all()
+    assert (1 - (1 - beta) ** count >= rho * beta - 1e-4).all()
+
+
+def test_greedy_drafts_that_cover_the_vocabulary_are_always_accepted():
+    assert greedy_draft_acceptance(laws(4, 1.0, 1), laws(4, 1.0, 2), 4).tolist() == pytest.approx([1.0] * 300)
+
+
+def test_siblings_without_replacement_follow_the_law_of_gumbel_top_k():
+    """The chance of an ordered pair, drawn child by child, is the product that Kool et al. 2019 state."""
+    logq = laws(4, 1.0, 1, rows=1)
+    q = logq[0].exp()
+    taken = torch.zeros(1, 4, dtype=torch.bool)
+    for first in range(4):
+        elder = taken.clone()
+        elder[0, first] = True
+        law = sibling_law(logq, logq, elder, 1, 2, "distinct")[0].exp()
+        expected = torch.where(elder[0], 0.0, q / (1 - q[first]))
+        torch.testing.assert_close(law, expected)
+
+
+@pytest.mark.parametrize("siblings", ["distinct", "greedy", "top"])
+def test_siblings_never_repeat_a_token_even_where_q_is_certain(siblings):
+    logq = torch.full((1, 5), -torch.inf).index_fill(1, torch.tensor([3]), 0.0)
+    taken, seen = torch.zeros(1, 5, dtype=torch.bool), []
+    for rank in range(5):
+        law = sibling_law(logq, torch.arange(5.0)[None], taken, rank, 5, siblings)
+        assert law.exp().sum() == 1
+        token = law.argmax(-1, keepdim=True)
+        seen.append(int(token))
+        taken = taken.scatter(1, token, True)
+    assert sorted(seen) == [0, 1, 2, 3, 4]

@@ -1,0 +1,73 @@
+import pytest
+import torch
+
+from tempspec.core.trees import ancestry, chain_parents, depths, first_from_leaves, level_parents, path, postorder, walk
+from tempspec.core.verification import first_rejection, last_success
+
+SHAPES = [(-1,), (-1, 0, 1), (-1, -1, -1), level_parents([2, 2]), level_parents([3, 1, 2]), (-1, -1, 1, 1, 0, 2, 4)]
+
+
+def recursive_postorder(parents):
+    order = []
+
+    def visit(node):
+        for child, parent in enumerate(parents):
+            if parent == node:
+                visit(child)
+        if node >= 0:
+            order.append(node)
+
+    visit(-1)
+    return [order.index(node) for node in range(len(parents))]
+
+
+def path_to(node, parents):
+    return {node, *path_to(parents[node], parents)} if node >= 0 else set()
+
+
+def coins(nodes):
+    return (torch.arange(2**nodes)[:, None] >> torch.arange(nodes) & 1).bool()
+
+
+@pytest.mark.parametrize("parents", SHAPES, ids=str)
+def test_structure_equals_a_recursion(parents):
+    parent = torch.tensor([parents])
+    assert postorder(parent)[0].tolist() == recursive_postorder(parents)
+    for node in range(len(parents)):
+        expected = [other in path_to(node, parents) for other in range(len(parents))]
+        assert ancestry(parent)[0, node].tolist() == expected
+        assert path(torch.tensor([node]), parent)[0].tolist() == expected
+        assert depths(parents)[node] == sum(expected)
+
+
+@pytest.mark.parametrize("parents", SHAPES, ids=str)
+def test_choices_equal_a_loop(parents):
+    accept = coins(len(parents))
+    parent = torch.tensor(parents).expand_as(accept)
+    order = recursive_postorder(parents)
+    for row, coin in enumerate(accept.tolist()):
+        here = -1
+        while (child := next((n for n, p in enumerate(parents) if p == here and coin[n]), None)) is not None:
+            here = child
+        assert walk(accept, parent)[row] == here
+        first = min((node for node in range(len(parents)) if coin[node]), key=lambda node: order[node], default=-1)
+        assert first_from_leaves(accept, parent)[row] == first
+
+
+def test_on_a_chain_the_choices_are_those_of_chains():
+    accept, length = coins(4), torch.full((16,), 4)
+    parent = chain_parents(4).expand_as(accept)
+    assert torch.equal(walk(accept, parent) + 1, first_rejection(accept, length))
+    assert torch.equal(first_from_leaves(accept, parent) + 1, last_success(accept, length))
+
+
+def test_rows_may_have_trees_of_their_own():
+    parent = torch.tensor([[-1, 0, 1], [-1, -1, 0], [-1, -1, -1]])
+    together = postorder(parent)
+    for row in range(3):
+        assert torch.equal(together[row : row + 1], postorder(parent[row : row + 1]))
+
+
+def test_no_nodes():
+    parent, accept = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, dtype=torch.bool)
+    assert walk(accept, parent).tolist() == first_from_leaves(accept, parent).tolist() == [-1, -1]

@@ -1,0 +1,40 @@
+"""Noise that is hashed ahead is the noise."""
+
+import pytest
+import torch
+
+from tempspec.core.noise import Stream
+from tempspec.decoding.noise import ROUNDS_AHEAD, NoiseAhead, RoundNoise
+
+SEED, ROUND, LENGTH = torch.tensor([3, 2**62, 5]), torch.tensor([0, 7, 100]), torch.tensor([4, 9, 1])
+
+
+def test_rounds_hashed_ahead_equal_rounds_hashed_one_by_one():
+    ahead = NoiseAhead(SEED, ROUND, offsets=4)
+    generator = torch.Generator().manual_seed(0)
+    for count in range(ROUNDS_AHEAD):
+        assert not ahead.exhausted
+        many, one = ahead.next(LENGTH), RoundNoise(SEED, ROUND + count, LENGTH)
+        weight, chance = torch.rand(3, 4, 9, generator=generator), torch.rand(3, 4, generator=generator)
+        assert torch.equal(many.coins(chance), one.coins(chance))
+        for stream in (Stream.RESIDUAL, Stream.TARGET):
+            assert torch.equal(many.draw(weight, stream), one.draw(weight, stream))
+        assert torch.equal(many.draw(weight[:, 0]), one.draw(weight[:, 0]))
+        for offset in range(4):
+            assert torch.equal(many.draft(weight[:, 0], offset), one.draft(weight[:, 0], offset))
+    assert ahead.exhausted
+
+
+@pytest.mark.parametrize("stream", [Stream.ACCEPT, Stream.TOKEN])
+def test_more_offsets_than_were_hashed_ahead_are_hashed_at_once(stream):
+    many = NoiseAhead(SEED, ROUND, offsets=2).next(LENGTH)
+    assert torch.equal(many._uniform(stream, 5), RoundNoise(SEED, ROUND, LENGTH)._uniform(stream, 5))
+
+
+def test_shared_noise_is_the_same_whether_asked_by_position_or_at_once():
+    noise = RoundNoise(SEED, ROUND, LENGTH)
+    steps = [noise.shared_gumbel_at(offset, 6) for offset in range(3)]
+    whole = noise.shared_gumbel(4, 6)
+    assert torch.equal(whole, RoundNoise(SEED, ROUND, LENGTH).shared_gumbel(4, 6))
+    for offset, step in enumerate(steps):
+        assert torch.equal(step, whole[:, offset])
