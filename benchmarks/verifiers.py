@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/verifiers.py --assets FOLDER [--quick]
 
-Needs `weights/babyllama-target`, `weights/babyllama-draft` and `data/tinystories.jsonl`. Everything is counted in tokens
-and target calls, not in seconds: the pair's costs are near 1 and say nothing about speed.
+Needs `weights/babyllama-target`, `weights/babyllama-draft` and `data/tinystories.jsonl`. Everything is counted in
+tokens and target calls, not in seconds: the pair's costs are near 1 and say nothing about speed.
 
 Axes: N positions, V vocabulary, K children.
 """
