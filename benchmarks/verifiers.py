@@ -60,7 +60,7 @@ def main() -> None:
     if options.assets is None:
         raise SystemExit("no --assets given: nothing to measure")
     assets = Path(options.assets)
-    count, tokens = (8, 24) if options.quick else (64, 96)
+    count, tokens = (8, 24) if options.quick else (32, 64)
     target, draft = (load(assets / "weights" / name) for name in ("babyllama-target", "babyllama-draft"))
     texts = stories(assets, count)
     one_level(target, draft, texts)

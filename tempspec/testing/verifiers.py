@@ -192,7 +192,7 @@ def _check_expected_length(verifier: Verifier, rounds: Rounds, where: str) -> No
         return
     mean = torch.zeros(len(rounds.groups), dtype=torch.float64)
     mean.index_add_(0, rounds.group_B, rounds.weight_B * expected_B.double())
-    gap = (mean - torch.tensor(mean_accepted(verifier, rounds, where))).abs().max()
+    gap = (mean - torch.tensor(mean_accepted(verifier, rounds, where), dtype=torch.float64)).abs().max()
     if not gap <= _TOLERANCE[torch.float64]:
         raise ConformanceError("expected_length is E[accepted]", where, f"off by {float(gap):.3g}")
 
