@@ -296,7 +296,6 @@ class DistillationModule(pl.LightningModule):
                 self.log(f"{prefix}/{name}/acceptance_T{temperature:g}", value, rank_zero_only=True)
         self.log(f"{prefix}/acceptance", sum(diagonals) / max(len(diagonals), 1), prog_bar=True)
 
-
     # -- predict, generate --------------------------------------------------------------------------------------------
 
     def begin_generation(self) -> None:
@@ -307,9 +306,7 @@ class DistillationModule(pl.LightningModule):
         """What is left to decode, in batches; the data module calls it. See `SweepRunner.plan`."""
         trainer = self.trainer
         checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
-        return self.runner.plan(
-            prompt_sets, trainer.default_root_dir, rank=trainer.global_rank, checkpoint=checkpoint
-        )
+        return self.runner.plan(prompt_sets, trainer.default_root_dir, rank=trainer.global_rank, checkpoint=checkpoint)
 
     def on_predict_start(self) -> None:
         """Decode without dropout."""
