@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from tempspec import registry
+from tempspec.cli.messages import explain
 from tempspec.cli.parser import Parser
 from tempspec.cli.progress import Progress
 from tempspec.cli.quiet import quiet
@@ -42,6 +43,9 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
+_RESTORING = ("Error(s) in loading state_dict", "loaded state dict", "Trying to restore")
+"""How torch and Lightning begin to say that a checkpoint does not fit."""
+
 Task = Literal["distillation", "language-model"]
 
 TOKENIZER_OF = {"distillation": ("target",), "language-model": ("tokenizer", "pretrained")}
@@ -244,7 +248,7 @@ class CommandLine(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
-            raise UserError(" ".join(str(error).split())) from error
+            raise UserError(explain(str(error), [])) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with this run's folder, metrics file and callbacks.
@@ -275,6 +279,23 @@ class CommandLine(LightningCLI):
         return callbacks
 
     # -- running -------------------------------------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it.
+
+        Raises:
+            UserError: the checkpoint is of another model.
+        """
+        try:
+            super()._run_subcommand(subcommand)
+        except (RuntimeError, ValueError, KeyError) as error:
+            path = self._options.get("ckpt_path")
+            if path is not None and str(error).lstrip("'\"").startswith(_RESTORING):
+                raise UserError(
+                    f"the checkpoint {path} does not fit this configuration's model or optimizer; give the one that "
+                    "fit left, or the configuration that it was trained with (config.yaml beside checkpoints/)"
+                ) from error
+            raise
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, print and write metrics.json."""

@@ -64,7 +64,7 @@ def explain(report: str, options: Iterable[str]) -> str:
         return f"{key} is missing: set it in the configuration, or give --{key}"
     if found := re.match(r'Parser key "([\w.+]+)":(.*)', report, re.DOTALL):
         return _wrong_value(found[1], found[2])
-    return _joined(report)
+    return "; or ".join(_plain(error) for error in _errors(report))
 
 
 def _joined(text: str) -> str:
@@ -115,8 +115,9 @@ def _errors(details: str) -> list[str]:
     """The bullets under `Errors:` that can help; the whole text where there are none."""
     if "Errors:" not in details:
         return [_joined(details)]
-    part = details.partition("Errors:")[2].partition("\n  Given value")[0]
-    bullets = [_joined(bullet) for bullet in re.split(r"\n {4}- ", part) if bullet.strip()]
+    part = re.split(r"\n\s*Given value", details.partition("Errors:")[2])[0]
+    outermost = min(re.findall(r"\n *- ", part), key=len, default="\n- ")
+    bullets = [_joined(bullet) for bullet in part.split(outermost) if bullet.strip()]
     return [bullet for bullet in bullets if bullet != _NEVER] or bullets
 
 

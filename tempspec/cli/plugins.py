@@ -3,11 +3,13 @@
 import inspect
 import warnings
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Literal
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.padding import Padding
 
 from tempspec import registry
 from tempspec.cli.messages import OneLineErrors
@@ -22,7 +24,7 @@ class _Parser(OneLineErrors, ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table of plugins.
+    """Print the plugins, family by family.
 
     Args:
         arguments: `plugins` and its options.
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--load", type=bool, default=True, help="Import them, to show documentation and errors.")
     options = parser.parse_args(list(arguments[1:]))
     plugins = [plugin for plugin in _found(options.load) if options.family in (None, plugin.family)]
-    Console(soft_wrap=True).print(_table(plugins, options.load))
+    _show(plugins, options.load, Console(highlight=False))
     return 0
 
 
@@ -46,21 +48,26 @@ def _found(load: bool) -> tuple[registry.Plugin, ...]:
         return registry.load() if load else registry.scan()
 
 
-def _table(plugins: Sequence[registry.Plugin], load: bool) -> Table:
-    """One row a plugin."""
-    details = ("lossless", "source", "what it is") if load else ("class",)
-    table = Table("family", "name", "distribution", *details, box=None, pad_edge=False)
-    for plugin in plugins:
-        cells = _details(plugin) if load else (plugin.value,)
-        table.add_row(plugin.family, plugin.name, plugin.origin, *cells)
-    return table
+def _show(plugins: Sequence[registry.Plugin], load: bool, console: Console) -> None:
+    """A heading a family; names are never cut, whatever the width."""
+    for family, members in groupby(plugins, key=lambda plugin: plugin.family):
+        console.print(f"[bold]{family}[/bold]")
+        for plugin in members:
+            facts = [escape(fact) for fact in (_lossless(plugin), plugin.origin) if fact]
+            console.print(f"  [cyan]{plugin.name}[/cyan]  [dim]{'  '.join(facts)}[/dim]", soft_wrap=True)
+            for line in _details(plugin) if load else [plugin.value]:
+                console.print(Padding(line, (0, 0, 0, 6)))
+        console.print()
 
 
-def _details(plugin: registry.Plugin) -> tuple[str, str, str]:
-    """Losslessness (verifiers), source and doc line; of a broken plugin its error."""
+def _lossless(plugin: registry.Plugin) -> str:
+    """Whether a verifier keeps the target's law; empty for the other families."""
+    return {True: "lossless", False: "lossy"}.get(getattr(plugin.cls, "lossless", None), "")  # type: ignore[arg-type]
+
+
+def _details(plugin: registry.Plugin) -> list[str]:
+    """The doc line and the source; of a broken plugin its error."""
     if plugin.cls is None:
-        return "", "", f"[red]broken: {plugin.error}[/red]"
-    lossless = getattr(plugin.cls, "lossless", None)
-    words = {True: "yes", False: "no", None: ""}
+        return [f"[red]broken: {escape(str(plugin.error))}[/red]"]
     doc = (inspect.getdoc(plugin.cls) or "").partition("\n")[0]
-    return words[lossless], getattr(plugin.cls, "source", ""), doc
+    return [escape(line) for line in (doc, getattr(plugin.cls, "source", "")) if line]

@@ -21,6 +21,11 @@ class Progress(RichProgressBar):
         shown.pop("v_num", None)
         return {_label(name): _short(value) for name, value in shown.items()}
 
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Without Lightning's "/-2" for a run that counts steps."""
+        last = self.trainer.max_epochs or 0
+        return f"Epoch {current_epoch}" + (f"/{last - 1}" if last > 0 else "")
+
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Advance, and show what decoding measured so far."""
         super().on_predict_batch_end(trainer, pl_module, *args, **kwargs)

@@ -1,6 +1,7 @@
 """Messages of the libraries that tell a user of this program nothing (floor 6)."""
 
 import logging
+import os
 import warnings
 
 __all__ = ["quiet"]
@@ -12,6 +13,7 @@ _WARNINGS = (
     r".*Trying to infer the `batch_size` from an ambiguous collection.*",  # only weights epoch means that are not used
     r".*callbacks used to create the checkpoint need to be provided.*",  # evaluation needs none of fit's
     r".*Precision .* is not supported by the model summary.*",
+    r"You defined a `validation_step` but have no `val_dataloader`.*",  # validation_fraction: 0 asks for that
     r".*`max_epochs` was not set.*",  # said again, better, by the configuration
 )
 _CHATTER = ("💡", "GPU available: False", "TPU available", "HPU available", "`weights_only` was not set")
@@ -28,9 +30,12 @@ class _Chatter(logging.Filter):
 
 def quiet() -> None:
     """Silence them; everything else still shows."""
+    # LightningCLI calls what jsonargparse 5 will remove; pyproject.toml holds both below that
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
-    names = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.cloud_io")
+    checkpoints = "pytorch.trainer.connectors.checkpoint_connector"
+    names = ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", checkpoints)
     for name in map("lightning.{}".format, names):
         logging.getLogger(name).addFilter(_Chatter())
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)

@@ -12,8 +12,8 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.core.acceptance import acceptance_grid, agreement_grid, argmax_acceptance, entropy
@@ -33,6 +33,8 @@ from tempspec.interfaces import (
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
 from tempspec.models.loading import ModelOptions
+from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
+from tempspec.modules.optim import optimizers
 from tempspec.modules.pair import Pair, common_ids
 from tempspec.modules.prediction import PromptSets, SweepRunner
 from tempspec.plugins.divergences import ForwardKL
@@ -55,8 +57,8 @@ class DistillationModule(pl.LightningModule):
         divergence: what fit minimises; ForwardKL by default.
         temperature: the loss temperature, a number or a schedule; 1 by default.
         label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
-        optimizer: any of torch.optim; AdamW with learning rate 1e-3 by default.
-        lr_scheduler: a learning-rate schedule, stepped with the optimiser; none by default.
+        optimizer: any of torch.optim; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) by default.
+        lr_scheduler: a learning-rate schedule, stepped with the optimiser; WarmupCosine by default.
         validation_temperatures: target and draft temperatures of the analytic grid; 0 is argmax.
         verifiers: acceptance rules of predict, by names of your own; TokenwiseRejection by default.
         drafter: what proposes tokens in predict; CausalLM (the draft) by default.
@@ -153,17 +155,15 @@ class DistillationModule(pl.LightningModule):
         assert self.draft is not None
         return self.draft
 
-    def configure_optimizers(self) -> Any:
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """The curves that every training wants, and a stop when the loss is no longer a number."""
+        return [TrainingMonitor(), FiniteLoss()]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters alone."""
         assert self.draft is not None
         parameters = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
-        optimizer = self._optimizer(parameters) if self._optimizer else torch.optim.AdamW(parameters, lr=1e-3)
-        if self._lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
-        }
+        return optimizers(self, parameters, self._optimizer, self._lr_scheduler)
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
@@ -226,11 +226,6 @@ class DistillationModule(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/temperature", draft_N.mean())
         self.log("train/acceptance", overlap, prog_bar=True)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the gradient's norm, before any clipping."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self.log("train/grad_norm", get_total_norm(gradients))
 
     # -- validate, test -----------------------------------------------------------------------------------------------
 

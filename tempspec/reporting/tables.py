@@ -13,6 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from tempspec.interfaces import BASELINE
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell
@@ -189,8 +190,11 @@ def _lines(cell: Cell, runs: Mapping[str, Estimates], differences: Estimates, se
 
 
 def _by_section(cells: Iterable[Cell]) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
-    """Cells by (verifier, prompt set), in the order in which these first come; temperatures ascend."""
-    listed = list(cells)
+    """Cells by (verifier, prompt set), in the order in which these first come; temperatures ascend.
+
+    Plain decoding gets no lines: it drafts nothing, and its speed is the denominator of every speed-up.
+    """
+    listed = [cell for cell in cells if cell.verifier != BASELINE]
     first = {key: index for index, key in reversed(list(enumerate((c.verifier, c.prompt_set) for c in listed)))}
     listed.sort(key=lambda c: (first[c.verifier, c.prompt_set], c.target_temperature, c.draft_temperature))
     for key, group in groupby(listed, lambda cell: (cell.verifier, cell.prompt_set)):

@@ -1,0 +1,72 @@
+import json
+import logging
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tempspec.models.loading import save_model
+
+WORDS = [f"w{number}" for number in range(14)]
+
+
+def small_llama(layers):
+    torch.manual_seed(layers)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            max_position_embeddings=64,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A folder with a target, a draft, a text, and a configuration for each task."""
+    folder = tmp_path_factory.mktemp("world")
+    backend = Tokenizer(WordLevel({name: number for number, name in enumerate(["</s>", "?", *WORDS])}, unk_token="?"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="?")
+    save_model(small_llama(2), tokenizer, folder / "target")
+    save_model(small_llama(1), tokenizer, folder / "draft")
+    generator = torch.Generator().manual_seed(0)
+    rows = [" ".join(WORDS[i] for i in torch.randint(14, (12,), generator=generator)) for _ in range(40)]
+    (folder / "text.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    trainer = "{max_steps: 4, log_every_n_steps: 1, accelerator: cpu, enable_progress_bar: false}"
+    data = f"{{train: {{path: {folder}/text.jsonl}}, validation: {{held: {{path: {folder}/text.jsonl, limit: 8}}}}, "
+    data += (
+        f"prompts: {{p: {{path: {folder}/text.jsonl, limit: 3, prompt_tokens: 4}}}}, max_length: 16, batch_size: 4, "
+    )
+    data += f"cache_dir: {folder}/cache}}"
+    shape = "{hidden_size: 8, layers: 1, heads: 2, max_position_embeddings: 64}"
+    (folder / "lm.yaml").write_text(
+        f"task: language-model\ntrainer: {trainer}\ndata: {data}\n"
+        f"model: {{tokenizer: {folder}/target, shape: {shape}}}\n"
+    )
+    (folder / "pair.yaml").write_text(
+        f"trainer: {trainer}\nmodel: {{target: {folder}/target, draft: {folder}/draft}}\ndata: {data}\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def run(world, tmp_path, monkeypatch, capsys):
+    """`main` on arguments, in a folder of its own; returns its exit code, and what it printed on either stream."""
+    monkeypatch.chdir(tmp_path)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+    def call(*arguments):
+        from tempspec.__main__ import main
+
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call

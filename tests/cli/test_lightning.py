@@ -1,0 +1,186 @@
+import csv
+import json
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_language_model_from_nothing_to_a_folder(run, world, tmp_path):
+    code, _, error = run("fit", "--config", world / "lm.yaml")
+    assert code == 0, error
+    fit = tmp_path / "runs" / "lm" / "fit"
+    assert sorted(path.name for path in fit.iterdir()) == ["checkpoints", "config.yaml", "metrics.csv", "model"]
+    assert AutoModelForCausalLM.from_pretrained(fit / "model").config.num_hidden_layers == 1
+    assert AutoTokenizer.from_pretrained(fit / "model").get_vocab()["</s>"] == 0
+    steps = [row for row in rows(fit / "metrics.csv") if row["train/loss"]]
+    assert [int(row["step"]) for row in steps] == [0, 1, 2, 3]
+    assert all(
+        float(row[name]) > 0 for row in steps for name in ("train/grad_norm", "train/lr", "train/tokens_per_second")
+    )
+
+
+def test_a_run_is_continued_where_it_stopped(run, world, tmp_path):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    options = "--config", world / "lm.yaml", "--model.lr_scheduler", "ConstantLR", "--model.lr_scheduler.factor", "1"
+    assert run("fit", *options, "--run", whole)[0] == 0
+    assert run("fit", *options, "--run", halves, "--trainer.max_steps", 2)[0] == 0
+    assert run("fit", *options, "--run", halves, "--ckpt_path", "last")[0] == 0
+    models = [AutoModelForCausalLM.from_pretrained(folder / "fit" / "model") for folder in (whole, halves)]
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    logged = [[row["train/loss"] for row in rows(folder / "fit" / "metrics.csv")] for folder in (whole, halves)]
+    assert [loss for loss in logged[0] if loss] == [loss for loss in logged[1] if loss]
+
+
+def test_a_second_run_in_a_folder_keeps_the_first_metrics(run, world, tmp_path):
+    for _ in range(2):
+        assert run("fit", "--config", world / "lm.yaml", "--trainer.max_steps", 1)[0] == 0
+    names = [path.name for path in (tmp_path / "runs" / "lm" / "fit").iterdir()]
+    assert {"metrics.csv", "metrics.1.csv"} <= set(names)
+
+
+def test_validate_reads_what_fit_left(run, world, tmp_path):
+    assert run("fit", "--config", world / "lm.yaml")[0] == 0
+    code, printed, error = run("validate", "--config", "runs/lm/fit/config.yaml", "--ckpt_path", "last")
+    assert code == 0, error
+    metrics = json.loads((tmp_path / "runs" / "lm" / "validate" / "metrics.json").read_text())
+    assert set(metrics) == {"val/held/nats_per_token", "val/nats_per_token"}
+    assert "val/held/nats_per_token" in printed
+
+
+def test_continue_from_a_folder(run, world, tmp_path):
+    options = "--model.shape", "null", "--model.pretrained", world / "target", "--model.tokenizer", "null"
+    code, _, error = run("fit", "--config", world / "lm.yaml", *options)
+    assert code == 0, error
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "runs/lm/fit/model").config.num_hidden_layers == 2
+
+
+def test_distil_validate_predict_generate(run, world, tmp_path):
+    assert run("fit", "--config", world / "pair.yaml")[0] == 0
+    draft = tmp_path / "runs" / "pair" / "fit" / "draft"
+    assert AutoModelForCausalLM.from_pretrained(draft).config.num_hidden_layers == 1
+    few = (
+        "--model.sweep.max_new_tokens",
+        4,
+        "--model.sweep.timing_prompts",
+        0,
+        "--model.sweep.target_temperatures",
+        "[1.0]",
+    )
+    for command, left in (("validate", "metrics.json"), ("predict", "predictions.parquet")):
+        more = few if command == "predict" else ()
+        code, _, error = run(command, "--config", world / "pair.yaml", "--model.draft", draft, *more)
+        assert code == 0, error
+        assert (tmp_path / "runs" / "pair" / command / left).exists()
+    code, _, error = run("generate", "--config", world / "pair.yaml", "--model.sweep.max_new_tokens", 4)
+    assert code == 0, error
+
+
+def test_print_config_shows_plugins_by_their_path(run, world):
+    options = "--model.divergence", "JensenShannon", "--model.divergence.beta", 0.3
+    verifiers = "{block: BlockVerification, typical_03: {class_path: Typical, init_args: {epsilon: 0.3}}}"
+    code, printed, _ = run(
+        "fit", "--config", world / "pair.yaml", *options, "--model.verifiers", verifiers, "--print_config"
+    )
+    assert code == 0
+    model = yaml.safe_load(printed)["model"]
+    assert model["divergence"]["class_path"] == "tempspec.plugins.divergences.JensenShannon"
+    assert model["divergence"]["init_args"]["beta"] == 0.3
+    assert model["verifiers"]["typical_03"]["init_args"]["epsilon"] == 0.3
+
+
+def test_help_names_the_plugins(run):
+    code, printed, _ = run("fit", "--help")
+    assert code == 0
+    for name in ("JensenShannon", "Cosine", "BlockVerification", "PromptLookup", "ConfidenceThreshold"):
+        assert name in printed
+
+
+BAD = {
+    "no configuration": (["fit", "--config", "no.yaml"], "no.yaml"),
+    "nothing said": (["fit"], "model.target is missing"),
+    "unknown task": (["fit", "--task", "distil"], "task must be one of distillation, language-model, got 'distil'"),
+    "unknown option": (["PAIR", "--model.divergnce", "x"], "did you mean '--model.divergence'?"),
+    "stray argument": (["PAIR", "now"], "unexpected argument 'now'"),
+    "unknown plugin": (["PAIR", "--model.divergence", "JensenShanon"], "did you mean 'JensenShannon'?"),
+    "unknown callback": (["PAIR", "--trainer.callbacks", "ModelCheckpont"], "did you mean 'ModelCheckpoint'?"),
+    "unknown optimizer": (["PAIR", "--model.optimizer", "AdmW"], "did you mean 'AdamW'?"),
+    "plugin option": (
+        ["PAIR", "--model.divergence", "{class_path: SkewKL, init_args: {alfa: 1}}"],
+        "SkewKL has no option 'alfa', did you mean 'alpha'?",
+    ),
+    "plugin option outside init_args": (["PAIR", "--model.divergence", "{class_path: SkewKL, alpha: 1}"], "init_args"),
+    "plugin value": (
+        ["PAIR", "--model.divergence", "SkewKL", "--model.divergence.alpha", "x"],
+        "expected float, got x",
+    ),
+    "plugin range": (["PAIR", "--model.divergence", "SkewKL", "--model.divergence.alpha", "7"], "alpha"),
+    "forbidden class": (["PAIR", "--model.divergence", "os.system"], "TEMPSPEC_ALLOW=os"),
+    "forbidden instance": (
+        ["PAIR", "--model.divergence", "{class_path: subprocess.Popen, init_args: {args: ls}}"],
+        "TEMPSPEC_ALLOW=subprocess",
+    ),
+    "wrong number": (["PAIR", "--trainer.max_steps", "x"], "trainer.max_steps: expected int, got x"),
+    "negative temperature": (["PAIR", "--model.validation_temperatures", "[-1.0]"], "0 or more"),
+    "top_p": (["PAIR", "--model.sweep.top_p", "1.5"], "top_p must be in (0, 1], got 1.5"),
+    "missing file": (["PAIR", "--data.train", "{path: no.jsonl}"], "no.jsonl"),
+    "missing folder": (["PAIR", "--model.target", "./nowhere"], "no such folder: './nowhere'"),
+    "GPU": (["PAIR", "--trainer.accelerator", "cuda"], "CUDA"),
+    "no checkpoint": (["PAIR", "--ckpt_path", "last"], "there is no runs/pair/fit/checkpoints/last.ckpt"),
+    "no checkpoint file": (["PAIR", "--ckpt_path", "x.ckpt"], "there is no such file"),
+    "remote checkpoint": (["PAIR", "--ckpt_path", "https://example.org/x.ckpt"], "must be a local file"),
+    "not a checkpoint": (["PAIR", "--ckpt_path", "WORLD/text.jsonl"], "is not a checkpoint"),
+    "Trainer's folder": (["PAIR", "--trainer.default_root_dir", "x"], "set run: FOLDER"),
+    "folder under a file": (["PAIR", "--run", "WORLD/text.jsonl/run"], "expected a folder where a file is"),
+    "two models": (["LM", "--model.pretrained", "WORLD/target"], "not both"),
+    "no tokenizer": (["LM", "--model.tokenizer", "null"], "needs model.tokenizer"),
+    "indivisible": (["LM", "--model.shape.hidden_size", "9"], "hidden_size must be an even multiple of heads"),
+    "wrong stage": (["predict", "--config", "WORLD/lm.yaml"], "predict needs task: distillation"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case, run, world):
+    (first, *rest), says = BAD[case]
+    start = {"PAIR": ["fit", "--config", "WORLD/pair.yaml"], "LM": ["fit", "--config", "WORLD/lm.yaml"]}.get(
+        first, [first]
+    )
+    code, _, error = run(*(part.replace("WORLD", str(world)) for part in [*start, *rest]))
+    lines = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert error.rstrip().endswith(lines[0])
+    assert "Traceback" not in error
+
+
+def test_a_checkpoint_of_another_model(run, world):
+    assert run("fit", "--config", world / "lm.yaml", "--trainer.max_steps", 1)[0] == 0
+    options = "--config", world / "lm.yaml", "--ckpt_path", "last", "--model.shape.hidden_size", 16
+    code, _, error = run("validate", *options)
+    assert code == 2
+    assert error.rstrip().splitlines()[-1].startswith("error: the checkpoint runs/lm/fit/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("model: [\n", "line 2"),
+        ("modle: {target: a}\n", "unknown key modle.target in the configuration: did you mean 'model'?"),
+        ("model: {target: a, draf: b}\n", "did you mean 'model.draft'?"),
+        ("data: {train: {pat: x}}\nmodel: {target: a}\n", "Source has no option 'pat', did you mean 'path'?"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(text, says, run, tmp_path):
+    (tmp_path / "c.yaml").write_text(text)
+    code, _, error = run("fit", "--config", "c.yaml")
+    assert code == 2
+    assert says in error
+    assert error.count("\n") == 1

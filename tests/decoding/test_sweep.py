@@ -1,0 +1,87 @@
+from dataclasses import dataclass
+
+import pytest
+
+from tempspec.decoding.sweep import Sweep, batches, generation_list, work_list
+from tempspec.errors import UserError
+from tempspec.interfaces import BASELINE
+from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, TokenwiseRejection
+
+
+@dataclass(frozen=True)
+class Prompt:
+    index: int
+    key: int
+    ids: tuple[int, ...]
+
+
+PROMPTS = {"a": [Prompt(i, 10 + i, (1, i)) for i in range(3)], "b": [Prompt(0, 50, (2,))]}
+VERIFIERS = {"token": TokenwiseRejection(), "block": BlockVerification(), "greedy": GreedyMatch()}
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("timing", [0, 2])
+def test_keys_name_items_uniquely_and_for_ever(samples, timing):
+    sweep = Sweep([0.0, 0.5], draft_temperatures=["same", 0.0], samples=samples, timing_prompts=timing)
+    items = work_list(sweep, VERIFIERS, PROMPTS)
+    assert len({item.key for item in items}) == len(items)
+    assert items == work_list(sweep, VERIFIERS, PROMPTS)
+
+
+def test_a_sweep_of_more_holds_every_item_of_one_of_less():
+    few = work_list(Sweep([1.0], timing_prompts=1), {"token": VERIFIERS["token"]}, PROMPTS)
+    many = work_list(Sweep([0.0, 1.0], samples=2, timing_prompts=2), VERIFIERS, PROMPTS)
+    assert set(few) <= set(many)
+
+
+def test_seeds_depend_on_prompt_and_sample_alone():
+    items = work_list(Sweep([0.5, 1.0], samples=2, timing_prompts=1), VERIFIERS, PROMPTS)
+    seeds = {}
+    for item in items:
+        seeds.setdefault((item.prompt_key, item.sample), set()).add(item.request.seed)
+    assert all(len(found) == 1 for found in seeds.values())
+    assert len({seed for found in seeds.values() for seed in found}) == 4 * 2
+
+
+def test_batches_hold_one_pass_and_one_verifier_and_cover_what_is_left():
+    items = work_list(Sweep(timing_prompts=1), VERIFIERS, PROMPTS)
+    done = {item.key for item in items[::3]}
+    cut = batches(items, 5, done)
+    assert [item for batch in cut for item in batch] == [item for item in items if item.key not in done]
+    for batch in cut:
+        assert len({(item.pass_, item.verifier) for item in batch}) == 1
+        assert len(batch) <= (5 if batch[0].pass_ == "acceptance" else 1)
+
+
+def test_the_baseline_is_timed_between_the_verifiers_on_the_same_prompts():
+    timing = [
+        item for item in work_list(Sweep([0.0, 1.0], timing_prompts=2), VERIFIERS, PROMPTS) if item.pass_ == "timing"
+    ]
+    by_label = {}
+    for item in timing:
+        by_label.setdefault(item.verifier, []).append((item.prompt_key, item.request.target_temperature))
+    assert by_label[BASELINE] == by_label["token"] == by_label["block"]
+    assert by_label["greedy"] == [(key, t) for key, t in by_label[BASELINE] if t == 0]
+    labels = [item.verifier for item in timing[:4]]
+    assert labels == [BASELINE, "token", "block", "greedy"]
+
+
+def test_generation_crosses_prompts_temperatures_and_samples():
+    items = generation_list(Sweep(generation_temperatures=[0.0, 1.0], samples=2), PROMPTS)
+    assert len(items) == 4 * (1 + 2)
+    assert {item.verifier for item in items} == {BASELINE}
+
+
+def test_requests_carry_the_sweeps_truncation_and_stop_ids():
+    sweep = Sweep([1.0], top_k=3, top_p=0.9, min_p=0.1, max_new_tokens=7)
+    (first, *_) = work_list(sweep, VERIFIERS, PROMPTS, stop_ids={4})
+    request = first.request
+    assert (request.top_k, request.top_p, request.min_p, request.max_new_tokens) == (3, 0.9, 0.1, 7)
+    assert request.stop_ids == {4}
+    (unstopped, *_) = work_list(Sweep([1.0], stop_at_eos=False), VERIFIERS, PROMPTS, stop_ids={4})
+    assert not unstopped.request.stop_ids
+
+
+def test_the_baselines_label_is_reserved():
+    with pytest.raises(UserError, match="give it another name"):
+        work_list(Sweep(), {BASELINE: TokenwiseRejection()}, PROMPTS)

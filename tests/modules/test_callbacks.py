@@ -1,0 +1,267 @@
+import csv
+import math
+import os
+import signal
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tempspec.errors import UserError
+from tempspec.modules.callbacks import (
+    FiniteLoss,
+    GracefulStop,
+    LastCheckpoint,
+    PretrainedExport,
+    Stopped,
+    TrainingMonitor,
+)
+from tempspec.modules.metrics_file import MetricsFile
+from tempspec.modules.optim import WarmupCosine
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:You defined a `validation_step` but"
+)
+
+
+class Module(LightningModule):
+    """One weight that counts its optimiser steps; its validation scores are given."""
+
+    export_name = "model"
+    tokenizer = None
+
+    def __init__(self, scores=(), broken_at=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.scores = list(scores)
+        self.broken_at = broken_at
+
+    def training_step(self, batch, batch_idx):
+        loss = self.weight.sum()
+        return loss * (math.nan if batch_idx == self.broken_at else 1)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", self.scores.pop(0))
+
+    def predict_step(self, batch, batch_idx):
+        return batch_idx
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    def export_model(self):
+        model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=4, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
+        )
+        with torch.no_grad():
+            model.model.norm.weight.fill_(self.weight.item())
+        return model
+
+
+class NoTokenizer:
+    def save_pretrained(self, folder):
+        return ()
+
+
+def loader(rows=8):
+    batches = [{"key": torch.tensor(i), "attention_mask": torch.ones(3)} for i in range(rows)]
+    return DataLoader(batches, batch_size=1)
+
+
+def trainer(tmp_path, *callbacks, **options):
+    options = {"max_epochs": 1, "logger": False, "log_every_n_steps": 1} | options
+    return Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=any(isinstance(c, (LastCheckpoint, ModelCheckpoint)) for c in callbacks),
+        **options,
+    )
+
+
+class At(Callback):
+    """Does something after a batch."""
+
+    def __init__(self, batch, action):
+        self.batch, self.action = batch, action
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == self.batch:
+            self.action()
+
+    def on_predict_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == self.batch:
+            self.action()
+
+
+def exported(tmp_path):
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "model").model.norm.weight[0].item()
+
+
+def saved(path):
+    return torch.load(path, weights_only=True)
+
+
+# -- stop -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_fit_behind_the_batch_with_a_checkpoint(tmp_path, number, code):
+    before = signal.getsignal(number)
+    send = At(2, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Stopped) as caught:
+        trainer(tmp_path, send, GracefulStop(), LastCheckpoint(tmp_path)).fit(Module(), loader())
+    assert caught.value.code == code
+    assert saved(tmp_path / "last.ckpt")["global_step"] == 3
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_ends_predict(tmp_path):
+    send = At(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Stopped):
+        trainer(tmp_path, send, GracefulStop()).predict(Module(), loader())
+
+
+def test_handlers_are_put_back_behind_a_whole_run(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    trainer(tmp_path, GracefulStop()).fit(Module(), loader())
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# -- last checkpoint --------------------------------------------------------------------------------------------------
+
+
+def test_the_end_is_saved(tmp_path):
+    trainer(tmp_path, LastCheckpoint(tmp_path)).fit(Module(), loader())
+    assert saved(tmp_path / "last.ckpt")["global_step"] == 8
+
+
+def test_an_exception_is_saved(tmp_path):
+    def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, At(4, fail), LastCheckpoint(tmp_path)).fit(Module(), loader())
+    assert saved(tmp_path / "last.ckpt")["global_step"] == 5
+
+
+def test_a_run_that_fails_before_its_first_step_keeps_the_old_checkpoint(tmp_path):
+    trainer(tmp_path, LastCheckpoint(tmp_path)).fit(Module(), loader())
+
+    class Fails(Module):
+        def training_step(self, batch, batch_idx):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trainer(tmp_path, LastCheckpoint(tmp_path)).fit(Fails(), loader())
+    assert saved(tmp_path / "last.ckpt")["global_step"] == 8
+
+
+def test_the_clock_saves(tmp_path):
+    hours = iter(range(0, 3600 * 100, 3600))
+    steps = []
+
+    class Spy(LastCheckpoint):
+        def _save(self, trainer):
+            super()._save(trainer)
+            steps.append(self._saved_step)
+
+    trainer(tmp_path, Spy(tmp_path, minutes=5, clock=lambda: next(hours))).fit(Module(), loader(3))
+    assert steps == [1, 2, 3, 3]
+
+
+# -- export -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_last_weights_are_exported(tmp_path):
+    module = Module()
+    module.tokenizer = NoTokenizer()
+    trainer(tmp_path, PretrainedExport(tmp_path)).fit(module, loader())
+    assert exported(tmp_path) == -8
+
+
+@pytest.mark.parametrize(("scores", "best"), [((3, 1, 2), -16), ((1, 2, 3), -8), ((3, 2, 1), -24)])
+def test_the_best_weights_are_exported_where_a_checkpoint_monitors(tmp_path, scores, best):
+    module = Module([float(score) for score in scores])
+    module.tokenizer = NoTokenizer()
+    keep = ModelCheckpoint(tmp_path / "kept", monitor="score", mode="min")
+    callbacks = keep, LastCheckpoint(tmp_path), PretrainedExport(tmp_path)
+    trainer(tmp_path, *callbacks, max_epochs=3, limit_val_batches=1).fit(module, loader(), loader(1))
+    assert exported(tmp_path) == best
+
+
+# -- finite loss, monitor ---------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(tmp_path):
+    module = Module(broken_at=3)
+    with pytest.raises(UserError, match=r"the loss is nan at step 3 \(first rows' keys 3\)"):
+        trainer(tmp_path, FiniteLoss(), LastCheckpoint(tmp_path)).fit(module, loader())
+    assert saved(tmp_path / "last.ckpt")["state_dict"]["weight"].item() == -3
+
+
+def test_the_usual_curves(tmp_path):
+    ticks = iter(range(1000))
+    monitor = TrainingMonitor(clock=lambda: float(next(ticks)))
+    trainer(tmp_path, monitor, logger=MetricsFile(tmp_path)).fit(Module(), loader(4))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        logged = list(csv.DictReader(file))
+    for name, value in (("train/grad_norm", 1), ("train/lr", 1), ("train/tokens_per_second", 3)):
+        assert [float(row[name]) for row in logged] == [value] * 4
+
+
+# -- metrics file -----------------------------------------------------------------------------------------------------
+
+
+def test_a_new_metric_widens_the_table(tmp_path):
+    log = MetricsFile(tmp_path)
+    log.log_metrics({"a": 1.0}, 0)
+    log.log_metrics({"b": 2.0}, 1)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,a,b", "0,1.0,", "1,,2.0"]
+
+
+@pytest.mark.parametrize(("resume", "kept"), [(True, ["metrics.csv"]), (False, ["metrics.1.csv", "metrics.csv"])])
+def test_no_row_is_ever_lost(tmp_path, resume, kept):
+    MetricsFile(tmp_path).log_metrics({"a": 1.0}, 0)
+    MetricsFile(tmp_path, resume=resume).log_metrics({"b": 2.0}, 1)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == kept
+    text = "".join(file.read_text() for file in files)
+    assert "1.0" in text
+    assert "2.0" in text
+
+
+# -- schedule ---------------------------------------------------------------------------------------------------------
+
+
+def schedule(**options):
+    return WarmupCosine(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0), **options)
+
+
+def test_warmup_rises_and_the_cosine_falls_to_the_floor():
+    factors = [schedule(warmup=5, floor=0.1, total_steps=50).factor(step) for step in range(60)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5:51] == sorted(factors[5:51], reverse=True)
+    assert factors[50:] == pytest.approx([0.1] * 10)
+
+
+def test_an_endless_run_stays_at_the_peak():
+    assert schedule(warmup=0, total_steps=None).factor(10**9) == 1.0
+
+
+def test_a_continued_run_may_be_longer():
+    short, long = schedule(total_steps=10), schedule(total_steps=100)
+    long.load_state_dict(short.state_dict())
+    assert long.total_steps == 100
+
+
+@pytest.mark.parametrize("options", [{"warmup": -1}, {"floor": 1.5}])
+def test_impossible_schedules(options):
+    with pytest.raises(ValueError, match="got"):
+        schedule(**options)
