@@ -7,7 +7,8 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -17,23 +18,24 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.core.acceptance import acceptance_grid, agreement_grid, argmax_acceptance, entropy
-from tempspec.core.divergences import acceptance
 from tempspec.core.noise import fold
-from tempspec.core.reduce import masked_sum_and_count
 from tempspec.decoding.sweep import Sweep, WorkItem
 from tempspec.errors import UserError
 from tempspec.interfaces import (
     Divergence,
     Drafter,
     DraftLength,
-    ScheduleContext,
+    LossContext,
     TemperatureSchedule,
     Verifier,
 )
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
+from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.loading import ModelOptions
 from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
+from tempspec.modules.loss import FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
+from tempspec.modules.objective import Head
 from tempspec.modules.optim import optimizers
 from tempspec.modules.pair import Pair, common_ids
 from tempspec.modules.prediction import PromptSets, SweepRunner
@@ -57,6 +59,9 @@ class DistillationModule(pl.LightningModule):
         divergence: what fit minimises; ForwardKL by default.
         temperature: the loss temperature, a number or a schedule; 1 by default.
         label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
+        average: the loss is the mean over all tokens, or over the sequences of their own means.
+        selection: learn only the tokens that the draft can still gain on, by a reference draft; all by default.
+        chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         optimizer: any of torch.optim; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) by default.
         lr_scheduler: a learning-rate schedule, stepped with the optimiser; WarmupCosine by default.
         validation_temperatures: target and draft temperatures of the analytic grid; 0 is argmax.
@@ -78,6 +83,9 @@ class DistillationModule(pl.LightningModule):
         divergence: Divergence | None = None,
         temperature: TemperatureSchedule | float | None = None,
         label_weight: float = 0.0,
+        average: Literal["token", "sequence"] = "token",
+        selection: TokenSelection | None = None,
+        chunk_tokens: int | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         validation_temperatures: list[float] | None = None,
@@ -90,15 +98,21 @@ class DistillationModule(pl.LightningModule):
         super().__init__()
         if not 0 <= label_weight <= 1:
             raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
+        if chunk_tokens is not None and chunk_tokens < 0:
+            raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
         if not isinstance(temperature, TemperatureSchedule):
             temperature = Constant(1.0 if temperature is None else temperature)
         self.pair = Pair(target, draft, draft_layers, ModelOptions() if loading is None else loading)
+        # Registered here as well, so that what these two learn is trained and saved.
         self.divergence = ForwardKL() if divergence is None else divergence
         self.temperature = temperature
-        self.label_weight = label_weight
+        self.loss = FitLoss(
+            self.divergence, temperature, label_weight, average, selection.fraction if selection else 1.0
+        )
+        self.chunk_tokens = chunk_tokens
         self.validation_temperatures = list(dict.fromkeys(temperatures))
         self.runner = SweepRunner(
             self.pair,
@@ -110,6 +124,9 @@ class DistillationModule(pl.LightningModule):
         self.seed = seed
         self.draft: PreTrainedModel | None = None
         self.grids: dict[str, AcceptanceGrid] = {}
+        self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
+        self._linear: bool | None = None
+        self._observed: list[tuple[Tensor, Moment]] = []
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
 
@@ -132,6 +149,8 @@ class DistillationModule(pl.LightningModule):
                 self.draft = self.pair.load_draft(self.pair.options.dtype)
             return
         self.pair.target_model.to(self.trainer.strategy.root_device)
+        if self._reference is not None and self.stage == "fit":
+            self._reference().to(self.trainer.strategy.root_device)
         if self.draft is None and self._needs_draft():
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
@@ -160,72 +179,74 @@ class DistillationModule(pl.LightningModule):
         return [TrainingMonitor(), FiniteLoss()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser over the draft's parameters alone."""
-        assert self.draft is not None
-        parameters = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
+        """The optimiser over the draft's parameters, and over what a schedule or a divergence learns."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return optimizers(self, parameters, self._optimizer, self._lr_scheduler)
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The token-weighted divergence at the scheduled temperature over the response tokens."""
-        keep_BT = _response(batch)
-        logits_p_NV, logits_q_NV = self._logits(batch, keep_BT)
-        target_N, draft_N = self._temperatures(batch, batch_index, keep_BT)
-        logp_NV = (logits_p_NV.float() / target_N[:, None]).log_softmax(-1)
-        logq_NV = (logits_q_NV.float() / draft_N[:, None]).log_softmax(-1)
-        loss_N = self.divergence(logp_NV[None], logq_NV[None], draft_N[None])[0]
-        if self.label_weight:
-            label_N = batch["input_ids"][:, 1:][keep_BT]
-            hard_N = torch.nn.functional.cross_entropy(logits_q_NV.float(), label_N, reduction="none")
-            loss_N = (1 - self.label_weight) * loss_N + self.label_weight * hard_N
-        weight_N = batch["weight"][:, None].expand_as(keep_BT)[keep_BT]
-        total, count = masked_sum_and_count(loss_N, weight_N > 0, weight_N)
-        loss = total / count.clamp(min=1)
-        self._log_step(loss, logp_NV, logq_NV, draft_N)
-        return loss
-
-    def _logits(self, batch: Batch, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Target's and draft's logits that predict the kept tokens, over the real ids that both have, `[N, V]`."""
-        assert self.draft is not None
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        with torch.no_grad():
-            logits_p_NV = self.pair.target_model(**inputs).logits[:, :-1][keep_BT]
-        logits_q_NV = self.draft(**inputs).logits[:, :-1][keep_BT]
-        return common_ids(logits_p_NV, logits_q_NV, self.pair.vocabulary)
-
-    def _temperatures(self, batch: Batch, batch_index: int, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss temperatures of target and draft at each kept token, `[N]` each.
-
-        The generator is seeded by (seed, step, batch, rank): a resumed run draws what an unbroken one draws.
-        """
+        """The divergence at the scheduled temperature over the response tokens."""
         key = fold(self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
-        context = ScheduleContext(
-            step=self.trainer.global_step,
-            total_steps=self._total_steps(),
-            batch_size=len(keep_BT),
-            generator=torch.Generator().manual_seed(int(key)),
-            generation_temperature_B=batch["generation_temperature"],
-        )
-        temperatures = self.temperature(context)
-        target, draft = (
-            temperature.to(keep_BT.device).expand(keep_BT.shape)[keep_BT]
-            for temperature in (temperatures.target, temperatures.draft)
-        )
-        return target, draft
+        # The key makes a resumed run draw what an unbroken one draws.
+        moment = Moment(self.trainer.global_step, self._total_steps(), int(key))
+        sides, reference = self._sides(batch)
+        report = self.loss(sides, batch, moment, reference)
+        self._observed.append((report.loss.detach(), moment))
+        self.log("train/loss", report.loss, prog_bar=True)
+        self.log("train/acceptance", report.acceptance, prog_bar=True)
+        for name in ("temperature", "token_loss", "sequence_loss"):
+            self.log(f"train/{name}", getattr(report, name))
+        return report.loss
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tell the divergence how the step went."""
+        losses, moments = zip(*self._observed, strict=True)
+        self._observed.clear()
+        loss = self.all_gather(torch.stack(losses).mean()).mean()  # type: ignore[union-attr]
+        self.divergence.observe(loss, LossContext(moments[-1].step, moments[-1].total_steps))
+
+    def _sides(self, batch: Batch) -> tuple[Sides, Sides | None]:
+        """The target's outputs with the draft's, and with the reference's where tokens are selected."""
+        assert self.draft is not None
+        keep_BT = response(batch)
+        with torch.no_grad():
+            target = self._output(self.pair.target_model, batch, keep_BT)
+            reference = None if self._reference is None else self._output(self._reference(), batch, keep_BT)
+        draft = self._output(self.draft, batch, keep_BT)
+        return self._join(target, draft), None if reference is None else self._join(target, reference)
+
+    def _output(self, model: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Head | Tensor:
+        """A model's hidden states and head, or whole logits `[N, V]`, at the kept positions."""
+        if not self._chunks():
+            return self._logits(model, batch, keep_BT)
+        head = model.get_output_embeddings()
+        return Head(hidden_states(model, **_inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
+
+    def _join(self, target: Head | Tensor, draft: Head | Tensor) -> Sides:
+        if isinstance(target, Head) and isinstance(draft, Head):
+            common = min(len(target.weight_VH), len(draft.weight_VH), self.pair.vocabulary)
+            return Heads(target, draft, common, self.chunk_tokens)
+        assert isinstance(target, Tensor)
+        assert isinstance(draft, Tensor)
+        return Logits(*common_ids(target, draft, self.pair.vocabulary))
+
+    def _chunks(self) -> bool:
+        """Whether the loss is computed chunk by chunk: every head is linear, and nobody asked for whole logits."""
+        if self._linear is None:
+            models = [self.pair.target_model, self.draft, *([self._reference()] if self._reference else [])]
+            self._linear = self.chunk_tokens != 0 and all(linear_head(model) is not None for model in models)
+        return self._linear
+
+    def _logits(self, model: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Tensor:
+        """A model's logits that predict the kept tokens, `[N, V]`."""
+        return model(**_inputs(batch)).logits[:, :-1][keep_BT]
 
     def _total_steps(self) -> int | None:
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
         steps = self.trainer.estimated_stepping_batches
         return int(steps) if steps != float("inf") else None
-
-    def _log_step(self, loss: Tensor, logp_NV: Tensor, logq_NV: Tensor, draft_N: Tensor) -> None:
-        with torch.no_grad():
-            overlap = acceptance(logp_NV, logq_NV).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/temperature", draft_N.mean())
-        self.log("train/acceptance", overlap, prog_bar=True)
 
     # -- validate, test -----------------------------------------------------------------------------------------------
 
@@ -250,8 +271,13 @@ class DistillationModule(pl.LightningModule):
         self._measure(batch)
 
     def _measure(self, batch: Batch) -> None:
-        keep_BT = _response(batch)
-        logits_p_NV, logits_q_NV = self._logits(batch, keep_BT)
+        assert self.draft is not None
+        keep_BT = response(batch)
+        logits_p_NV, logits_q_NV = common_ids(
+            self._logits(self.pair.target_model, batch, keep_BT),
+            self._logits(self.draft, batch, keep_BT),
+            self.pair.vocabulary,
+        )
         temperatures = self.validation_temperatures
         alpha_NTT = acceptance_grid(logits_p_NV, logits_q_NV, temperatures, temperatures)
         match_NTT = agreement_grid(logits_p_NV, logits_q_NV, temperatures, temperatures)
@@ -313,6 +339,6 @@ class DistillationModule(pl.LightningModule):
         return [] if batch["filler"] else self.runner.decode(batch["items"], self.draft)
 
 
-def _response(batch: Batch) -> Tensor:
-    """Which logits count, bool `[B, T-1]`: entry t predicts token t + 1."""
-    return batch["loss_mask"][:, 1:] & (batch["weight"][:, None] > 0)
+def _inputs(batch: Batch) -> dict[str, Tensor | bool]:
+    """What a model's forward takes."""
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}

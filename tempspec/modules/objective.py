@@ -20,7 +20,7 @@ from tempspec.core.divergences import acceptance, entropy, forward_kl, label_cro
 from tempspec.core.reduce import masked_sum_and_count
 from tempspec.interfaces import Divergence, LossContext, Summary
 
-__all__ = ["Head", "Objective", "Result", "Summaries", "chunk_length", "chunked", "plain", "summaries", "token_values"]
+__all__ = ["Head", "Objective", "Result", "Summaries", "chunk_length", "chunked", "plain", "summaries", "summarise"]
 
 _CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
 """Tokens x vocabulary of one chunk: 64 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
@@ -155,16 +155,6 @@ def chunk_length(vocabulary: int, device: str = "cpu") -> int:
     return max(_CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // vocabulary, 16)
 
 
-@torch.no_grad()
-def token_values(target: Head, draft: Head, vocabulary: int, objective: Objective, chunk: int | None = None) -> Tensor:
-    """The loss of each token alone, `[N]`: what `chunked` gives, at the price of its value."""
-    fixed = Head(*(None if part is None else part.detach() for part in draft))  # type: ignore[arg-type]
-    fixed_temperatures = replace(
-        objective, target_GN=objective.target_GN.detach(), draft_GN=objective.draft_GN.detach()
-    )
-    return chunked(target, fixed, vocabulary, fixed_temperatures, chunk).loss_N
-
-
 class Summaries(NamedTuple):
     """What schedules may ask about tokens, `[N]` each, None where not asked; laws at temperature 1."""
 
@@ -183,13 +173,14 @@ def summaries(
     chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
     target, draft = _narrow(target), _narrow(draft)
     parts = [
-        _summarise(_logits(target, tokens, vocabulary), _logits(draft, tokens, vocabulary), needs)
+        summarise(_logits(target, tokens, vocabulary), _logits(draft, tokens, vocabulary), needs)
         for tokens in _slices(length, chunk)
     ]
     return Summaries(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _summarise(logits_p_NV: Tensor, logits_q_NV: Tensor, needs: frozenset[Summary]) -> Summaries:
+def summarise(logits_p_NV: Tensor, logits_q_NV: Tensor, needs: frozenset[Summary]) -> Summaries:
+    """The summaries of whole logits."""
     z_p_NV, z_q_NV = _wide(logits_p_NV), _wide(logits_q_NV)
     logp_NV = z_p_NV.log_softmax(-1) if needs & {"entropy", "loss"} else None
     return Summaries(
@@ -215,7 +206,8 @@ class _Chunked(torch.autograd.Function):
         """The total, and per token the loss and the overlap."""
         inputs = (hidden_NH, weight_VH, bias_V, target_GN, draft_GN)
         wanted = [
-            _zeros(value) if wanted else None for value, wanted in zip(inputs, ctx.needs_input_grad, strict=False)
+            _zeros(value) if wanted and value is not None else None
+            for value, wanted in zip(inputs, ctx.needs_input_grad, strict=False)
         ]
         ctx.found = _Gradients(*wanted)
         ctx.dtypes = [None if value is None else value.dtype for value in inputs]

@@ -1,6 +1,6 @@
 """The pair of an experiment: a frozen target outside the module tree and a trainable draft (floor 5)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -37,6 +37,7 @@ class Pair:
     draft: str | None
     draft_layers: int | None
     options: ModelOptions
+    _references: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse two drafts."""
@@ -81,6 +82,18 @@ class Pair:
             load_tokenizer(self.draft, revision=options.draft_revision, trust_remote_code=options.trust_remote_code),
         )
         return self._load(self.draft, dtype, options.draft_revision)
+
+    def reference_model(self, path: str) -> PreTrainedModel:
+        """Another draft to compare with, frozen, loaded once.
+
+        Raises:
+            UserError: there is none, or its tokenizer is another one.
+        """
+        if path not in self._references:
+            trust = self.options.trust_remote_code
+            check_vocabulary(self.tokenizer, load_tokenizer(path, trust_remote_code=trust))
+            self._references[path] = self._load(path, self.options.dtype, None).requires_grad_(False)
+        return self._references[path]
 
     def _load(self, path: str, dtype: DType, revision: str | None) -> PreTrainedModel:
         return load_model(
