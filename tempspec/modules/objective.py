@@ -22,8 +22,8 @@ from tempspec.interfaces import Divergence, LossContext, Summary
 
 __all__ = ["Head", "Objective", "Result", "Summaries", "chunk_length", "chunked", "plain", "summaries", "summarise"]
 
-_CHUNK_ELEMENTS = {"cpu": 2**24, "cuda": 2**27}
-"""Tokens x vocabulary of one chunk: 64 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
+_CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
+"""Tokens x vocabulary of one chunk: 32 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
 
 
 class Head(NamedTuple):
@@ -150,7 +150,7 @@ def chunk_length(vocabulary: int, device: str = "cpu") -> int:
     """Tokens at a time: enough for the matrix products, few enough for the memory; at least 16.
 
     >>> chunk_length(32_000), chunk_length(128_256, "cuda")
-    (524, 1046)
+    (262, 1046)
     """
     return max(_CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // vocabulary, 16)
 
