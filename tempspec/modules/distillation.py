@@ -6,6 +6,7 @@ temperatures, predict decodes, generate writes the target's own text.
 Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,9 +35,12 @@ from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
 from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.loading import ModelOptions
+from tempspec.models.ragged import context_length
 from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
+from tempspec.modules.consistency import Span, inconsistency, loss_span
 from tempspec.modules.loss import FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
 from tempspec.modules.objective import Head
+from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
 from tempspec.modules.pair import Pair, common_ids
 from tempspec.modules.prediction import PromptSets, SweepRunner
@@ -61,6 +66,7 @@ class DistillationModule(pl.LightningModule):
         label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
         average: the loss is the mean over all tokens, or over the sequences of their own means.
         selection: learn only the tokens that the draft can still gain on, by a reference draft; all by default.
+        online: rows whose response is written while training, by the draft or the target; none by default.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         optimizer: any of torch.optim; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) by default.
         lr_scheduler: a learning-rate schedule, stepped with the optimiser; WarmupCosine by default.
@@ -85,6 +91,7 @@ class DistillationModule(pl.LightningModule):
         label_weight: float = 0.0,
         average: Literal["token", "sequence"] = "token",
         selection: TokenSelection | None = None,
+        online: OnlineText | None = None,
         chunk_tokens: int | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -112,6 +119,7 @@ class DistillationModule(pl.LightningModule):
         self.loss = FitLoss(
             self.divergence, temperature, label_weight, average, selection.fraction if selection else 1.0
         )
+        self.online = online
         self.chunk_tokens = chunk_tokens
         self.validation_temperatures = list(dict.fromkeys(temperatures))
         self.runner = SweepRunner(
@@ -125,6 +133,9 @@ class DistillationModule(pl.LightningModule):
         self.draft: PreTrainedModel | None = None
         self.grids: dict[str, AcceptanceGrid] = {}
         self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
+        self._writer: OnlineWriter | None = None
+        self._resumed_text: list[list[dict[str, Any]]] = []
+        self._began = 0.0
         self._linear: bool | None = None
         self._observed: list[tuple[Tensor, Moment]] = []
         self._optimizer = optimizer
@@ -190,6 +201,8 @@ class DistillationModule(pl.LightningModule):
         key = fold(self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
         # The key makes a resumed run draw what an unbroken one draws.
         moment = Moment(self.trainer.global_step, self._total_steps(), int(key))
+        if self.online is not None:
+            batch = self._written(batch, moment, self.online)
         sides, reference = self._sides(batch)
         report = self.loss(sides, batch, moment, reference)
         self._observed.append((report.loss.detach(), moment))
@@ -198,6 +211,60 @@ class DistillationModule(pl.LightningModule):
         for name in ("temperature", "token_loss", "sequence_loss"):
             self.log(f"train/{name}", getattr(report, name))
         return report.loss
+
+    def on_train_start(self) -> None:
+        """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
+        self._began = time.perf_counter()
+        online = self.online
+        if online is not None and online.share == 1 and online.high is not None:
+            generation = [online.low, online.high]
+        else:
+            generation = getattr(self.trainer.datamodule, "generation_temperatures", [])  # type: ignore[attr-defined]
+        note = inconsistency(
+            Span.of(generation),
+            loss_span(self.temperature, generation, self._total_steps()),
+            Span.of(self.validation_temperatures),
+        )
+        if note is not None:
+            rank_zero_info(note)
+
+    def _written(self, batch: Batch, moment: Moment, options: OnlineText) -> Batch:
+        """The batch with rows that the draft or the target writes now; logs their share of the time."""
+        assert self.draft is not None
+        pair, target = self.pair, self.pair.target_model
+        if self._writer is None:
+            context = min(context_length(target), context_length(self.draft))
+            self._writer = OnlineWriter(options, pair.vocabulary, pair.stop_ids, context)
+            if self._resumed_text:
+                self._writer.written = self._resumed_text[self.trainer.global_rank]
+        author = self.draft if options.writer == "draft" else target
+        batch = self._writer(batch, author, moment.step, moment.key)
+        elapsed = time.perf_counter() - self._began
+        self.log("train/generation_share", min(self._writer.seconds / max(elapsed, 1e-9), 1.0))
+        return batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the text that was written last, of all ranks: it may be used again before the next is written."""
+        if self.online is None or self.online.every == 1 or self._writer is None:
+            return
+        texts: list[Any] = [self._writer.written]
+        if torch.distributed.is_initialized():
+            texts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(texts, self._writer.written)
+        checkpoint["online_text"] = texts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the text that was written last.
+
+        Raises:
+            UserError: another number of processes wrote it.
+        """
+        self._resumed_text = checkpoint.get("online_text", [])
+        if self._resumed_text and len(self._resumed_text) != self.trainer.world_size:
+            raise UserError(
+                f"expected the {len(self._resumed_text)} processes that wrote the checkpoint's text, got "
+                f"{self.trainer.world_size}: resume with as many"
+            )
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell the divergence how the step went."""
