@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from tempspec.errors import UserError
+from tempspec.models.conditioning import plain_state, save_conditioning
 
 __all__ = [
     "ModelOptions",
@@ -257,7 +258,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     with _silence():
-        model.save_pretrained(fresh)
+        model.save_pretrained(fresh, state_dict=plain_state(model))
+        save_conditioning(model, fresh)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
     if folder.exists():

@@ -33,6 +33,7 @@ from tempspec.interfaces import (
 )
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
+from tempspec.models.conditioning import condition, is_conditioned, set_temperature
 from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.loading import ModelOptions
 from tempspec.models.ragged import context_length
@@ -66,6 +67,8 @@ class DistillationModule(pl.LightningModule):
         label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
         average: the loss is the mean over all tokens, or over the sequences of their own means.
         selection: learn only the tokens that the draft can still gain on, by a reference draft; all by default.
+        conditioning_rank: make the draft's weights depend on its temperature by changes of this rank: one draft for all
+            temperatures, which `tempspec export` folds into an ordinary one; 0 for an ordinary draft.
         online: rows whose response is written while training, by the draft or the target; none by default.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         optimizer: any of torch.optim; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) by default.
@@ -91,6 +94,7 @@ class DistillationModule(pl.LightningModule):
         label_weight: float = 0.0,
         average: Literal["token", "sequence"] = "token",
         selection: TokenSelection | None = None,
+        conditioning_rank: int = 0,
         online: OnlineText | None = None,
         chunk_tokens: int | None = None,
         optimizer: OptimizerCallable | None = None,
@@ -107,6 +111,8 @@ class DistillationModule(pl.LightningModule):
             raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
         if chunk_tokens is not None and chunk_tokens < 0:
             raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
+        if conditioning_rank and online is not None and online.writer == "draft":
+            raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
@@ -119,6 +125,7 @@ class DistillationModule(pl.LightningModule):
         self.loss = FitLoss(
             self.divergence, temperature, label_weight, average, selection.fraction if selection else 1.0
         )
+        self.conditioning_rank = conditioning_rank
         self.online = online
         self.chunk_tokens = chunk_tokens
         self.validation_temperatures = list(dict.fromkeys(temperatures))
@@ -165,7 +172,14 @@ class DistillationModule(pl.LightningModule):
         if self.draft is None and self._needs_draft():
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
+        if self.draft is not None and is_conditioned(self.draft) and self.stage == "predict":
+            raise UserError(
+                "predict expected an ordinary draft, got one that is conditioned on the temperature: fold it with "
+                "`tempspec export --draft FOLDER --temperature T --output FOLDER`"
+            )
         if self.draft is not None and self.stage == "fit":
+            if self.conditioning_rank and not is_conditioned(self.draft):
+                condition(self.draft, self.conditioning_rank)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
 
     def _needs_draft(self) -> bool:
@@ -198,11 +212,14 @@ class DistillationModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The divergence at the scheduled temperature over the response tokens."""
+        assert self.draft is not None
         key = fold(self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
         # The key makes a resumed run draw what an unbroken one draws.
         moment = Moment(self.trainer.global_step, self._total_steps(), int(key))
         if self.online is not None:
             batch = self._written(batch, moment, self.online)
+        if is_conditioned(self.draft):
+            set_temperature(self.draft, self.loss.draft_temperature(batch, moment))
         sides, reference = self._sides(batch)
         report = self.loss(sides, batch, moment, reference)
         self._observed.append((report.loss.detach(), moment))
@@ -215,6 +232,7 @@ class DistillationModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
         self._began = time.perf_counter()
+        self._chunks()
         online = self.online
         if online is not None and online.share == 1 and online.high is not None:
             generation = [online.low, online.high]
@@ -340,17 +358,11 @@ class DistillationModule(pl.LightningModule):
     def _measure(self, batch: Batch) -> None:
         assert self.draft is not None
         keep_BT = response(batch)
-        logits_p_NV, logits_q_NV = common_ids(
-            self._logits(self.pair.target_model, batch, keep_BT),
-            self._logits(self.draft, batch, keep_BT),
-            self.pair.vocabulary,
-        )
         temperatures = self.validation_temperatures
-        alpha_NTT = acceptance_grid(logits_p_NV, logits_q_NV, temperatures, temperatures)
-        match_NTT = agreement_grid(logits_p_NV, logits_q_NV, temperatures, temperatures)
+        whole_p_NV = self._logits(self.pair.target_model, batch, keep_BT)
+        alpha_NTT, match_NTT, argmax_NT = self._grids(self.draft, whole_p_NV, batch, keep_BT)
         match_NT = match_NTT.diagonal(dim1=1, dim2=2)
-        argmax_NT = argmax_acceptance(logits_p_NV, logits_q_NV, temperatures)
-        entropy_NT = entropy(logits_p_NV, temperatures)
+        entropy_NT = entropy(whole_p_NV[:, : self.pair.vocabulary], temperatures)
         key_N, weight_N, set_N = (
             batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
         )
@@ -365,6 +377,31 @@ class DistillationModule(pl.LightningModule):
                     key_N[here],
                     weight_N[here],
                 )
+
+    def _grids(
+        self, draft: PreTrainedModel, whole_p_NV: Tensor, batch: Batch, keep_BT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Acceptance and agreement at every pair of temperatures, `[N, Tt, Td]`, and of argmax drafts, `[N, Tt]`.
+
+        An ordinary draft is run once; a conditioned one is another model at every draft temperature.
+        """
+        temperatures = self.validation_temperatures
+        if not is_conditioned(draft):
+            logits = common_ids(whole_p_NV, self._logits(draft, batch, keep_BT), self.pair.vocabulary)
+            return (
+                acceptance_grid(*logits, temperatures, temperatures),
+                agreement_grid(*logits, temperatures, temperatures),
+                argmax_acceptance(*logits, temperatures),
+            )
+        columns = []
+        for heat in (0.0, *temperatures):
+            set_temperature(draft, heat)
+            logits = common_ids(whole_p_NV, self._logits(draft, batch, keep_BT), self.pair.vocabulary)
+            columns.append([each(*logits, temperatures, [heat]) for each in (acceptance_grid, agreement_grid)])
+        set_temperature(draft, None)
+        argmax_NT1 = columns[0][0]
+        alpha_NTT, match_NTT = (torch.cat(parts, -1) for parts in zip(*columns[1:], strict=True))
+        return alpha_NTT, match_NTT, argmax_NT1[..., 0]
 
     def on_validation_epoch_end(self) -> None:
         """Log the acceptance of every set at equal temperatures, and its mean, which checkpoints follow."""

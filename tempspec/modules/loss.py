@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tempspec.core.reduce import masked_sum_and_count
 from tempspec.errors import UserError
-from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, TemperatureSchedule
+from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
 from tempspec.modules.objective import Head, Objective, Result, Summaries, chunked, plain, summaries, summarise
 
 __all__ = ["FitLoss", "Heads", "Logits", "Moment", "Report", "Sides", "TokenSelection", "response"]
@@ -148,6 +148,22 @@ class FitLoss:
         result = sides.loss(objective)
         return self._report(result, objective, keep_BT)
 
+    def draft_temperature(self, batch: Batch, moment: Moment) -> Tensor:
+        """The draft's loss temperature of each row, `[B]`, before any model has run: for a conditioned draft.
+
+        Raises:
+            UserError: the schedule looks at tokens, or gives more than one temperature to a row.
+        """
+        keep_BT = response(batch)
+        none = Summaries(None, None, None, None)
+        got = None if self.temperature.needs else self._scheduled(none, batch, keep_BT, moment)
+        if got is None or got.weight_G is not None or (got.draft.ndim and got.draft.shape[1] != 1):
+            raise UserError(
+                "a conditioned draft expected one loss temperature for each row, got a schedule of another kind, "
+                f"{type(self.temperature).__name__}: take one per batch or per sequence, such as Uniform"
+            )
+        return got.draft.detach().expand(len(keep_BT), 1)[:, 0]
+
     def _objective(self, sides: Sides, batch: Batch, keep_BT: Tensor, moment: Moment) -> Objective:
         target_GN, draft_GN, share_G = self._temperatures(sides, batch, keep_BT, moment)
         label_1N = batch["input_ids"][:, 1:][keep_BT][None]
@@ -167,6 +183,14 @@ class FitLoss:
         """Target's and draft's loss temperatures at each kept token, `[G, N]` each, and their shares, `[G]`."""
         needs = self.temperature.needs
         found = sides.summaries(needs) if needs else Summaries(None, None, None, None)
+        got = self._scheduled(found, batch, keep_BT, moment)
+        share_G = torch.ones(1) if got.weight_G is None else got.weight_G
+        target_GN, draft_GN = (
+            side.to(keep_BT.device).expand(len(share_G), *keep_BT.shape)[:, keep_BT] for side in (got.target, got.draft)
+        )
+        return target_GN, draft_GN, share_G.to(keep_BT.device)
+
+    def _scheduled(self, found: Summaries, batch: Batch, keep_BT: Tensor, moment: Moment) -> Temperatures:
         context = ScheduleContext(
             moment.step,
             moment.total_steps,
@@ -176,12 +200,7 @@ class FitLoss:
             keep_BT,
             *(None if value_N is None else _spread(value_N, keep_BT) for value_N in found),
         )
-        got = self.temperature(context)
-        share_G = torch.ones(1) if got.weight_G is None else got.weight_G
-        target_GN, draft_GN = (
-            side.to(keep_BT.device).expand(len(share_G), *keep_BT.shape)[:, keep_BT] for side in (got.target, got.draft)
-        )
-        return target_GN, draft_GN, share_G.to(keep_BT.device)
+        return self.temperature(context)
 
     def _selected(self, sides: Sides, reference: Sides, weight_N: Tensor) -> Tensor:
         """The weights, 0 where the draft loses least to the reference."""

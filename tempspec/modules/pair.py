@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.errors import UserError
+from tempspec.models.conditioning import load_conditioning
 from tempspec.models.loading import (
     DType,
     ModelOptions,
@@ -81,7 +82,7 @@ class Pair:
             self.tokenizer,
             load_tokenizer(self.draft, revision=options.draft_revision, trust_remote_code=options.trust_remote_code),
         )
-        return self._load(self.draft, dtype, options.draft_revision)
+        return load_conditioning(self._load(self.draft, dtype, options.draft_revision), self.draft)
 
     def reference_model(self, path: str) -> PreTrainedModel:
         """Another draft to compare with, frozen, loaded once.
