@@ -29,6 +29,7 @@ class Run:
         steps: optimiser steps.
         seed: of everything.
         text: `fixed` (stories), or the temperatures that the target's own text was sampled at, joined by commas.
+        conditioning: rank of a conditioned draft; 0 for an ordinary one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Run:
     steps: int
     seed: int
     text: str
+    conditioning: int = 0
 
     @property
     def key(self) -> str:
@@ -107,6 +109,7 @@ class Study:
             draft_layers=1,
             divergence=plugin(divergences, run.divergence),
             temperature=plugin(schedules, run.temperature),
+            conditioning_rank=run.conditioning,
             optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0),
             lr_scheduler=lambda optimizer: WarmupCosine(optimizer, warmup=20),
             validation_temperatures=TEMPERATURES,
