@@ -35,7 +35,7 @@ from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, is_conditioned, set_temperature
 from tempspec.models.heads import hidden_states, linear_head
-from tempspec.models.loading import ModelOptions
+from tempspec.models.loading import ModelOptions, Spacing
 from tempspec.models.ragged import context_length
 from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
 from tempspec.modules.consistency import Span, inconsistency, loss_span
@@ -61,6 +61,8 @@ class DistillationModule(pl.LightningModule):
         target: folder or hub name of the target; it is frozen.
         draft: folder or hub name of the draft.
         draft_layers: make the draft from the target's first N layers instead of loading one.
+        draft_spacing: which layers those are: the `first`, or `even`ly spread ones from the first to the last.
+        draft_width: the hidden size of a draft made so; a narrower one takes the leading part of every weight.
         loading: dtype, attention implementation, revisions. A draft in training is float32 unless a dtype is named.
         divergence: what fit minimises; ForwardKL by default.
         temperature: the loss temperature, a number or a schedule; 1 by default.
@@ -88,6 +90,8 @@ class DistillationModule(pl.LightningModule):
         target: str,
         draft: str | None = None,
         draft_layers: int | None = None,
+        draft_spacing: Spacing = "first",
+        draft_width: int | None = None,
         loading: ModelOptions | None = None,
         divergence: Divergence | None = None,
         temperature: TemperatureSchedule | float | None = None,
@@ -118,7 +122,9 @@ class DistillationModule(pl.LightningModule):
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
         if not isinstance(temperature, TemperatureSchedule):
             temperature = Constant(1.0 if temperature is None else temperature)
-        self.pair = Pair(target, draft, draft_layers, ModelOptions() if loading is None else loading)
+        self.pair = Pair(
+            target, draft, draft_layers, ModelOptions() if loading is None else loading, draft_spacing, draft_width
+        )
         # Registered here as well, so that what these two learn is trained and saved.
         self.divergence = ForwardKL() if divergence is None else divergence
         self.temperature = temperature

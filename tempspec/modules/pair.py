@@ -12,6 +12,7 @@ from tempspec.models.conditioning import load_conditioning
 from tempspec.models.loading import (
     DType,
     ModelOptions,
+    Spacing,
     check_vocabulary,
     first_layers,
     load_model,
@@ -29,6 +30,8 @@ class Pair:
         draft: folder or hub name, or None.
         draft_layers: make the draft from the target's first N layers instead.
         options: how to load them.
+        spacing: which layers those are.
+        width: the hidden size of such a draft; None keeps the target's.
 
     Raises:
         UserError: both or neither way of naming a draft where one is needed.
@@ -38,6 +41,8 @@ class Pair:
     draft: str | None
     draft_layers: int | None
     options: ModelOptions
+    spacing: Spacing = "first"
+    width: int | None = None
     _references: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,7 +76,8 @@ class Pair:
             UserError: no draft is named, or its tokenizer is another one.
         """
         if self.draft_layers is not None:
-            draft = first_layers(self.target_model, self.draft_layers).requires_grad_(True)
+            draft = first_layers(self.target_model, self.draft_layers, spacing=self.spacing, width=self.width)
+            draft = draft.requires_grad_(True)
             return draft if dtype == "auto" else draft.to(getattr(torch, dtype))
         if self.draft is None:
             raise UserError(
