@@ -46,3 +46,25 @@ def test_the_quickstarts_configuration_is_the_one_that_it_runs():
     packaged = (ROOT / "tempspec/cli/quickstart/distilled.yaml").read_text(encoding="utf-8")
     shown = (ROOT / "configs/quickstart.yaml").read_text(encoding="utf-8")
     assert shown.partition("\n")[2] == packaged.replace("$folder", "runs/quickstart")
+
+
+def test_the_readmes_configuration_is_readable(tmp_path, capsys):
+    (block,) = blocks("README.md", "yaml")
+    (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
+    assert main(["fit", "--config", str(tmp_path / "mine.yaml"), "--print_config"]) == 0
+    assert "low: 0.5" in capsys.readouterr().out
+
+
+def test_every_subcommand_of_the_readme_exists(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    shown = set(re.findall(r"`tempspec (\w+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert shown
+    assert all(re.search(rf"^\s+{name}\s", listed, re.MULTILINE) for name in shown)
+
+
+def test_every_link_of_the_documents_leads_somewhere():
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        text = (ROOT / document).read_text(encoding="utf-8")
+        for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (ROOT / link).exists(), f"{document}: {link}"

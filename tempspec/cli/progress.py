@@ -4,6 +4,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from rich.progress import BarColumn, ProgressColumn
 
 from tempspec.modules.prediction import DecodingProgress
 
@@ -12,6 +14,14 @@ __all__ = ["Progress"]
 
 class Progress(RichProgressBar):
     """Rich's bar with short names: `train/loss` is shown as `loss`, no version number, four digits."""
+
+    def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
+        """Lightning's columns, short enough that the metrics stand on the same line of 80 columns."""
+        columns = [column for column in super().configure_columns(trainer) if type(column) is not ProcessingSpeedColumn]
+        for column in columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = 6
+        return columns
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
@@ -38,7 +48,7 @@ class Progress(RichProgressBar):
 
 def _label(name: str) -> str:
     """A metric's name as the bar shows it."""
-    return name.removeprefix("train/").replace("tokens_per_second", "tok/s").replace("nats_per_token", "nats")
+    return name.removeprefix("train/").replace("nats_per_token", "nats").replace("acceptance", "acc")
 
 
 def _short(value: int | str | float | dict[str, float]) -> int | str | float | dict[str, float]:

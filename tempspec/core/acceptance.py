@@ -4,6 +4,7 @@ Axes: N positions, V vocabulary, T temperatures; any leading axes where a shape 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -174,6 +175,58 @@ def _overlaps(p_TNV: Tensor, q_TNV: Tensor) -> Tensor:
     """`sum min(p, q)` of every pair, `[N, Tt, Td]`, through one buffer of the size of q."""
     least_TNV = torch.empty_like(q_TNV)
     return torch.stack([torch.minimum(p_NV, q_TNV, out=least_TNV).sum(-1).T for p_NV in p_TNV], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a pair of models would do at every position; A and D are target and draft temperatures, here the same.
+
+    Attributes:
+        acceptance_NAD: `acceptance_grid`.
+        match_NA: `agreement_grid` at equal temperatures.
+        argmax_NA: `argmax_acceptance`.
+        entropy_NA: `entropy` of the target.
+    """
+
+    acceptance_NAD: Tensor
+    match_NA: Tensor
+    argmax_NA: Tensor
+    entropy_NA: Tensor
+
+
+def survey(logits_p_NV: Tensor, logits_q_NV: Tensor, temperatures: Sequence[float]) -> Survey:
+    """All that validation reports, from one softmax per model and temperature.
+
+    Equal to the functions below, each of which tempers anew; nothing larger than a chunk of positions' laws is held.
+
+    Args:
+        logits_p_NV: the target's logits.
+        logits_q_NV: the draft's logits, of the same positions; V may differ.
+        temperatures: of target and draft, at least 0 each; 0 is the one-hot law of the argmax.
+
+    >>> found = survey(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]), [0.0, 1.0])
+    >>> found.acceptance_NAD[0, 1], found.match_NA, found.argmax_NA, found.entropy_NA
+    (tensor([0.5000, 0.7689]), tensor([[1.0000, 0.5000]]), tensor([[1.0000, 0.5000]]), tensor([[0.0000, 0.6931]]))
+    """
+    common = min(logits_p_NV.shape[-1], logits_q_NV.shape[-1])
+    rows = _chunks(logits_p_NV, 2 * len(temperatures))
+    parts = [
+        _survey_chunk(p_NV, q_NV, temperatures, common)
+        for p_NV, q_NV in zip(logits_p_NV.split(rows), logits_q_NV.split(rows), strict=True)
+    ]
+    return Survey(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+
+def _survey_chunk(
+    logits_p_NV: Tensor, logits_q_NV: Tensor, temperatures: Sequence[float], common: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    whole_p_TNV, whole_q_TNV = tempered(logits_p_NV, temperatures), tempered(logits_q_NV, temperatures)
+    p_TNV, q_TNV = whole_p_TNV[..., :common], whole_q_TNV[..., :common]
+    match_NT = torch.linalg.vecdot(p_TNV, q_TNV).T
+    best_N = logits_q_NV.argmax(-1)
+    argmax_TN = p_TNV.gather(-1, best_N.clamp(max=common - 1).expand(len(p_TNV), -1)[..., None]).squeeze(-1)
+    argmax_NT = torch.where(best_N < common, argmax_TN, 0.0).T
+    return _overlaps(p_TNV, q_TNV), match_NT, argmax_NT, torch.special.entr(whole_p_TNV).sum(-1).T
 
 
 def acceptance_grid(

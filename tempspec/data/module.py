@@ -95,6 +95,11 @@ class TextDataModule(LightningDataModule):
         self._ready: set[str] = set()
         self._check_options()
 
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a row."""
+        return self.row_options.max_length
+
     # -- what there is ------------------------------------------------------------------------------------------------
 
     @property

@@ -9,6 +9,7 @@ Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token 
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
-from tempspec.decoding.noise import RoundNoise
+from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.errors import UserError
 from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, Request, Verdict, Verifier
@@ -25,6 +26,34 @@ from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_le
 
 PREFILL_CHUNK = 512
 """Prompt tokens that one prefill pass feeds to a row; longer prompts take several."""
+
+ALIGNMENT = 8
+"""Capacities are multiples of this, which keeps the rows of masks and caches aligned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one round starts from.
+
+    Attributes:
+        rows: the rows of the batch, None in an empty slot.
+        laws: their sampling parameters.
+        noise: this round's randomness.
+        token_BT: prompt and emitted tokens.
+        lengths: tokens of each row, on the host.
+        length_B: the same on the device.
+        limits: the most tokens that each row may draft, on the host.
+        limit_B: the same on the device.
+    """
+
+    rows: list[Row | None]
+    laws: Laws
+    noise: RoundNoise
+    token_BT: Tensor
+    lengths: list[int]
+    length_B: Tensor
+    limits: list[int]
+    limit_B: Tensor
 
 
 class Engine:
@@ -39,6 +68,8 @@ class Engine:
         draft: the draft model, if the drafter needs one.
         slots: rows of the batch.
         analytic: also report the verifier's expected acceptance (costs a pass over the laws).
+        compile: compile the forward passes: `torch.compile` on the CPU, CUDA graphs on a GPU. Worth it for small models
+            and long runs: each shape takes seconds to a minute when first met.
 
     Raises:
         UserError: the parts do not fit together, or a model's layers cannot be cached by position.
@@ -55,6 +86,7 @@ class Engine:
         draft: PreTrainedModel | None = None,
         slots: int = 8,
         analytic: bool = False,
+        compile: bool = False,
     ) -> None:
         if drafter is not None and (verifier is None or length is None):
             raise UserError("a drafter needs a verifier and a draft length, got none: name them")
@@ -70,7 +102,9 @@ class Engine:
         self._longest = length.longest if drafter is not None and length is not None else 0
         self._slot_count = slots
         self._analytic = analytic
-        self._context = context_length(target)
+        self._compile = compile
+        self._adaptive = length is not None and type(length).limit is not DraftLength.limit
+        self._context = context_length(target.config)
         self._capacity = 0
 
     def check_prompt(self, request: Request) -> None:
@@ -119,13 +153,16 @@ class Engine:
         queue = deque(requests)
         slots = Slots(self._slot_count, self._capacity, self._target.device)
         laws: Laws | None = None
+        noise: NoiseAhead | None = None
         while queue or any(slots.rows):
             if queue and slots.free:
                 self._admit(slots, queue)
                 laws = None
             if laws is None or len(laws.seed_B) != len(slots.batch):
-                laws = slots.laws()
-            self._round(slots, laws)
+                laws, noise = slots.laws(), None
+            if noise is None or noise.exhausted:
+                noise = NoiseAhead(laws.seed_B, slots.rounds(), self._longest + 1)
+            self._round(slots, laws, noise)
             yield from self._release(slots)
 
     def _end(self, request: Request) -> int:
@@ -133,13 +170,14 @@ class Engine:
 
     def _reserve(self, longest_row: int) -> None:
         """Make room for rows of this length, with a round's padding behind them."""
-        capacity = bucketed(longest_row + self._longest + 2)
+        capacity = -(-(longest_row + self._longest + 1) // ALIGNMENT) * ALIGNMENT
         if capacity <= self._capacity:
             return
         target, draft = self._models
         self._capacity = capacity
-        self._target = RaggedModel(target, self._slot_count, capacity)
-        self._draft = RaggedModel(draft, self._slot_count, capacity) if draft is not None else None
+        wide, narrow = ((self._longest + 1,), (1, 2)) if self._compile else ((), ())
+        self._target = RaggedModel(target, self._slot_count, capacity, wide)
+        self._draft = RaggedModel(draft, self._slot_count, capacity, narrow) if draft is not None else None
 
     @property
     def cache_bytes(self) -> int:
@@ -173,73 +211,71 @@ class Engine:
                 token_RN = slots.token_ST[index_R, start : min(start + PREFILL_CHUNK, room)]
                 start_R = torch.full_like(index_R, start)
                 model.fill(token_RN, start_R, longest=start, rows=index_R)
+        for model in (self._target, self._draft):
+            if model is not None:
+                model.stopwatch.take()  # waits for the device
         share = (perf_counter() - began) / len(rows)
         for row in rows:
             row.completion.seconds.prefill += share
 
     # -- one round ----------------------------------------------------------------------------------------------------
 
-    def _round(self, slots: Slots, laws: Laws) -> None:
+    def _round(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> None:
         began = perf_counter()
-        lengths = slots.lengths()
-        length_B = slots.integers(lengths)
-        round_B = slots.integers([row.completion.target_calls if row else 0 for row in slots.batch])
-        noise = RoundNoise(laws.seed_B, round_B, length_B)
-        token_BT = slots.token_ST[: len(lengths)]
-        limits, limit_B = self._limits(slots)
-        drafting = perf_counter()
-        draft, fed = self._propose(slots, laws, noise, token_BT, length_B, limits, limit_B)
-        verifying = perf_counter()
-        last_B1 = token_BT.gather(1, length_B[:, None] - 1)
-        logits_BNV = self._target.forward(
-            torch.cat([last_B1, draft.token_BK], 1), length_B - 1, longest=max(lengths) - 1
-        )
-        committing = perf_counter()
-        logp_BNV = log_law(
-            logits_BNV[..., : self._vocabulary], laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation
-        )
-        verdict, expected_BK = self._verify(logp_BNV, draft, noise)
-        self._commit(slots, draft, verdict, expected_BK, length_B, limits, fed)
-        ended = perf_counter()
-        active = [row.completion.seconds for row in slots.batch if row is not None]
+        turn = self._begin(slots, laws, noise)
+        draft, fed = self._propose(turn)
+        last_B1 = turn.token_BT.gather(1, turn.length_B[:, None] - 1)
+        token_BN = torch.cat([last_B1, draft.token_BK], 1)
+        logits_BNV = self._target.forward(token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1)
+        logits_BNV = logits_BNV[..., : self._vocabulary]
+        logp_BNV = log_law(logits_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
+        verdict, expected_BK = self._verify(logp_BNV, draft, turn.noise)
+        self._commit(turn, draft, verdict, expected_BK, fed)
+        self._charge(turn, began)
+
+    def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> Turn:
+        rows, lengths = slots.batch, slots.lengths()
+        limits = self._limits(slots)
+        length_B, limit_B = slots.integers([lengths, limits])
+        token_BT = slots.token_ST[: len(rows)]
+        return Turn(rows, laws, noise.next(length_B), token_BT, lengths, length_B, limits, limit_B)
+
+    def _charge(self, turn: Turn, began: float) -> None:
+        """Share a round's time among its rows: the models' forward passes, and all else as overhead."""
+        active = [row.completion.seconds for row in turn.rows if row is not None]
+        verify = self._target.stopwatch.take() / len(active)
+        draft = self._draft.stopwatch.take() / len(active) if self._draft is not None else 0.0
+        overhead = (perf_counter() - began) / len(active) - verify - draft
         for seconds in active:
-            seconds.draft += (verifying - drafting) / len(active)
-            seconds.verify += (committing - verifying) / len(active)
-            seconds.overhead += (drafting - began + ended - committing) / len(active)
+            seconds.draft += draft
+            seconds.verify += verify
+            seconds.overhead += overhead
 
-    def _limits(self, slots: Slots) -> tuple[list[int], Tensor]:
+    def _limits(self, slots: Slots) -> list[int]:
         """The most tokens that each row may draft: the rule's word, the tokens still wanted, the draft's context."""
+        rows = slots.batch
         if self._rule is None or self._longest == 0:
-            limits = [0] * len(slots.batch)
-            return limits, slots.integers(limits)
-        asked = self._rule.limit(slots.last_round()).tolist()
+            return [0] * len(rows)
+        asked = self._rule.limit(slots.last_round()).tolist() if self._adaptive else [self._longest] * len(rows)
         context = self._draft.context if self._draft is not None else self._context
-        limits = [
+        return [
             max(0, min(int(ask), self._longest, row.end - row.length - 1, context - row.length)) if row else 0
-            for ask, row in zip(asked, slots.batch, strict=True)
+            for ask, row in zip(asked, rows, strict=True)
         ]
-        return limits, slots.integers(limits)
 
-    def _propose(
-        self,
-        slots: Slots,
-        laws: Laws,
-        noise: RoundNoise,
-        token_BT: Tensor,
-        length_B: Tensor,
-        limits: list[int],
-        limit_B: Tensor,
-    ) -> tuple[Draft, int]:
+    def _propose(self, turn: Turn) -> tuple[Draft, int]:
         """The drafts of this round, and how many drafted tokens the draft model was fed."""
-        longest = max(limits)
+        longest = max(turn.limits)
         if self._drafter is None or self._rule is None or longest == 0:
-            none_B0 = token_BT[:, :0]
-            return Draft(none_B0, limit_B, torch.empty(*none_B0.shape, self._vocabulary, device=token_BT.device)), -1
+            none_B0 = turn.token_BT[:, :0]
+            law_B0V = torch.empty(*none_B0.shape, self._vocabulary, device=none_B0.device)
+            return Draft(none_B0, turn.limit_B, law_B0V), -1
         steps = None
         if self._draft is not None:
-            cached = [row.draft_cached if row else 0 for row in slots.batch]
-            steps = DraftSteps(self._draft, cached, slots.lengths())
+            cached = [row.draft_cached if row else 1 for row in turn.rows]
+            steps = DraftSteps(self._draft, cached, turn.lengths)
         coupled = self._verifier is not None and self._verifier.shared_noise
+        laws, noise = turn.laws, turn.noise
 
         def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
             logq_BV = log_law(
@@ -249,8 +285,10 @@ class Engine:
                 return (logq_BV + noise.shared_gumbel_at(offset, self._vocabulary)).argmax(-1), logq_BV
             return noise.draft(logq_BV.exp(), offset), logq_BV
 
-        turn = DraftTurn(token_BT, length_B, limit_B, longest, self._vocabulary, self._rule, sample, steps)
-        return self._drafter.propose(turn), steps.fed if steps is not None else -1
+        given = DraftTurn(
+            turn.token_BT, turn.length_B, turn.limit_B, longest, self._vocabulary, self._rule, sample, steps
+        )
+        return self._drafter.propose(given), steps.fed if steps is not None else -1
 
     def _fit(self, logits_BV: Tensor) -> Tensor:
         """The draft's logits over the target's real ids: padding cut off, ids that the draft lacks without mass."""
@@ -268,29 +306,19 @@ class Engine:
 
     # -- commit -------------------------------------------------------------------------------------------------------
 
-    def _commit(
-        self,
-        slots: Slots,
-        draft: Draft,
-        verdict: Verdict,
-        expected_BK: Tensor | None,
-        length_B: Tensor,
-        limits: list[int],
-        fed: int,
-    ) -> None:
+    def _commit(self, turn: Turn, draft: Draft, verdict: Verdict, expected_BK: Tensor | None, fed: int) -> None:
         """Append what stands to the rows. The round's one transfer to the host is here."""
-        drafted_K = draft.token_BK.shape[1]
-        emitted_BN = torch.cat([draft.token_BK, draft.token_BK.new_zeros(len(length_B), 1)], 1)
-        emitted_BN.scatter_(1, verdict.accepted_B[:, None], verdict.next_token_B[:, None])
-        column_BN = length_B[:, None] + torch.arange(drafted_K + 1, device=length_B.device)
-        slots.token_ST[: len(length_B)].scatter_(1, column_BN, emitted_BN)
-        counts = torch.cat([verdict.accepted_B[:, None], draft.length_B[:, None], emitted_BN], 1).tolist()
+        accepted_B1, next_B1 = verdict.accepted_B[:, None], verdict.next_token_B[:, None]
+        emitted_BN = torch.cat([draft.token_BK, next_B1], 1).scatter_(1, accepted_B1, next_B1)
+        column_BN = turn.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
+        turn.token_BT.scatter_(1, column_BN, emitted_BN)
+        counts = torch.cat([accepted_B1, draft.length_B[:, None], emitted_BN], 1).tolist()
         expected = expected_BK.tolist() if expected_BK is not None else None
-        for index, row in enumerate(slots.batch):
+        for index, row in enumerate(turn.rows):
             if row is not None:
                 accepted, drafted, *emitted = counts[index]
                 _append(row, emitted[: accepted + 1], drafted, expected[index] if expected else None)
-                row.last = (limits[index], drafted, accepted)
+                row.last = (turn.limits[index], drafted, accepted)
                 if fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
                     row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, fed))

@@ -3,7 +3,7 @@
 Block and tree rules reject depending on later tokens, so noise that came back at the same absolute position in the next
 round would bias them: streams are keyed by the round. Gumbel coupling alone is keyed by position, by design.
 
-Axes: B rows, K drafted, V vocabulary.
+Axes: B rows, K drafted, V vocabulary, R rounds ahead, S streams, N offsets of a round.
 """
 
 import torch
@@ -13,6 +13,11 @@ from tempspec.core.noise import Stream, gumbel, uniform
 from tempspec.core.sampling import inverse_cdf
 from tempspec.interfaces import Noise
 
+ROUNDS_AHEAD = 16
+"""Rounds that one hash covers: a hash is some forty small operations, whatever its size."""
+
+STREAMS_AHEAD = (Stream.DRAFT, Stream.ACCEPT, Stream.RESIDUAL, Stream.TARGET)
+
 
 class RoundNoise(Noise):
     """The randomness of one round.
@@ -21,14 +26,20 @@ class RoundNoise(Noise):
         seed_B: the requests' seeds, int64.
         round_B: the rounds that each row has had.
         length_B: tokens so far; keys the shared noise.
+        ahead_BSN: this round's uniforms of `STREAMS_AHEAD`, if they are hashed already; they are the same.
     """
 
-    def __init__(self, seed_B: Tensor, round_B: Tensor, length_B: Tensor) -> None:
+    def __init__(self, seed_B: Tensor, round_B: Tensor, length_B: Tensor, ahead_BSN: Tensor | None = None) -> None:
         self._seed_B = seed_B
         self._round_B = round_B
         self._length_B = length_B
+        self._ahead_BSN = ahead_BSN
+        self._gumbel_BNV: Tensor | None = None
 
     def _uniform(self, stream: Stream, count: int, first: int = 0) -> Tensor:
+        ahead_BSN = self._ahead_BSN
+        if ahead_BSN is not None and stream in STREAMS_AHEAD and first + count <= ahead_BSN.shape[-1]:
+            return ahead_BSN[:, STREAMS_AHEAD.index(stream), first : first + count]
         offset_K = torch.arange(first, first + count, device=self._seed_B.device)
         return uniform(self._seed_B[:, None], int(stream), self._round_B[:, None], offset_K)
 
@@ -47,14 +58,52 @@ class RoundNoise(Noise):
         return inverse_cdf(weight_BV, self._uniform(Stream.DRAFT, 1, offset)[:, 0])
 
     def shared_gumbel(self, count: int, vocabulary: int) -> Tensor:
-        """Gumbel noise of the next `count` positions, `[B, count, V]`."""
-        return self._gumbel(torch.arange(count, device=self._seed_B.device), vocabulary)
+        """Gumbel noise of the next `count` positions, `[B, count, V]`; what drafting has used is not hashed again."""
+        known_BNV = self._gumbel_BNV
+        first = 0 if known_BNV is None else known_BNV.shape[1]
+        if first < count:
+            more_BNV = self._gumbel(torch.arange(first, count, device=self._seed_B.device), vocabulary)
+            known_BNV = more_BNV if known_BNV is None else torch.cat([known_BNV, more_BNV], 1)
+            self._gumbel_BNV = known_BNV
+        assert known_BNV is not None
+        return known_BNV[:, :count]
 
     def shared_gumbel_at(self, offset: int, vocabulary: int) -> Tensor:
         """Gumbel noise of one position, `[B, V]`."""
-        return self._gumbel(torch.tensor([offset], device=self._seed_B.device), vocabulary)[:, 0]
+        return self.shared_gumbel(offset + 1, vocabulary)[:, offset]
 
     def _gumbel(self, offset_N: Tensor, vocabulary: int) -> Tensor:
         position_BN1 = (self._length_B[:, None] + offset_N)[:, :, None]
         token_V = torch.arange(vocabulary, device=offset_N.device)
         return gumbel(self._seed_B[:, None, None], int(Stream.SHARED), position_BN1, token_V)
+
+
+class NoiseAhead:
+    """The noise of the next `ROUNDS_AHEAD` rounds of a batch whose rows stay: hashed at once, handed out by round.
+
+    Args:
+        seed_B: the requests' seeds, int64.
+        round_B: the rounds that each row has had.
+        offsets: N, the most uniforms that a row takes from a stream in one round.
+    """
+
+    def __init__(self, seed_B: Tensor, round_B: Tensor, offsets: int) -> None:
+        device = seed_B.device
+        self._seed_B = seed_B
+        self._round_RB = round_B + torch.arange(ROUNDS_AHEAD, device=device)[:, None]
+        stream_S1 = torch.tensor(STREAMS_AHEAD, device=device)[:, None]
+        round_RB11 = self._round_RB[:, :, None, None]
+        offset_N = torch.arange(offsets, device=device)
+        self._uniform_RBSN = uniform(seed_B[:, None, None], stream_S1, round_RB11, offset_N)
+        self._used = 0
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every round has been handed out."""
+        return self._used == ROUNDS_AHEAD
+
+    def next(self, length_B: Tensor) -> RoundNoise:
+        """The next round's noise; `length_B` as in `RoundNoise`."""
+        at = self._used
+        self._used += 1
+        return RoundNoise(self._seed_B, self._round_RB[at], length_B, self._uniform_RBSN[at])

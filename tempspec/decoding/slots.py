@@ -84,11 +84,15 @@ class Slots:
         return self.rows[: last + 1]
 
     def lengths(self) -> list[int]:
-        """Tokens of each row of the batch; an empty slot counts as one token."""
-        return [row.length if row else 1 for row in self.batch]
+        """Tokens of each row of the batch; an empty slot counts as two, the most that any round catches up on."""
+        return [row.length if row else 2 for row in self.batch]
 
-    def integers(self, values: Sequence[int]) -> Tensor:
-        """A list of the host as int64 on the device."""
+    def rounds(self) -> Tensor:
+        """The rounds that each row of the batch has had, int64 on the device."""
+        return self.integers([row.completion.target_calls if row else 0 for row in self.batch])
+
+    def integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """A list of the host, or a list of lists, as int64 on the device."""
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     def laws(self) -> Laws:
@@ -113,8 +117,8 @@ class Slots:
         )
 
     def last_round(self) -> LastRound:
-        """How the batch's last round went."""
-        last_B3 = self.integers([row.last if row else (-1, -1, -1) for row in self.batch])  # type: ignore[misc]
+        """How the batch's last round went; on the host, where limits are decided."""
+        last_B3 = torch.tensor([row.last if row else (-1, -1, -1) for row in self.batch])
         return LastRound(last_B3[:, 0], last_B3[:, 1], last_B3[:, 2])
 
 

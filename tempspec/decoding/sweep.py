@@ -32,6 +32,7 @@ class Sweep:
         batch_size: requests between two writes; an interrupted run continues behind the last write.
         timing_prompts: prompts of each set for the pass that measures speed, one at a time; 0 leaves it out.
         seed: all sampling noise derives from it.
+        compile: compile the forward passes; worth it for small models and long runs. Needs a C++ compiler on a CPU.
     """
 
     target_temperatures: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5])
@@ -47,6 +48,7 @@ class Sweep:
     batch_size: int = 64
     timing_prompts: int = 8
     seed: int = 0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded.

@@ -1,13 +1,13 @@
 """The ragged key-value cache: every row of a batch has its own length (floor 3).
 
-All that touches transformers' cache classes is in this file. Storage is preallocated, `[rows, capacity, heads, dim]`;
+All that touches transformers' cache classes is in this file. Storage is preallocated, `[rows, heads, capacity, dim]`;
 a forward pass writes each row's new keys and values at the row's own positions. A rejected token stays where it is,
 masked out by position, until the next pass overwrites it: taking tokens back costs nothing and copies nothing.
 
 Axes: S slots (all rows), R rows of the call, N new tokens, H heads, D head size, L positions viewed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,37 +16,39 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """Where the forward pass in flight writes and what it sees.
+    """Where the forward pass in flight writes and what it sees; all layers hold the same one.
 
     Attributes:
-        flat_RN: index of every new token into the flattened `[S * capacity]` storage, int64 `[R * N]`.
-        rows: the slots of the call's rows, int64 `[R]`; None means the first `count` slots.
-        count: R.
+        place_RN: where each row's new tokens go, int64.
+        rows: the slots of the call's rows, int64 `[R]`; None means the first R slots.
         view: L, how many leading positions attention sees.
+        flat_RHN: by number of heads: the new tokens' indices into the flattened `[S * H * capacity]` storage.
     """
 
-    flat_RN: Tensor
-    rows: Tensor | None
-    count: int
-    view: int
+    place_RN: Tensor | None = None
+    rows: Tensor | None = None
+    view: int = 0
+    flat_RHN: dict[int, Tensor] = field(default_factory=dict)
 
 
 class RaggedLayer(CacheLayerMixin):
     """One layer's keys and values; allocated by the first pass, in its dtype and on its device."""
 
-    def __init__(self, slots: int, capacity: int) -> None:
+    def __init__(self, slots: int, capacity: int, call: Call) -> None:
         super().__init__()
         self.slots = slots
         self.capacity = capacity
-        self.call: Call | None = None
+        self.call = call
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate storage for keys and values shaped like these `[R, H, N, D]`."""
-        shape = (self.slots, self.capacity)
-        self.keys = key_states.new_zeros(*shape, key_states.shape[1], key_states.shape[3])
-        self.values = value_states.new_zeros(*shape, value_states.shape[1], value_states.shape[3])
+        heads, device = key_states.shape[1], key_states.device
+        for name, states in (("keys", key_states), ("values", value_states)):
+            setattr(self, name, states.new_zeros(self.slots, heads, self.capacity, states.shape[3]))
+        self.first_SH1 = torch.arange(0, self.slots * heads * self.capacity, self.capacity, device=device)
+        self.first_SH1 = self.first_SH1.view(self.slots, heads, 1)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -56,22 +58,36 @@ class RaggedLayer(CacheLayerMixin):
         return self._write(self.keys, key_states), self._write(self.values, value_states)
 
     def _write(self, store: Tensor | None, states: Tensor) -> Tensor:
-        assert store is not None
-        assert self.call is not None
         call = self.call
-        flat = store.view(-1, *store.shape[2:])
-        flat.index_copy_(0, call.flat_RN, states.transpose(1, 2).reshape(-1, *store.shape[2:]))
-        seen = store[:, : call.view]
-        seen = seen[: call.count] if call.rows is None else seen.index_select(0, call.rows)
-        return seen.transpose(1, 2)
+        assert store is not None
+        rows, heads, _, size = states.shape
+        if heads not in call.flat_RHN:
+            assert call.place_RN is not None
+            call.flat_RHN[heads] = self._flat(call.place_RN, call.rows)
+        store.view(-1, size).index_copy_(0, call.flat_RHN[heads], states.reshape(-1, size))
+        seen = store[:, :, : call.view]
+        return seen[:rows] if call.rows is None else seen.index_select(0, call.rows)
+
+    def _flat(self, place_RN: Tensor, rows: Tensor | None) -> Tensor:
+        """Places of rows as indices into the flattened storage, in the order `[R, H, N]`."""
+        first_RH1 = self.first_SH1[: len(place_RN)] if rows is None else self.first_SH1[rows]
+        return (first_RH1 + place_RN[:, None]).view(-1)
+
+    def move(self, from_RN: Tensor, to_RN: Tensor, rows: Tensor | None) -> None:
+        """Copy keys and values within rows; all are read before any is written."""
+        source, goal = self._flat(from_RN, rows), self._flat(to_RN, rows)
+        for store in (self.keys, self.values):
+            assert store is not None
+            flat = store.view(-1, store.shape[-1])
+            flat.index_copy_(0, goal, flat.index_select(0, source))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask must cover."""
-        return (self.call.view if self.call else query_length), 0
+        return self.call.view, 0
 
     def get_seq_length(self) -> int:
         """The positions in view; rows have lengths of their own, which the caller keeps."""
-        return self.call.view if self.call else 0
+        return self.call.view
 
     def get_max_length(self) -> int:
         """The capacity of a row."""
@@ -93,17 +109,25 @@ class RaggedCache(Cache):
     """
 
     def __init__(self, layers: int, slots: int, capacity: int) -> None:
-        super().__init__(layers=[RaggedLayer(slots, capacity) for _ in range(layers)])
+        self.call = Call()
+        super().__init__(layers=[RaggedLayer(slots, capacity, self.call) for _ in range(layers)])
         self.slots = slots
         self.capacity = capacity
 
-    def begin(self, position_RN: Tensor, rows: Tensor | None, view: int) -> None:
-        """Say where the next forward pass writes (`position_RN`, per row) and how many positions it sees."""
-        count, _ = position_RN.shape
-        slot_R = torch.arange(count, device=position_RN.device) if rows is None else rows
-        call = Call((slot_R[:, None] * self.capacity + position_RN).flatten(), rows, count, view)
+    def begin(self, place_RN: Tensor, rows: Tensor | None, view: int) -> None:
+        """Say where the next forward pass writes (`place_RN`, per row) and how many places it sees."""
+        call = self.call
+        call.place_RN, call.rows, call.view = place_RN, rows, view
+        call.flat_RHN = {}
+
+    def end(self) -> None:
+        """Forget the pass: what it computed for itself must not outlive it."""
+        self.call.place_RN, self.call.rows, self.call.flat_RHN = None, None, {}
+
+    def move(self, from_RM: Tensor, to_RM: Tensor, rows: Tensor | None) -> None:
+        """Copy keys and values within rows, from places to places."""
         for layer in self.layers:
-            layer.call = call
+            layer.move(from_RM, to_RM, rows)
 
     @property
     def nbytes(self) -> int:

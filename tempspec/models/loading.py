@@ -35,6 +35,7 @@ __all__ = [
     "ModelOptions",
     "check_vocabulary",
     "first_layers",
+    "load_config",
     "load_model",
     "load_tokenizer",
     "real_vocabulary",
@@ -190,6 +191,13 @@ def _reason(error: Exception, place: _Place) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Loading and saving
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def load_config(path: str, *, revision: str | None = None, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of a folder or hub name; arguments and errors as in `load_model`."""
+    place = _place(path, revision, trust_remote_code)
+    with _one_line("model", place):
+        return AutoConfig.from_pretrained(place.path, **place.arguments())
 
 
 def load_model(

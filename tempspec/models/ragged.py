@@ -7,13 +7,18 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from tempspec.errors import UserError
 from tempspec.models.cache import RaggedCache
+from tempspec.models.compiling import compiled
+from tempspec.models.stopwatch import Stopwatch
 
 BUCKET = 64
 """Lengths are rounded up to a multiple of this, so that few distinct shapes occur."""
+
+SMALLEST_STATIC_VIEW = 256
+"""Positions that a compiled pass sees at least; from there on views double."""
 
 ATTENTION_KINDS = ("full_attention", "sliding_attention")
 
@@ -27,27 +32,30 @@ def bucketed(length: int) -> int:
     return -(-length // BUCKET) * BUCKET
 
 
-def context_length(model: PreTrainedModel) -> int:
-    """The most positions that the model was made for; 2**31 where its config names none."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31)
+def context_length(config: PreTrainedConfig) -> int:
+    """The most positions that a model was made for; 2**31 where its config names none."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
 
 
 class RaggedModel:
     """A transformers causal language model with a `RaggedCache`; tokens go in with explicit positions and a 4-D mask.
 
     The caller keeps the rows' lengths. Attention is by position alone: a query at position i sees keys 0..i of its row
-    (within the window, for sliding layers), whatever lies behind.
+    (within the window, for sliding layers), whatever lies behind. New tokens may also form a tree: each then sees the
+    row's earlier keys and its own ancestors, and `keep_path` makes the accepted path the row's text.
 
     Args:
         model: the model, in eval mode, on its device.
         slots: S, the most rows.
         capacity: positions a row; tokens written for padding need room too.
+        widths: compile the passes of at most so many new tokens a row, ascending: they run on all slots, padded to the
+            next of these widths. None, the default, compiles nothing.
 
     Raises:
         UserError: the model has layers without a key-value cache by position (recurrent, linear or chunked attention).
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, slots: int, capacity: int, widths: Sequence[int] = ()) -> None:
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         foreign = sorted(kinds.difference(ATTENTION_KINDS))
@@ -57,7 +65,7 @@ class RaggedModel:
                 f"expected only {' and '.join(ATTENTION_KINDS)} layers: choose another model"
             )
         self.model = model
-        self.context = context_length(model)
+        self.context = context_length(model.config)
         self.device = model.device
         # A draft may lack ids that the target emits: it sees its last one instead, which no law depends on.
         self._largest_id = model.get_input_embeddings().weight.shape[0] - 1
@@ -66,8 +74,31 @@ class RaggedModel:
         self._by_kind = "sliding_attention" in kinds
         # Models of one kind with a window and no layer types (Mistral) cut their only mask.
         self._cut_all = self._window > 0 and getattr(config, "layer_types", None) is None
+        self._place_L = torch.arange(capacity, device=self.device)
+        self._seen = torch.zeros((), dtype=model.dtype, device=self.device)
+        self._hidden = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=self.device)
+        self.stopwatch = Stopwatch(self.device)
+        self._reachable = capacity <= self.context  # else padding, and it alone, may lie beyond the context
+        self._widths = tuple(widths)
+        self._compiled = compiled(self._pass, self.device) if widths else self._pass
+        if widths:
+            self._allocate()
 
-    def forward(self, token_RN: Tensor, start_R: Tensor, *, longest: int, rows: Tensor | None = None) -> Tensor:
+    @torch.no_grad()
+    def _allocate(self) -> None:
+        """Feed a token that the first real one overwrites: the cache must exist before a pass is compiled."""
+        first = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self.fill(first[:, None], first, longest=0, rows=first)
+
+    def forward(
+        self,
+        token_RN: Tensor,
+        start_R: Tensor,
+        *,
+        longest: int,
+        rows: Tensor | None = None,
+        visible_RNN: Tensor | None = None,
+    ) -> Tensor:
         """Feed N tokens to each row, from the row's own position on.
 
         Args:
@@ -75,46 +106,115 @@ class RaggedModel:
             start_R: position of each row's first token, int64.
             longest: the largest start of any row, known without asking the device.
             rows: the slots to feed, int64 `[R]`; None means the first R.
+            visible_RNN: which new tokens (last axis) each new token sees, bool, itself included; `[N, N]` where all
+                rows agree. A token's position is the number of tokens that it sees before it. None means a chain.
 
         Returns:
-            Logits `[R, N, V]`.
+            Logits `[R, N, V]`; on CUDA graphs they stand until the next pass.
         """
-        return self._call(token_RN, start_R, longest, rows, keep=0)
+        return self._call(token_RN, start_R, longest, rows, keep=0, visible_RNN=visible_RNN)
+
+    def forward_last(self, token_RN: Tensor, start_R: Tensor, *, longest: int) -> Tensor:
+        """As `forward` on the first R slots, but logits `[R, V]` behind each row's last token alone."""
+        return self._call(token_RN, start_R, longest, None, keep=1)[:, -1]
+
+    def keep_path(self, start_R: Tensor, path_RM: Tensor, rows: Tensor | None = None) -> None:
+        """After a forward pass over a tree: make one path of it the row's text from `start_R` on.
+
+        Args:
+            start_R: as in that forward pass.
+            path_RM: the path's tokens by their place among the N, from the root on; behind a shorter path's end any
+                place may stand, its keys lie behind the row's length.
+            rows: as in that forward pass.
+        """
+        column_M = torch.arange(path_RM.shape[1], device=self.device)
+        self.cache.move(start_R[:, None] + path_RM, start_R[:, None] + column_M, rows)
 
     def fill(self, token_RN: Tensor, start_R: Tensor, *, longest: int, rows: Tensor) -> None:
         """As `forward`, for the cache's sake alone: no logits but one row's width are computed."""
         self._call(token_RN, start_R, longest, rows, keep=1)
 
-    def _call(self, token_RN: Tensor, start_R: Tensor, longest: int, rows: Tensor | None, keep: int) -> Tensor:
-        new = token_RN.shape[1]
-        position_RN = start_R[:, None] + torch.arange(new, device=self.device)
-        view = min(bucketed(longest + new), self.cache.capacity)
-        self.cache.begin(position_RN, rows, view)
+    def _call(
+        self,
+        token_RN: Tensor,
+        start_R: Tensor,
+        longest: int,
+        rows: Tensor | None,
+        keep: int,
+        visible_RNN: Tensor | None = None,
+    ) -> Tensor:
+        with self.stopwatch.running():
+            if rows is None and visible_RNN is None and self._widths and token_RN.shape[1] <= self._widths[-1]:
+                return self._static(token_RN, start_R, longest, keep)
+            view = min(bucketed(longest + token_RN.shape[1]), self.cache.capacity)
+            return self._pass(token_RN, start_R, view, keep, rows, visible_RNN)
+
+    def _static(self, token_RN: Tensor, start_R: Tensor, longest: int, keep: int) -> Tensor:
+        """A compiled pass: all slots, a width of `widths`, a view that doubles, so that few shapes occur."""
+        rows, new = token_RN.shape
+        width = next(width for width in self._widths if width >= new)
+        idle = self.cache.slots - rows
+        if width > new or idle:
+            token_RN = torch.nn.functional.pad(token_RN, (0, width - new, 0, idle))
+            start_R = torch.nn.functional.pad(start_R, (0, idle))
+        view = min(max(SMALLEST_STATIC_VIEW, 1 << (longest + width - 1).bit_length()), self.cache.capacity)
+        logits = self._compiled(token_RN, start_R, view, keep if width == new else 0)
+        return logits[:rows, new - 1 : new] if keep and width > new else logits[:rows, :new]
+
+    def _pass(
+        self,
+        token_RN: Tensor,
+        start_R: Tensor,
+        view: int,
+        keep: int,
+        rows: Tensor | None = None,
+        visible_RNN: Tensor | None = None,
+    ) -> Tensor:
+        """One forward pass: reads no value on the host, so that it can be compiled or captured."""
+        place_RN = start_R[:, None] + self._place_L[: token_RN.shape[1]]
+        position_RN = place_RN if visible_RNN is None else start_R[:, None] + visible_RNN.sum(-1) - 1
+        self.cache.begin(place_RN, rows, view)
         output = self.model(
             input_ids=token_RN.clamp(max=self._largest_id),
-            position_ids=position_RN.clamp(max=self.context - 1),  # only padding lies beyond
-            attention_mask=self._masks(position_RN, view),
+            position_ids=position_RN if self._reachable else position_RN.clamp(max=self.context - 1),
+            attention_mask=self._masks(position_RN, start_R, view, visible_RNN),
             past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
         )
+        self.cache.end()
         return output.logits
 
-    def _masks(self, position_RN: Tensor, view: int) -> Tensor | dict[str, Tensor]:
-        key_L = torch.arange(view, device=self.device)
-        query_RN1 = position_RN[:, :, None]
-        hidden = key_L > query_RN1
+    def _masks(
+        self, position_RN: Tensor, start_R: Tensor, view: int, visible_RNN: Tensor | None
+    ) -> Tensor | dict[str, Tensor]:
+        key_1L = self._place_L[None, :view]
+        if visible_RNN is None:
+            hidden_RNL = key_1L[:, None] > position_RN[:, :, None]
+        else:
+            key_1L, hidden_RNL = _tree_view(key_1L, position_RN, start_R, visible_RNN)
         if not self._by_kind and not self._cut_all:
-            return self._additive(hidden)
-        outside = hidden | (key_L <= query_RN1 - self._window)
+            return self._additive(hidden_RNL)
+        outside_RNL = hidden_RNL | (key_1L[:, None] <= position_RN[:, :, None] - self._window)
         if self._cut_all:
-            return self._additive(outside)
-        return {"full_attention": self._additive(hidden), "sliding_attention": self._additive(outside)}
+            return self._additive(outside_RNL)
+        return {"full_attention": self._additive(hidden_RNL), "sliding_attention": self._additive(outside_RNL)}
 
     def _additive(self, hidden_RNL: Tensor) -> Tensor:
         """A float mask `[R, 1, N, L]`; boolean ones are wrong for models that fall back to eager attention."""
-        mask = torch.zeros(hidden_RNL.shape, dtype=self.model.dtype, device=self.device)
-        return mask.masked_fill_(hidden_RNL, torch.finfo(self.model.dtype).min)[:, None]
+        return torch.where(hidden_RNL, self._hidden, self._seen)[:, None]
+
+
+def _tree_view(key_1L: Tensor, position_RN: Tensor, start_R: Tensor, visible_RNN: Tensor) -> tuple[Tensor, Tensor]:
+    """The position of every key, `[R, L]`, and which keys each new token of a tree does not see, `[R, N, L]`."""
+    rows, new = position_RN.shape
+    offset_RL = key_1L - start_R[:, None]
+    among_RL = (offset_RL >= 0) & (offset_RL < new)
+    offset_RL = offset_RL.clamp(0, new - 1)
+    key_RL = torch.where(among_RL, position_RN.gather(1, offset_RL), key_1L)
+    seen_RNL = visible_RNN.expand(rows, -1, -1).gather(2, offset_RL[:, None].expand(-1, new, -1))
+    earlier_R1L = (key_1L < start_R[:, None])[:, None]
+    return key_RL, ~(earlier_R1L | (seen_RNL & among_RL[:, None]))
 
 
 class DraftSteps:
@@ -132,28 +232,31 @@ class DraftSteps:
     def __init__(self, model: RaggedModel, cached: Sequence[int], lengths: Sequence[int]) -> None:
         self._model = model
         self._ends = [min(length, model.context) for length in lengths]
-        self._starts = [min(held, end - 1) for held, end in zip(cached, self._ends, strict=True)]
+        self._width = max(end - min(held, end - 1) for held, end in zip(cached, self._ends, strict=True))
         self._longest = max(self._ends)
         self.fed = -1
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
-        """Feed the tokens that the cache lacks (one or two a row); logits `[B, V]` after each row's last token."""
-        device = self._model.device
-        start_B = torch.tensor(self._starts, device=device)
-        lacking = [end - start for start, end in zip(self._starts, self._ends, strict=True)]
-        width = max(lacking)
-        column_BN = (start_B[:, None] + torch.arange(width, device=device)).clamp(max=token_BT.shape[1] - 1)
-        logits = self._model.forward(token_BT.gather(1, column_BN), start_B, longest=max(self._starts))
-        self._next_B = torch.tensor(self._ends, device=device)
+        """Feed the tokens that the cache lacks (one or two a row); logits `[B, V]` after each row's last token.
+
+        Every row is fed its last `width` tokens, even those that its cache holds: the same keys are written again.
+        """
+        width = self._width
+        self._next_B = length_B.clamp(max=self._model.context)
         self.fed = 0
-        if width == 1:
-            return logits[:, 0]
-        return logits[torch.arange(len(lacking), device=device), torch.tensor(lacking, device=device) - 1]
+        start_B = (self._next_B - width).clamp_(min=0)
+        column_BN = start_B[:, None] + torch.arange(width, device=start_B.device)
+        token_BN = token_BT.gather(1, column_BN)
+        longest = max(self._longest - width, 0)
+        if min(self._ends) >= width:
+            return self._model.forward_last(token_BN, start_B, longest=longest)
+        logits = self._model.forward(token_BN, start_B, longest=longest)
+        return logits[torch.arange(len(start_B), device=start_B.device), self._next_B - start_B - 1]
 
     def step(self, token_B: Tensor) -> Tensor:
         """Feed one more token a row; logits `[B, V]` after it."""
-        logits = self._model.forward(token_B[:, None], self._next_B, longest=self._longest)
+        logits = self._model.forward_last(token_B[:, None], self._next_B, longest=self._longest)
         self._next_B = self._next_B + 1
         self._longest += 1
         self.fed += 1
-        return logits[:, 0]
+        return logits

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import acceptance_grid, agreement_grid, argmax_acceptance, entropy
+from tempspec.core.acceptance import Survey, survey
 from tempspec.core.noise import fold
 from tempspec.decoding.sweep import Sweep, WorkItem
 from tempspec.errors import UserError
@@ -188,6 +188,16 @@ class DistillationModule(pl.LightningModule):
                 condition(self.draft, self.conditioning_rank)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
 
+    def setup(self, stage: str) -> None:
+        """Refuse rows that a model was not made for, before anything is trained or measured.
+
+        Raises:
+            UserError: the data's rows are longer than a model's context.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if stage != "predict" and data is not None:
+            self.pair.check_rows(data.max_length)
+
     def _needs_draft(self) -> bool:
         if self.stage != "predict":
             return True
@@ -257,7 +267,7 @@ class DistillationModule(pl.LightningModule):
         assert self.draft is not None
         pair, target = self.pair, self.pair.target_model
         if self._writer is None:
-            context = min(context_length(target), context_length(self.draft))
+            context = min(context_length(model.config) for model in (target, self.draft))
             self._writer = OnlineWriter(options, pair.vocabulary, pair.stop_ids, context)
             if self._resumed_text:
                 self._writer.written = self._resumed_text[self.trainer.global_rank]
@@ -364,11 +374,7 @@ class DistillationModule(pl.LightningModule):
     def _measure(self, batch: Batch) -> None:
         assert self.draft is not None
         keep_BT = response(batch)
-        temperatures = self.validation_temperatures
-        whole_p_NV = self._logits(self.pair.target_model, batch, keep_BT)
-        alpha_NTT, match_NTT, argmax_NT = self._grids(self.draft, whole_p_NV, batch, keep_BT)
-        match_NT = match_NTT.diagonal(dim1=1, dim2=2)
-        entropy_NT = entropy(whole_p_NV[:, : self.pair.vocabulary], temperatures)
+        found = self._survey(self.draft, batch, keep_BT)
         key_N, weight_N, set_N = (
             batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
         )
@@ -376,38 +382,37 @@ class DistillationModule(pl.LightningModule):
             here = set_N == index
             if here.any():
                 grid.update(
-                    alpha_NTT[here],
-                    argmax_NT[here],
-                    match_NT[here],
-                    entropy_NT[here],
+                    found.acceptance_NAD[here],
+                    found.argmax_NA[here],
+                    found.match_NA[here],
+                    found.entropy_NA[here],
                     key_N[here],
                     weight_N[here],
                 )
 
-    def _grids(
-        self, draft: PreTrainedModel, whole_p_NV: Tensor, batch: Batch, keep_BT: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Acceptance and agreement at every pair of temperatures, `[N, Tt, Td]`, and of argmax drafts, `[N, Tt]`.
-
-        An ordinary draft is run once; a conditioned one is another model at every draft temperature.
-        """
+    def _survey(self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Survey:
+        """An ordinary draft is run once; a conditioned one is another model at every draft temperature."""
         temperatures = self.validation_temperatures
+        logits_p_NV = self._logits(self.pair.target_model, batch, keep_BT)
+
+        def one() -> Survey:
+            logits_q_NV = self._logits(draft, batch, keep_BT)
+            return survey(*common_ids(logits_p_NV, logits_q_NV, self.pair.vocabulary), temperatures)
+
         if not is_conditioned(draft):
-            logits = common_ids(whole_p_NV, self._logits(draft, batch, keep_BT), self.pair.vocabulary)
-            return (
-                acceptance_grid(*logits, temperatures, temperatures),
-                agreement_grid(*logits, temperatures, temperatures),
-                argmax_acceptance(*logits, temperatures),
-            )
-        columns = []
-        for heat in (0.0, *temperatures):
+            return one()
+        found = []
+        for heat in (0.0, *temperatures):  # the first is the argmax draft
             set_temperature(draft, heat)
-            logits = common_ids(whole_p_NV, self._logits(draft, batch, keep_BT), self.pair.vocabulary)
-            columns.append([each(*logits, temperatures, [heat]) for each in (acceptance_grid, agreement_grid)])
+            found.append(one())
         set_temperature(draft, None)
-        argmax_NT1 = columns[0][0]
-        alpha_NTT, match_NTT = (torch.cat(parts, -1) for parts in zip(*columns[1:], strict=True))
-        return alpha_NTT, match_NTT, argmax_NT1[..., 0]
+        columns = list(enumerate(found[1:]))
+        return Survey(
+            torch.stack([each.acceptance_NAD[..., index] for index, each in columns], -1),
+            torch.stack([each.match_NA[..., index] for index, each in columns], -1),
+            found[0].argmax_NA,
+            found[0].entropy_NA,
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log the acceptance of every set at equal temperatures, and its mean, which checkpoints follow."""

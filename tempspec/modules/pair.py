@@ -15,10 +15,12 @@ from tempspec.models.loading import (
     Spacing,
     check_vocabulary,
     first_layers,
+    load_config,
     load_model,
     load_tokenizer,
     real_vocabulary,
 )
+from tempspec.models.ragged import context_length
 
 
 @dataclass
@@ -62,6 +64,22 @@ class Pair:
         return load_tokenizer(
             self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code
         )
+
+    def check_rows(self, length: int) -> None:
+        """Refuse rows longer than either model's context, by their configurations alone.
+
+        Raises:
+            UserError: naming the model and its context.
+        """
+        revisions = (self.options.target_revision, self.options.draft_revision)
+        for path, revision in zip((self.target, self.draft), revisions, strict=True):
+            if path is None:
+                continue
+            config = load_config(path, revision=revision, trust_remote_code=self.options.trust_remote_code)
+            if length > (context := context_length(config)):
+                raise UserError(
+                    f"data.max_length is {length}, but {path} was made for at most {context} positions: lower it"
+                )
 
     @cached_property
     def target_model(self) -> PreTrainedModel:

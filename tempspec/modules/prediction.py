@@ -125,6 +125,7 @@ class SweepRunner:
                 draft=None if plain else draft,
                 slots=1 if timed else self.sweep.slots,
                 analytic=not timed,
+                compile=self.sweep.compile,
             )
             if timed:
                 list(engine.run([item.request.shortened(WARM_UP_TOKENS)]))

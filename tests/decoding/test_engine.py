@@ -1,17 +1,31 @@
 """The engine as a whole: its law, its independence of the batch, its counts."""
 
+import copy
 import itertools
 
 import pytest
 import torch
 
+from tempspec.core.noise import Stream, uniform
 from tempspec.core.sampling import log_law
+from tempspec.core.verification import next_weight
 from tempspec.decoding.engine import PREFILL_CHUNK, Engine
+from tempspec.decoding.noise import RoundNoise
 from tempspec.errors import UserError
-from tempspec.interfaces import Draft, Request, Verdict, Verifier
+from tempspec.interfaces import Request, Verdict
 from tempspec.plugins.drafters import CausalLM, PromptLookup
 from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
 from tempspec.registry import load
+from tests.controls import (
+    BlockFirstFailure,
+    BlockPlainResidual,
+    MatchPlusResidual,
+    ResidualFromTarget,
+    SharedNoiseResidual,
+    Wrong,
+    WrongTemperature,
+    ratio_coins,
+)
 
 from .conftest import tiny_llama
 
@@ -145,50 +159,40 @@ def test_the_joint_law_survives_prompt_lookup(target):
     assert min(found) > 1e-4
 
 
-class ResidualFromTarget(Verifier):
-    """Wrong on purpose: after a rejection it samples the target instead of the residual."""
-
-    lossless = True
+class ReusedCoin(Wrong):
+    """Samples the residual with the very uniform that the coins used."""
 
     def verify(self, logp_BKV, draft, noise):
-        verdict = SAMPLING["TokenwiseRejection"].verify(logp_BKV, draft, noise)
-        row = torch.arange(len(logp_BKV))
-        return Verdict(verdict.accepted_B, noise.draw(logp_BKV[row, verdict.accepted_B].exp()))
+        accepted_B = ratio_coins(logp_BKV, draft, noise)
+        weight_BV = next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B)
+        return Verdict(accepted_B, noise.draw(weight_BV, Stream.ACCEPT))
 
 
-class ReusedCoin(Verifier):
-    """Wrong on purpose: the coin's own uniform also samples the residual."""
-
-    lossless = True
-
-    def verify(self, logp_BKV, draft, noise):
-        return SAMPLING["TokenwiseRejection"].verify(logp_BKV, draft, OneUniform(noise))
-
-
-class OneUniform:
-    def __init__(self, noise):
-        self._noise = noise
-
-    def coins(self, probability_BK):
-        return self._noise._uniform(2, probability_BK.shape[1]) < probability_BK
-
-    def draw(self, weight, stream=3):
-        return self._noise.draw(weight, 2)
+CONTROLS = {
+    ResidualFromTarget: 2000,
+    ReusedCoin: 2000,
+    WrongTemperature: 2000,
+    MatchPlusResidual: 2000,
+    BlockFirstFailure: 2000,
+    SharedNoiseResidual: 5000,
+    BlockPlainResidual: 12_000,  # off by .006 only
+}
 
 
-class WrongDraftTemperature(Verifier):
-    """Wrong on purpose: verifies with a flattened q."""
-
-    lossless = True
-
-    def verify(self, logp_BKV, draft, noise):
-        wrong = Draft(draft.token_BK, draft.length_B, (draft.logq_BKV / 2).log_softmax(-1))
-        return SAMPLING["TokenwiseRejection"].verify(logp_BKV, wrong, noise)
+@pytest.mark.parametrize("wrong", CONTROLS)
+def test_negative_controls_fail_the_chi_square(flat_pair, wrong):
+    assert min(p_values(*flat_pair, wrong(), CONTROLS[wrong])) < 1e-6
 
 
-@pytest.mark.parametrize("wrong", [ResidualFromTarget, ReusedCoin, WrongDraftTemperature])
-def test_negative_controls_fail_the_chi_square(target, draft, wrong):
-    assert min(p_values(target, draft, wrong(), 4000)) < 1e-6
+@pytest.mark.parametrize(("name", "harmless"), [("TokenwiseRejection", True), ("BlockVerification", False)])
+def test_noise_keyed_by_position_biases_rules_that_look_ahead(flat_pair, monkeypatch, name, harmless):
+    def by_position(noise, stream, count, first=0):
+        position_BK = noise._length_B[:, None] + torch.arange(first, first + count)
+        return uniform(noise._seed_B[:, None], int(stream), 0, position_BK)
+
+    monkeypatch.setattr(RoundNoise, "_uniform", by_position)
+    found = min(p_values(*flat_pair, SAMPLING[name], 6000))
+    assert found > 1e-4 if harmless else found < 1e-6
 
 
 @pytest.mark.slow
@@ -244,6 +248,96 @@ def test_a_draft_that_is_the_target_is_always_accepted(wide_pair):
         for completion in run(speculative(target, target, SAMPLING[name], analytic=True), requests):
             assert completion.accepted == completion.drafted
             assert completion.target_calls == 5  # 17 tokens in rounds of 3 + 1
+
+
+# -- compiled forward passes -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["TokenwiseRejection", "GumbelCoupling"])
+def test_compiled_passes_give_the_same_tokens_in_any_batch(wide_pair, name):
+    target, draft = wide_pair
+    requests = [
+        Request(p, t, max_new_tokens=5 + 3 * i, seed=i, key=f"{i}/{t}")
+        for i, p in enumerate([(7,), *prompts(3, 40)])
+        for t in (0.0, 1.0)
+    ]
+    eager = run(speculative(target, draft, SAMPLING[name], slots=3), requests)
+    for slots in (1, 3):
+        compiled = run(speculative(target, draft, SAMPLING[name], slots=slots, compile=True), requests)
+        assert [c.tokens for c in compiled] == [c.tokens for c in eager]
+        assert [c.accepted for c in compiled] == [c.accepted for c in eager]
+
+
+@pytest.mark.slow
+def test_compiled_plain_decoding_at_zero_is_generate(wide_pair):
+    target, _ = wide_pair
+    requests = [Request(p, 0.0, max_new_tokens=300 - i, key=str(i)) for i, p in enumerate(prompts(3, 40))]
+    for completion in run(Engine(target, 40, slots=2, compile=True), requests):
+        own = greedy_text(target, completion.request.prompt, completion.request.max_new_tokens)
+        assert completion.tokens == own[: len(completion.tokens)]
+        assert len(completion.request.prompt) + len(completion.tokens) == min(
+            256, len(completion.request.prompt) + completion.request.max_new_tokens
+        )
+
+
+@pytest.mark.slow
+def test_compiled_passes_follow_weights_that_change(wide_pair):
+    _, draft = wide_pair
+    target = tiny_llama(3, 40, layers=2, gain=2.0)
+    request = Request((1, 2, 3), 0.0, max_new_tokens=15)
+    for _ in range(2):
+        (completion,) = speculative(target, draft, SAMPLING["TokenwiseRejection"], compile=True).run([request])
+        assert completion.tokens == greedy_text(target, request.prompt, 15)
+        with torch.no_grad():
+            target.lm_head.weight.copy_(target.lm_head.weight.roll(1, 0))
+
+
+@pytest.mark.slow
+def test_the_joint_law_survives_compiled_passes(target, draft):
+    assert min(p_values(target, draft, SAMPLING["BlockVerification"], 4000, compile=True)) > 1e-4
+
+
+def test_without_a_compiler_compile_warns_in_one_line_and_decodes(wide_pair, monkeypatch):
+    target, _ = wide_pair
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    request = Request((1, 2, 3), 0.0, max_new_tokens=9)
+    with pytest.warns(UserWarning, match="expected a C\\+\\+ compiler"):
+        (completion,) = Engine(target, 40, compile=True).run([request])
+    assert completion.tokens == greedy_text(target, request.prompt, 9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_on_cuda_rows_give_the_greedy_text_of_generate(wide_pair, compile):
+    target, draft = (copy.deepcopy(model).cuda() for model in wide_pair)
+    requests = [Request(p, 0.0, max_new_tokens=12 + i, key=str(i)) for i, p in enumerate([(7,), *prompts(5, 40)])]
+    engine = speculative(target, draft, SAMPLING["TokenwiseRejection"], slots=3, compile=compile)
+    for completion in run(engine, requests):
+        ids = torch.tensor([completion.request.prompt], device="cuda")
+        own = target.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=completion.request.max_new_tokens,
+            pad_token_id=0,
+        )
+        assert completion.tokens == own[0, ids.shape[1] :].tolist()
+        assert completion.seconds.verify > 0
+        assert completion.seconds.overhead > 0
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_joint_law_is_the_targets(target, draft):
+    models = [copy.deepcopy(model).cuda() for model in (target, draft)]
+    for compile in (False, True):
+        engine = speculative(*models, SAMPLING["BlockVerification"], slots=512, compile=compile)
+        requests = [Request((1, 2, 3), 0.7, max_new_tokens=EMITTED, seed=seed) for seed in range(4000)]
+        base = target.config.vocab_size ** torch.arange(EMITTED - 1, -1, -1)
+        cells = torch.tensor([int((torch.tensor(c.tokens) * base).sum()) for c in engine.run(requests)])
+        law = joint_law(target, KINDS[0])
+        assert chi_square_p_value(torch.bincount(cells, minlength=len(law)), law * len(requests)) > 1e-4
 
 
 # -- counts ------------------------------------------------------------------------------------------------------------

@@ -93,6 +93,59 @@ def test_a_later_slot_can_be_filled_alone_and_in_chunks(model):
     torch.testing.assert_close(logits, own, atol=2e-5, rtol=1e-4)
 
 
+PARENTS = [-1, 0, 0, 1, 1, 2, 5, 3]  # of each node of a tree; -1 is the row's earlier text
+
+
+def path_to(node):
+    return [] if node < 0 else [*path_to(PARENTS[node]), node]
+
+
+def ancestry():
+    """Which nodes each node sees, itself included."""
+    visible = torch.zeros(len(PARENTS), len(PARENTS), dtype=torch.bool)
+    for node in range(len(PARENTS)):
+        visible[node, path_to(node)] = True
+    return visible
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_node_of_a_tree_sees_its_path_alone(model, shared):
+    lengths = [4, 11]
+    tokens = torch.randint(2, 40, (2, 40), generator=torch.Generator().manual_seed(3))
+    ragged = RaggedModel(model, slots=2, capacity=64)
+    ragged.fill(tokens[:, : max(lengths)], torch.zeros(2).long(), longest=0, rows=torch.arange(2))
+    nodes = tokens[:, 20 : 20 + len(PARENTS)]
+    start = torch.tensor(lengths)
+    visible = ancestry() if shared else ancestry().expand(2, -1, -1)
+    logits = ragged.forward(nodes, start, longest=max(lengths), visible_RNN=visible)
+    for row, length in enumerate(lengths):
+        for node in range(len(PARENTS)):
+            text = torch.cat([tokens[row, :length], nodes[row, path_to(node)]])
+            own = model(text[None]).logits[0, -1]
+            torch.testing.assert_close(logits[row, node], own, atol=2e-5, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_kept_path_is_the_text_that_later_tokens_see(model):
+    length, paths = 9, [path_to(6), path_to(4)]
+    tokens = torch.randint(2, 40, (2, 40), generator=torch.Generator().manual_seed(4))
+    ragged = RaggedModel(model, slots=3, capacity=64)
+    rows = torch.tensor([2, 0])
+    ragged.fill(tokens[:, :length], torch.zeros(2).long(), longest=0, rows=rows)
+    nodes = tokens[:, 20 : 20 + len(PARENTS)]
+    start = torch.full((2,), length)
+    ragged.forward(nodes, start, longest=length, rows=rows, visible_RNN=ancestry())
+    widest = max(map(len, paths))
+    padded = torch.tensor([path + [0] * (widest - len(path)) for path in paths])
+    ragged.keep_path(start, padded, rows=rows)
+    kept = start + torch.tensor([len(path) for path in paths])
+    logits = ragged.forward(torch.full((2, 1), 7), kept, longest=int(kept.max()), rows=rows)
+    for row, path in enumerate(paths):
+        text = torch.cat([tokens[row, :length], nodes[row, path], torch.tensor([7])])
+        torch.testing.assert_close(logits[row, 0], model(text[None]).logits[0, -1], atol=2e-5, rtol=1e-4)
+
+
 def test_recurrent_layers_are_refused_by_name():
     config = transformers.Qwen3NextConfig(
         **SHAPE | {"num_hidden_layers": 4}, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16

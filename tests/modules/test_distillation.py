@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from tempspec.core.sampling import log_law
 from tempspec.errors import UserError
-from tempspec.models.loading import load_model
+from tempspec.models.loading import load_model, save_model
 from tempspec.modules.distillation import DistillationModule
 from tempspec.plugins.divergences import ForwardKL, NegativeLogAcceptance
 from tempspec.plugins.schedules import Linear, Uniform
@@ -182,3 +183,20 @@ def test_bad_options_are_refused_at_once(module, options, what):
 def test_fit_without_a_draft_says_how_to_name_one(pair, data, trainer):
     with pytest.raises(UserError, match=r"model.draft to a folder or model.draft_layers"):
         trainer(max_steps=1).fit(DistillationModule(str(pair / "target")), data)
+
+
+def test_rows_longer_than_a_models_context_are_refused(module, data, trainer):
+    data.row_options = data.row_options.__class__(65)
+    with pytest.raises(UserError, match=r"max_length is 65, but .*target was made for at most 64 positions"):
+        trainer(max_steps=1).fit(module(), data)
+
+
+def test_what_fit_exports_assists_transformers_own_generation(pair, data, trainer, tmp_path):
+    module = DistillationModule(str(pair / "target"), draft_layers=1)  # transformers wants heads of one size
+    trainer(max_steps=2, limit_val_batches=0).fit(module, data)
+    save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
+    assistant = AutoModelForCausalLM.from_pretrained(tmp_path / "draft")
+    target, ids = load_model(str(pair / "target")), torch.tensor([[1, 2, 3]])
+    options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
+    assisted = target.generate(ids, assistant_model=assistant, **options)
+    assert torch.equal(assisted, target.generate(ids, **options))

@@ -53,4 +53,4 @@ class TrainingMonitor(Callback):
             now = self.clock()
             speed = float(self._tokens) / max(now - self._since, 1e-9)
             self._since, self._tokens = now, 0
-            pl_module.log("train/tokens_per_second", speed * trainer.world_size, prog_bar=True)
+            pl_module.log("train/tokens_per_second", speed * trainer.world_size)
