@@ -1,5 +1,6 @@
 """The one LightningDataModule: text for training and validation, prompts for decoding."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from tempspec.data.encoding import Encoder
 from tempspec.data.prompts import Prompt, PromptSource, read_prompts
 from tempspec.data.rows import RowOptions
 from tempspec.data.sampling import ResumableLoader, ShardSampler, work_loader
-from tempspec.data.sources import Source
+from tempspec.data.sources import TEMPERATURE, Source
 from tempspec.errors import UserError
 from tempspec.models.loading import load_tokenizer
 
@@ -110,6 +111,12 @@ class TextDataModule(LightningDataModule):
     def test_names(self) -> list[str]:
         """The test sets, in the order that a test batch's `set_index` counts."""
         return list(self.test_sources) or self.validation_names
+
+    @property
+    def generation_temperatures(self) -> list[float]:
+        """The temperatures that the training rows say they were sampled at, NaN for those that do not; after setup."""
+        found = self._train.unique(TEMPERATURE)
+        return sorted(value for value in found if value == value) + [math.nan] * any(value != value for value in found)
 
     @cached_property
     def tokenizer(self) -> Any:

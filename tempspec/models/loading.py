@@ -6,6 +6,7 @@ run unless asked, and a hub name without network is answered at once instead of 
 
 import copy
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tempspec.errors import UserError
+from tempspec.models.conditioning import plain_state, save_conditioning
 
 __all__ = [
     "ModelOptions",
@@ -43,6 +45,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+Spacing = Literal["first", "even"]
 
 _HUB_SECONDS = 10.0
 """How long the hub may take to say that a model exists before only the local cache is tried."""
@@ -272,7 +275,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     with _silence():
-        model.save_pretrained(fresh)
+        model.save_pretrained(fresh, state_dict=plain_state(model))
+        save_conditioning(model, fresh)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
     if folder.exists():
@@ -287,33 +291,79 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def first_layers(target: PreTrainedModel, count: int) -> PreTrainedModel:
-    """A new model made of the target's first `count` layers; embeddings, norm and head are copied, nothing is shared.
+def first_layers(
+    target: PreTrainedModel, count: int, *, spacing: Spacing = "first", width: int | None = None
+) -> PreTrainedModel:
+    """A new model made of some of the target's layers; embeddings, norm and head are copied, nothing is shared.
 
     Args:
         target: a causal language model whose config counts its layers in `num_hidden_layers`.
         count: 1 to the target's own number of layers.
+        spacing: the `first` layers, or layers spread `even`ly from the first to the last.
+        width: the hidden size; a narrower model takes the leading part of every weight, with heads of the same size.
 
     Raises:
-        UserError: `count` is out of range, or the architecture cannot be cut this way.
+        UserError: `count` or `width` is out of range, or the architecture cannot be cut this way.
     """
     layers = target.config.num_hidden_layers
     if not 1 <= count <= layers:
         raise UserError(f"draft_layers must be 1 to {layers}, the target's number of layers, got {count}")
+    chosen = list(range(count)) if spacing == "first" else _even(count, layers)
     config = copy.deepcopy(target.config)
     config.num_hidden_layers = count
     if getattr(config, "layer_types", None) is not None:
-        config.layer_types = config.layer_types[:count]
+        config.layer_types = [config.layer_types[layer] for layer in chosen]
+    weights = target.state_dict()
+    if width is not None and width != config.hidden_size:
+        _narrow(config, width, list(weights))
     draft = AutoModelForCausalLM.from_config(
         config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
     )
-    weights = target.state_dict()
-    missing = [name for name in draft.state_dict() if name not in weights]
+    source = {
+        name: _LAYER.sub(lambda found: f"{found[1]}{chosen[int(found[2])]}.", name) for name in draft.state_dict()
+    }
+    missing = [name for name, origin in source.items() if origin not in weights]
     if missing:
-        raise UserError(f"a {config.model_type} cannot be cut to its first layers ({missing[0]} has no counterpart)")
-    draft.load_state_dict({name: weights[name] for name in draft.state_dict()})
+        raise UserError(f"a {config.model_type} cannot be cut to some of its layers ({missing[0]} has no counterpart)")
+    draft.load_state_dict(
+        {name: weights[source[name]][tuple(map(slice, value.shape))] for name, value in draft.state_dict().items()}
+    )
     draft.generation_config = copy.deepcopy(target.generation_config)
     return draft.eval()
+
+
+_LAYER = re.compile(r"(\.(?:layers|h|blocks)\.)(\d+)\.")
+_FUSED = ("c_attn", "qkv", "query_key_value", "gate_up_proj", "W_pack")
+
+
+def _even(count: int, layers: int) -> list[int]:
+    """Numbers of layers spread evenly, the first and the last among them; the first alone if one is asked for.
+
+    >>> _even(3, 12), _even(1, 12), _even(2, 5)
+    ([0, 6, 11], [0], [0, 4])
+    """
+    return [(2 * place * (layers - 1) + count - 1) // (2 * max(count - 1, 1)) for place in range(count)]
+
+
+def _narrow(config: PreTrainedConfig, width: int, names: list[str]) -> None:
+    """Scale the sizes of a config down with the hidden size, in whole heads of the same size."""
+    whole, heads = config.hidden_size, config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    size = getattr(config, "head_dim", None) or whole // heads
+    fused = next((name for name in names if any(part in name for part in _FUSED)), None)
+    if fused is not None or not hasattr(config, "intermediate_size"):
+        raise UserError(
+            f"a {config.model_type} cannot be narrowed: {fused or 'its sizes'} cannot be cut; drop draft_width"
+        )
+    fewer, fewer_groups = heads * width // whole, max(groups * width // whole, 1)
+    if not 0 < width < whole or fewer < 1 or fewer * whole != heads * width or fewer % fewer_groups:
+        raise UserError(
+            f"draft_width must leave whole heads of the target's {heads} over {whole}, got {width}: "
+            f"take a multiple of {whole // heads} below {whole}"
+        )
+    config.hidden_size, config.head_dim = width, size
+    config.num_attention_heads, config.num_key_value_heads = fewer, fewer_groups
+    config.intermediate_size = max(config.intermediate_size * width // whole, 1)
 
 
 def real_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:

@@ -6,34 +6,42 @@ temperatures, predict decodes, generate writes the target's own text.
 Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import survey
-from tempspec.core.divergences import acceptance
+from tempspec.core.acceptance import Survey, survey
 from tempspec.core.noise import fold
-from tempspec.core.reduce import masked_sum_and_count
 from tempspec.decoding.sweep import Sweep, WorkItem
 from tempspec.errors import UserError
 from tempspec.interfaces import (
     Divergence,
     Drafter,
     DraftLength,
-    ScheduleContext,
+    LossContext,
     TemperatureSchedule,
     Verifier,
 )
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
-from tempspec.models.loading import ModelOptions
+from tempspec.models.conditioning import condition, is_conditioned, set_temperature
+from tempspec.models.heads import hidden_states, linear_head
+from tempspec.models.loading import ModelOptions, Spacing
+from tempspec.models.ragged import context_length
 from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
+from tempspec.modules.consistency import Span, inconsistency, loss_span
+from tempspec.modules.loss import FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
+from tempspec.modules.objective import Head
+from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
 from tempspec.modules.pair import Pair, common_ids
 from tempspec.modules.prediction import PromptSets, SweepRunner
@@ -53,10 +61,18 @@ class DistillationModule(pl.LightningModule):
         target: folder or hub name of the target; it is frozen.
         draft: folder or hub name of the draft.
         draft_layers: make the draft from the target's first N layers instead of loading one.
+        draft_spacing: which layers those are: the `first`, or `even`ly spread ones from the first to the last.
+        draft_width: the hidden size of a draft made so; a narrower one takes the leading part of every weight.
         loading: dtype, attention implementation, revisions. A draft in training is float32 unless a dtype is named.
         divergence: what fit minimises; ForwardKL by default.
         temperature: the loss temperature, a number or a schedule; 1 by default.
         label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
+        average: the loss is the mean over all tokens, or over the sequences of their own means.
+        selection: learn only the tokens that the draft can still gain on, by a reference draft; all by default.
+        conditioning_rank: make the draft's weights depend on its temperature by changes of this rank: one draft for all
+            temperatures, which `tempspec export` folds into an ordinary one; 0 for an ordinary draft.
+        online: rows whose response is written while training, by the draft or the target; none by default.
+        chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         optimizer: any of torch.optim; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) by default.
         lr_scheduler: a learning-rate schedule, stepped with the optimiser; WarmupCosine by default.
         validation_temperatures: target and draft temperatures of the analytic grid; 0 is argmax.
@@ -74,10 +90,17 @@ class DistillationModule(pl.LightningModule):
         target: str,
         draft: str | None = None,
         draft_layers: int | None = None,
+        draft_spacing: Spacing = "first",
+        draft_width: int | None = None,
         loading: ModelOptions | None = None,
         divergence: Divergence | None = None,
         temperature: TemperatureSchedule | float | None = None,
         label_weight: float = 0.0,
+        average: Literal["token", "sequence"] = "token",
+        selection: TokenSelection | None = None,
+        conditioning_rank: int = 0,
+        online: OnlineText | None = None,
+        chunk_tokens: int | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         validation_temperatures: list[float] | None = None,
@@ -90,15 +113,27 @@ class DistillationModule(pl.LightningModule):
         super().__init__()
         if not 0 <= label_weight <= 1:
             raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
+        if chunk_tokens is not None and chunk_tokens < 0:
+            raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
+        if conditioning_rank and online is not None and online.writer == "draft":
+            raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
         if not isinstance(temperature, TemperatureSchedule):
             temperature = Constant(1.0 if temperature is None else temperature)
-        self.pair = Pair(target, draft, draft_layers, ModelOptions() if loading is None else loading)
+        self.pair = Pair(
+            target, draft, draft_layers, ModelOptions() if loading is None else loading, draft_spacing, draft_width
+        )
+        # Registered here as well, so that what these two learn is trained and saved.
         self.divergence = ForwardKL() if divergence is None else divergence
         self.temperature = temperature
-        self.label_weight = label_weight
+        self.loss = FitLoss(
+            self.divergence, temperature, label_weight, average, selection.fraction if selection else 1.0
+        )
+        self.conditioning_rank = conditioning_rank
+        self.online = online
+        self.chunk_tokens = chunk_tokens
         self.validation_temperatures = list(dict.fromkeys(temperatures))
         self.runner = SweepRunner(
             self.pair,
@@ -110,6 +145,12 @@ class DistillationModule(pl.LightningModule):
         self.seed = seed
         self.draft: PreTrainedModel | None = None
         self.grids: dict[str, AcceptanceGrid] = {}
+        self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
+        self._writer: OnlineWriter | None = None
+        self._resumed_text: list[list[dict[str, Any]]] = []
+        self._began = 0.0
+        self._linear: bool | None = None
+        self._observed: list[tuple[Tensor, Moment]] = []
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
 
@@ -132,10 +173,19 @@ class DistillationModule(pl.LightningModule):
                 self.draft = self.pair.load_draft(self.pair.options.dtype)
             return
         self.pair.target_model.to(self.trainer.strategy.root_device)
+        if self._reference is not None and self.stage == "fit":
+            self._reference().to(self.trainer.strategy.root_device)
         if self.draft is None and self._needs_draft():
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
+        if self.draft is not None and is_conditioned(self.draft) and self.stage == "predict":
+            raise UserError(
+                "predict expected an ordinary draft, got one that is conditioned on the temperature: fold it with "
+                "`tempspec export --draft FOLDER --temperature T --output FOLDER`"
+            )
         if self.draft is not None and self.stage == "fit":
+            if self.conditioning_rank and not is_conditioned(self.draft):
+                condition(self.draft, self.conditioning_rank)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
 
     def setup(self, stage: str) -> None:
@@ -170,72 +220,134 @@ class DistillationModule(pl.LightningModule):
         return [TrainingMonitor(), FiniteLoss()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser over the draft's parameters alone."""
-        assert self.draft is not None
-        parameters = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
+        """The optimiser over the draft's parameters, and over what a schedule or a divergence learns."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return optimizers(self, parameters, self._optimizer, self._lr_scheduler)
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The token-weighted divergence at the scheduled temperature over the response tokens."""
-        keep_BT = _response(batch)
-        logits_p_NV, logits_q_NV = self._logits(batch, keep_BT)
-        target_N, draft_N = self._temperatures(batch, batch_index, keep_BT)
-        logp_NV = (logits_p_NV.float() / target_N[:, None]).log_softmax(-1)
-        logq_NV = (logits_q_NV.float() / draft_N[:, None]).log_softmax(-1)
-        loss_N = self.divergence(logp_NV[None], logq_NV[None], draft_N[None])[0]
-        if self.label_weight:
-            label_N = batch["input_ids"][:, 1:][keep_BT]
-            hard_N = torch.nn.functional.cross_entropy(logits_q_NV.float(), label_N, reduction="none")
-            loss_N = (1 - self.label_weight) * loss_N + self.label_weight * hard_N
-        weight_N = batch["weight"][:, None].expand_as(keep_BT)[keep_BT]
-        total, count = masked_sum_and_count(loss_N, weight_N > 0, weight_N)
-        loss = total / count.clamp(min=1)
-        self._log_step(loss, logp_NV, logq_NV, draft_N)
-        return loss
-
-    def _logits(self, batch: Batch, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Target's and draft's logits that predict the kept tokens, over the real ids that both have, `[N, V]`."""
+        """The divergence at the scheduled temperature over the response tokens."""
         assert self.draft is not None
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-        with torch.no_grad():
-            logits_p_NV = self.pair.target_model(**inputs).logits[:, :-1][keep_BT]
-        logits_q_NV = self.draft(**inputs).logits[:, :-1][keep_BT]
-        return common_ids(logits_p_NV, logits_q_NV, self.pair.vocabulary)
-
-    def _temperatures(self, batch: Batch, batch_index: int, keep_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss temperatures of target and draft at each kept token, `[N]` each.
-
-        The generator is seeded by (seed, step, batch, rank): a resumed run draws what an unbroken one draws.
-        """
         key = fold(self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
-        context = ScheduleContext(
-            step=self.trainer.global_step,
-            total_steps=self._total_steps(),
-            batch_size=len(keep_BT),
-            generator=torch.Generator().manual_seed(int(key)),
-            generation_temperature_B=batch["generation_temperature"],
+        # The key makes a resumed run draw what an unbroken one draws.
+        moment = Moment(self.trainer.global_step, self._total_steps(), int(key))
+        if self.online is not None:
+            batch = self._written(batch, moment, self.online)
+        if is_conditioned(self.draft):
+            set_temperature(self.draft, self.loss.draft_temperature(batch, moment))
+        sides, reference = self._sides(batch)
+        report = self.loss(sides, batch, moment, reference)
+        self._observed.append((report.loss.detach(), moment))
+        self.log("train/loss", report.loss, prog_bar=True)
+        self.log("train/acceptance", report.acceptance, prog_bar=True)
+        for name in ("temperature", "token_loss", "sequence_loss"):
+            self.log(f"train/{name}", getattr(report, name))
+        return report.loss
+
+    def on_train_start(self) -> None:
+        """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
+        self._began = time.perf_counter()
+        self._chunks()
+        online = self.online
+        if online is not None and online.share == 1 and online.high is not None:
+            generation = [online.low, online.high]
+        else:
+            generation = getattr(self.trainer.datamodule, "generation_temperatures", [])  # type: ignore[attr-defined]
+        note = inconsistency(
+            Span.of(generation),
+            loss_span(self.temperature, generation, self._total_steps()),
+            Span.of(self.validation_temperatures),
         )
-        temperatures = self.temperature(context)
-        target, draft = (
-            temperature.to(keep_BT.device).expand(keep_BT.shape)[keep_BT]
-            for temperature in (temperatures.target, temperatures.draft)
-        )
-        return target, draft
+        if note is not None:
+            rank_zero_info(note)
+
+    def _written(self, batch: Batch, moment: Moment, options: OnlineText) -> Batch:
+        """The batch with rows that the draft or the target writes now; logs their share of the time."""
+        assert self.draft is not None
+        pair, target = self.pair, self.pair.target_model
+        if self._writer is None:
+            context = min(context_length(model.config) for model in (target, self.draft))
+            self._writer = OnlineWriter(options, pair.vocabulary, pair.stop_ids, context)
+            if self._resumed_text:
+                self._writer.written = self._resumed_text[self.trainer.global_rank]
+        author = self.draft if options.writer == "draft" else target
+        batch = self._writer(batch, author, moment.step, moment.key)
+        elapsed = time.perf_counter() - self._began
+        self.log("train/generation_share", min(self._writer.seconds / max(elapsed, 1e-9), 1.0))
+        return batch
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the text that was written last, of all ranks: it may be used again before the next is written."""
+        if self.online is None or self.online.every == 1 or self._writer is None:
+            return
+        texts: list[Any] = [self._writer.written]
+        if torch.distributed.is_initialized():
+            texts = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(texts, self._writer.written)
+        checkpoint["online_text"] = texts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the text that was written last.
+
+        Raises:
+            UserError: another number of processes wrote it.
+        """
+        self._resumed_text = checkpoint.get("online_text", [])
+        if self._resumed_text and len(self._resumed_text) != self.trainer.world_size:
+            raise UserError(
+                f"expected the {len(self._resumed_text)} processes that wrote the checkpoint's text, got "
+                f"{self.trainer.world_size}: resume with as many"
+            )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tell the divergence how the step went."""
+        losses, moments = zip(*self._observed, strict=True)
+        self._observed.clear()
+        loss = self.all_gather(torch.stack(losses).mean()).mean()  # type: ignore[union-attr]
+        self.divergence.observe(loss, LossContext(moments[-1].step, moments[-1].total_steps))
+
+    def _sides(self, batch: Batch) -> tuple[Sides, Sides | None]:
+        """The target's outputs with the draft's, and with the reference's where tokens are selected."""
+        assert self.draft is not None
+        keep_BT = response(batch)
+        with torch.no_grad():
+            target = self._output(self.pair.target_model, batch, keep_BT)
+            reference = None if self._reference is None else self._output(self._reference(), batch, keep_BT)
+        draft = self._output(self.draft, batch, keep_BT)
+        return self._join(target, draft), None if reference is None else self._join(target, reference)
+
+    def _output(self, model: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Head | Tensor:
+        """A model's hidden states and head, or whole logits `[N, V]`, at the kept positions."""
+        if not self._chunks():
+            return self._logits(model, batch, keep_BT)
+        head = model.get_output_embeddings()
+        return Head(hidden_states(model, **_inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
+
+    def _join(self, target: Head | Tensor, draft: Head | Tensor) -> Sides:
+        if isinstance(target, Head) and isinstance(draft, Head):
+            common = min(len(target.weight_VH), len(draft.weight_VH), self.pair.vocabulary)
+            return Heads(target, draft, common, self.chunk_tokens)
+        assert isinstance(target, Tensor)
+        assert isinstance(draft, Tensor)
+        return Logits(*common_ids(target, draft, self.pair.vocabulary))
+
+    def _chunks(self) -> bool:
+        """Whether the loss is computed chunk by chunk: every head is linear, and nobody asked for whole logits."""
+        if self._linear is None:
+            models = [self.pair.target_model, self.draft, *([self._reference()] if self._reference else [])]
+            self._linear = self.chunk_tokens != 0 and all(linear_head(model) is not None for model in models)
+        return self._linear
+
+    def _logits(self, model: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Tensor:
+        """A model's logits that predict the kept tokens, `[N, V]`."""
+        return model(**_inputs(batch)).logits[:, :-1][keep_BT]
 
     def _total_steps(self) -> int | None:
         if self.trainer.max_steps > 0:
             return self.trainer.max_steps
         steps = self.trainer.estimated_stepping_batches
         return int(steps) if steps != float("inf") else None
-
-    def _log_step(self, loss: Tensor, logp_NV: Tensor, logq_NV: Tensor, draft_N: Tensor) -> None:
-        with torch.no_grad():
-            overlap = acceptance(logp_NV, logq_NV).mean()
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/temperature", draft_N.mean())
-        self.log("train/acceptance", overlap, prog_bar=True)
 
     # -- validate, test -----------------------------------------------------------------------------------------------
 
@@ -260,10 +372,9 @@ class DistillationModule(pl.LightningModule):
         self._measure(batch)
 
     def _measure(self, batch: Batch) -> None:
-        keep_BT = _response(batch)
-        logits_p_NV, logits_q_NV = self._logits(batch, keep_BT)
-        temperatures = self.validation_temperatures
-        found = survey(logits_p_NV, logits_q_NV, temperatures)
+        assert self.draft is not None
+        keep_BT = response(batch)
+        found = self._survey(self.draft, batch, keep_BT)
         key_N, weight_N, set_N = (
             batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
         )
@@ -278,6 +389,30 @@ class DistillationModule(pl.LightningModule):
                     key_N[here],
                     weight_N[here],
                 )
+
+    def _survey(self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Survey:
+        """An ordinary draft is run once; a conditioned one is another model at every draft temperature."""
+        temperatures = self.validation_temperatures
+        logits_p_NV = self._logits(self.pair.target_model, batch, keep_BT)
+
+        def one() -> Survey:
+            logits_q_NV = self._logits(draft, batch, keep_BT)
+            return survey(*common_ids(logits_p_NV, logits_q_NV, self.pair.vocabulary), temperatures)
+
+        if not is_conditioned(draft):
+            return one()
+        found = []
+        for heat in (0.0, *temperatures):  # the first is the argmax draft
+            set_temperature(draft, heat)
+            found.append(one())
+        set_temperature(draft, None)
+        columns = list(enumerate(found[1:]))
+        return Survey(
+            torch.stack([each.acceptance_NAD[..., index] for index, each in columns], -1),
+            torch.stack([each.match_NA[..., index] for index, each in columns], -1),
+            found[0].argmax_NA,
+            found[0].entropy_NA,
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Log the acceptance of every set at equal temperatures, and its mean, which checkpoints follow."""
@@ -319,6 +454,6 @@ class DistillationModule(pl.LightningModule):
         return [] if batch["filler"] else self.runner.decode(batch["items"], self.draft)
 
 
-def _response(batch: Batch) -> Tensor:
-    """Which logits count, bool `[B, T-1]`: entry t predicts token t + 1."""
-    return batch["loss_mask"][:, 1:] & (batch["weight"][:, None] > 0)
+def _inputs(batch: Batch) -> dict[str, Tensor | bool]:
+    """What a model's forward takes."""
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}

@@ -1,6 +1,6 @@
 """The pair of an experiment: a frozen target outside the module tree and a trainable draft (floor 5)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -8,9 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.errors import UserError
+from tempspec.models.conditioning import load_conditioning
 from tempspec.models.loading import (
     DType,
     ModelOptions,
+    Spacing,
     check_vocabulary,
     first_layers,
     load_config,
@@ -30,6 +32,8 @@ class Pair:
         draft: folder or hub name, or None.
         draft_layers: make the draft from the target's first N layers instead.
         options: how to load them.
+        spacing: which layers those are.
+        width: the hidden size of such a draft; None keeps the target's.
 
     Raises:
         UserError: both or neither way of naming a draft where one is needed.
@@ -39,6 +43,9 @@ class Pair:
     draft: str | None
     draft_layers: int | None
     options: ModelOptions
+    spacing: Spacing = "first"
+    width: int | None = None
+    _references: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse two drafts."""
@@ -87,7 +94,8 @@ class Pair:
             UserError: no draft is named, or its tokenizer is another one.
         """
         if self.draft_layers is not None:
-            draft = first_layers(self.target_model, self.draft_layers).requires_grad_(True)
+            draft = first_layers(self.target_model, self.draft_layers, spacing=self.spacing, width=self.width)
+            draft = draft.requires_grad_(True)
             return draft if dtype == "auto" else draft.to(getattr(torch, dtype))
         if self.draft is None:
             raise UserError(
@@ -98,7 +106,19 @@ class Pair:
             self.tokenizer,
             load_tokenizer(self.draft, revision=options.draft_revision, trust_remote_code=options.trust_remote_code),
         )
-        return self._load(self.draft, dtype, options.draft_revision)
+        return load_conditioning(self._load(self.draft, dtype, options.draft_revision), self.draft)
+
+    def reference_model(self, path: str) -> PreTrainedModel:
+        """Another draft to compare with, frozen, loaded once.
+
+        Raises:
+            UserError: there is none, or its tokenizer is another one.
+        """
+        if path not in self._references:
+            trust = self.options.trust_remote_code
+            check_vocabulary(self.tokenizer, load_tokenizer(path, trust_remote_code=trust))
+            self._references[path] = self._load(path, self.options.dtype, None).requires_grad_(False)
+        return self._references[path]
 
     def _load(self, path: str, dtype: DType, revision: str | None) -> PreTrainedModel:
         return load_model(

@@ -191,7 +191,9 @@ class SweepRunner:
         if self.generating:
             return origin
         held = Path(checkpoint).stat() if checkpoint else None
-        origin["draft"] = weights_digest(pair.draft) if pair.draft else f"{pair.draft_layers} layers"
+        origin["draft"] = (
+            weights_digest(pair.draft) if pair.draft else f"{pair.draft_layers} {pair.spacing} layers of {pair.width}"
+        )
         origin["checkpoint"] = f"{checkpoint} {held.st_size} {held.st_mtime_ns}" if held else ""
         origin["drafter"] = f"{describe(self.drafter)} {describe(self.length)}"
         return origin | {f"verifier {label}": describe(verifier) for label, verifier in self.verifiers.items()}

@@ -17,12 +17,45 @@ FUNCTIONS = {
     "total_variation": core.total_variation,
     "negative_log_acceptance": core.negative_log_acceptance,
     "lk_hybrid": core.lk_hybrid,
+    "normalised_total_variation": core.normalised_total_variation,
+    "alpha_beta": core.alpha_beta,
+    "alpha_beta_2": functools.partial(core.alpha_beta, alpha=1.5, beta=0.5),
+    "adaptive_kl": core.adaptive_kl,
+    "interpolated_kl": functools.partial(core.interpolated_kl, share=0.4),
+    "logit_difference": core.logit_difference,
 }
 every_function = pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
 
 
 def kl(p, q):
     return (p * (p / q).log()).sum(-1)
+
+
+def adaptive_reference(p, q):
+    order = p.argsort(-1, descending=True)
+    sorted_p = p.gather(-1, order)
+    head = torch.zeros_like(p).scatter(-1, order, ((sorted_p.cumsum(-1) - sorted_p) < 0.5).to(p))
+    gap = (p - q).abs()
+    share = (gap * head).sum(-1) / gap.sum(-1)
+    return share * kl(p, q) + (1 - share) * kl(q, p)
+
+
+def pairwise_difference(p, q):
+    gap = q.log() - p.log()
+    squares = (gap[..., :, None] - gap[..., None, :]) ** 2
+    return (p[..., :, None] * p[..., None, :] * squares).sum((-1, -2)) / 2
+
+
+def rewarded(p, q):
+    reward = (p > q).to(p)
+    mean = (q * reward).sum(-1)
+    deviation = (q * (reward - mean[..., None]) ** 2).sum(-1).sqrt()
+    return (p - q).abs().sum(-1) / 2 / deviation.clamp(min=1e-2)
+
+
+def alpha_beta_reference(p, q, a=0.2, b=0.7):
+    total = a + b
+    return -(p**a * q**b - a / total * p**total - b / total * q**total).sum(-1) / (a * b)
 
 
 # Straight from the papers, in probability space: what the log-space functions must equal where nothing is 0.
@@ -38,6 +71,12 @@ REFERENCES = {
     "lk_hybrid": lambda p, q: (
         (lam := torch.exp(-3 * torch.minimum(p, q).sum(-1))) * kl(p, q) + (1 - lam) * (p - q).abs().sum(-1) / 2
     ),
+    "normalised_total_variation": rewarded,
+    "alpha_beta": alpha_beta_reference,
+    "alpha_beta_2": functools.partial(alpha_beta_reference, a=1.5, b=0.5),
+    "adaptive_kl": adaptive_reference,
+    "interpolated_kl": lambda p, q: kl((r := p**0.4 * q**0.6) / r.sum(-1, keepdim=True), q),
+    "logit_difference": pairwise_difference,
 }
 
 
@@ -51,7 +90,7 @@ def gradient(function, logp, logits):
     return torch.autograd.grad(function(logp, logits.log_softmax(-1)).sum(), logits)[0]
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 1000), (2, 1, 3, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 300), (2, 1, 3, 4)], ids=str)
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_equals_its_formula(name, shape):
     logp, logq = log_laws(*shape)
@@ -75,6 +114,13 @@ def test_equals_its_formula(name, shape):
         ("negative_log_acceptance", [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], INF),
         ("negative_log_acceptance", [1.0, 0.0, 0.0], [0.25, 0.75, 0.0], math.log(4)),
         ("lk_hybrid", [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], INF),
+        ("normalised_total_variation", [0.5, 0.5, 0.0], [0.0, 0.5, 0.5], 0.5 / 0.01),
+        ("alpha_beta", [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], 1 / (0.2 * 0.7)),
+        ("adaptive_kl", [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], INF),
+        ("interpolated_kl", [1.0, 0.0, 0.0], [0.0, 1.0, 0.0], INF),
+        ("interpolated_kl", [0.5, 0.5, 0.0], [1.0, 0.0, 0.0], 0.0),
+        ("logit_difference", [0.5, 0.5, 0.0], [1.0, 0.0, 0.0], INF),
+        ("logit_difference", [1.0, 0.0, 0.0], [0.5, 0.5, 0.0], 0.0),
     ],
 )
 def test_laws_with_zeros(name, p, q, expected):
@@ -197,6 +243,65 @@ def test_lk_hybrid_holds_its_weight_constant():
 def test_lk_hybrid_without_eta_is_forward_kl():
     logp, logq = log_laws(10, 20)
     torch.testing.assert_close(core.lk_hybrid(logp, logq, eta=0.0), core.forward_kl(logp, logq))
+
+
+def test_normalised_total_variation_is_the_policy_gradient_of_the_normalised_reward():
+    logp, logq = log_laws(10, 20)
+    reward = (logp > logq).double()
+    q = logq.exp()
+    mean = (q * reward).sum(-1, keepdim=True)
+    advantage = (reward - mean) / (mean * (1 - mean)).sqrt().clamp(min=1e-2)
+
+    def surrogate(_, logq):
+        return -(q * advantage * logq).sum(-1)
+
+    expected = gradient(surrogate, logp, logq)
+    torch.testing.assert_close(gradient(core.normalised_total_variation, logp, logq), expected)
+
+
+def test_alpha_beta_tends_to_both_kls():
+    logp, logq = log_laws(10, 5)
+    forward, reverse = (core.alpha_beta(logp, logq, alpha=alpha, beta=beta) for alpha, beta in ((1, 1e-7), (1e-7, 1)))
+    torch.testing.assert_close(forward, core.forward_kl(logp, logq), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reverse, core.reverse_kl(logp, logq), rtol=1e-5, atol=1e-5)
+
+
+def test_ties_at_the_edge_of_the_head_count_as_one():
+    logp = torch.tensor([0.25, 0.25, 0.25, 0.25]).log()
+    logq = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    torch.testing.assert_close(core.adaptive_kl(logp, logq), core.forward_kl(logp, logq))
+    torch.testing.assert_close(core.top_k_cross_entropy(logp, logq, k=2), -0.25 * logq.sum())
+
+
+def test_interpolation_holds_its_teacher_constant():
+    logp, logq = log_laws(10, 20)
+    between = (0.3 * logp + 0.7 * logq).log_softmax(-1)
+    got = gradient(functools.partial(core.interpolated_kl, share=0.3), logp, logq)
+    torch.testing.assert_close(got, logq.exp() - between.exp())
+
+
+def test_top_k_over_everything_is_forward_kl_and_an_entropy():
+    logp, logq = log_laws(10, 20)
+    expected = core.forward_kl(logp, logq) + core.entropy(logp)
+    torch.testing.assert_close(core.top_k_cross_entropy(logp, logq, k=99), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cross_entropies_at_zeros(dtype):
+    logits = torch.tensor([[0.0, -INF, 0.0], [0.0, 0.0, 0.0]], dtype=dtype)
+    logp, label = torch.tensor([[0.5, 0.5, 0.0], [0.5, 0.25, 0.25]]).log().to(dtype), torch.tensor([1, 0])
+    for function in (core.top_k_cross_entropy, lambda _, logq: core.label_cross_entropy(logq, label)):
+        value = function(logp, logits.log_softmax(-1))
+        assert value.dtype == torch.float32
+        assert value[0] == INF
+        assert value[1] == pytest.approx(math.log(3), rel=1e-2)
+        assert gradient(function, logp, logits).isfinite().all()
+        assert function(logp, logits.log_softmax(-1) * torch.nan).isnan().all()
+
+
+def test_a_shift_of_the_drafts_logits_changes_no_logit_difference():
+    logp, logq = log_laws(10, 20)
+    torch.testing.assert_close(core.logit_difference(logp, logq + 3.0), core.logit_difference(logp, logq))
 
 
 def test_entropy_of_known_laws():

@@ -185,6 +185,35 @@ def test_first_layers_survive_a_folder(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 2])])
+def test_evenly_spaced_layers(count, chosen):
+    target = small_llama().eval()
+    draft = first_layers(target, count, spacing="even")
+    for layer, origin in zip(draft.model.layers, chosen, strict=True):
+        for name, value in layer.state_dict().items():
+            assert torch.equal(value, target.model.layers[origin].state_dict()[name])
+
+
+def test_a_narrow_draft_takes_the_leading_part_of_every_weight(tmp_path):
+    target = small_llama().eval()
+    whole = target.config.hidden_size
+    draft = first_layers(target, 1, width=whole // 2)
+    assert draft.config.hidden_size == whole // 2
+    assert draft.config.intermediate_size == target.config.intermediate_size // 2
+    for name, value in draft.state_dict().items():
+        assert torch.equal(value, target.state_dict()[name][tuple(map(slice, value.shape))])
+    save_model(draft, None, tmp_path / "draft")
+    token_BT = torch.tensor([[1, 2, 3]])
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "draft")
+    torch.testing.assert_close(again(token_BT).logits, draft(token_BT).logits)
+
+
+@pytest.mark.parametrize("width", [0, 3, 1000])
+def test_widths_that_leave_no_whole_heads(width):
+    with pytest.raises(UserError, match=f"draft_width must leave whole heads.*got {width}"):
+        first_layers(small_llama(), 1, width=width)
+
+
 @pytest.mark.parametrize("count", [0, 4, -1])
 def test_layers_out_of_range(count):
     with pytest.raises(UserError, match=f"1 to 3, the target's number of layers, got {count}"):

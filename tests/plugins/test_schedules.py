@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -13,19 +15,38 @@ OPTIONS = {
     "Cosine": [{"start": 2.0, "end": 0.5}, {"start": 0.5, "end": 2.0, "steps": 3}],
     "Exponential": [{"start": 2.0, "end": 0.5}, {"start": 0.5, "end": 2.0, "steps": 3}],
     "Piecewise": [{"boundaries": [], "temperatures": [1.0]}, {"boundaries": [2, 5], "temperatures": [2.0, 1.0, 0.5]}],
-    "Uniform": [{"low": 0.3, "high": 2.0}, {"low": 0.3, "high": 2.0, "per": "sequence"}, {"low": 1.0, "high": 1.0}],
+    "Uniform": [
+        {"low": 0.3, "high": 2.0},
+        {"low": 0.3, "high": 2.0, "per": "sequence"},
+        {"low": 0.3, "high": 2.0, "per": "token"},
+        {"low": 1.0, "high": 1.0},
+    ],
+    "Grid": [{"temperatures": [1.0]}, {"temperatures": [0.5, 1.0, 2.0], "weights": [1.0, 0.0, 3.0]}],
+    "Matched": [{"unknown": 0.7}, {"unknown": 1.0, "low": 0.5}],
+    "TeacherEntropy": [{}, {"low": 2.0, "high": 0.5}],
+    "TokenDifficulty": [{}, {"base": 2.0, "strength": -0.3}],
+    "Curriculum": [{"steps": 5}, {"start": 0.5, "low": 0.1, "span": 2.0}],
+}
+WITHOUT_DRAFT_SCALE = {
+    "LogitPeaks": [{}, {"base": 2.0}],
+    "Join": [
+        {"schedules": [plugins.Constant(2.0), plugins.Linear(2.0, 1.0)], "boundaries": [3]},
+        {"schedules": [plugins.TeacherEntropy(), plugins.Grid([1.0, 2.0])], "boundaries": [1]},
+    ],
 }
 NAMES = [
     plugin.name for plugin in registry.scan() if plugin.family == "schedules" and plugin.distribution == "tempspec"
 ]
 
 
-def context(step=0, total=10, batch=4, seed=0):
-    return ScheduleContext(step, total, batch, torch.Generator().manual_seed(seed))
+def context(step=0, total=10, batch=4, seed=0, **others):
+    known = {"keep_BT": torch.ones(batch, 2, dtype=torch.bool), "generation_temperature_B": torch.ones(batch)}
+    known |= {name: torch.rand(batch, 2) + 0.1 for name in ("entropy_BT", "loss_BT", "peak_p_BT", "peak_q_BT")}
+    return ScheduleContext(step, total, batch, torch.Generator().manual_seed(seed), **known | others)
 
 
 def test_every_built_in_is_registered_and_has_options_here():
-    assert sorted(NAMES) == plugins.__all__ == sorted(OPTIONS)
+    assert sorted(NAMES) == plugins.__all__ == sorted(OPTIONS | WITHOUT_DRAFT_SCALE)
 
 
 @pytest.mark.parametrize("draft_scale", [1.0, 1.5])
@@ -35,6 +56,13 @@ def test_conformance(name, options, draft_scale):
     check_schedule(schedule)
     got = schedule(context())
     torch.testing.assert_close(got.draft, got.target * draft_scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, one) for name, many in WITHOUT_DRAFT_SCALE.items() for one in many], ids=str
+)
+def test_conformance_without_a_scale(name, options):
+    check_schedule(getattr(plugins, name)(**options))
 
 
 @pytest.mark.parametrize("name", ["Linear", "Cosine", "Exponential"])
@@ -63,7 +91,7 @@ def test_piecewise_changes_at_its_boundaries():
     assert [float(schedule(context(step)).target) for step in range(7)] == [2.0, 2.0, 1.0, 1.0, 1.0, 0.5, 0.5]
 
 
-@pytest.mark.parametrize(("per", "shape"), [("batch", ()), ("sequence", (1000, 1))])
+@pytest.mark.parametrize(("per", "shape"), [("batch", ()), ("sequence", (1000, 1)), ("token", (1000, 2))])
 def test_uniform_draws_from_its_range(per, shape):
     schedule = plugins.Uniform(low=0.5, high=2.0, per=per)
     draws = [schedule(context(batch=1000, seed=seed)).target for seed in range(1000 if per == "batch" else 1)]
@@ -91,8 +119,72 @@ def test_uniform_draws_from_its_range(per, shape):
         (lambda: plugins.Piecewise([5], [1.0, 0.0]), "each of temperatures must be above 0"),
         (lambda: plugins.Uniform(0.0, 1.0), "low must be above 0"),
         (lambda: plugins.Uniform(2.0, 1.0), "high must be at least low = 2.0, got 1.0"),
+        (lambda: plugins.Grid([]), "temperatures must be at least one, got none"),
+        (lambda: plugins.Grid([1.0, 0.0]), "each of temperatures must be above 0"),
+        (lambda: plugins.Grid([1.0], [1.0, 2.0]), "weights must be 1 numbers of 0 or more"),
+        (lambda: plugins.Grid([1.0, 2.0], [0.0, 0.0]), "not all 0, got"),
+        (lambda: plugins.Matched(unknown=0.0), "unknown must be above 0"),
+        (lambda: plugins.Matched(low=0.0), "low must be above 0"),
+        (lambda: plugins.Join([plugins.Constant()], [3]), "schedules must be one more than the 1 boundaries, got 1"),
+        (lambda: plugins.Join([plugins.Constant()] * 3, [3, 3]), "boundaries must increase"),
+        (lambda: plugins.TeacherEntropy(half=0.0), "half must be above 0"),
+        (lambda: plugins.TokenDifficulty(strength=float("nan")), "strength must be finite, got nan"),
+        (lambda: plugins.LogitPeaks(base=-1.0), "base must be above 0"),
+        (lambda: plugins.Curriculum(start=1.0), "start must be between low = 1.0 and low"),
+        (lambda: plugins.Curriculum(steps=0), "steps must be 1 or more"),
     ],
 )
 def test_bad_options_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_grid_carries_its_weights_scaled_to_one():
+    got = plugins.Grid([0.5, 2.0], weights=[1.0, 3.0], draft_scale=2.0)(context())
+    assert got.target.shape == (2, 1, 1)
+    assert got.target.flatten().tolist() == [0.5, 2.0]
+    assert got.draft.flatten().tolist() == [1.0, 4.0]
+    assert got.weight_G.tolist() == [0.25, 0.75]
+
+
+def test_matched_gives_each_row_its_own_temperature():
+    own = torch.tensor([0.7, torch.nan, 0.0, 2.0])
+    got = plugins.Matched(unknown=1.5, low=0.2)(context(generation_temperature_B=own))
+    torch.testing.assert_close(got.target, torch.tensor([[0.7], [1.5], [0.2], [2.0]]))
+    with pytest.raises(UserError, match="got rows without one"):
+        plugins.Matched()(context(generation_temperature_B=own))
+    with pytest.raises(UserError, match="got rows without one"):
+        plugins.Matched()(context(generation_temperature_B=None))
+
+
+def test_joined_schedules_count_from_their_own_beginning():
+    joined = plugins.Join([plugins.Linear(1.0, 2.0), plugins.Linear(4.0, 2.0)], boundaries=[4])
+    path = [float(joined(context(step)).target) for step in range(11)]
+    assert path == pytest.approx([1, 1.25, 1.5, 1.75, 4, 4 - 1 / 3, 4 - 2 / 3, 3, 3 - 1 / 3, 3 - 2 / 3, 2])
+    assert plugins.Join([plugins.LogitPeaks(), plugins.TeacherEntropy()], [1]).needs == {"peaks", "entropy"}
+
+
+def test_hard_tokens_are_colder_by_the_median_of_those_that_count():
+    loss = torch.tensor([[1.0, 2.0, 4.0, 1000.0]])
+    keep = torch.tensor([[True, True, True, False]])
+    got = plugins.TokenDifficulty(base=2.0, strength=0.5)(context(batch=1, loss_BT=loss, keep_BT=keep)).target
+    assert got[0].tolist() == pytest.approx([2 * math.exp(0.3), 2.0, 2 * math.exp(-0.3), 2.0])  # tanh(log 2) = 0.6
+
+
+def test_schedules_that_look_at_tokens_say_what_they_need():
+    for name in ("TeacherEntropy", "TokenDifficulty", "LogitPeaks"):
+        with pytest.raises(UserError, match="expected a context with"):
+            getattr(plugins, name)()(ScheduleContext(0, 10, 4, torch.Generator()))
+    with pytest.raises(UserError, match="expected a context with keep_BT"):
+        plugins.Uniform(0.5, 1.0, per="token")(ScheduleContext(0, 10, 4, torch.Generator()))
+
+
+@pytest.mark.parametrize("step", [0, 5, 10])
+def test_the_curriculums_temperature_climbs_the_loss(step):
+    schedule = plugins.Curriculum(start=3.0)
+    got = schedule(context(step=step))
+    assert got.target.item() == pytest.approx(3.0)
+    (2 * got.target).backward()
+    share = 2 / 20
+    weight = (1 - math.cos(math.pi * step / 10)) / 2
+    assert schedule.theta.grad.item() == pytest.approx(-weight * 2 * 20 * share * (1 - share), abs=1e-6)

@@ -87,17 +87,17 @@ class WrongOrder(TotalVariation):
 
 
 class AlwaysScaled(TotalVariation):
-    def __call__(self, logp_BTV, logq_BTV, temperature=1.0):
+    def __call__(self, logp_BTV, logq_BTV, temperature=1.0, context=None):
         return self.per_position(logp_BTV, logq_BTV) * temperature
 
 
 class ScaledAtOne(TotalVariation):
-    def __call__(self, logp_BTV, logq_BTV, temperature=1.0):
+    def __call__(self, logp_BTV, logq_BTV, temperature=1.0, context=None):
         return self.per_position(logp_BTV, logq_BTV) * (2 * temperature if self.scale == "gradient" else 1)
 
 
 class MeanTemperature(TotalVariation):
-    def __call__(self, logp_BTV, logq_BTV, temperature=1.0):
+    def __call__(self, logp_BTV, logq_BTV, temperature=1.0, context=None):
         return super().__call__(logp_BTV, logq_BTV, torch.as_tensor(temperature).mean())
 
 
@@ -105,7 +105,7 @@ class WithoutScale(TotalVariation):
     def __init__(self):
         pass
 
-    def __call__(self, logp_BTV, logq_BTV, temperature=1.0):
+    def __call__(self, logp_BTV, logq_BTV, temperature=1.0, context=None):
         return self.per_position(logp_BTV, logq_BTV)
 
 
@@ -151,3 +151,23 @@ def test_the_message_says_law_place_and_amount():
     assert str(error) == f"{error.law}: failed at {error.where}: {error.by}"
     assert (error.law, error.where) == ("the value is 0 at p = q", "p = q")
     assert error.by == "off by 1, allowed 1e-09"
+
+
+class Labelled(Divergence):
+    """A cross-entropy with the labels of its context."""
+
+    gradient_order = 1
+
+    def per_position(self, logp, logq):
+        raise AssertionError("the kit gives a context")
+
+    def in_context(self, logp, logq, context):
+        return (
+            -logq.gather(-1, context.label_BT[..., None]).squeeze(-1).to(torch.promote_types(logq.dtype, torch.float32))
+        )
+
+
+def test_a_cross_entropy_is_told_from_a_divergence():
+    check_divergence(Labelled(), cross_entropy=True)
+    with pytest.raises(ConformanceError, match="0 at p = q"):
+        check_divergence(Labelled())

@@ -49,9 +49,9 @@ CONTROLS = {
     "NaN where unknown": (lambda c: torch.full((c.batch_size, 1), torch.nan), "positive and finite"),
     "number": (lambda c: 1.0, "a temperature is a floating-point tensor"),
     "integer": (lambda c: torch.tensor(1), "a temperature is a floating-point tensor"),
-    "row": (lambda c: torch.ones(c.batch_size), r"a scalar or \[B, 1\]"),
-    "transposed": (lambda c: torch.ones(1, c.batch_size), r"a scalar or \[B, 1\]"),
-    "one too many": (lambda c: torch.ones(c.batch_size + 1, 1), r"a scalar or \[B, 1\]"),
+    "row": (lambda c: torch.ones(c.batch_size), r"a scalar, \[B, 1\] or \[B, T\]"),
+    "transposed": (lambda c: torch.ones(1, c.batch_size), r"a scalar, \[B, 1\] or \[B, T\]"),
+    "one too many": (lambda c: torch.ones(c.batch_size + 1, 1), r"a scalar, \[B, 1\] or \[B, T\]"),
     "torch's generator": (lambda c: 1 + torch.rand(()), "equal generator states give equal|global generator"),
     "Python's generator": (lambda c: torch.tensor(1 + random.random()), "equal generator states give equal"),
     "drawn and not used": (lambda c: torch.rand(()) * 0 + 1, "torch's global generator is left alone"),
@@ -63,6 +63,19 @@ def test_a_broken_law_is_caught_and_named(name):
     function, law = CONTROLS[name]
     with pytest.raises(ConformanceError, match=law):
         check_schedule(Wrapped(function))
+
+
+@pytest.mark.parametrize(
+    ("shape", "weights", "law"),
+    [
+        ((2,), torch.ones(2), r"several temperatures are \[G, 1, 1\]"),
+        ((2, 1, 1), torch.ones(3), r"several temperatures are \[G, 1, 1\]"),
+        ((2, 1, 1), torch.tensor([1.0, -1.0]), "weights of several temperatures are finite and not negative"),
+    ],
+)
+def test_several_temperatures_are_checked(shape, weights, law):
+    with pytest.raises(ConformanceError, match=law):
+        check_schedule(Returning(Temperatures(torch.ones(shape), torch.ones(shape), weights)))
 
 
 def test_both_sides_are_checked():

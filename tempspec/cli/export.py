@@ -1,0 +1,42 @@
+"""`tempspec export`: an ordinary checkpoint of a temperature-conditioned draft, at one temperature (floor 6)."""
+
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from tempspec.cli.messages import OneLineErrors
+from tempspec.cli.quiet import quiet
+from tempspec.errors import UserError
+from tempspec.models.conditioning import fold, is_conditioned, load_conditioning
+from tempspec.models.loading import load_model, load_tokenizer, save_model
+
+__all__ = ["main"]
+
+
+class _Parser(OneLineErrors, ArgumentParser):
+    """Reports a wrong option in one line."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Fold a draft and write it.
+
+    Args:
+        arguments: `export` and its options.
+
+    Raises:
+        UserError: a wrong option, no such folder, or a draft that is not conditioned.
+    """
+    parser = _Parser(prog="tempspec export", description="Fold a conditioned draft into an ordinary checkpoint.")
+    parser.add_argument("--draft", type=str, required=True, help="The draft's folder, as fit wrote it.")
+    parser.add_argument("--temperature", type=float, required=True, help="The draft temperature to fold at.")
+    parser.add_argument("--output", type=str, required=True, help="The folder to write.")
+    options = parser.parse_args(list(arguments[1:]))
+    if not 0 <= options.temperature < float("inf"):
+        raise UserError(f"--temperature must be 0 or more and finite, got {options.temperature}")
+    quiet()
+    draft = load_conditioning(load_model(options.draft), options.draft)
+    if not is_conditioned(draft):
+        raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
+    save_model(fold(draft, options.temperature), load_tokenizer(options.draft), options.output)
+    print(f"{options.output}: the draft at temperature {options.temperature:g}")
+    return 0

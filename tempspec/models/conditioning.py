@@ -1,0 +1,211 @@
+"""One draft for all temperatures: low-rank changes of its weights, scaled by functions of log tau (floor 3).
+
+`condition` gives every linear layer below the head a change that is 0 at tau = 1; rows of one batch may have different
+temperatures. `fold` adds the change at one temperature to the weights: an ordinary model. On disk a conditioned draft
+is the ordinary checkpoint of tau = 1, with one more file beside it that only tempspec reads.
+
+Axes: B batch, F functions of log tau, R rank.
+"""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tempspec.errors import UserError
+
+__all__ = [
+    "COLDEST",
+    "FILE",
+    "condition",
+    "features",
+    "fold",
+    "is_conditioned",
+    "load_conditioning",
+    "plain_state",
+    "save_conditioning",
+    "set_temperature",
+]
+
+FILE = "conditioning.safetensors"
+COLDEST = 0.1
+"""Temperatures below it, 0 included, are conditioned on as this one."""
+
+
+def features(temperature: Tensor) -> Tensor:
+    """The functions of log tau that scale the changes: log tau and its square; `[..., 2]`.
+
+    >>> features(torch.tensor([1.0, 2.0]))
+    tensor([[0.0000, 0.0000],
+            [0.6931, 0.4805]])
+    """
+    log = temperature.clamp(min=COLDEST).log()
+    return torch.stack([log, log.square()], -1)
+
+
+_FUNCTIONS = 2
+
+
+class _Dial:
+    """What all conditioned layers of a model look at."""
+
+    def __init__(self) -> None:
+        self.features_BF: Tensor | None = None
+
+
+class _Conditioned(nn.Linear):
+    """A linear layer with a change of rank R for each function of log tau."""
+
+    def __init__(self, linear: nn.Linear, rank: int, dial: _Dial) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight, self.bias = linear.weight, linear.bias
+        self.rank, self.dial = rank, dial
+        self.down = nn.Parameter(self.weight.new_empty(_FUNCTIONS * rank, self.in_features).normal_())
+        self.down.data.div_(self.in_features**0.5)
+        self.up = nn.Parameter(self.weight.new_zeros(self.out_features, _FUNCTIONS * rank))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The ordinary layer, and its change at each row's temperature."""
+        plain = nn.functional.linear(input, self.weight, self.bias)
+        if self.dial.features_BF is None:
+            return plain
+        scale_B = self.dial.features_BF.to(input.dtype).repeat_interleave(self.rank, -1)
+        narrow = nn.functional.linear(input, self.down) * scale_B.view(-1, *[1] * (input.ndim - 2), scale_B.shape[-1])
+        return plain + nn.functional.linear(narrow, self.up)
+
+    def changed(self, features_F: Tensor) -> Tensor:
+        """The weight at one temperature."""
+        scale = features_F.to(self.weight).repeat_interleave(self.rank)
+        return self.weight + (self.up * scale) @ self.down
+
+
+class _Place(NamedTuple):
+    """Where a conditioned layer sits."""
+
+    name: str
+    parent: nn.Module
+    child: str
+    layer: _Conditioned
+
+
+def condition(model: PreTrainedModel, rank: int) -> PreTrainedModel:
+    """Give every linear layer below the head a change that is 0 at tau = 1, and everywhere until it is trained.
+
+    Args:
+        model: changed in place, and returned.
+        rank: R, at least 1.
+
+    Raises:
+        UserError: the rank is below 1, or the model has no linear layer below its head.
+    """
+    if rank < 1:
+        raise UserError(f"conditioning_rank must be 1 or more, got {rank}; 4 to 16 are usual")
+    dial = _Dial()
+    places = [
+        (parent, child, module)
+        for parent in model.base_model.modules()
+        for child, module in parent.named_children()
+        if type(module) is nn.Linear
+    ]
+    if not places:
+        raise UserError(f"a {model.config.model_type} has no linear layers to condition on the temperature")
+    for parent, child, module in places:
+        setattr(parent, child, _Conditioned(module, rank, dial))
+    return model
+
+
+def is_conditioned(model: nn.Module) -> bool:
+    """Whether the model's weights depend on a temperature."""
+    return any(isinstance(module, _Conditioned) for module in model.modules())
+
+
+def set_temperature(model: nn.Module, temperature: Tensor | float | None) -> None:
+    """Choose the temperatures of the coming forward passes.
+
+    Args:
+        model: a conditioned model; of others nothing is changed.
+        temperature: one for all rows, or one for each, `[B]`; None is tau = 1.
+    """
+    dials = {id(module.dial): module for module in model.modules() if isinstance(module, _Conditioned)}
+    for module in dials.values():
+        if temperature is None:
+            module.dial.features_BF = None
+        else:
+            heat_B = torch.as_tensor(temperature, dtype=torch.float32, device=module.weight.device).reshape(-1)
+            module.dial.features_BF = features(heat_B)
+
+
+@torch.no_grad()
+def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
+    """An ordinary copy of a conditioned model, with the weights of one temperature.
+
+    Args:
+        model: a conditioned model, which is left alone.
+        temperature: at least 0; below `COLDEST` that one is taken.
+
+    Raises:
+        UserError: the model is not conditioned.
+    """
+    if not is_conditioned(model):
+        raise UserError(
+            "expected a draft that is conditioned on the temperature, got an ordinary one: it needs no fold"
+        )
+    folded = copy.deepcopy(model)
+    features_F = features(torch.tensor(float(temperature), dtype=torch.float32))
+    for place in _places(folded):
+        layer = place.layer
+        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        plain.weight, plain.bias = nn.Parameter(layer.changed(features_F)), layer.bias
+        setattr(place.parent, place.child, plain)
+    return folded
+
+
+def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights of tau = 1, by the names of the ordinary model."""
+    changes = {f"{place.name}.{part}" for place in _places(model) for part in ("down", "up")}
+    return {name: value for name, value in model.state_dict().items() if name not in changes}
+
+
+def save_conditioning(model: PreTrainedModel, folder: Path) -> None:
+    """Write what the ordinary checkpoint lacks; nothing for an ordinary model."""
+    changes = {
+        f"{place.name}.{part}": getattr(place.layer, part).detach().contiguous()
+        for place in _places(model)
+        for part in ("down", "up")
+    }
+    if changes:
+        save_file(changes, folder / FILE)
+
+
+def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+    """Condition a model that was just loaded, if its folder says so; changed in place, and returned.
+
+    Raises:
+        UserError: the file belongs to another model.
+    """
+    file = Path(folder) / FILE
+    if not file.is_file():
+        return model
+    changes = load_file(file)
+    rank = next(iter(value.shape[0] for name, value in changes.items() if name.endswith(".down"))) // _FUNCTIONS
+    condition(model, rank)
+    try:
+        found = model.load_state_dict({name: value.to(model.dtype) for name, value in changes.items()}, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{file} belongs to another model: its tensors have other shapes") from error
+    if found.unexpected_keys:
+        raise UserError(f"{file} belongs to another model: it has a {found.unexpected_keys[0]}")
+    return model
+
+
+def _places(model: nn.Module) -> Iterator[_Place]:
+    for name, parent in list(model.named_modules()):
+        for child, module in list(parent.named_children()):
+            if isinstance(module, _Conditioned):
+                yield _Place(f"{name}.{child}" if name else child, parent, child, module)

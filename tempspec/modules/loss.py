@@ -1,0 +1,244 @@
+"""What fit minimises: an objective over the response tokens of a batch (floor 5). It knows no model.
+
+Axes: B batch, T positions, N the batch's response tokens, V vocabulary, G temperatures at once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from tempspec.core.reduce import masked_sum_and_count
+from tempspec.errors import UserError
+from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
+from tempspec.modules.objective import Head, Objective, Result, Summaries, chunked, plain, summaries, summarise
+
+__all__ = ["FitLoss", "Heads", "Logits", "Moment", "Report", "Sides", "TokenSelection", "response"]
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass
+class TokenSelection:
+    """Learn only the tokens that the draft can still gain on: those where it loses most to a reference draft.
+
+    Xiao et al. 2025 (AdaSPEC, arXiv 2510.19779).
+
+    Args:
+        reference: folder or hub name of the reference, a draft that was distilled on all tokens.
+        fraction: the share of a batch's tokens that is kept, in (0, 1].
+
+    Raises:
+        UserError: fraction is out of range.
+    """
+
+    reference: str
+    fraction: float = 0.4
+
+    def __post_init__(self) -> None:
+        """Refuse to keep nothing."""
+        if not 0 < self.fraction <= 1:
+            raise UserError(f"selection.fraction must be in (0, 1], got {self.fraction}; the paper takes 0.4")
+
+
+class Sides(Protocol):
+    """Both models' outputs on the kept tokens, whole or in the making."""
+
+    def loss(self, objective: Objective) -> Result:
+        """The loss, with gradients for the draft."""
+
+    def summaries(self, needs: frozenset[Summary]) -> Summaries:
+        """What schedules ask for."""
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Whole logits, for models whose head is more than a linear map."""
+
+    logits_p_NV: Tensor
+    logits_q_NV: Tensor
+
+    def loss(self, objective: Objective) -> Result:
+        """See `tempspec.modules.objective.plain`."""
+        return plain(self.logits_p_NV, self.logits_q_NV, objective)
+
+    @torch.no_grad()
+    def summaries(self, needs: frozenset[Summary]) -> Summaries:
+        """See `tempspec.modules.objective.summarise`."""
+        return summarise(self.logits_p_NV, self.logits_q_NV, needs)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Hidden states and heads; logits exist for a chunk of tokens at a time."""
+
+    target: Head
+    draft: Head
+    vocabulary: int
+    chunk: int | None = None
+
+    def loss(self, objective: Objective) -> Result:
+        """See `tempspec.modules.objective.chunked`."""
+        return chunked(self.target, self.draft, self.vocabulary, objective, self.chunk)
+
+    def summaries(self, needs: frozenset[Summary]) -> Summaries:
+        """See `tempspec.modules.objective.summaries`."""
+        return summaries(self.target, self.draft, self.vocabulary, needs, self.chunk)
+
+
+class Moment(NamedTuple):
+    """When a batch comes: optimiser steps taken, those that the run will take, and the key of its randomness."""
+
+    step: int
+    total_steps: int | None
+    key: int
+
+
+class Report(NamedTuple):
+    """What a step came to; all but `loss` carry no gradient.
+
+    Attributes:
+        loss: what is minimised.
+        token_loss: its mean over the kept tokens.
+        sequence_loss: the mean over the rows of their own means.
+        acceptance: the mean acceptance at the (first) loss temperature.
+        temperature: the draft's mean loss temperature.
+    """
+
+    loss: Tensor
+    token_loss: Tensor
+    sequence_loss: Tensor
+    acceptance: Tensor
+    temperature: Tensor
+
+
+@dataclass
+class FitLoss:
+    """The loss of a batch, from both models' outputs.
+
+    Args:
+        divergence: the distance between the laws.
+        temperature: the loss temperatures.
+        label_weight: share of the cross-entropy with the text's own tokens, at temperature 1.
+        average: over all tokens alike, or over sequences whose own means count alike.
+        fraction: the share of tokens that selection keeps.
+    """
+
+    divergence: Divergence
+    temperature: TemperatureSchedule
+    label_weight: float = 0.0
+    average: Literal["token", "sequence"] = "token"
+    fraction: float = 1.0
+
+    def __call__(self, sides: Sides, batch: Batch, moment: Moment, reference: Sides | None = None) -> Report:
+        """The loss of a batch.
+
+        Args:
+            sides: both models' outputs at the positions that `response` keeps.
+            batch: the batch, as the data module makes it.
+            moment: when it comes.
+            reference: the target's and the reference draft's outputs, for selection.
+        """
+        keep_BT = response(batch)
+        objective = self._objective(sides, batch, keep_BT, moment)
+        if reference is not None:
+            objective = replace(objective, weight_N=self._selected(sides, reference, objective.weight_N))
+        result = sides.loss(objective)
+        return self._report(result, objective, keep_BT)
+
+    def draft_temperature(self, batch: Batch, moment: Moment) -> Tensor:
+        """The draft's loss temperature of each row, `[B]`, before any model has run: for a conditioned draft.
+
+        Raises:
+            UserError: the schedule looks at tokens, or gives more than one temperature to a row.
+        """
+        keep_BT = response(batch)
+        none = Summaries(None, None, None, None)
+        got = None if self.temperature.needs else self._scheduled(none, batch, keep_BT, moment)
+        if got is None or got.weight_G is not None or (got.draft.ndim and got.draft.shape[1] != 1):
+            raise UserError(
+                "a conditioned draft expected one loss temperature for each row, got a schedule of another kind, "
+                f"{type(self.temperature).__name__}: take one per batch or per sequence, such as Uniform"
+            )
+        return got.draft.detach().expand(len(keep_BT), 1)[:, 0]
+
+    def _objective(self, sides: Sides, batch: Batch, keep_BT: Tensor, moment: Moment) -> Objective:
+        target_GN, draft_GN, share_G = self._temperatures(sides, batch, keep_BT, moment)
+        label_1N = batch["input_ids"][:, 1:][keep_BT][None]
+        context = LossContext(moment.step, moment.total_steps, label_1N)
+        weight_N = self._weights(batch, keep_BT)
+        return Objective(self.divergence, target_GN, draft_GN, share_G, weight_N, context, self.label_weight)
+
+    def _weights(self, batch: Batch, keep_BT: Tensor) -> Tensor:
+        weight_BT = batch["weight"][:, None].expand_as(keep_BT)
+        if self.average == "sequence":
+            weight_BT = weight_BT / keep_BT.sum(1, keepdim=True).clamp(min=1)
+        return weight_BT[keep_BT]
+
+    def _temperatures(
+        self, sides: Sides, batch: Batch, keep_BT: Tensor, moment: Moment
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Target's and draft's loss temperatures at each kept token, `[G, N]` each, and their shares, `[G]`."""
+        needs = self.temperature.needs
+        found = sides.summaries(needs) if needs else Summaries(None, None, None, None)
+        got = self._scheduled(found, batch, keep_BT, moment)
+        share_G = torch.ones(1) if got.weight_G is None else got.weight_G
+        target_GN, draft_GN = (
+            side.to(keep_BT.device).expand(len(share_G), *keep_BT.shape)[:, keep_BT] for side in (got.target, got.draft)
+        )
+        return target_GN, draft_GN, share_G.to(keep_BT.device)
+
+    def _scheduled(self, found: Summaries, batch: Batch, keep_BT: Tensor, moment: Moment) -> Temperatures:
+        context = ScheduleContext(
+            moment.step,
+            moment.total_steps,
+            len(keep_BT),
+            torch.Generator().manual_seed(moment.key),
+            batch["generation_temperature"],
+            keep_BT,
+            *(None if value_N is None else _spread(value_N, keep_BT) for value_N in found),
+        )
+        return self.temperature(context)
+
+    def _selected(self, sides: Sides, reference: Sides, weight_N: Tensor) -> Tensor:
+        """The weights, 0 where the draft loses least to the reference."""
+        needs: frozenset[Summary] = frozenset({"loss"})
+        own_N, best_N = sides.summaries(needs).loss_N, reference.summaries(needs).loss_N
+        assert own_N is not None
+        assert best_N is not None
+        count = -int(-len(weight_N) * self.fraction // 1)
+        kept_N = torch.zeros_like(weight_N)
+        kept_N[(own_N - best_N).topk(count).indices] = 1.0
+        return weight_N * kept_N
+
+    def _report(self, result: Result, objective: Objective, keep_BT: Tensor) -> Report:
+        weight_N = objective.weight_N
+        loss = result.total / _or_one(weight_N.sum())
+        with torch.no_grad():
+            kept_N = weight_N > 0
+            token_loss, count = masked_sum_and_count(result.loss_N, kept_N)
+            loss_BT, kept_BT = _spread(result.loss_N, keep_BT), _spread(kept_N, keep_BT, False)
+            own_B = torch.where(kept_BT, loss_BT, 0.0).sum(1) / kept_BT.sum(1).clamp(min=1)
+            rows = kept_BT.any(1).sum()
+            overlap, _ = masked_sum_and_count(result.overlap_N, kept_N)
+            mean_N = (objective.share_G[:, None] * objective.draft_GN).sum(0) / _or_one(objective.share_G.sum())
+            heat, _ = masked_sum_and_count(mean_N, kept_N)
+            count = _or_one(count)
+        return Report(loss, token_loss / count, own_B.sum() / rows.clamp(min=1), overlap / count, heat / count)
+
+
+def response(batch: Batch) -> Tensor:
+    """Which logits count, bool `[B, T-1]`: entry t predicts token t + 1."""
+    return batch["loss_mask"][:, 1:] & (batch["weight"][:, None] > 0)
+
+
+def _spread(value_N: Tensor, keep_BT: Tensor, fill: float = torch.nan) -> Tensor:
+    """Values of the kept positions back at their places, `[B, T]`."""
+    return torch.full(keep_BT.shape, fill, dtype=value_N.dtype, device=keep_BT.device).masked_scatter(keep_BT, value_N)
+
+
+def _or_one(count: Tensor) -> Tensor:
+    """A divisor: 1 where nothing was counted."""
+    return torch.where(count > 0, count, 1.0)

@@ -1,0 +1,331 @@
+"""From two models' logits to the value of a loss and its gradients, all at once or chunk by chunk (floor 5).
+
+`plain` is the definition: logits in, a differentiable total out. `chunked` takes hidden states and heads instead, walks
+over a few tokens at a time, and keeps nothing of the size of the vocabulary but the head's gradient; value and
+gradients are the plain ones. No model and no batch is known here.
+
+Axes: N tokens, V vocabulary, H hidden, G temperatures at once.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from tempspec.core.divergences import acceptance, entropy, forward_kl, label_cross_entropy
+from tempspec.core.reduce import masked_sum_and_count
+from tempspec.interfaces import Divergence, LossContext, Summary
+
+__all__ = ["Head", "Objective", "Result", "Summaries", "chunk_length", "chunked", "plain", "summaries", "summarise"]
+
+_CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
+"""Tokens x vocabulary of one chunk: 32 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
+
+
+class Head(NamedTuple):
+    """Hidden states and the linear map that turns them into logits.
+
+    Attributes:
+        hidden_NH: the input of the head.
+        weight_VH: its weight; may have more rows than the laws have tokens (a padded vocabulary).
+        bias_V: its bias, or None.
+    """
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+
+
+class Result(NamedTuple):
+    """A loss over tokens.
+
+    Attributes:
+        total: the weighted sum, with its gradient.
+        loss_N: the loss of each token, without.
+        overlap_N: the acceptance of each token at the loss temperature, without; at the first of several.
+    """
+
+    total: Tensor
+    loss_N: Tensor
+    overlap_N: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What is minimised over a set of tokens.
+
+    Attributes:
+        divergence: the distance between the laws.
+        target_GN: the target's loss temperatures.
+        draft_GN: the draft's.
+        share_G: the weight of each temperature.
+        weight_N: the weight of each token; 0 leaves it out, whatever its value.
+        context: the step and, as `[1, N]`, the text's own tokens.
+        label_weight: the share of the cross-entropy with those tokens, at temperature 1.
+    """
+
+    divergence: Divergence
+    target_GN: Tensor
+    draft_GN: Tensor
+    share_G: Tensor
+    weight_N: Tensor
+    context: LossContext
+    label_weight: float = 0.0
+
+    def part(self, tokens: slice) -> "Objective":
+        """The same for some of the tokens."""
+        label = self.context.label_BT
+        return replace(
+            self,
+            target_GN=self.target_GN[:, tokens],
+            draft_GN=self.draft_GN[:, tokens],
+            weight_N=self.weight_N[tokens],
+            context=replace(self.context, label_BT=None if label is None else label[:, tokens]),
+        )
+
+    def terms(self) -> "Iterator[Callable[[Tensor, Tensor], Tensor]]":
+        """Functions of both wide logits whose results, `[N]`, add up to the loss."""
+        for index in range(len(self.share_G)):
+            yield partial(self._distance, index)
+        if self.label_weight:
+            yield self._label_loss
+
+    @torch.no_grad()
+    def overlap(self, z_p_NV: Tensor, z_q_NV: Tensor) -> Tensor:
+        """The acceptance at the first loss temperature, `[N]`."""
+        return acceptance(*self._laws(0, z_p_NV, z_q_NV))
+
+    def _distance(self, index: int, z_p_NV: Tensor, z_q_NV: Tensor) -> Tensor:
+        logp_NV, logq_NV = self._laws(index, z_p_NV, z_q_NV)
+        value_N = self.divergence(logp_NV[None], logq_NV[None], self.draft_GN[index][None], self.context)[0]
+        return (1 - self.label_weight) * self.share_G[index] * value_N
+
+    def _laws(self, index: int, z_p_NV: Tensor, z_q_NV: Tensor) -> tuple[Tensor, Tensor]:
+        # A product costs a third of a quotient.
+        cold_p_N1, cold_q_N1 = (1 / side_GN[index][:, None] for side_GN in (self.target_GN, self.draft_GN))
+        return (z_p_NV * cold_p_N1).log_softmax(-1), (z_q_NV * cold_q_N1).log_softmax(-1)
+
+    def _label_loss(self, z_p_NV: Tensor, z_q_NV: Tensor) -> Tensor:
+        assert self.context.label_BT is not None
+        return self.label_weight * label_cross_entropy(z_q_NV.log_softmax(-1), self.context.label_BT[0])
+
+
+def plain(logits_p_NV: Tensor, logits_q_NV: Tensor, objective: Objective) -> Result:
+    """The loss of whole logits: what `chunked` must equal.
+
+    Args:
+        logits_p_NV: the target's logits over the common vocabulary.
+        logits_q_NV: the draft's.
+        objective: what to minimise.
+    """
+    z_p_NV, z_q_NV = _wide(logits_p_NV), _wide(logits_q_NV)
+    loss_N = torch.stack([term(z_p_NV, z_q_NV) for term in objective.terms()]).sum(0)
+    total, _ = masked_sum_and_count(loss_N, objective.weight_N > 0, objective.weight_N)
+    return Result(total, loss_N.detach(), objective.overlap(z_p_NV, z_q_NV))
+
+
+def chunked(target: Head, draft: Head, vocabulary: int, objective: Objective, chunk: int | None = None) -> Result:
+    """The loss and its gradients from hidden states, a chunk of tokens at a time.
+
+    Gradients reach the draft's hidden states, head weight and bias, and the temperatures where they are learned. They
+    are computed with the value, so that backward only scales them. Autocast is respected.
+
+    Args:
+        target: the target's side; gets no gradient.
+        draft: the draft's side.
+        vocabulary: the number of ids that both have; rows of the heads behind it are left out.
+        objective: what to minimise.
+        chunk: tokens at a time; `chunk_length` by default.
+    """
+    chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
+    walk = _Walk(_narrow(target), vocabulary, objective, chunk)
+    return Result(*_Chunked.apply(*draft, objective.target_GN, objective.draft_GN, walk))
+
+
+def chunk_length(vocabulary: int, device: str = "cpu") -> int:
+    """Tokens at a time: enough for the matrix products, few enough for the memory; at least 16.
+
+    >>> chunk_length(32_000), chunk_length(128_256, "cuda")
+    (262, 1046)
+    """
+    return max(_CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // vocabulary, 16)
+
+
+class Summaries(NamedTuple):
+    """What schedules may ask about tokens, `[N]` each, None where not asked; laws at temperature 1."""
+
+    entropy_N: Tensor | None
+    loss_N: Tensor | None
+    peak_p_N: Tensor | None
+    peak_q_N: Tensor | None
+
+
+@torch.no_grad()
+def summaries(
+    target: Head, draft: Head, vocabulary: int, needs: frozenset[Summary], chunk: int | None = None
+) -> Summaries:
+    """The summaries that a schedule needs, chunk by chunk."""
+    length = len(draft.hidden_NH)
+    chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
+    target, draft = _narrow(target), _narrow(draft)
+    parts = [
+        summarise(_logits(target, tokens, vocabulary), _logits(draft, tokens, vocabulary), needs)
+        for tokens in _slices(length, chunk)
+    ]
+    return Summaries(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def summarise(logits_p_NV: Tensor, logits_q_NV: Tensor, needs: frozenset[Summary]) -> Summaries:
+    """The summaries of whole logits."""
+    z_p_NV, z_q_NV = _wide(logits_p_NV), _wide(logits_q_NV)
+    logp_NV = z_p_NV.log_softmax(-1) if needs & {"entropy", "loss"} else None
+    return Summaries(
+        entropy(logp_NV) if logp_NV is not None and "entropy" in needs else None,
+        forward_kl(logp_NV, z_q_NV.log_softmax(-1)) if logp_NV is not None and "loss" in needs else None,
+        *((z.amax(-1) - z.mean(-1)) if "peaks" in needs else None for z in (z_p_NV, z_q_NV)),
+    )
+
+
+class _Chunked(torch.autograd.Function):
+    """Value and gradients in one walk; `backward` scales what `forward` has found."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        target_GN: Tensor,
+        draft_GN: Tensor,
+        walk: "_Walk",
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The total, and per token the loss and the overlap."""
+        inputs = (hidden_NH, weight_VH, bias_V, target_GN, draft_GN)
+        wanted = [
+            _zeros(value) if wanted and value is not None else None
+            for value, wanted in zip(inputs, ctx.needs_input_grad, strict=False)
+        ]
+        ctx.found = _Gradients(*wanted)
+        ctx.dtypes = [None if value is None else value.dtype for value in inputs]
+        draft = _narrow(Head(hidden_NH, weight_VH, bias_V))
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            results = [walk.step(draft, tokens, ctx.found) for tokens in _slices(len(hidden_NH), walk.chunk)]
+        totals, losses, overlaps = zip(*results, strict=True)
+        loss_N, overlap_N = torch.cat(losses), torch.cat(overlaps)
+        ctx.mark_non_differentiable(loss_N, overlap_N)
+        return torch.stack(totals).sum(), loss_N, overlap_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor, *unused: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of the first five inputs."""
+        found = zip(ctx.found, ctx.dtypes, strict=True)
+        return (*(None if value is None else (value * slope).to(dtype) for value, dtype in found), None)
+
+
+class _Gradients(NamedTuple):
+    """Where the gradients of the total add up, in float32 or better; None where none is wanted."""
+
+    hidden_NH: Tensor | None
+    weight_VH: Tensor | None
+    bias_V: Tensor | None
+    target_GN: Tensor | None
+    draft_GN: Tensor | None
+
+    @property
+    def wanted(self) -> tuple[bool, bool, bool]:
+        """Whether anything asks for the gradient of the logits, and of either temperature."""
+        head = any(part is not None for part in self[:3])
+        return head, self.target_GN is not None, self.draft_GN is not None
+
+    def add(
+        self,
+        draft: Head,
+        tokens: slice,
+        slope_NV: Tensor | None,
+        target_GN: Tensor | None,
+        draft_GN: Tensor | None,
+    ) -> None:
+        """Take in a chunk's gradients with respect to logits and temperatures; None is no gradient."""
+        for whole_GN, slope_GN in ((self.target_GN, target_GN), (self.draft_GN, draft_GN)):
+            if whole_GN is not None and slope_GN is not None:
+                whole_GN[:, tokens] = slope_GN
+        if slope_NV is not None:
+            self._through_the_head(draft, tokens, slope_NV)
+
+    def _through_the_head(self, draft: Head, tokens: slice, slope_NV: Tensor) -> None:
+        narrow_NV = slope_NV.to(draft.weight_VH.dtype)
+        vocabulary = slope_NV.shape[-1]
+        if self.hidden_NH is not None:
+            self.hidden_NH[tokens] = (narrow_NV @ draft.weight_VH[:vocabulary]).to(self.hidden_NH.dtype)
+        if self.weight_VH is not None:
+            weight_VH, hidden_NH = self.weight_VH[:vocabulary], draft.hidden_NH[tokens]
+            if hidden_NH.dtype == weight_VH.dtype:
+                weight_VH.addmm_(narrow_NV.T, hidden_NH)
+            else:
+                weight_VH.add_(narrow_NV.T @ hidden_NH)
+        if self.bias_V is not None:
+            self.bias_V[:vocabulary] += narrow_NV.sum(0)
+
+
+class _Walk(NamedTuple):
+    """All that a chunk needs besides the draft's side."""
+
+    target: Head
+    vocabulary: int
+    objective: Objective
+    chunk: int
+
+    def step(self, draft: Head, tokens: slice, found: _Gradients) -> Result:
+        """Value of one chunk of tokens; its gradients are added to `found`."""
+        z_p_NV = _wide(_logits(self.target, tokens, self.vocabulary))
+        z_q_NV = _wide(_logits(draft, tokens, self.vocabulary))
+        part = self.objective.part(tokens)
+        leaves = z_q_NV, part.target_GN.detach(), part.draft_GN.detach()
+        wanted = [leaf.requires_grad_() for leaf, want in zip(leaves, found.wanted, strict=True) if want]
+        part = replace(part, target_GN=leaves[1], draft_GN=leaves[2])
+        values = []
+        with torch.set_grad_enabled(bool(wanted)):
+            for term in part.terms():  # one graph at a time: several temperatures take no more memory than one
+                value_N = term(z_p_NV, z_q_NV)
+                total, _ = masked_sum_and_count(value_N, part.weight_N > 0, part.weight_N)
+                if wanted:
+                    total.backward(inputs=wanted)
+                values.append(value_N.detach())
+        found.add(draft, tokens, *(leaf.grad for leaf in leaves))
+        loss_N = torch.stack(values).sum(0)
+        total, _ = masked_sum_and_count(loss_N, part.weight_N > 0, part.weight_N)
+        return Result(total, loss_N, part.overlap(z_p_NV, z_q_NV))
+
+
+def _logits(head: Head, tokens: slice, vocabulary: int) -> Tensor:
+    bias_V = None if head.bias_V is None else head.bias_V[:vocabulary]
+    return torch.nn.functional.linear(head.hidden_NH[tokens], head.weight_VH[:vocabulary], bias_V)
+
+
+def _slices(length: int, chunk: int) -> Iterator[slice]:
+    """Chunk after chunk; one empty chunk where there are no tokens."""
+    return (slice(start, start + chunk) for start in range(0, max(length, 1), chunk))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Logits in float32 or better."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _zeros(value: Tensor) -> Tensor:
+    """Room for a gradient, in float32 or better."""
+    return torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
+
+
+def _narrow(head: Head) -> Head:
+    """The head as autocast would take it, cast once instead of once a chunk."""
+    device = head.hidden_NH.device.type
+    if not torch.is_autocast_enabled(device) or head.hidden_NH.dtype == torch.float64:
+        return head
+    dtype = torch.get_autocast_dtype(device)
+    return Head(*(None if part is None else part.to(dtype) for part in head))  # type: ignore[arg-type]

@@ -1,0 +1,109 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tempspec.errors import UserError
+from tempspec.models.conditioning import (
+    FILE,
+    condition,
+    fold,
+    is_conditioned,
+    load_conditioning,
+    plain_state,
+    set_temperature,
+)
+from tempspec.models.loading import load_model, save_model
+
+IDS = torch.arange(12).view(2, 6)
+
+
+def tiny(seed=0):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        attention_bias=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def conditioned(rank=3, seed=0):
+    """A conditioned model whose changes are as large as its weights."""
+    model = condition(tiny(seed), rank)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".up"):
+                parameter.normal_(std=0.3)
+    return model
+
+
+def logits(model, temperature=None, ids=IDS):
+    set_temperature(model, temperature)
+    with torch.no_grad():
+        return model(input_ids=ids).logits
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1, 0.5, 0.8, 1.0, 1.5, 4.0])
+def test_folding_is_conditioning(temperature):
+    model = conditioned()
+    folded = fold(model, temperature)
+    assert not is_conditioned(folded)
+    assert is_conditioned(model)
+    expected = logits(model, temperature)
+    torch.testing.assert_close(logits(folded), expected, rtol=1e-5, atol=1e-5)
+    if temperature != 1:
+        assert not torch.allclose(expected, logits(model, 1.0), atol=1e-2)
+
+
+def test_rows_of_one_batch_have_their_own_temperatures():
+    model = conditioned()
+    both = logits(model, torch.tensor([0.5, 2.0]))
+    for row, temperature in enumerate((0.5, 2.0)):
+        alone = logits(model, temperature, IDS[row : row + 1])
+        torch.testing.assert_close(both[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_at_one_and_before_training_it_is_the_ordinary_model():
+    expected = logits(tiny())
+    torch.testing.assert_close(logits(conditioned(), 1.0), expected)
+    torch.testing.assert_close(logits(conditioned(), None), expected)
+    torch.testing.assert_close(logits(condition(tiny(), 2), 0.3), expected)
+
+
+def test_on_disk_it_is_an_ordinary_checkpoint_with_a_file_beside_it(tmp_path):
+    model = conditioned()
+    save_model(model, None, tmp_path / "draft")
+    assert (tmp_path / "draft" / FILE).is_file()
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "draft")), logits(tiny()))
+    again = load_conditioning(load_model(str(tmp_path / "draft")), tmp_path / "draft")
+    torch.testing.assert_close(logits(again, 0.4), logits(model, 0.4))
+    save_model(fold(model, 0.4), None, tmp_path / "folded")
+    assert not (tmp_path / "folded" / FILE).exists()
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "folded"))), logits(model, 0.4), rtol=1e-5, atol=1e-5)
+
+
+def test_only_the_changes_are_added_and_all_get_a_gradient():
+    ordinary, model = tiny(), conditioned()
+    assert plain_state(model).keys() == ordinary.state_dict().keys()
+    set_temperature(model, torch.tensor([0.5, 2.0]))
+    model(input_ids=IDS).logits.square().sum().backward()
+    changes = [p for name, p in model.named_parameters() if name.endswith((".up", ".down"))]
+    assert len(changes) == 2 * 2 * 7
+    assert all(parameter.grad.abs().max() > 0 for parameter in changes)
+
+
+def test_what_cannot_be_done_is_refused(tmp_path):
+    with pytest.raises(UserError, match="conditioning_rank must be 1 or more, got 0"):
+        condition(tiny(), 0)
+    with pytest.raises(UserError, match="got an ordinary one: it needs no fold"):
+        fold(tiny(), 0.5)
+    save_model(conditioned(), None, tmp_path / "draft")
+    other = tiny()
+    other.model.layers = other.model.layers[:1]
+    with pytest.raises(UserError, match=r"belongs to another model: it has a model\.layers\.1"):
+        load_conditioning(other, tmp_path / "draft")
+    assert load_conditioning(tiny(), tmp_path) is not None

@@ -1,0 +1,86 @@
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tempspec.__main__ import main
+from tempspec.errors import UserError
+from tempspec.models.conditioning import fold
+from tempspec.models.loading import load_model, save_model
+from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.online import OnlineText
+from tempspec.plugins import schedules
+
+
+@pytest.fixture
+def fit(pair, data, trainer):
+    def run(steps=4, *, resume=None, callbacks=(), **options):
+        options = {"draft": str(pair / "draft"), "conditioning_rank": 2} | options
+        module = DistillationModule(str(pair / "target"), validation_temperatures=[0.0, 0.5, 1.0], **options)
+        torch.manual_seed(0)
+        own = trainer(max_steps=steps, limit_val_batches=0)
+        own.callbacks += list(callbacks)
+        own.fit(module, data, ckpt_path=resume)
+        return module
+
+    return run
+
+
+def uniform():
+    return schedules.Uniform(0.3, 2.0, per="sequence")
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
+def test_a_resumed_run_ends_with_the_same_bits(fit, tmp_path):
+    keep = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = fit(temperature=uniform(), callbacks=[keep])
+    assert any(name.endswith(".up") and value.any() for name, value in whole.state_dict().items())
+    resumed = fit(temperature=uniform(), resume=str(tmp_path / "kept" / "step=2.ckpt"))
+    for name, value in resumed.state_dict().items():
+        assert torch.equal(value, whole.state_dict()[name])
+
+
+def test_validation_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_path, capsys):
+    module = fit(temperature=uniform())
+    save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
+
+    def measured(folder):
+        other = DistillationModule(str(pair / "target"), draft=str(folder), validation_temperatures=[0.0, 0.5, 1.0])
+        trainer().validate(other, data, verbose=False)
+        return other.grids["held"].grid()
+
+    together = measured(tmp_path / "draft")
+    for heat in (0.0, 0.5, 1.0):
+        output = tmp_path / f"folded-{heat}"
+        line = ["export", "--draft", str(tmp_path / "draft"), "--temperature", str(heat), "--output", str(output)]
+        assert main(line) == 0
+        alone = measured(output)
+        for target in (0.0, 0.5, 1.0):
+            one, other = together.acceptance[target, heat].value, alone.acceptance[target, heat].value
+            assert one == pytest.approx(other, abs=1e-5)
+        if heat == 0:
+            assert together.argmax[0.5].value == pytest.approx(alone.argmax[0.5].value, abs=1e-5)
+        same = load_model(str(output)).state_dict()
+        for name, value in fold(module.draft, heat).state_dict().items():
+            torch.testing.assert_close(same[name], value)
+    assert "the draft at temperature 0.5" in capsys.readouterr().out
+
+
+def test_an_ordinary_draft_is_not_exported(pair, tmp_path, capsys):
+    line = ["export", "--draft", str(pair / "draft"), "--temperature", "0.5", "--output", str(tmp_path / "out")]
+    assert main(line) == 2
+    assert "is not conditioned on the temperature: it serves as it is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("schedule", [schedules.Grid([0.5, 1.0]), schedules.TeacherEntropy()], ids=["grid", "tokens"])
+def test_one_temperature_a_row_is_needed(fit, schedule):
+    with pytest.raises(UserError, match="a conditioned draft expected one loss temperature for each row"):
+        fit(1, temperature=schedule)
+
+
+def test_a_conditioned_draft_does_not_write_and_does_not_predict(pair, fit, data, trainer, tmp_path):
+    with pytest.raises(UserError, match=r"set online\.writer to target"):
+        DistillationModule(str(pair / "target"), conditioning_rank=2, online=OnlineText())
+    module = fit(1)
+    save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
+    with pytest.raises(UserError, match="predict expected an ordinary draft"):
+        trainer().predict(DistillationModule(str(pair / "target"), draft=str(tmp_path / "draft")), data)

@@ -1,0 +1,110 @@
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tempspec.errors import UserError
+from tempspec.models.loading import load_model
+from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.online import OnlineText, OnlineWriter
+from tempspec.plugins.schedules import Matched
+
+
+@pytest.fixture
+def batch(data):
+    data.setup("fit")
+    return next(iter(data.train_dataloader()))
+
+
+def writer(**options):
+    return OnlineWriter(OnlineText(**options), vocabulary=24, stop_ids=frozenset([0]), context=64)
+
+
+@pytest.fixture
+def draft(pair):
+    return load_model(str(pair / "draft"))
+
+
+def test_rows_keep_their_prompt_and_carry_their_temperature(batch, draft):
+    got = writer(low=0.5, high=1.5, max_new_tokens=7)(batch, draft, 0, 11)
+    for index in range(len(got["input_ids"])):
+        first = int(batch["loss_mask"][index].int().argmax())
+        prompt = max(first, 8)
+        assert torch.equal(got["input_ids"][index, :prompt], batch["input_ids"][index, :prompt])
+        written = got["loss_mask"][index].nonzero().flatten().tolist()
+        assert written == list(range(prompt, prompt + len(written)))
+        assert 1 <= len(written) <= 7
+        assert int(got["attention_mask"][index].sum()) == prompt + len(written)
+    assert ((got["generation_temperature"] >= 0.5) & (got["generation_temperature"] <= 1.5)).all()
+    assert len(set(got["generation_temperature"].tolist())) == len(got["input_ids"])
+    assert not draft.training
+
+
+def test_at_temperature_zero_the_text_is_the_models_own_argmax(batch, draft):
+    got = writer(low=0.0, max_new_tokens=5)(batch, draft, 0, 11)
+    logits = draft(input_ids=got["input_ids"], attention_mask=got["attention_mask"]).logits
+    expected = logits[:, :-1].argmax(-1)
+    kept = got["loss_mask"][:, 1:]
+    assert torch.equal(got["input_ids"][:, 1:][kept], expected[kept])
+
+
+def test_some_rows_keep_the_corpus_own_text(batch, draft):
+    none, half, every = (writer(share=share)(batch, draft, 0, 11) for share in (0.0, 0.5, 1.0))
+    known = [int(got["generation_temperature"].isfinite().sum()) for got in (none, half, every)]
+    assert known[0] == 0 < known[1] < known[2] == len(batch["input_ids"])
+    assert torch.equal(none["input_ids"], batch["input_ids"])
+
+
+def test_the_text_is_a_function_of_the_key_and_a_filler_is_never_written(batch, draft):
+    batch["weight"][2] = 0
+    one, same, other = (writer()(batch, draft, 0, key) for key in (1, 1, 2))
+    assert torch.equal(one["input_ids"], same["input_ids"])
+    assert one["input_ids"].shape != other["input_ids"].shape or not torch.equal(one["input_ids"], other["input_ids"])
+    assert one["generation_temperature"][2].isnan()
+
+
+def test_text_is_used_again_until_it_is_refreshed(batch, draft):
+    write = writer(every=3)
+    texts = [write(batch, draft, step, step)["input_ids"] for step in range(4)]
+    assert torch.equal(texts[0], texts[1])
+    assert torch.equal(texts[0], texts[2])
+    assert texts[3].shape != texts[0].shape or not torch.equal(texts[3], texts[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"writer": "target", "low": 0.5, "high": 1.5}, {"share": 0.5, "every": 3}],
+    ids=["on-policy", "the target over a range", "mixed, every third step"],
+)
+def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, options):
+    def fit(resume=None, callbacks=()):
+        online = OnlineText(**options, max_new_tokens=6)
+        module = DistillationModule(
+            str(pair / "target"), draft=str(pair / "draft"), online=online, temperature=Matched(unknown=1.0)
+        )
+        run = trainer(max_steps=5, limit_val_batches=0)
+        run.callbacks += list(callbacks)
+        run.fit(module, data, ckpt_path=resume)
+        assert 0 < float(run.callback_metrics["train/generation_share"]) <= 1
+        return module
+
+    whole = fit(callbacks=[ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)])
+    for step in (1, 4):
+        resumed = fit(str(tmp_path / "kept" / f"step={step}.ckpt"))
+        for name, value in resumed.state_dict().items():
+            assert torch.equal(value, whole.state_dict()[name])
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"share": 1.5}, r"online.share must be in \[0, 1\], got 1.5"),
+        ({"low": 2.0, "high": 1.0}, r"online.low and high must be 0 <= low <= high, got \(2.0, 1.0\)"),
+        ({"every": 0}, "online.every must be 1 or more"),
+        ({"prompt_tokens": 0}, "online.prompt_tokens must be 1 or more"),
+        ({"max_new_tokens": 0}, "online.max_new_tokens must be 1 or more"),
+    ],
+)
+def test_bad_options_are_refused(options, what):
+    with pytest.raises(UserError, match=what):
+        OnlineText(**options)
