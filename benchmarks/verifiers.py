@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/verifiers.py --assets FOLDER [--quick]
 
-Needs `weights/babyllama-target`, `weights/babyllama-draft` and `data/tinystories.jsonl`. Everything is counted in tokens
-and target calls, not in seconds: the pair's costs are near 1 and say nothing about speed.
+Needs `weights/babyllama-target`, `weights/babyllama-draft` and `data/tinystories.jsonl`. Everything is counted in
+tokens and target calls, not in seconds: the pair's costs are near 1 and say nothing about speed.
 
 Axes: N positions, V vocabulary, K children.
 """
@@ -60,7 +60,7 @@ def main() -> None:
     if options.assets is None:
         raise SystemExit("no --assets given: nothing to measure")
     assets = Path(options.assets)
-    count, tokens = (8, 24) if options.quick else (64, 96)
+    count, tokens = (8, 24) if options.quick else (32, 64)
     target, draft = (load(assets / "weights" / name) for name in ("babyllama-target", "babyllama-draft"))
     texts = stories(assets, count)
     one_level(target, draft, texts)

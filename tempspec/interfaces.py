@@ -230,6 +230,7 @@ class Completion:
         accepted: drafted tokens accepted.
         expected: the analytic acceptance (the verifier's `expected_acceptance`) summed over the tested tokens; empty
             when the engine was not asked for it or the verifier has none.
+        foreseen: the verifier's `expected_length` of each round, cut by no stop token; empty likewise.
         seconds: where the time went.
     """
 
@@ -240,6 +241,7 @@ class Completion:
     tested: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     expected: list[float] = field(default_factory=list)
+    foreseen: list[float] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
 
     @property
@@ -470,6 +472,14 @@ class Verifier(ABC):
         """P(token i is accepted | earlier ones were), over the draft's own randomness, `[B, K]`; None if no such form.
 
         The analytic twin of the acceptance rate: `sum min(p, q)` for token-wise rejection. `logp_BKV` is `[B, K, V]`.
+        """
+        return None
+
+    def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor | None:
+        """E[accepted tokens] from the drafted tokens without the coins, `[B]`; None if the rule has no such form.
+
+        An unbiased estimate of the accepted length with less variance than the count: its mean over drafts is E[tau].
+        `logp_BKV` is `[B, K+1, V]`.
         """
         return None
 

@@ -145,7 +145,7 @@ def optimal_parents(rank_acceptance: Sequence[float], nodes: int, deepest: int) 
     """
     falling = [min(rank_acceptance[: rank + 1]) for rank in range(len(rank_acceptance))]
     # Each entry: minus the node's value, its path of ranks (which breaks ties).
-    waiting = [(-falling[0], (0,))]
+    waiting: list[tuple[float, tuple[int, ...]]] = [(-falling[0], (0,))]
     chosen: list[tuple[int, ...]] = []
     while waiting and len(chosen) < nodes:
         value, ranks = heappop(waiting)

@@ -58,6 +58,21 @@ class Turn:
     limit_B: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """A round's closed forms, on the host: acceptance of every drafted token, accepted length; None: no such form."""
+
+    acceptance: list[list[float]] | None
+    length: list[float] | None
+
+    def append(self, completion: Completion, index: int) -> None:
+        """Add a row's share to what it has counted, its round already appended."""
+        if self.acceptance is not None:
+            completion.expected.append(sum(self.acceptance[index][: completion.tested[-1]]))
+        if self.length is not None:
+            completion.foreseen.append(self.length[index])
+
+
 class Engine:
     """Speculative decoding of a ragged batch; without a drafter, plain decoding of the target.
 
@@ -250,8 +265,8 @@ class Engine:
         logp_BNV = logits_BNV[..., : self._vocabulary]
         if self._verifier is None or not self._verifier.reads_logits:
             logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
-        verdict, expected_BK = self._verify(logp_BNV, draft, turn.noise)
-        self._commit(turn, draft, verdict, expected_BK, fed)
+        verdict = self._verify(logp_BNV, draft, turn.noise)
+        self._commit(turn, draft, verdict, self._foresee(logp_BNV, draft), fed)
         self._charge(turn, began)
 
     def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> Turn:
@@ -329,16 +344,24 @@ class Engine:
             return logits_BV[..., : self._vocabulary]
         return torch.nn.functional.pad(logits_BV, (0, lacking), value=-torch.inf)
 
-    def _verify(self, logp_BNV: Tensor, draft: Draft, noise: RoundNoise) -> tuple[Verdict, Tensor | None]:
+    def _verify(self, logp_BNV: Tensor, draft: Draft, noise: RoundNoise) -> Verdict:
         if self._verifier is None:
-            return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET)), None
-        verdict = self._verifier.verify(logp_BNV, draft, noise)
-        analytic = self._analytic and draft.parent_BK is None
-        return verdict, self._verifier.expected_acceptance(logp_BNV[:, :-1], draft) if analytic else None
+            return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET))
+        return self._verifier.verify(logp_BNV, draft, noise)
+
+    def _foresee(self, logp_BNV: Tensor, draft: Draft) -> Foresight:
+        """What the verifier expects of a chain, if it was asked for and has closed forms."""
+        if not self._analytic or self._verifier is None or draft.parent_BK is not None:
+            return Foresight(None, None)
+        acceptance_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft)
+        length_B = self._verifier.expected_length(logp_BNV, draft)
+        return Foresight(
+            None if acceptance_BK is None else acceptance_BK.tolist(), None if length_B is None else length_B.tolist()
+        )
 
     # -- commit -------------------------------------------------------------------------------------------------------
 
-    def _commit(self, turn: Turn, draft: Draft, verdict: Verdict, expected_BK: Tensor | None, fed: int) -> None:
+    def _commit(self, turn: Turn, draft: Draft, verdict: Verdict, foresight: Foresight, fed: int) -> None:
         """Append what stands to the rows. The round's one transfer to the host is here."""
         path_BK, depth_B, tested_B = self._outcome(draft, verdict, turn.length_B)
         accepted_B1, next_B1 = verdict.accepted_B[:, None], verdict.next_token_B[:, None]
@@ -346,11 +369,11 @@ class Engine:
         column_BN = turn.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
         turn.token_BT.scatter_(1, column_BN, emitted_BN)
         counts = torch.cat([accepted_B1, depth_B[:, None], tested_B[:, None], emitted_BN], 1).tolist()
-        expected = expected_BK.tolist() if expected_BK is not None else None
         for index, row in enumerate(turn.rows):
             if row is not None:
                 accepted, drafted, tested, *emitted = counts[index]
-                _append(row, emitted[: accepted + 1], drafted, tested, expected[index] if expected else None)
+                _append(row, emitted[: accepted + 1], drafted, tested)
+                foresight.append(row.completion, index)
                 row.last = (turn.limits[index], drafted, accepted)
                 if fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
@@ -388,7 +411,7 @@ def _visible(draft: Draft) -> Tensor | None:
     return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
 
 
-def _append(row: Row, emitted: list[int], drafted: int, tested: int, expected: list[float] | None) -> None:
+def _append(row: Row, emitted: list[int], drafted: int, tested: int) -> None:
     """Count one round of a row, up to its stop token if it emitted one."""
     completion = row.completion
     accepted = len(emitted) - 1
@@ -402,6 +425,4 @@ def _append(row: Row, emitted: list[int], drafted: int, tested: int, expected: l
     completion.drafted.append(drafted)
     completion.accepted.append(accepted)
     completion.tested.append(tested)
-    if expected is not None:
-        completion.expected.append(sum(expected[:tested]))
     row.length += len(emitted)

@@ -35,6 +35,7 @@ __all__ = [
     "ConditionalAcceptance",
     "DecodingMetrics",
     "DraftAcceptance",
+    "ForeseenLength",
     "JointAcceptance",
     "OverheadShare",
     "RowRatio",
@@ -120,6 +121,22 @@ class AcceptedLength(RowRatio):
     def counts(self, row: Row) -> F.Counts:
         """See `tempspec.metrics.functional.accepted_length_counts`."""
         return F.accepted_length_counts(row)
+
+
+class ForeseenLength(RowRatio):
+    """The verifier's expected accepted length averaged over rounds, without coins: `sum_i P_i` for block verification.
+
+    The analytic twin of `AcceptedLength`, and less noisy. Rounds that a stop token cut short count in full here.
+
+    >>> metric = ForeseenLength()
+    >>> metric.update({"prompt_key": 7, "foreseen": [1.25, 2.25]})
+    >>> metric.estimate().value
+    1.75
+    """
+
+    def counts(self, row: Row) -> F.Counts:
+        """See `tempspec.metrics.functional.foreseen_length_counts`."""
+        return F.foreseen_length_counts(row)
 
 
 class BlockEfficiency(RowRatio):
@@ -299,6 +316,7 @@ class DecodingMetrics(nn.Module):
         self.analytic_acceptance = AnalyticAcceptance(replicates=replicates)
         self.draft_acceptance = DraftAcceptance(replicates=replicates)
         self.accepted_length = AcceptedLength(replicates=replicates)
+        self.foreseen_length = ForeseenLength(replicates=replicates)
         self.block_efficiency = BlockEfficiency(replicates=replicates)
         self.conditional_acceptance = ConditionalAcceptance(longest, replicates=replicates)
         self.joint_acceptance = JointAcceptance(longest, replicates=replicates)

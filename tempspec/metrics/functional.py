@@ -16,6 +16,7 @@ __all__ = [
     "block_efficiency_counts",
     "conditional_acceptance_counts",
     "draft_acceptance_counts",
+    "foreseen_length_counts",
     "joint_acceptance_counts",
     "mbsu_counts",
     "overhead_share_counts",
@@ -33,6 +34,12 @@ def acceptance_rate_counts(row: Row) -> Counts:
 def analytic_acceptance_counts(row: Row) -> Counts:
     """Expected acceptances, out of tested tokens; nothing for a row without them."""
     return [sum(row["expected"])], [sum(row["tested"]) if row["expected"] else 0]
+
+
+def foreseen_length_counts(row: Row) -> Counts:
+    """Expected accepted lengths, out of the rounds that have one."""
+    foreseen = row.get("foreseen", [])
+    return [sum(foreseen)], [len(foreseen)]
 
 
 def draft_acceptance_counts(row: Row) -> Counts:

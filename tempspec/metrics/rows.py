@@ -32,6 +32,7 @@ Row = TypedDict(
         "tested": list[int],
         "accepted": list[int],
         "expected": list[float],  # empty where the verifier has no analytic acceptance or it was not asked for
+        "foreseen": NotRequired[list[float]],  # expected accepted length of each round; empty likewise
         "seconds_prefill": float,
         "seconds_draft": float,
         "seconds_verify": float,
@@ -105,6 +106,7 @@ def row_from_completion(
         "tested": list(completion.tested),
         "accepted": list(completion.accepted),
         "expected": list(completion.expected),
+        "foreseen": list(completion.foreseen),
         "seconds_prefill": seconds.prefill,
         "seconds_draft": seconds.draft,
         "seconds_verify": seconds.verify,

@@ -79,6 +79,12 @@ class TokenwiseRejection(Verifier):
         """`sum min(p, q)`, one minus the total variation distance."""
         return acceptance.overlap(logp_BKV, draft.logq_BKV)
 
+    def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`sum_i prod_{j<=i} min(1, r_j)`."""
+        logp_BK, logq_BK = core.of_token(logp_BKV, draft.token_BK), core.of_token(draft.logq_BKV, draft.token_BK)
+        standing_BK = core.acceptance_probability(logp_BK, logq_BK).cumprod(-1)
+        return (standing_BK * core.real(draft.token_BK, draft.length_B)).sum(-1)
+
 
 class BlockVerification(Verifier):
     """Verifies the drafted tokens jointly: never accepts fewer on average than token-wise; exact at any temperature.
@@ -99,6 +105,12 @@ class BlockVerification(Verifier):
         survival_B = survival_BK.gather(1, accepted_B[:, None]).squeeze(1)
         weight_BV = core.next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B, survival_B)
         return Verdict(accepted_B, noise.draw(weight_BV, Stream.RESIDUAL))
+
+    def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`sum_i P_i`: at least i tokens stand with probability P_i, averaged over what is drafted behind them."""
+        logp_BK, logq_BK = core.of_token(logp_BKV, draft.token_BK), core.of_token(draft.logq_BKV, draft.token_BK)
+        survival_BK = core.block_survival(core.log_ratio(logp_BK, logq_BK))[:, 1:]
+        return (survival_BK * core.real(draft.token_BK, draft.length_B)).sum(-1)
 
 
 class SampledMatch(Verifier):

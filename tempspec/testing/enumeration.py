@@ -384,9 +384,9 @@ class LawError:
         return cls(float(gap.sum()) / 2, float(gap.max()), float((law * ratio).sum()))
 
 
-def mean_accepted(verifier: Verifier, rounds: Rounds) -> tuple[float, ...]:
+def mean_accepted(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws") -> tuple[float, ...]:
     """E[accepted tokens] of each group of rounds, by exact enumeration."""
-    mean_B = (accepted_law(verifier, rounds) * torch.arange(rounds.pair.longest + 1)).sum(-1)
+    mean_B = (accepted_law(verifier, rounds, where) * torch.arange(rounds.pair.longest + 1)).sum(-1)
     mean = torch.zeros(len(rounds.groups), dtype=torch.float64)
     return tuple(mean.index_add(0, rounds.group_B, rounds.weight_B * mean_B).tolist())
 

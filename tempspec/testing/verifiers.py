@@ -23,6 +23,7 @@ from tempspec.testing.enumeration import (
     check_range,
     emitted_law,
     joined,
+    mean_accepted,
 )
 from tempspec.testing.errors import ConformanceError
 from tempspec.testing.laws import LawPair, law_cases, prefix_codes
@@ -53,7 +54,7 @@ def check_verifier(
 
     - if it is lossless, the emitted tokens, completed by the target, have the target's joint law: to 1e-10 by
       enumeration, or by a chi-square test of `rows` sampled rounds if it uses shared noise;
-    - what it accepts is what its `expected_acceptance` says, if it says anything;
+    - what it accepts is what its `expected_acceptance` and `expected_length` say, if they say anything;
     - accepted counts lie in 0..length and tokens in 0..V-1;
     - equal noise gives equal verdicts; a row alone gets the verdict that it gets in a batch; nothing is written to the
       inputs;
@@ -81,6 +82,7 @@ def check_verifier(
             continue
         _check_enumerated(verifier, rounds, name)
         _check_expected(verifier, rounds, name)
+        _check_expected_length(verifier, rounds, name)
         if verifier.siblings and pair.longest >= 2:
             trees = _trees(verifier, LawPair(pair.logp[:3], pair.logq[:2]))
             _check_pure(verifier, trees, seed, f"{name}, trees")
@@ -181,6 +183,18 @@ def _check_expected(verifier: Verifier, rounds: Rounds, where: str) -> None:
                 f"{where}, drafted token {position + 1}",
                 f"off by {float(gap.abs().max()):.3g} (weighted by the prefix)",
             )
+
+
+def _check_expected_length(verifier: Verifier, rounds: Rounds, where: str) -> None:
+    """The expected length's mean over drafts is the enumerated one's, however the length is chosen."""
+    expected_B = verifier.expected_length(rounds.logp_BKV, rounds.draft)
+    if expected_B is None:
+        return
+    mean = torch.zeros(len(rounds.groups), dtype=torch.float64)
+    mean.index_add_(0, rounds.group_B, rounds.weight_B * expected_B.double())
+    gap = (mean - torch.tensor(mean_accepted(verifier, rounds, where), dtype=torch.float64)).abs().max()
+    if not gap <= _TOLERANCE[torch.float64]:
+        raise ConformanceError("expected_length is E[accepted]", where, f"off by {float(gap):.3g}")
 
 
 def _check_expected_sampled(verifier: Verifier, rounds: SampledRounds, where: str) -> None:

@@ -1,7 +1,18 @@
 import pytest
 import torch
 
-from tempspec.core.trees import ancestry, chain_parents, depths, first_from_leaves, level_parents, path, postorder, walk
+from tempspec.core.trees import (
+    ancestry,
+    chain_parents,
+    depths,
+    expected_path,
+    first_from_leaves,
+    level_parents,
+    optimal_parents,
+    path,
+    postorder,
+    walk,
+)
 from tempspec.core.verification import first_rejection, last_success
 
 SHAPES = [(-1,), (-1, 0, 1), (-1, -1, -1), level_parents([2, 2]), level_parents([3, 1, 2]), (-1, -1, 1, 1, 0, 2, 4)]
@@ -71,3 +82,29 @@ def test_rows_may_have_trees_of_their_own():
 def test_no_nodes():
     parent, accept = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, dtype=torch.bool)
     assert walk(accept, parent).tolist() == first_from_leaves(accept, parent).tolist() == [-1, -1]
+
+
+def every_tree(nodes, deepest, ranks):
+    """All trees of N nodes as sets of paths of ranks, closed under parents and elder siblings."""
+    found = {frozenset()}
+    for _ in range(nodes):
+        found = {
+            tree | {(*parent, rank)}
+            for tree in found
+            for parent in [(), *tree]
+            for rank in range(ranks)
+            if len(parent) < deepest and (*parent, rank) not in tree and (rank == 0 or (*parent, rank - 1) in tree)
+        }
+    return found
+
+
+@pytest.mark.parametrize("chances", [[0.6, 0.3, 0.05], [0.9, 0.05, 0.01], [0.4, 0.3, 0.2], [0.3, 0.0, 0.0]], ids=str)
+@pytest.mark.parametrize("deepest", [1, 2, 5])
+def test_the_optimal_tree_is_the_best_of_all(chances, deepest):
+    def value(tree):
+        return sum(torch.tensor([chances[rank] for rank in ranks]).double().prod().item() for ranks in tree)
+
+    best = max(value(tree) for tree in every_tree(5, deepest, 3)) if deepest > 1 else sum(chances)
+    parents = optimal_parents(chances, 5, deepest)
+    assert list(depths(parents)) == sorted(depths(parents))
+    assert expected_path(parents, chances) == pytest.approx(best)

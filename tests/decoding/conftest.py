@@ -39,6 +39,12 @@ def draft():
 
 
 @pytest.fixture(scope="session")
+def flat_pair():
+    """Flatter laws, closer to each other: long accepted runs show what looks ahead wrongly."""
+    return tiny_llama(0, gain=1.0), tiny_llama(1, gain=1.0)
+
+
+@pytest.fixture(scope="session")
 def wide_pair():
     """A two-layer target and a draft with a learned-position architecture, 40 tokens."""
     torch.manual_seed(2)

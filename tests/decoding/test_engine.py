@@ -6,13 +6,26 @@ import itertools
 import pytest
 import torch
 
+from tempspec.core.noise import Stream, uniform
 from tempspec.core.sampling import log_law
+from tempspec.core.verification import next_weight
 from tempspec.decoding.engine import PREFILL_CHUNK, Engine
+from tempspec.decoding.noise import RoundNoise
 from tempspec.errors import UserError
-from tempspec.interfaces import Draft, Request, Verdict, Verifier
+from tempspec.interfaces import Request, Verdict
 from tempspec.plugins.drafters import CausalLM, PromptLookup
 from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
 from tempspec.registry import load
+from tests.controls import (
+    BlockFirstFailure,
+    BlockPlainResidual,
+    MatchPlusResidual,
+    ResidualFromTarget,
+    SharedNoiseResidual,
+    Wrong,
+    WrongTemperature,
+    ratio_coins,
+)
 
 from .conftest import tiny_llama
 
@@ -146,50 +159,40 @@ def test_the_joint_law_survives_prompt_lookup(target):
     assert min(found) > 1e-4
 
 
-class ResidualFromTarget(Verifier):
-    """Wrong on purpose: after a rejection it samples the target instead of the residual."""
-
-    lossless = True
+class ReusedCoin(Wrong):
+    """Samples the residual with the very uniform that the coins used."""
 
     def verify(self, logp_BKV, draft, noise):
-        verdict = SAMPLING["TokenwiseRejection"].verify(logp_BKV, draft, noise)
-        row = torch.arange(len(logp_BKV))
-        return Verdict(verdict.accepted_B, noise.draw(logp_BKV[row, verdict.accepted_B].exp()))
+        accepted_B = ratio_coins(logp_BKV, draft, noise)
+        weight_BV = next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B)
+        return Verdict(accepted_B, noise.draw(weight_BV, Stream.ACCEPT))
 
 
-class ReusedCoin(Verifier):
-    """Wrong on purpose: the coin's own uniform also samples the residual."""
-
-    lossless = True
-
-    def verify(self, logp_BKV, draft, noise):
-        return SAMPLING["TokenwiseRejection"].verify(logp_BKV, draft, OneUniform(noise))
-
-
-class OneUniform:
-    def __init__(self, noise):
-        self._noise = noise
-
-    def coins(self, probability_BK):
-        return self._noise._uniform(2, probability_BK.shape[1]) < probability_BK
-
-    def draw(self, weight, stream=3):
-        return self._noise.draw(weight, 2)
+CONTROLS = {
+    ResidualFromTarget: 2000,
+    ReusedCoin: 2000,
+    WrongTemperature: 2000,
+    MatchPlusResidual: 2000,
+    BlockFirstFailure: 2000,
+    SharedNoiseResidual: 5000,
+    BlockPlainResidual: 12_000,  # off by .006 only
+}
 
 
-class WrongDraftTemperature(Verifier):
-    """Wrong on purpose: verifies with a flattened q."""
-
-    lossless = True
-
-    def verify(self, logp_BKV, draft, noise):
-        wrong = Draft(draft.token_BK, draft.length_B, (draft.logq_BKV / 2).log_softmax(-1))
-        return SAMPLING["TokenwiseRejection"].verify(logp_BKV, wrong, noise)
+@pytest.mark.parametrize("wrong", CONTROLS)
+def test_negative_controls_fail_the_chi_square(flat_pair, wrong):
+    assert min(p_values(*flat_pair, wrong(), CONTROLS[wrong])) < 1e-6
 
 
-@pytest.mark.parametrize("wrong", [ResidualFromTarget, ReusedCoin, WrongDraftTemperature])
-def test_negative_controls_fail_the_chi_square(target, draft, wrong):
-    assert min(p_values(target, draft, wrong(), 4000)) < 1e-6
+@pytest.mark.parametrize(("name", "harmless"), [("TokenwiseRejection", True), ("BlockVerification", False)])
+def test_noise_keyed_by_position_biases_rules_that_look_ahead(flat_pair, monkeypatch, name, harmless):
+    def by_position(noise, stream, count, first=0):
+        position_BK = noise._length_B[:, None] + torch.arange(first, first + count)
+        return uniform(noise._seed_B[:, None], int(stream), 0, position_BK)
+
+    monkeypatch.setattr(RoundNoise, "_uniform", by_position)
+    found = min(p_values(*flat_pair, SAMPLING[name], 6000))
+    assert found > 1e-4 if harmless else found < 1e-6
 
 
 @pytest.mark.slow

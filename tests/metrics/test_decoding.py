@@ -19,6 +19,7 @@ from tempspec.metrics.decoding import (
     ConditionalAcceptance,
     DecodingMetrics,
     DraftAcceptance,
+    ForeseenLength,
     JointAcceptance,
     OverheadShare,
     SweepMetrics,
@@ -80,6 +81,10 @@ MATRIX = {
     "accepted_length": (
         lambda **kw: AcceptedLength(**kw),
         lambda rows: mean(accepted for _, accepted in rounds(rows)),
+    ),
+    "foreseen_length": (
+        lambda **kw: ForeseenLength(**kw),
+        lambda rows: mean(value for row in rows for value in row["foreseen"]),
     ),
     "block_efficiency": (lambda **kw: BlockEfficiency(**kw), mean_tokens_per_round),
     "mbsu": (lambda **kw: MBSU(0.1, **kw), reference_mbsu),
