@@ -63,7 +63,8 @@ def test_no_import_goes_up_or_across():
 
 
 def test_every_part_of_the_package_has_a_floor():
-    parts = {path.stem if path.is_file() else path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py"}  # py.typed is a marker
+    parts = {path.stem if path.suffix == ".py" else path.name for path in PACKAGE.iterdir()}
+    parts -= {"__pycache__", "py.typed"}
     assert {part.removesuffix("__init__") for part in parts} <= set(FLOOR)
 
 

@@ -177,8 +177,10 @@ def block_acceptance(logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, le
     drafted = logq_BKV.shape[1]
     inner_BK = survival_BK[:, 1:drafted]
     excess_BK = torch.empty_like(inner_BK)
+    p_BV, q_BV = precise(logp_BKV[:, 0]).clone(), precise(logp_BKV[:, 0]).to(precise(logq_BKV[:0]).dtype).clone()
     for position in range(inner_BK.shape[1]):  # one at a time: what fits a cache is not read twice from memory
-        p_BV, q_BV = precise(logp_BKV[:, position + 1]).exp(), precise(logq_BKV[:, position + 1]).exp()
+        p_BV = torch.exp(precise(logp_BKV[:, position + 1]), out=p_BV)
+        q_BV = torch.exp(precise(logq_BKV[:, position + 1]), out=q_BV)
         p_BV.mul_(inner_BK[:, position, None].to(p_BV.dtype)).sub_(q_BV).clamp_(min=0.0)
         excess_BK[:, position] = p_BV.sum(-1)
     total_BK = excess_BK + 1.0 - inner_BK
