@@ -66,8 +66,8 @@ def scan() -> tuple[Plugin, ...]:
     Raises:
         UserError: two distributions register one name in one family.
 
-    >>> [plugin.name for plugin in scan() if plugin.name.endswith("KL") and plugin.distribution == "tempspec"]
-    ['ForwardKL', 'ReverseKL', 'SkewKL', 'SkewReverseKL']
+    >>> [plugin.name for plugin in scan() if plugin.name.endswith("ReverseKL") and plugin.distribution == "tempspec"]
+    ['ReverseKL', 'SkewReverseKL']
     """
     found: dict[tuple[str, str], Plugin] = {}
     for plugin in _declared():

@@ -55,7 +55,7 @@ def test_fit_says_it_once(pair, data, trainer, caplog, options, line):
     module = DistillationModule(
         str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=[0.0, 1.0], **options
     )
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         trainer(max_steps=1, limit_val_batches=0).fit(module, data)
     said = [message for message in caplog.messages if "temperatures differ" in message]
     assert len(said) == (line is not None)
