@@ -57,6 +57,8 @@ Batch = Mapping[str, Tensor]
 class DistillationModule(pl.LightningModule):
     """Distils a draft from a target, and measures what speculative decoding gains with it.
 
+    Its batches are those of `tempspec.data.module.TextDataModule`.
+
     Args:
         target: folder or hub name of the target; it is frozen.
         draft: folder or hub name of the draft.
