@@ -81,7 +81,9 @@ def test_what_was_not_there_before_may_join(tmp_path):
 
 def test_an_origin_without_rows_binds_nobody(tmp_path):
     RowStore(tmp_path, "rows", ORIGIN)
-    RowStore(tmp_path, "rows", ORIGIN | {"seed": "2"}).append(rows("a"))
+    other = RowStore(tmp_path, "rows", ORIGIN | {"seed": "2"})
+    other.append(rows("a"))
+    assert [row["key"] for row in other.rows()] == ["a"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
