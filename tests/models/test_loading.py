@@ -118,7 +118,8 @@ def test_a_broken_folder_is_one_line(folder, tmp_path, case):
 
 @pytest.mark.parametrize("path", ["./nothing", "/nothing/here", "~/nothing-here", "runs/a/fit/draft", "runs/", ""])
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
-def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(load, path):
+def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(load, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # no runs/ of anyone's
     with pytest.raises(UserError, match="no such folder"):
         load(path)
 
