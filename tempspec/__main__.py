@@ -99,7 +99,7 @@ def _os_error_line(error: OSError) -> str | None:
         case errno.ENOSPC | errno.EDQUOT:
             return f"no space left on the device:{where} could not be written; free some, or set run: to another folder"
         case errno.ENOENT:
-            return f"no such file or folder:{where}"
+            return f"no such file or folder:{where}; check the path, or set run: to a folder that can be made"
         case errno.ENOTDIR | errno.EEXIST | errno.EISDIR:
             return f"expected a folder where a file is, or the other way round:{where}; choose another name"
         case _:
