@@ -7,24 +7,25 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-collect_ignore = ["plugin_package", "broken_plugin_package"]  # installed by fixtures, not collected
+EXAMPLE = TESTS.parent / "examples" / "tempspec-plugin"
+collect_ignore = ["broken_plugin_package"]  # installed by a fixture, not collected
 
 
-def install(folder: Path, source: str) -> Path:
-    """Install a package of this folder as a user would, offline, into a folder for PYTHONPATH."""
+def install(folder: Path, source: Path) -> Path:
+    """Install a package's sources as a user would, offline, into a folder for PYTHONPATH."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "--no-input", "install"]
     offline = ["--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, *offline, "--target", str(folder), str(TESTS / source)], check=True)
+    subprocess.run([*pip, *offline, "--target", str(folder), str(source)], check=True)
     return folder
 
 
 @pytest.fixture(scope="session")
 def plugin_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for PYTHONPATH with tempspec-acme 1.2.3: divergence `Jeffreys`, schedule `Sawtooth`."""
-    return install(tmp_path_factory.mktemp("acme"), "plugin_package")
+    """A folder for PYTHONPATH with tempspec-example: `Renyi`, `LogUniform` and `SpecVerification`."""
+    return install(tmp_path_factory.mktemp("example"), EXAMPLE)
 
 
 @pytest.fixture(scope="session")
 def broken_plugin_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for PYTHONPATH with tempspec-broken 0.0.7: divergence `Broken`, whose import raises."""
-    return install(tmp_path_factory.mktemp("broken"), "broken_plugin_package")
+    return install(tmp_path_factory.mktemp("broken"), TESTS / "broken_plugin_package")

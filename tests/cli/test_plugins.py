@@ -49,22 +49,35 @@ def command_line(packages, *arguments, cwd):
     return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_an_installed_package_is_listed_selected_by_name_and_configured(world, tmp_path, plugin_package):
-    shown = command_line([plugin_package], "plugins", cwd=tmp_path)
-    assert listed(shown.stdout)["divergences", "Jeffreys"] == ["tempspec-acme", "1.2.3"]
-    options = ("--model.divergence", "Jeffreys", "--model.divergence.balance", "0.7", "--trainer.max_steps", "1")
-    done = command_line([plugin_package], "fit", "--config", world / "pair.yaml", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    config = yaml.safe_load((tmp_path / "runs/pair/fit/config.yaml").read_text())
-    assert config["model"]["divergence"]["class_path"].endswith("Jeffreys")
-    assert config["model"]["divergence"]["init_args"]["balance"] == 0.7
+THIRD_PARTY = """
+model:
+  divergence: {class_path: Renyi, init_args: {order: 0.7}}
+  temperature: LogUniform
+  verifiers: {forgiving: {class_path: SpecVerification, init_args: {gap: 0.5}}}
+  sweep: {target_temperatures: [0.0], max_new_tokens: 4}
+"""
+
+
+def test_an_installed_package_is_listed_selected_by_name_in_a_file_and_run(world, tmp_path, plugin_package):
+    shown = listed(command_line([plugin_package], "plugins", cwd=tmp_path).stdout)
+    assert shown["divergences", "Renyi"] == shown["schedules", "LogUniform"] == ["tempspec-example", "1.2.3"]
+    assert shown["verifiers", "SpecVerification"] == ["lossy", "tempspec-example", "1.2.3"]
+    (tmp_path / "mine.yaml").write_text(THIRD_PARTY)
+    options = ("--config", world / "pair.yaml", "--config", "mine.yaml", "--run", "run", "--trainer.max_steps", "1")
+    for command in ("fit", "predict"):
+        done = command_line([plugin_package], command, *options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    divergence = yaml.safe_load((tmp_path / "run/fit/config.yaml").read_text())["model"]["divergence"]
+    assert divergence == {"class_path": "tempspec_example.divergences.Renyi", "init_args": divergence["init_args"]}
+    assert divergence["init_args"]["order"] == 0.7
+    assert "forgiving" in (tmp_path / "run/predict/summary.csv").read_text()
 
 
 def test_a_typo_in_a_third_partys_name_gets_its_name(world, tmp_path, plugin_package):
-    options = ("--config", world / "pair.yaml", "--model.divergence", "Jefreys")
+    options = ("--config", world / "pair.yaml", "--model.divergence", "Reny")
     done = command_line([plugin_package], "fit", *options, cwd=tmp_path)
     assert done.returncode == 2
-    assert "did you mean 'Jeffreys'" in done.stderr
+    assert "did you mean 'Renyi'" in done.stderr
 
 
 def test_a_broken_package_costs_a_warning_and_an_error_when_selected(world, tmp_path, broken_plugin_package):

@@ -1,0 +1,1 @@
+"""Three plugins for tempspec; entry points name their modules, so that nothing is imported here."""
