@@ -103,8 +103,9 @@ def inverse_cdf(weight: Tensor, uniform: Tensor) -> Tensor:
     if weight.numel() <= _WHOLE:
         return _invert(weight.cumsum(-1, dtype=torch.float64), uniform)[0]
     # Which block of tokens first, then which of its tokens: one pass over the weights, whatever V.
-    padded = torch.nn.functional.pad(weight, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))
-    mass = padded.sum(-1, dtype=torch.float64)
+    padding = -vocabulary % _BLOCK
+    padded = (torch.nn.functional.pad(weight, (0, padding)) if padding else weight).unflatten(-1, (-1, _BLOCK))
+    mass = padded.sum(-1, dtype=torch.promote_types(weight.dtype, torch.float32)).double()
     cumulative = mass.cumsum(-1)
     block, threshold = _invert(cumulative, uniform)
     before = cumulative.gather(-1, block[..., None]) - mass.gather(-1, block[..., None])
