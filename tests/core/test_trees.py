@@ -56,13 +56,14 @@ def test_choices_equal_a_loop(parents):
     accept = coins(len(parents))
     parent = torch.tensor(parents).expand_as(accept)
     order = recursive_postorder(parents)
+    walked, first_found = walk(accept, parent).tolist(), first_from_leaves(accept, parent).tolist()
     for row, coin in enumerate(accept.tolist()):
         here = -1
         while (child := next((n for n, p in enumerate(parents) if p == here and coin[n]), None)) is not None:
             here = child
-        assert walk(accept, parent)[row] == here
+        assert walked[row] == here
         first = min((node for node in range(len(parents)) if coin[node]), key=lambda node: order[node], default=-1)
-        assert first_from_leaves(accept, parent)[row] == first
+        assert first_found[row] == first
 
 
 def test_on_a_chain_the_choices_are_those_of_chains():
