@@ -1,11 +1,13 @@
 """What the documents show works: code blocks run, configurations parse."""
 
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
 from tempspec.__main__ import main
+from tempspec.registry import FAMILIES, load
 from tempspec.testing import ConformanceError
 
 ROOT = Path(__file__).parents[1]
@@ -16,12 +18,52 @@ def blocks(document, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_guides_wrong_verifier_is_caught_by_the_kit_as_the_guide_says():
-    write, check = blocks("CONTRIBUTING.md", "python")
-    space = {"__name__": "my_package.verifiers"}
-    exec(write, space)
-    with pytest.raises(ConformanceError, match="the target's law"):
-        exec(check, space)
+PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+GUIDES = [page for page in PAGES if page.startswith("docs/plugins/")]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/tempspec-plugin/README.md", *PAGES]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_the_code_of_every_page_runs_and_says_what_it_should(page):
+    space = {"__name__": "my_package"}
+    for block in blocks(page, "python"):
+        if "# ConformanceError" in block:
+            with pytest.raises(ConformanceError, match="the target's law"):
+                exec(block, space)
+        else:
+            exec(block, space)
+
+
+def test_there_is_a_guide_for_every_family_and_the_way_in_leads_there():
+    entrance = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert {Path(guide).stem for guide in GUIDES} == {family.removesuffix("s") for family in FAMILIES}
+    for guide in GUIDES:
+        assert guide in entrance
+        page = (ROOT / guide).read_text(encoding="utf-8")
+        assert f"check_{Path(guide).stem}(" in page
+        assert f'entry-points."tempspec.{Path(guide).stem}s"' in page
+
+
+def test_the_index_leads_to_every_page():
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    assert [page for page in PAGES if page != "docs/README.md" and f"({page.removeprefix('docs/')})" not in index] == []
+
+
+def test_the_table_of_verifiers_is_what_is_registered():
+    table = (ROOT / "docs/verifiers.md").read_text(encoding="utf-8")
+    built_in = [plugin.cls for plugin in load() if (plugin.family, plugin.distribution) == ("verifiers", "tempspec")]
+    for cls in built_in:
+        line = inspect.getdoc(cls).partition("\n")[0].replace("|", "\\|")
+        assert f"| `{cls.__name__}` | {'lossless' if cls.lossless else 'lossy'} | {line} |" in table
+
+
+def test_the_errors_that_are_explained_are_ones_that_exist():
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tempspec").rglob("*.py"))
+    explained = re.findall(
+        r"^\| `([^`]+)`", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(explained) > 15
+    assert [line for line in explained if line not in source] == []
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -48,11 +90,12 @@ def test_the_quickstarts_configuration_is_the_one_that_it_runs():
     assert shown.partition("\n")[2] == packaged.replace("$folder", "runs/quickstart")
 
 
-def test_the_readmes_configuration_is_readable(tmp_path, capsys):
-    (block,) = blocks("README.md", "yaml")
-    (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
-    assert main(["fit", "--config", str(tmp_path / "mine.yaml"), "--print_config"]) == 0
-    assert "low: 0.5" in capsys.readouterr().out
+@pytest.mark.parametrize("page", ["README.md", *(page for page in PAGES if blocks(page, "yaml"))])
+def test_the_configurations_of_the_documents_are_readable(page, tmp_path, capsys):
+    for block in blocks(page, "yaml"):
+        (tmp_path / "mine.yaml").write_text(block, encoding="utf-8")
+        assert main(["fit", "--config", str(tmp_path / "mine.yaml"), "--print_config"]) == 0
+        assert "divergence:" in capsys.readouterr().out
 
 
 def test_every_subcommand_of_the_readme_exists(capsys):
@@ -63,8 +106,8 @@ def test_every_subcommand_of_the_readme_exists(capsys):
     assert all(re.search(rf"^\s+{name}\s", listed, re.MULTILINE) for name in shown)
 
 
-def test_every_link_of_the_documents_leads_somewhere():
-    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-            assert (ROOT / link).exists(), f"{document}: {link}"
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_of_a_document_leads_somewhere(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert ((ROOT / document).parent / link).exists(), link
