@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tempspec.core.verification import precise
+
 Value = TypeVar("Value", float, Tensor)
 
 # Elements of the tempered laws alive at once: a few megabytes stay in a CPU's cache, a GPU wants large kernels.
@@ -24,17 +26,19 @@ _GPU_ELEMENTS = 1 << 27
 
 def _probabilities(logp: Tensor) -> Tensor:
     """The law itself, float32 or better."""
-    return (logp if logp.dtype == torch.float64 else logp.float()).exp()
+    return precise(logp).exp()
 
 
 def overlap(logp: Tensor, logq: Tensor) -> Tensor:
     """`sum min(p, q) = 1 - TV(p, q)`, `[...]` from log-laws `[..., V]`: what rejection sampling accepts.
 
+    With its gradient. Leviathan et al. 2023 (arXiv 2211.17192), corollary 3.6.
+
     >>> p, q = torch.tensor([0.5, 0.25, 0.15, 0.1]), torch.tensor([0.2, 0.4, 0.1, 0.3])
     >>> overlap(p.log(), q.log())
     tensor(0.6500)
     """
-    return torch.minimum(_probabilities(logp), _probabilities(logq)).sum(-1)
+    return torch.minimum(precise(logp), precise(logq)).exp().sum(-1)
 
 
 def agreement(logp: Tensor, logq: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "acceptance",
     "adaptive_kl",
     "alpha_beta",
     "entropy",
@@ -134,18 +133,6 @@ def total_variation(logp: Tensor, logq: Tensor) -> Tensor:
     """
     logp, logq = _wide(logp, logq)
     return 0.5 * (logp.exp() - logq.exp()).abs().sum(-1)
-
-
-def acceptance(logp: Tensor, logq: Tensor) -> Tensor:
-    """The overlap sum min(p, q): the chance that rejection sampling keeps a token drawn from q, in [0, 1].
-
-    Leviathan et al. 2023 (arXiv 2211.17192), corollary 3.6.
-
-    >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
-    >>> acceptance(p.log(), q.log())
-    tensor(0.7500)
-    """
-    return torch.minimum(*_wide(logp, logq)).exp().sum(-1)
 
 
 def negative_log_acceptance(logp: Tensor, logq: Tensor) -> Tensor:

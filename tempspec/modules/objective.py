@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tempspec.core.divergences import acceptance, entropy, forward_kl, label_cross_entropy
+from tempspec.core import acceptance
+from tempspec.core.divergences import entropy, forward_kl, label_cross_entropy
 from tempspec.core.reduce import masked_sum_and_count
 from tempspec.interfaces import Divergence, LossContext, Summary
 
@@ -97,7 +98,7 @@ class Objective:
     @torch.no_grad()
     def overlap(self, z_p_NV: Tensor, z_q_NV: Tensor) -> Tensor:
         """The acceptance at the first loss temperature, `[N]`."""
-        return acceptance(*self._laws(0, z_p_NV, z_q_NV))
+        return acceptance.overlap(*self._laws(0, z_p_NV, z_q_NV))
 
     def _distance(self, index: int, z_p_NV: Tensor, z_q_NV: Tensor) -> Tensor:
         logp_NV, logq_NV = self._laws(index, z_p_NV, z_q_NV)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tempspec.core import divergences as core
+from tempspec.core.acceptance import overlap
 
 INF = math.inf
 FUNCTIONS = {
@@ -192,7 +193,7 @@ def test_precisions_mix(function):
 
 def test_acceptance_is_one_minus_total_variation():
     logp, logq = log_laws(100, 20)
-    torch.testing.assert_close(core.acceptance(logp, logq), 1 - core.total_variation(logp, logq))
+    torch.testing.assert_close(overlap(logp, logq), 1 - core.total_variation(logp, logq))
 
 
 def test_jensen_shannon_is_symmetric_at_one_half():
@@ -224,7 +225,7 @@ def test_bounds_of_the_mixtures(beta):
 
 def test_gradient_of_negative_log_acceptance_is_that_of_total_variation_over_acceptance():
     logp, logq = log_laws(10, 20)
-    expected = gradient(core.total_variation, logp, logq) / core.acceptance(logp, logq)[:, None]
+    expected = gradient(core.total_variation, logp, logq) / overlap(logp, logq)[:, None]
     torch.testing.assert_close(gradient(core.negative_log_acceptance, logp, logq), expected)
 
 
@@ -235,7 +236,7 @@ def test_gradient_of_forward_kl_is_q_minus_p():
 
 def test_lk_hybrid_holds_its_weight_constant():
     logp, logq = log_laws(10, 20)
-    weight = torch.exp(-3 * core.acceptance(logp, logq))[:, None]
+    weight = torch.exp(-3 * overlap(logp, logq))[:, None]
     kl_slope, distance_slope = gradient(core.forward_kl, logp, logq), gradient(core.total_variation, logp, logq)
     torch.testing.assert_close(gradient(core.lk_hybrid, logp, logq), weight * kl_slope + (1 - weight) * distance_slope)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tempspec.core.divergences import acceptance, forward_kl, negative_log_acceptance, total_variation
+from tempspec.core.acceptance import overlap
+from tempspec.core.divergences import forward_kl, negative_log_acceptance, total_variation
 from tempspec.interfaces import Divergence
 from tempspec.plugins.divergences import LKHybrid, TotalVariation
 from tempspec.testing import ConformanceError, check_divergence
@@ -19,7 +20,7 @@ def guarded_in_the_value_only(logp, logq):
 
 
 def with_an_epsilon(logp, logq):
-    return -acceptance(logp, logq).clamp(min=torch.finfo(logq.dtype).eps).log()
+    return -overlap(logp, logq).clamp(min=torch.finfo(logq.dtype).eps).log()
 
 
 def in_the_input_precision(logp, logq):
