@@ -108,6 +108,19 @@ def test_bad_options_are_refused(make, message):
         make()
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("TAID", {"start": 1.0, "end": 1.0, "steps": 1, "rate": 0.0, "memory": 0.0}),
+        ("LKHybrid", {"eta": 0.0}),
+        ("TopKCrossEntropy", {"k": 1}),
+    ],
+)
+def test_options_at_the_ends_of_their_ranges_are_taken(name, options):
+    made = getattr(plugins, name)(**options)
+    assert {option: getattr(made, option) for option in options} == options
+
+
 @pytest.mark.parametrize(("name", "options"), MATRIX, ids=str)
 def test_can_be_copied(name, options):
     divergence: Divergence = getattr(plugins, name)(**options, scale="gradient")

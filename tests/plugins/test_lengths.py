@@ -46,6 +46,11 @@ def test_entropy_rules_stop_behind_an_unsure_draft():
     assert AdaEDL(coefficient=0.2, threshold=0.4).proceed(token, logq).tolist() == [True, True, True]
 
 
+@pytest.mark.parametrize("rule", [SVIP(threshold=0.0), AdaEDL(threshold=1.0), ConfidenceThreshold(1.0)])
+def test_a_certain_draft_goes_on_at_the_strictest_threshold(rule):
+    assert rule.proceed(torch.tensor([1]), torch.tensor([[0.0, 1.0]]).log()).tolist() == [True]
+
+
 def test_goodput_drafts_more_where_more_is_accepted_and_nothing_where_it_does_not_pay():
     nothing = torch.tensor([-1])
     first = LastRound(nothing, nothing, nothing)
