@@ -47,3 +47,7 @@ def test_gumbel_noise_samples_a_softmax():
 
 def test_gumbel_noise_is_finite():
     assert gumbel(torch.arange(1_000_000)).isfinite().all()
+
+
+def test_no_two_streams_are_one():
+    assert len(Stream) == len(Stream.__members__)

@@ -66,3 +66,14 @@ def test_inverse_cdf_hits_each_token_for_its_share_of_the_uniforms():
 def test_inverse_cdf_never_returns_a_token_without_weight(u):
     weight = torch.tensor([[0.0, 0.1, 0.7, 0.0]]) * torch.tensor([[1.0], [1e-30], [1e30]])
     assert set(inverse_cdf(weight, torch.full((3,), u, dtype=torch.float64)).tolist()) <= {1, 2}
+
+
+@pytest.mark.parametrize("vocabulary", [1 << 18, (1 << 18) + 77])
+def test_inverse_cdf_of_a_large_vocabulary_is_that_of_one_cumulative_sum(vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.rand(4, vocabulary, generator=generator, dtype=torch.float64) ** 8
+    weight[:, ::3] = 0.0
+    uniform = torch.tensor([0.0, 0.3, 0.9, 1 - 2.0**-53], dtype=torch.float64)
+    cumulative = weight.cumsum(-1)
+    expected = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:] * (1 - 1e-12), right=True)
+    assert inverse_cdf(weight, uniform).tolist() == expected.squeeze(-1).tolist()
