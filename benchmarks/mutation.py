@@ -189,7 +189,7 @@ def matching_tests(path: str) -> list[str]:
     """The doctests of a file and the tests of its name, quick ones first."""
     folder, name = Path(path).parent.name, Path(path).stem
     names = [f"{folder}/test_{name}", f"core/test_{name}", f"plugins/test_{name}"]
-    names += FURTHER.get(f"{folder}/{name}", ())
+    names += [*FURTHER.get(f"{folder}/{name}", ()), *(["plugins/test_options"] if folder == "plugins" else [])]
     files = [f"tests/{one}.py" for one in dict.fromkeys(names)]
     return [path, *(file for file in files if (ROOT / file).exists())]
 
