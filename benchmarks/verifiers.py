@@ -241,12 +241,12 @@ def rank_acceptance(
         tokens.append(inverse_cdf(drawn[-1].exp(), uniform(1, rank, torch.arange(rows))))
         taken_NV = taken_NV.scatter(1, tokens[-1][:, None], True)
     logp_NKV = logp_NV[:, None].expand(-1, count + 1, -1)
-    decision = multidraft.tree_decision(
+    coins = multidraft.tree_coins(
         logp_NKV, torch.stack(drawn, 1), torch.stack(tokens, 1), torch.full((rows, count), -1),
         torch.full((rows,), count), joint=False,
     )  # fmt: skip
-    reached_NK = torch.nn.functional.pad((1 - decision.coin_BN).cumprod(-1)[:, :-1], (1, 0), value=1.0)
-    return (reached_NK * decision.coin_BN).mean(0).tolist()
+    reached_NK = torch.nn.functional.pad((1 - coins.coin_BN).cumprod(-1)[:, :-1], (1, 0), value=1.0)
+    return (reached_NK * coins.coin_BN).mean(0).tolist()
 
 
 def lossy_rules(target: PreTrainedModel, draft: PreTrainedModel, texts: list[tuple[int, ...]]) -> None:

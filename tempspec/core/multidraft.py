@@ -83,17 +83,90 @@ def sibling_law(logq: Tensor, score: Tensor, taken: Tensor, rank: int, count: in
 
 
 @dataclass(frozen=True, slots=True)
-class TreeDecision:
-    """What the coins of a tree decide between.
+class Children:
+    """The real children of every place of a tree, the root's first.
+
+    Attributes:
+        node_BNK: the k-th child of each place in the order they were drawn, -1 where there is none, `[B, N+1, K]`.
+        most: the most children that any row has at each place, on the host.
+    """
+
+    node_BNK: Tensor
+    most: list[int]
+
+    @classmethod
+    def of(cls, parent_BN: Tensor, length_B: Tensor) -> "Children":
+        """Of trees whose first `length_B` nodes are real; reads the shape on the host, once."""
+        nodes = parent_BN.shape[1]
+        above_N1 = torch.arange(-1, nodes, device=parent_BN.device)[:, None]
+        child_BNN = (parent_BN[:, None] == above_N1) & real(parent_BN, length_B)[:, None]
+        most = child_BNN.sum(-1).amax(0).tolist()
+        rank_BNN = child_BNN.cumsum(-1).masked_fill(~child_BNN, 0)
+        node_BNK = torch.full((*child_BNN.shape[:2], max(most)), -1, device=parent_BN.device)
+        for rank in range(max(most)):
+            found_BNN = rank_BNN == rank + 1
+            node_BNK[..., rank] = torch.where(found_BNN.any(-1), found_BNN.long().argmax(-1), -1)
+        return cls(node_BNK, most)
+
+    def at(self, node_B: Tensor) -> Tensor:
+        """The children of one node of each row, -1 for the root: `[B, K]`."""
+        return self.node_BNK[torch.arange(len(node_B), device=node_B.device), node_B + 1]
+
+
+class _Law:
+    """The law `a r` at one place of each row while its children are tried: `scale_B * law_BV`, so nothing is divided.
+
+    Args:
+        law_BV: the target's law there; it is overwritten.
+        reach_B: a, how surely the place was reached, float64.
+        logd_BNV: the log-laws that all nodes were drawn from.
+    """
+
+    def __init__(self, law_BV: Tensor, reach_B: Tensor, logd_BNV: Tensor) -> None:
+        self.law_BV = law_BV
+        self.reach_B = self.scale_B = reach_B
+        self._logd = logd_BNV.reshape(-1, logd_BNV.shape[-1])
+        self._first_B = torch.arange(len(reach_B), device=reach_B.device) * logd_BNV.shape[1]
+
+    def of(self, token_B: Tensor) -> Tensor:
+        """`a r` of one token, float64 `[B]`."""
+        return self.law_BV.gather(1, token_B[:, None]).squeeze(1) * self.scale_B
+
+    def refuse(self, child_B: Tensor) -> None:
+        """Go on as if the child had failed: `m = (a r - d)+`, `s = sum m`, `r = m / s`, `a = s / (s + 1 - a)`.
+
+        Rows whose child is -1 stay as they are.
+        """
+        there_B, at_B = child_B >= 0, self._first_B + child_B.clamp(min=0)
+        factor_B = torch.where(there_B, self.scale_B, 0.0).to(self.law_BV.dtype)
+        left_B = torch.empty_like(self.reach_B)
+        for rows in strips(self.law_BV):
+            law_BV = self.law_BV[rows]
+            excess_BV = precise(self._logd.index_select(0, at_B[rows])).exp().neg_()
+            excess_BV.addcmul_(law_BV, factor_B[rows, None]).clamp_(min=0.0)
+            left_B[rows] = excess_BV.sum(-1).double()
+            # Nothing is left of a = 1 only by rounding, or behind a child that is never rejected: the law stays.
+            law_BV.copy_(excess_BV.addcmul_(law_BV, (left_B[rows, None] == 0).to(law_BV.dtype)))
+        changed_B = left_B > 0
+        next_B = _quotient(left_B, left_B + 1.0 - self.reach_B)
+        kept_B = torch.where(there_B & (self.reach_B < 1.0), 0.0, 1.0)
+        self.scale_B = torch.where(changed_B, _quotient(next_B, left_B), self.scale_B * kept_B)
+        self.reach_B = torch.where(changed_B, next_B, self.reach_B * kept_B)
+
+
+@dataclass(frozen=True, slots=True)
+class TreeCoins:
+    """What the coins of a tree decide with.
 
     Attributes:
         coin_BN: the probability of each node's coin, float64; 0 behind the row's length.
-        weight_BNV: the law of the token that follows when a node is the last to be accepted, not normalised,
-            `[B, N+1, V]`; the root's first.
+        reach_BN: how surely each place was reached before its children were tried, `[B, N+1]`, the root's first.
+        children: who they are.
     """
 
     coin_BN: Tensor
-    weight_BNV: Tensor
+    reach_BN: Tensor
+    children: Children
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -102,9 +175,9 @@ def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(fine, numerator / torch.where(fine, denominator, 1.0), 0.0)
 
 
-def tree_decision(
+def tree_coins(
     logp_BNV: Tensor, logd_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor, *, joint: bool
-) -> TreeDecision:
+) -> TreeCoins:
     """Recursive rejection of a tree's nodes, each node alone or jointly with what hangs below it.
 
     At each node: `r = p` and `a` is how surely the node was reached; for each child (t, d) in order, the child is
@@ -124,36 +197,52 @@ def tree_decision(
         length_B: the first nodes that are real.
         joint: see above.
     """
-    # The law at a node is kept as a m with m in weight_BNV and the factor in scale_BN, so that nothing is normalised.
-    weight_BNV = precise(logp_BNV).exp()
-    rows, places, vocabulary = weight_BNV.shape
-    row_B, real_BN = torch.arange(rows, device=token_BN.device), real(token_BN, length_B)
-    reach_BN = torch.ones(rows, places, dtype=torch.float64, device=token_BN.device)
-    scale_BN, coin_BN = reach_BN.clone(), torch.zeros_like(token_BN, dtype=torch.float64)
+    rows, nodes = token_BN.shape
+    children = Children.of(parent_BN, length_B)
+    reach_BN = torch.ones(rows, nodes + 1, dtype=torch.float64, device=token_BN.device)
+    behind_BN = reach_BN.clone()
+    coin_BN = torch.zeros_like(reach_BN[:, 1:])
     chance_BN = of_token(logd_BNV, token_BN).double().exp()
-    flat_weight = weight_BNV.view(rows * places, vocabulary)
-    d_BV = torch.empty_like(weight_BNV[:, 0])
-    for node, (token_B, above_B) in enumerate(zip(token_BN.T, parent_BN.T + 1, strict=True)):
-        at_B = row_B * places + above_B
-        law_BV, reach_B, scale_B = flat_weight.index_select(0, at_B), reach_BN[row_B, above_B], scale_BN[row_B, above_B]
-        own_B = law_BV.gather(1, token_B[:, None]).squeeze(1) * scale_B
-        coin_BN[:, node] = _quotient(own_B, chance_BN[:, node]).clamp(max=1.0)
-        if joint:
-            reach_BN[:, node + 1] = scale_BN[:, node + 1] = coin_BN[:, node]
-        torch.exp(precise(logd_BNV[:, node]), out=d_BV)
-        scaled_B = torch.where(real_BN[:, node], scale_B, 0.0)  # nothing is left of what is not there
-        excess_BV = d_BV.neg_().addcmul_(law_BV, scaled_B[:, None].to(law_BV.dtype)).clamp_(min=0.0)
-        left_B = excess_BV.sum(-1).double()
-        # Nothing is left of a = 1 only by rounding, or behind a child that is never rejected: the law stays as it is.
-        changed_B = left_B > 0
-        excess_BV.addcmul_(law_BV, (~changed_B)[:, None].to(law_BV.dtype))
-        flat_weight.index_copy_(0, at_B, excess_BV)
-        next_B = _quotient(left_B, left_B + 1.0 - reach_B)
-        kept_B = torch.where(real_BN[:, node] & (reach_B < 1.0), 0.0, 1.0)
-        reach_BN[row_B, above_B] = torch.where(changed_B, next_B, reach_B * kept_B)
-        scale_BN[row_B, above_B] = torch.where(changed_B, _quotient(next_B, left_B), scale_B * kept_B)
-    coin_BN = reach_BN[:, 1:] if joint else coin_BN
-    return TreeDecision(torch.where(real_BN, coin_BN, 0.0), weight_BNV)
+    buffer_BV = torch.empty_like(precise(logp_BNV[:, 0]))
+    for place, count in enumerate(children.most):
+        if count == 0:
+            continue
+        start_B = coin_BN[:, place - 1] if joint and place else reach_BN[:, place]
+        reach_BN[:, place] = start_B
+        law = _Law(torch.exp(precise(logp_BNV[:, place]), out=buffer_BV), start_B, logd_BNV)
+        for rank in range(count):
+            child_B = children.node_BNK[:, place, rank]
+            at_B1 = child_B.clamp(min=0)[:, None]
+            own_B = law.of(token_BN.gather(1, at_B1).squeeze(1))
+            coin_B1 = _quotient(own_B[:, None], chance_BN.gather(1, at_B1)).clamp(max=1.0)
+            coin_BN.scatter_(1, at_B1, torch.where(child_B[:, None] >= 0, coin_B1, coin_BN.gather(1, at_B1)))
+            if joint or rank + 1 < count:
+                law.refuse(child_B)
+        behind_BN[:, place] = law.reach_B
+    if not joint:
+        return TreeCoins(coin_BN, reach_BN, children)
+    parent_BN1 = (children.node_BNK >= 0).any(-1)[:, 1:]
+    reach_BN[:, 1:] = coin_BN
+    return TreeCoins(torch.where(parent_BN1, behind_BN[:, 1:], coin_BN), reach_BN, children)
+
+
+def tree_weight(logp_BNV: Tensor, logd_BNV: Tensor, node_B: Tensor, coins: TreeCoins) -> Tensor:
+    """The law of the token that follows when `node_B` is the last to be accepted, not normalised, `[B, V]`.
+
+    What its children have left of p; p itself at a leaf. It is made again for the one node that needs it: keeping the
+    laws of all nodes costs more.
+
+    Args:
+        logp_BNV: as in `tree_coins`.
+        logd_BNV: as in `tree_coins`.
+        node_B: the last accepted node of each row, -1 for none.
+        coins: what `tree_coins` returned.
+    """
+    reach_B = coins.reach_BN.gather(1, node_B[:, None] + 1).squeeze(1)
+    law = _Law(precise(at_position(logp_BNV, node_B + 1)).exp(), reach_B, logd_BNV)
+    for child_B in coins.children.at(node_B).unbind(-1):
+        law.refuse(child_B)
+    return law.law_BV
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -207,35 +296,67 @@ def sequential_residual(p: Tensor, q: Tensor, rho: Tensor, count: Tensor) -> Ten
     return torch.where((left > 0).any(-1, keepdim=True), left, p)
 
 
-def sequential_decision(
+@dataclass(frozen=True, slots=True)
+class SequentialCoins:
+    """What K-SEQ's coins decide with.
+
+    Attributes:
+        coin_BN: the probability of each node's coin, float64; 0 behind the row's length.
+        rho_BN: rho at every place, float64 `[B, N+1]`, the root's first.
+        children: who is whose child.
+    """
+
+    coin_BN: Tensor
+    rho_BN: Tensor
+    children: Children
+
+
+def sequential_coins(
     logp_BNV: Tensor, logq_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor
-) -> TreeDecision:
+) -> SequentialCoins:
     """K-SEQ at every node of a tree of independent children; coins are tossed on the way down.
 
-    Arguments as in `tree_decision`; the law of a node's children is its first child's.
+    Arguments as in `tree_coins`; the law of a node's children is its first child's.
     """
-    weight_BNV = precise(logp_BNV).exp()
-    nodes = token_BN.shape[1]
-    real_BN = real(token_BN, length_B)
-    coin_BN = torch.zeros_like(token_BN, dtype=torch.float64)
-    chance_BN = of_token(logq_BNV, token_BN).double().exp()
-    child_BNN = (parent_BN[:, None] == torch.arange(-1, nodes, device=token_BN.device)[:, None]) & real_BN[:, None]
-    count_BN = child_BNN.sum(-1)
-    for above, most in enumerate(count_BN.amax(0).tolist()):  # one look at the shape
-        if most == 0:
+    children = Children.of(parent_BN, length_B)
+    rho_BN = torch.ones(len(token_BN), token_BN.shape[1] + 1, dtype=torch.float64, device=token_BN.device)
+    for place, count in enumerate(children.most):
+        if count < 2:  # one child: rho = 1
             continue
-        child_BN, own_BN = child_BNN[:, above], torch.zeros_like(coin_BN)
+        first_B = children.node_BNK[:, place, 0].clamp(min=0)
+        count_B = (children.node_BNK[:, place] >= 0).sum(-1).clamp(min=1)
         for rows in strips(logp_BNV):
-            count_B, first_B = count_BN[rows, above], child_BN[rows].long().argmax(-1)
-            p_BV, q_BV = weight_BNV[rows, above], precise(at_position(logq_BNV[rows], first_B)).exp()
-            rho_B = torch.ones_like(count_B, dtype=torch.float64)
-            if most > 1:
-                rho_B = sequential_division(p_BV, q_BV, count_B.clamp(min=1))
-            own_BN[rows] = p_BV.gather(1, token_BN[rows]).double() / rho_B[:, None]
-            p_BV.copy_(sequential_residual(p_BV, q_BV, rho_B, count_B))
-        accept_BN = _quotient(own_BN, chance_BN).clamp(max=1.0)
-        coin_BN = torch.where(child_BN, accept_BN, coin_BN)
-    return TreeDecision(coin_BN, weight_BNV)
+            p_BV, q_BV = precise(logp_BNV[rows, place]).exp(), precise(at_position(logq_BNV[rows], first_B[rows])).exp()
+            rho_BN[rows, place] = sequential_division(p_BV, q_BV, count_B[rows])
+    row_B1 = torch.arange(len(token_BN), device=token_BN.device)[:, None]
+    own_BN = logp_BNV[row_B1, parent_BN + 1, token_BN].double().exp()
+    chance_BN = of_token(logq_BNV, token_BN).double().exp() * rho_BN.gather(1, parent_BN + 1)
+    accept_BN = _quotient(own_BN, chance_BN).clamp(max=1.0)
+    return SequentialCoins(torch.where(real(token_BN, length_B), accept_BN, 0.0), rho_BN, children)
+
+
+def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins: SequentialCoins) -> Tensor:
+    """The law of the token that follows when `node_B` is the last to be accepted, not normalised, `[B, V]`.
+
+    K-SEQ's residual behind the node's children; p itself at a leaf.
+
+    Args:
+        logp_BNV: as in `sequential_coins`.
+        logq_BNV: as in `sequential_coins`.
+        node_B: the last accepted node of each row, -1 for none.
+        coins: what `sequential_coins` returned.
+    """
+    if logq_BNV.shape[1] == 0:
+        return precise(at_position(logp_BNV, node_B + 1)).exp()
+    child_BK = coins.children.at(node_B)
+    count_B, first_B = (child_BK >= 0).sum(-1), child_BK[:, 0].clamp(min=0)
+    rho_B = coins.rho_BN.gather(1, node_B[:, None] + 1).squeeze(1)
+    parts = []
+    for rows in strips(logp_BNV):
+        p_BV = precise(at_position(logp_BNV[rows], node_B[rows] + 1)).exp()
+        q_BV = precise(at_position(logq_BNV[rows], first_B[rows])).exp()
+        parts.append(sequential_residual(p_BV, q_BV, rho_B[rows], count_B[rows]))
+    return torch.cat(parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from tempspec.core import multidraft, trees
 from tempspec.core.noise import Stream
-from tempspec.core.verification import at_position
 from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
 
 __all__ = ["KSequential", "RecursiveRejection", "Traversal"]
@@ -43,9 +42,10 @@ class RecursiveRejection(Verifier):
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         parts = (logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
-        decision = multidraft.tree_decision(*parts, joint=False)
-        node_B = trees.walk(noise.coins(decision.coin_BN), draft.tree_BK)
-        return _verdict(node_B, draft, noise.draw(at_position(decision.weight_BNV, node_B + 1), Stream.RESIDUAL))
+        coins = multidraft.tree_coins(*parts, joint=False)
+        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK)
+        weight_BV = multidraft.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+        return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
 
 
 class KSequential(Verifier):
@@ -62,9 +62,10 @@ class KSequential(Verifier):
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         parts = (logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
-        decision = multidraft.sequential_decision(*parts)
-        node_B = trees.walk(noise.coins(decision.coin_BN), draft.tree_BK)
-        return _verdict(node_B, draft, noise.draw(at_position(decision.weight_BNV, node_B + 1), Stream.RESIDUAL))
+        coins = multidraft.sequential_coins(*parts)
+        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK)
+        weight_BV = multidraft.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+        return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
 
 
 class Traversal(Verifier):
@@ -81,6 +82,7 @@ class Traversal(Verifier):
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         parts = (logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
-        decision = multidraft.tree_decision(*parts, joint=True)
-        node_B = trees.first_from_leaves(noise.coins(decision.coin_BN), draft.tree_BK)
-        return _verdict(node_B, draft, noise.draw(at_position(decision.weight_BNV, node_B + 1), Stream.RESIDUAL))
+        coins = multidraft.tree_coins(*parts, joint=True)
+        node_B = trees.first_from_leaves(noise.coins(coins.coin_BN), draft.tree_BK)
+        weight_BV = multidraft.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+        return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
