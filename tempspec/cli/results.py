@@ -1,5 +1,6 @@
 """What the Lightning subcommands leave behind: tables on the screen, metrics.json and summary.csv (floor 6)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from tempspec.data.provenance import Provenance, write_provenance
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.decoding import SweepMetrics
-from tempspec.metrics.rows import Cell
+from tempspec.metrics.rows import Cell, category_cell_of
 from tempspec.modules.distillation import DistillationModule
 from tempspec.reporting.records import summary_rows, write_metrics_json, write_summary_csv
-from tempspec.reporting.tables import DecodingTable, validation_table
+from tempspec.reporting.tables import DecodingTable, category_tables, validation_table
 
 ANALYTIC = "analytic"
 """Stands for the verifier in the files of validate and test, where nothing is decoded."""
@@ -45,11 +46,13 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
     trainer = module.trainer
     rows = module.runner.finish(trainer.global_rank)
     ratio = module.parameter_ratio
-    metrics = SweepMetrics.of_rows(rows, parameter_ratio=ratio, rank=trainer.global_rank, world=trainer.world_size)
-    estimates = metrics.to(module.device).estimates()
+    metrics = partial(SweepMetrics.of_rows, parameter_ratio=ratio, rank=trainer.global_rank, world=trainer.world_size)
+    named = [row for row in rows if row["category"]]
+    estimates = metrics(rows).to(module.device).estimates()
+    by_category = metrics(named, cell=category_cell_of).to(module.device).estimates()
     if trainer.is_global_zero:
-        Console().print(DecodingTable(estimates))
-        _write(folder, estimates, parameter_ratio=ratio, timing_batch=1)
+        Console().print(DecodingTable(estimates), *category_tables(by_category), sep="\n")
+        _write(folder, estimates | by_category, parameter_ratio=ratio, timing_batch=1)
 
 
 def report_generated(module: DistillationModule, data: TextDataModule, folder: Path) -> None:

@@ -1,4 +1,8 @@
-"""The sweep of predict and generate: its work list, its engines, its rows on disk (floor 5)."""
+"""The sweep of predict and generate: its work list, its engines, its rows on disk (floor 5).
+
+The work list holds the openings of conversations; a batch is decoded turn by turn, each turn behind the answers of its
+own cell. A conversation stays with its process, and a continued run takes it up at the first turn without a row.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -10,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from tempspec.decoding.engine import Engine
@@ -17,11 +22,15 @@ from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, genera
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Request, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.models.identity import tokenizer_digest, weights_digest
+from tempspec.models.ragged import context_length
 from tempspec.modules.pair import Pair
 from tempspec.modules.store import RowStore
 
 WARM_UP_TOKENS = 8
 """Tokens decoded and thrown away before the first timed request of a verifier."""
+
+_ANSWER = "."
+"""Stands for an answer where only the length of a conversation is asked for."""
 
 PromptSets = Mapping[str, Sequence[PromptLike]]
 
@@ -84,18 +93,55 @@ class SweepRunner:
         reader = Engine(self.pair.target_model, self.pair.vocabulary)
         for item in items:
             reader.check(item.request)
-        self._longest_row = max((reader.end(item.request) for item in items), default=0)
+        self._longest_row = max(self._longest_turn(prompt) for prompts in prompt_sets.values() for prompt in prompts)
         self._shortest_prompt = min((item.request.prompt for item in items), key=len, default=())
-        self._order = [item.key for item in items]
+        self._order = [key for item in items for key in item.keys()]
         name = "generated" if self.generating else "predictions"
         self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
-        return batches(items, self.sweep.batch_size, {row["key"] for row in self._store.rows()})
+        column = "response" if self.generating else "text"
+        answers = {row["key"]: row[column] for row in self._store.rows()}
+        due = (self._due(opening, answers) for opening in items)
+        return batches([item for item in due if item is not None], self.sweep.batch_size)
+
+    def _longest_turn(self, prompt: PromptLike) -> int:
+        """The most tokens that a conversation may have in the end, as far as can be told before it is held."""
+        tokens = len(prompt.after([_ANSWER] * (prompt.turns - 1))) + prompt.turns * self.sweep.max_new_tokens
+        return min(tokens, self._context)
+
+    @property
+    def _context(self) -> int:
+        return context_length(self.pair.target_model.config)
+
+    def _due(self, opening: WorkItem, answers: Mapping[str, str]) -> WorkItem | None:
+        """The first turn of a conversation without an answer; None where all that can be asked is answered."""
+        item: WorkItem | None = opening
+        while item is not None and item.key in answers:
+            item = self._next(item, answers[item.key])
+        return item
+
+    def _next(self, item: WorkItem, answer: str) -> WorkItem | None:
+        """The turn behind an answer; None behind the last one, and where the conversation has outgrown the context."""
+        following = item.then(answer)
+        if following is None or len(following.request.prompt) < self._context:
+            return following
+        rank_zero_info(f"{following.key} is left out: its prompt fills the target's context of {self._context} tokens")
+        return None
 
     def decode(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
-        """Decode one batch of items of one pass and verifier, and write its rows.
+        """Decode one batch of items of one pass and verifier, turn by turn, and write its rows.
 
         Runs in the models' own dtype, whatever autocast is on.
         """
+        rows: list[Row] = []
+        while items:
+            turn = self._decode_turn(items, draft)
+            answers = {row["key"]: row["text"] for row in turn}
+            items = [following for item in items if (following := self._next(item, answers[item.key])) is not None]
+            rows += turn
+        return rows
+
+    def _decode_turn(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
+        """One turn of every item."""
         by_key = {item.key: item for item in items}
         with torch.autocast(self.pair.target_model.device.type, enabled=False):
             completions = list(self._engine(items[0], draft).run([item.request for item in items]))
@@ -149,10 +195,12 @@ class SweepRunner:
             pass_=item.pass_,
             label=item.verifier,
             prompt_set=item.prompt_set,
-            prompt_index=item.prompt_index,
-            prompt_key=item.prompt_key,
+            prompt_index=item.prompt.index,
+            prompt_key=item.prompt.key,
             sample=item.sample,
             key=item.key,
+            category=item.prompt.category,
+            turn=item.turn,
         )
         row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return row
@@ -168,6 +216,8 @@ class SweepRunner:
             "tokenizer": self._tokenizer_digest,
             "generation_temperature": row["target_temperature"],
             "prompt_set": row["prompt_set"],
+            "category": row["category"],
+            "turn": row["turn"],
             "sample": row["sample"],
             "seed": row["seed"],
             "finish": row["finish"],
