@@ -51,7 +51,7 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
     estimates = metrics(rows).to(module.device).estimates()
     by_category = metrics(named, cell=category_cell_of).to(module.device).estimates()
     if trainer.is_global_zero:
-        Console().print(DecodingTable(estimates), *category_tables(by_category), sep="\n")
+        Console().print(DecodingTable(estimates), *category_tables(by_category), sep="\n\n")
         _write(folder, estimates | by_category, parameter_ratio=ratio, timing_batch=1)
 
 

@@ -256,7 +256,7 @@ def _category_table(title: str, cells: Sequence[Cell], estimates: Estimates, met
     for cell in cells:
         by_category.setdefault(cell.category, {})[_temperatures(cell, several)] = estimates[cell][metric]
     table = Table(box=_RULE, show_edge=False, pad_edge=False, title=title, title_justify="left", title_style="bold")
-    table.add_column("category", vertical="bottom")
+    table.add_column("category")
     for pair in pairs:
         table.add_column("T = " + ", draft ".join(pair), justify="right")
     for category, found in by_category.items():

@@ -150,3 +150,8 @@ def test_a_hub_name_without_network_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"^nobody/nothing: .*the hub cannot be reached; check the name") as caught:
         read(Source("nobody/nothing"), cache_dir=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_questions_without_answers_are_nothing_to_train_on(jsonl):
+    with pytest.raises(UserError, match="questions without answers.*`tempspec generate` writes"):
+        read(Source(jsonl([{"question_id": 1, "category": "writing", "turns": ["a"]}])))
