@@ -153,5 +153,5 @@ def test_a_hub_name_without_network_is_one_line(monkeypatch, tmp_path):
 
 
 def test_questions_without_answers_are_nothing_to_train_on(jsonl):
-    with pytest.raises(UserError, match="questions without answers.*`tempspec generate` writes"):
+    with pytest.raises(UserError, match=r"questions without answers.*`tempspec generate` writes"):
         read(Source(jsonl([{"question_id": 1, "category": "writing", "turns": ["a"]}])))
