@@ -58,7 +58,7 @@ def test_the_readmes_configuration_is_readable(tmp_path, capsys):
 def test_every_subcommand_of_the_readme_exists(capsys):
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    shown = set(re.findall(r"`tempspec (\w+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    shown = set(re.findall(r"`tempspec ([\w-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert shown
     assert all(re.search(rf"^\s+{name}\s", listed, re.MULTILINE) for name in shown)
 

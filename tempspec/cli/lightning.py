@@ -315,6 +315,14 @@ class CommandLine(LightningCLI):
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)
         self._results().report_generated(self.model, self.datamodule, self.folder)
 
+    def after_fit(self) -> None:
+        """Write the draft's model card; validate and predict write it again with what they measured."""
+        if self.task == "distillation" and self.trainer.is_global_zero:
+            importlib.import_module("tempspec.reporting.card").write_draft_card(Path(self._options.run))
+
+    after_validate = after_fit
+    after_predict = after_fit
+
     @staticmethod
     def _results() -> ModuleType:
         """The reports of the distillation task; imported with its module, not by every command."""
