@@ -53,8 +53,8 @@ def draft_card(run: Path) -> ModelCard:
     parts = [
         f"---\n{_metadata(model, data).to_yaml()}\n---\n",
         f"# A draft for {_name(model['target'])}\n",
-        f"Proposes tokens in speculative decoding for the target `{_name(model['target'])}`; it is not meant to be used "
-        "alone. Distilled with tempspec.\n",
+        f"Proposes tokens in speculative decoding for the target `{_name(model['target'])}`; it is not meant to be "
+        "used alone. Distilled with tempspec.\n",
         "## Training\n",
         "\n".join(f"- {name}: {value}" for name, value in _training(model, data)) + "\n",
         "## Measured\n",

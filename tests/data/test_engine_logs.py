@@ -16,7 +16,8 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"} 90.0
 """
 VLLM_LOG = (
     "INFO 09-09 11:51:35 [metrics.py:96] SpecDecoding metrics: Mean acceptance length: 2.50, Accepted throughput: 4.4 "
-    "tokens/s, Drafted throughput: 4.9 tokens/s, Accepted: 30 tokens, Drafted: 80 tokens, Per-position acceptance rate: 0.9\n"
+    "tokens/s, Drafted throughput: 4.9 tokens/s, Accepted: 30 tokens, Drafted: 80 tokens, "
+    "Per-position acceptance rate: 0.9\n"
 )
 SGLANG_LOG = (
     "[2026-11-23] Decode batch. #running-req: 1, #token: 90, accept len: 2.00, accept rate: 0.25, gen throughput 1\n"

@@ -93,7 +93,7 @@ class Power(Exception):
     """The plug is pulled."""
 
 
-@pytest.mark.parametrize("parts", [1, 2, 5, 9])
+@pytest.mark.parametrize("parts", [1, 5])
 def test_an_interrupted_conversation_goes_on_at_its_next_turn(talks, decode, monkeypatch, tmp_path, parts):
     whole = decode(talks())
     (tmp_path / "run").rename(tmp_path / "whole")
