@@ -17,7 +17,7 @@ import datasets
 import pyarrow as pa
 
 from tempspec.data.digest import digest_path, digest_value
-from tempspec.data.readers import READERS, Row, rows_of_path
+from tempspec.data.readers import READERS, Row, rows_of_path, suffix_of
 from tempspec.errors import UserError
 
 TEMPERATURE = "generation_temperature"
@@ -43,7 +43,8 @@ class Source:
     `text`. A .txt file has one `text` row a paragraph (the lines between two blank ones).
 
     Args:
-        path: a .jsonl, .json, .parquet, .csv or .txt file, a folder saved by `datasets`, or a hub dataset's name.
+        path: a .jsonl, .jsonl.gz, .json, .parquet, .csv or .txt file, a folder saved by `datasets`, or a hub dataset's
+            name.
         name: the configuration of a hub dataset.
         split: the split of a hub dataset.
         revision: the revision of a hub dataset: a branch, a tag or a commit.
@@ -104,7 +105,7 @@ def fingerprint(source: Source, cache_dir: str | Path | None = None) -> str:
     """
     options = dataclasses.asdict(source) | {"path": None}
     if source.file.exists():
-        return digest_value([options, source.file.suffix.lower(), digest_path(source.file)])
+        return digest_value([options, suffix_of(source.file), digest_path(source.file)])
     return digest_value(
         [options, [digest_value(row) for row in read(source, need_response=False, cache_dir=cache_dir)]]
     )
@@ -115,7 +116,7 @@ def _raw_rows(source: Source, cache_dir: str | Path | None) -> Iterator[Row]:
         raise UserError(f"{source.path}: limit must be 1 or more, got {source.limit}; leave it out to read all rows")
     if source.file.exists():
         return rows_of_path(source.file)
-    suffix = source.file.suffix.lower()
+    suffix = suffix_of(source.file)
     if suffix in READERS or not _HUB_NAME.fullmatch(source.path):
         raise UserError(f"{source.path}: no such file or folder; check data's path (it is relative to {Path.cwd()})")
     return iter(_from_hub(source, cache_dir))

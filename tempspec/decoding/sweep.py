@@ -4,10 +4,13 @@ Every item has a key of its own, which names its row for ever, and a seed that d
 alone (and the turn of a conversation): verifiers, temperatures and drafts are compared on the same noise.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal, Protocol
+
+from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.core.noise import fold
 from tempspec.errors import UserError
@@ -73,6 +76,15 @@ class Sweep:
         drafts = self.draft_temperatures if isinstance(self.draft_temperatures, list) else [self.draft_temperatures]
         pairs = [(t, t if d == "same" else float(d)) for t in self.target_temperatures for d in drafts]
         return list(dict.fromkeys(pairs))
+
+    def origin(self, prompt_sets: "Mapping[str, Sequence[PromptLike]]") -> dict[str, str]:
+        """What every completion depends on besides the models, entry by entry."""
+        sampling = f"{self.max_new_tokens} {self.top_k} {self.top_p} {self.min_p} {self.stop_at_eos}"
+        origin = {"sampling": sampling, "seed": str(self.seed)}
+        for name, prompts in prompt_sets.items():
+            keys = " ".join(str(prompt.key) for prompt in prompts)
+            origin[f"prompts {name}"] = hashlib.sha256(keys.encode()).hexdigest()[:16]
+        return origin
 
     def request(
         self,
@@ -211,6 +223,32 @@ def generation_list(
         for temperature in sweep.generation_temperatures
         for sample in range(sweep.samples if temperature > 0 else 1)
     ]
+
+
+def next_turn(item: WorkItem, answer: str, context: int) -> WorkItem | None:
+    """The turn behind an answer; None behind the last one, and where the conversation has outgrown the context."""
+    following = item.then(answer)
+    if following is None or len(following.request.prompt) < context:
+        return following
+    rank_zero_info(f"{following.key} is left out: its prompt fills the target's context of {context} tokens")
+    return None
+
+
+def unanswered(openings: Iterable[WorkItem], answers: Mapping[str, str], context: int) -> list[WorkItem]:
+    """The first turn without an answer of every conversation that has one left.
+
+    Args:
+        openings: the work list.
+        answers: what was answered before, by key.
+        context: the tokens that the target can read.
+    """
+    left: list[WorkItem] = []
+    for opening in openings:
+        item: WorkItem | None = opening
+        while item is not None and item.key in answers:
+            item = next_turn(item, answers[item.key], context)
+        left += [] if item is None else [item]
+    return left
 
 
 def batches(items: Sequence[WorkItem], batch_size: int) -> list[list[WorkItem]]:

@@ -4,7 +4,6 @@ The work list holds the openings of conversations; a batch is decoded turn by tu
 own cell. A conversation stays with its process, and a continued run takes it up at the first turn without a row.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,11 +13,19 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from tempspec.decoding.engine import Engine
-from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, generation_list, work_list
+from tempspec.decoding.sweep import (
+    PromptLike,
+    Sweep,
+    WorkItem,
+    batches,
+    generation_list,
+    next_turn,
+    unanswered,
+    work_list,
+)
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Request, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.models.identity import tokenizer_digest, weights_digest
@@ -100,8 +107,7 @@ class SweepRunner:
         self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
         column = "response" if self.generating else "text"
         answers = {row["key"]: row[column] for row in self._store.rows()}
-        due = (self._due(opening, answers) for opening in items)
-        return batches([item for item in due if item is not None], self.sweep.batch_size)
+        return batches(unanswered(items, answers, self._context), self.sweep.batch_size)
 
     def _longest_turn(self, prompt: PromptLike) -> int:
         """The most tokens that a conversation may have in the end, as far as can be told before it is held."""
@@ -112,21 +118,6 @@ class SweepRunner:
     def _context(self) -> int:
         return context_length(self.pair.target_model.config)
 
-    def _due(self, opening: WorkItem, answers: Mapping[str, str]) -> WorkItem | None:
-        """The first turn of a conversation without an answer; None where all that can be asked is answered."""
-        item: WorkItem | None = opening
-        while item is not None and item.key in answers:
-            item = self._next(item, answers[item.key])
-        return item
-
-    def _next(self, item: WorkItem, answer: str) -> WorkItem | None:
-        """The turn behind an answer; None behind the last one, and where the conversation has outgrown the context."""
-        following = item.then(answer)
-        if following is None or len(following.request.prompt) < self._context:
-            return following
-        rank_zero_info(f"{following.key} is left out: its prompt fills the target's context of {self._context} tokens")
-        return None
-
     def decode(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
         """Decode one batch of items of one pass and verifier, turn by turn, and write its rows.
 
@@ -136,7 +127,8 @@ class SweepRunner:
         while items:
             turn = self._decode_turn(items, draft)
             answers = {row["key"]: row["text"] for row in turn}
-            items = [following for item in items if (following := self._next(item, answers[item.key])) is not None]
+            following = (next_turn(item, answers[item.key], self._context) for item in items)
+            items = [item for item in following if item is not None]
             rows += turn
         return rows
 
@@ -146,7 +138,7 @@ class SweepRunner:
         with torch.autocast(self.pair.target_model.device.type, enabled=False):
             completions = list(self._engine(items[0], draft).run([item.request for item in items]))
         rows = [self._row(by_key[completion.request.key], completion) for completion in completions]
-        self.store.append([self._pair_of_texts(by_key[row["key"]], row) for row in rows] if self.generating else rows)
+        self.store.append([self._generated(by_key[row["key"]], row) for row in rows] if self.generating else rows)
         return rows
 
     def finish(self, rank: int = 0) -> list[Any]:
@@ -205,23 +197,8 @@ class SweepRunner:
         row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return row
 
-    def _pair_of_texts(self, item: WorkItem, row: Row) -> dict[str, Any]:
-        """What generate keeps of a row: text and exact ids of prompt and response, and how they were sampled."""
-        return {
-            "key": row["key"],
-            "prompt": self.pair.tokenizer.decode(item.request.prompt, skip_special_tokens=True),
-            "response": row["text"],
-            "prompt_ids": list(item.request.prompt),
-            "response_ids": row["tokens"],
-            "tokenizer": self._tokenizer_digest,
-            "generation_temperature": row["target_temperature"],
-            "prompt_set": row["prompt_set"],
-            "category": row["category"],
-            "turn": row["turn"],
-            "sample": row["sample"],
-            "seed": row["seed"],
-            "finish": row["finish"],
-        }
+    def _generated(self, item: WorkItem, row: Row) -> dict[str, Any]:
+        return generated_row(item, self.pair, self._tokenizer_digest, row["text"], row["tokens"], row["finish"])
 
     @cached_property
     def _tokenizer_digest(self) -> str:
@@ -229,15 +206,8 @@ class SweepRunner:
 
     def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> dict[str, str]:
         """What the rows are made from, entry by entry."""
-        pair, sweep = self.pair, self.sweep
-        origin = {
-            "target": f"{weights_digest(pair.target)} {pair.options}",
-            "sampling": f"{sweep.max_new_tokens} {sweep.top_k} {sweep.top_p} {sweep.min_p} {sweep.stop_at_eos}",
-            "seed": str(sweep.seed),
-        }
-        for name, prompts in prompt_sets.items():
-            keys = " ".join(str(prompt.key) for prompt in prompts)
-            origin[f"prompts {name}"] = hashlib.sha256(keys.encode()).hexdigest()[:16]
+        pair = self.pair
+        origin = {"target": f"{weights_digest(pair.target)} {pair.options}"} | self.sweep.origin(prompt_sets)
         if self.generating:
             return origin
         held = Path(checkpoint).stat() if checkpoint else None
@@ -247,6 +217,35 @@ class SweepRunner:
         origin["checkpoint"] = f"{checkpoint} {held.st_size} {held.st_mtime_ns}" if held else ""
         origin["drafter"] = f"{describe(self.drafter)} {describe(self.length)}"
         return origin | {f"verifier {label}": describe(verifier) for label, verifier in self.verifiers.items()}
+
+
+def generated_row(item: WorkItem, pair: Pair, digest: str, text: str, ids: list[int], finish: str) -> dict[str, Any]:
+    """What generate keeps of a completion: text and exact ids of prompt and response, and how they were sampled.
+
+    Args:
+        item: what was asked.
+        pair: whose tokenizer writes the prompt's text.
+        digest: of that tokenizer.
+        text: the response.
+        ids: its tokens.
+        finish: `stop` or `length`.
+    """
+    prompt = list(item.request.prompt)
+    return {
+        "key": item.key,
+        "prompt": pair.tokenizer.decode(prompt, skip_special_tokens=True),
+        "response": text,
+        "prompt_ids": prompt,
+        "response_ids": ids,
+        "tokenizer": digest,
+        "generation_temperature": item.request.target_temperature,
+        "prompt_set": item.prompt_set,
+        "category": item.prompt.category,
+        "turn": item.turn,
+        "sample": item.sample,
+        "seed": item.request.seed,
+        "finish": finish,
+    }
 
 
 class DecodingProgress(pl.Callback):

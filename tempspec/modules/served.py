@@ -4,7 +4,6 @@ No weights are loaded here: the tokenizer and the configuration alone. Which tok
 exactly where it takes and returns ids (vLLM); elsewhere prompts go as text, and ids are those of our tokenizer.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,13 +14,14 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import GenerationConfig
 
-from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, generation_list
+from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, generation_list, next_turn, unanswered
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.models.identity import tokenizer_digest
 from tempspec.models.loading import load_config
 from tempspec.models.ragged import context_length
 from tempspec.modules.pair import Pair
+from tempspec.modules.prediction import generated_row
 from tempspec.modules.server import Refused, Server, call
 from tempspec.modules.store import RowStore
 
@@ -72,9 +72,11 @@ class ServedGeneration:
             UserError: the server refuses or cannot be reached, or the folder holds rows of another configuration.
         """
         items = generation_list(self.sweep, prompt_sets)
-        store = RowStore(folder, "generated", self._origin(prompt_sets))
+        # the server may move between two runs, the model that it serves may not
+        origin = {"target": f"served {self.pair.target}"} | self.sweep.origin(prompt_sets)
+        store = RowStore(folder, "generated", origin)
         answers = {row["key"]: row["response"] for row in store.rows()}
-        due = [item for opening in items if (item := self._due(opening, answers)) is not None]
+        due = unanswered(items, answers, self._context)
         if due:
             self._settle_form(due[0].request)
         with ThreadPool(self.server.concurrency) as pool:  # its threads end with the process, whatever they wait for
@@ -106,27 +108,13 @@ class ServedGeneration:
                 rows.append(self._row(item))
             except UserError as error:
                 return rows, error
-            item = self._next(item, rows[-1]["response"])
+            item = next_turn(item, rows[-1]["response"], self._context)
         return rows, None
-
-    def _due(self, opening: WorkItem, answers: Mapping[str, str]) -> WorkItem | None:
-        item: WorkItem | None = opening
-        while item is not None and item.key in answers:
-            item = self._next(item, answers[item.key])
-        return item
-
-    def _next(self, item: WorkItem, answer: str) -> WorkItem | None:
-        following = item.then(answer)
-        if following is None or len(following.request.prompt) < self._context:
-            return following
-        rank_zero_info(f"{following.key} is left out: its prompt fills the target's context of {self._context} tokens")
-        return None
 
     # -- one request --------------------------------------------------------------------------------------------------
 
     def _row(self, item: WorkItem) -> dict[str, Any]:
-        request, tokenizer = item.request, self.pair.tokenizer
-        answer = self._ask(self._body(request, self._form or "openai"))
+        answer = self._ask(self._body(item.request, self._form or "openai"))
         try:
             choice = answer["choices"][0]
             text, stopped = str(choice["text"]), choice.get("finish_reason") != "length"
@@ -135,21 +123,8 @@ class ServedGeneration:
                 f"{self.server.url}: expected an OpenAI completion, got one without choices[0].text"
             ) from error
         ids = choice.get("token_ids") or self._ids(text, stopped)
-        return {
-            "key": item.key,
-            "prompt": tokenizer.decode(list(request.prompt), skip_special_tokens=True),
-            "response": text,
-            "prompt_ids": list(request.prompt),
-            "response_ids": ids,
-            "tokenizer": self._tokenizer_digest,
-            "generation_temperature": request.target_temperature,
-            "prompt_set": item.prompt_set,
-            "category": item.prompt.category,
-            "turn": item.turn,
-            "sample": item.sample,
-            "seed": request.seed,
-            "finish": "stop" if stopped else "length",
-        }
+        finish = "stop" if stopped else "length"
+        return generated_row(item, self.pair, self._tokenizer_digest, text, ids, finish)
 
     def _ids(self, text: str, stopped: bool) -> list[int]:
         """The tokens of a text that came without them; the stop token that ended it is put back."""
@@ -247,16 +222,3 @@ class ServedGeneration:
     @cached_property
     def _tokenizer_digest(self) -> str:
         return tokenizer_digest(self.pair.tokenizer)
-
-    def _origin(self, prompt_sets: Mapping[str, Sequence[PromptLike]]) -> dict[str, str]:
-        """What the rows are made from: the server may move between two runs, the model it serves may not."""
-        sweep = self.sweep
-        origin = {
-            "target": f"served {self.pair.target}",
-            "sampling": f"{sweep.max_new_tokens} {sweep.top_k} {sweep.top_p} {sweep.min_p} {sweep.stop_at_eos}",
-            "seed": str(sweep.seed),
-        }
-        for name, prompts in prompt_sets.items():
-            keys = " ".join(str(prompt.key) for prompt in prompts)
-            origin[f"prompts {name}"] = hashlib.sha256(keys.encode()).hexdigest()[:16]
-        return origin

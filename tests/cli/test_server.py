@@ -135,6 +135,15 @@ def test_a_server_that_goes_away_loses_nothing(run, world, engine, tmp_path):
     assert len(engine.seen) - asked == 6 - 3 + 1  # one of the four answers was the first question of the form
 
 
+def test_a_conversation_is_asked_turn_by_turn(run, world, engine, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"category": "writing", "turns": ["w1 w2", "w3"]}')
+    rows = generated(run, world, tmp_path / "run", "--server", engine.url, "--data.prompts", "{mt: {path: q.jsonl}}")
+    assert [(row["category"], row["turn"]) for row in rows] == [("writing", 1), ("writing", 2)] * 2
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        opening, answer = first["prompt_ids"], first["response_ids"]
+        assert second["prompt_ids"][: len(opening) + len(answer)] == opening + answer
+
+
 def test_the_key_comes_from_the_environment_and_goes_nowhere_else(run, world, engine, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     generated(run, world, tmp_path / "run", "--server", engine.url)
