@@ -101,7 +101,7 @@ def test_the_configurations_of_the_documents_are_readable(page, tmp_path, capsys
 def test_every_subcommand_of_the_readme_exists(capsys):
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    shown = set(re.findall(r"`tempspec (\w+)", (ROOT / "README.md").read_text(encoding="utf-8")))
+    shown = set(re.findall(r"`tempspec ([\w-]+)", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert shown
     assert all(re.search(rf"^\s+{name}\s", listed, re.MULTILINE) for name in shown)
 

@@ -7,7 +7,7 @@ subfolder of.
 import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
@@ -19,6 +19,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
 
 from tempspec import registry
 from tempspec.cli.messages import explain
@@ -31,6 +32,7 @@ from tempspec.errors import UserError
 from tempspec.modules.callbacks import GracefulStop, LastCheckpoint, PretrainedExport
 from tempspec.modules.metrics_file import MetricsFile
 from tempspec.modules.prediction import DecodingProgress
+from tempspec.modules.server import Server
 
 __all__ = ["CommandLine", "GeneratingTrainer", "main"]
 
@@ -193,6 +195,13 @@ class CommandLine(LightningCLI):
         super().add_default_arguments_to_parser(parser)
         parser.add_argument("--task", type=Task, default=self.task, help="What is run: decides what `model` takes.")
         parser.add_argument("--run", type=str, default=self.default_run, help="The folder that the run leaves.")
+        parser.add_argument(
+            "--server",
+            type=Server | str | None,
+            default=None,
+            help="Where generate takes the target's text from, instead of running it: an OpenAI-compatible server's "
+            "address, or {url: ADDRESS, concurrency: 16, ...}. The API key comes from the environment alone.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; Lightning warns when a script's own arguments are passed on like this."""
@@ -260,12 +269,23 @@ class CommandLine(LightningCLI):
             raise UserError(f"{self.subcommand} needs task: distillation, whose model names a target; got {self.task}")
         self.folder.mkdir(parents=True, exist_ok=True)
         trainer = self._options.trainer
-        if trainer.logger in (None, True):
-            kwargs["logger"] = MetricsFile(self.folder, resume=self._options.get("ckpt_path") is not None)
+        if trainer.logger is not False:
+            kwargs["logger"] = [self._metrics_file(), *self._own_loggers()]
         checkpoints = trainer.enable_checkpointing is not False
         kwargs["enable_checkpointing"] = checkpoints and self.subcommand == "fit"
         self.trainer_defaults = TRAINER_DEFAULTS | {"callbacks": self._callbacks(kwargs["enable_checkpointing"])}
         return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
+
+    def _metrics_file(self) -> MetricsFile:
+        """metrics.csv, which every run has unless it logs nothing."""
+        return MetricsFile(self.folder, resume=self._options.get("ckpt_path") is not None)
+
+    def _own_loggers(self) -> list[Logger]:
+        """What the configuration names besides: TensorBoard, Weights & Biases, MLflow."""
+        named = self.config_init[self.config.subcommand].trainer.logger
+        if named in (None, True):
+            return []
+        return list(named) if isinstance(named, Iterable) else [named]
 
     def _callbacks(self, checkpoints: bool) -> list[Callback]:
         """What every run gets besides the user's own callbacks."""
@@ -312,8 +332,33 @@ class CommandLine(LightningCLI):
 
     def generate(self, **kwargs: Any) -> None:
         """Write the target's own text and where it comes from."""
+        server = self._server()
+        if server is not None:
+            SaveConfig(self.parser, self.config).save_config(self.trainer, self.model, "predict")
+            self._results().generate_served(self.model, self.datamodule, server, self.folder)
+            return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)
         self._results().report_generated(self.model, self.datamodule, self.folder)
+
+    def _server(self) -> Server | None:
+        """Where generate takes its text from.
+
+        Raises:
+            UserError: the address cannot be one.
+        """
+        server = self.config_init[self.config.subcommand].server
+        try:
+            return Server(server) if isinstance(server, str) else server
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def after_fit(self) -> None:
+        """Write the draft's model card; validate and predict write it again with what they measured."""
+        if self.task == "distillation" and self.trainer.is_global_zero:
+            importlib.import_module("tempspec.reporting.card").write_draft_card(Path(self._options.run))
+
+    after_validate = after_fit
+    after_predict = after_fit
 
     @staticmethod
     def _results() -> ModuleType:

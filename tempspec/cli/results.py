@@ -1,5 +1,6 @@
 """What the Lightning subcommands leave behind: tables on the screen, metrics.json and summary.csv (floor 6)."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from tempspec.data.provenance import Provenance, write_provenance
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.decoding import SweepMetrics
-from tempspec.metrics.rows import Cell
+from tempspec.metrics.rows import Cell, category_cell_of
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.served import ServedGeneration
+from tempspec.modules.server import Server
 from tempspec.reporting.records import summary_rows, write_metrics_json, write_summary_csv
-from tempspec.reporting.tables import DecodingTable, validation_table
+from tempspec.reporting.tables import DecodingTable, category_tables, validation_table
 
 ANALYTIC = "analytic"
 """Stands for the verifier in the files of validate and test, where nothing is decoded."""
@@ -45,11 +48,13 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
     trainer = module.trainer
     rows = module.runner.finish(trainer.global_rank)
     ratio = module.parameter_ratio
-    metrics = SweepMetrics.of_rows(rows, parameter_ratio=ratio, rank=trainer.global_rank, world=trainer.world_size)
-    estimates = metrics.to(module.device).estimates()
+    metrics = partial(SweepMetrics.of_rows, parameter_ratio=ratio, rank=trainer.global_rank, world=trainer.world_size)
+    named = [row for row in rows if row["category"]]
+    estimates = metrics(rows).to(module.device).estimates()
+    by_category = metrics(named, cell=category_cell_of).to(module.device).estimates()
     if trainer.is_global_zero:
-        Console().print(DecodingTable(estimates))
-        _write(folder, estimates, parameter_ratio=ratio, timing_batch=1)
+        Console().print(DecodingTable(estimates), *category_tables(by_category), sep="\n\n")
+        _write(folder, estimates | by_category, parameter_ratio=ratio, timing_batch=1)
 
 
 def report_generated(module: DistillationModule, data: TextDataModule, folder: Path) -> None:
@@ -61,15 +66,35 @@ def report_generated(module: DistillationModule, data: TextDataModule, folder: P
         folder: the stage's folder.
     """
     rows = module.runner.finish(module.trainer.global_rank)
-    if not module.trainer.is_global_zero:
-        return
+    if module.trainer.is_global_zero:
+        _report_rows(rows, module.runner.store.path, module, data, None)
+
+
+def generate_served(module: DistillationModule, data: TextDataModule, server: Server, folder: Path) -> None:
+    """Take the target's text from a server, and write where it comes from.
+
+    Args:
+        module: names the target and the sweep; nothing of it is loaded.
+        data: where the prompts come from.
+        server: where the target is served.
+        folder: the stage's folder.
+    """
+    served = ServedGeneration(module.pair, module.runner.sweep, server)
+    rows, path = served.run(data.prompt_sets(), folder)
+    _report_rows(rows, path, module, data, served.facts)
+
+
+def _report_rows(
+    rows: list[Any], path: Path, module: DistillationModule, data: TextDataModule, server: dict[str, str] | None
+) -> None:
+    """The record beside a file of generated rows, and one line about both."""
     pair, sweep = module.pair, module.runner.sweep
     weights = Path(pair.target).expanduser()
     files = {name: source.file for name, source in data.prompt_sources.items()}
     record = Provenance(
         target=pair.target,
         target_revision=pair.options.target_revision,
-        weights_digest=digest_folder(weights, "*.safetensors") if weights.is_dir() else None,
+        weights_digest=digest_folder(weights, "*.safetensors") if weights.is_dir() and server is None else None,
         generation_temperatures=sweep.generation_temperatures,
         top_k=sweep.top_k,
         top_p=sweep.top_p,
@@ -77,10 +102,11 @@ def report_generated(module: DistillationModule, data: TextDataModule, folder: P
         seed=sweep.seed,
         prompt_sets={name: digest_path(file) if file.exists() else None for name, file in files.items()},
         count=len(rows),
+        server=server,
     )
-    beside = write_provenance(folder, record)
+    beside = write_provenance(path.parent, record)
     tokens = sum(len(row["response_ids"]) for row in rows)
-    print(f"{len(rows)} responses, {tokens} tokens: {module.runner.store.path}; where they come from: {beside}")
+    print(f"{len(rows)} responses, {tokens} tokens: {path}; where they come from: {beside}")
 
 
 def _write(folder: Path, estimates: dict[Cell, dict[str, Estimate]], **facts: Any) -> None:

@@ -9,6 +9,7 @@ from jinja2 import TemplateError
 
 from tempspec.errors import UserError
 
+_PLAIN_TURN = "User: {}\nAssistant: {}\n"
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Turns = list[dict[str, str]]
@@ -91,6 +92,27 @@ class Encoder:
             ValueError: there is nothing to answer, or the template refuses the turns.
         """
         return list(self._render(before_answer(turns), add_generation_prompt=True)["input_ids"])
+
+    def asking(self, questions: Sequence[str], answers: Sequence[str]) -> list[int]:
+        r"""Ids of a conversation whose last question waits for its answer.
+
+        Under the chat template; where the tokenizer has none, as plain text: `User: QUESTION\nAssistant: ANSWER\n` for
+        every answered question, then `User: QUESTION\nAssistant:`.
+
+        Args:
+            questions: what the user said, one more than there are answers.
+            answers: what the assistant answered.
+
+        Raises:
+            ValueError: the template refuses the turns.
+        """
+        if not self.tokenizer.chat_template:
+            answered = "".join(_PLAIN_TURN.format(*pair) for pair in zip(questions, answers, strict=False))
+            return self.prompts([answered + _PLAIN_TURN.format(questions[-1], "").rstrip()])[0]
+        turns = [{"role": "user", "content": questions[0]}]
+        for answer, question in zip(answers, questions[1:], strict=True):
+            turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
+        return self.opening(turns)
 
     def text(self, ids: Sequence[int]) -> str:
         """What ids say, special tokens left out."""

@@ -1,43 +1,62 @@
 """Prompt sets: what generation and evaluation start from."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
-import datasets
 from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.data.digest import key_of_ids
-from tempspec.data.encoding import Encoder, Turns, before_answer
-from tempspec.data.sources import Source, form_of, read
+from tempspec.data.encoding import Encoder, before_answer
+from tempspec.data.readers import Row
+from tempspec.data.sources import CATEGORY, Source, read
 from tempspec.errors import UserError
+
+_TURN_MARK = -1
+"""Parts the turns of a conversation in its key; no token has this id."""
 
 
 @dataclass
 class PromptSource(Source):
     """One prompt set: prompts, the questions of conversations, or the beginnings of texts.
 
+    The field's files work as they are. MT-bench and Spec-Bench: `turns` and `category` are found by their names. Of
+    GSM8K `prompt: question`, of HumanEval nothing, of MBPP `prompt: text`.
+
     Args:
-        limit: take at most so many prompts, from the first row on.
+        limit: take at most so many prompts, from the first row on; where rows have a category, so many of each.
         prompt_tokens: of a `text` row, the prompt is its first so many tokens; rows that are not longer are left out.
         max_prompt_tokens: leave out prompts with more tokens; none are by default.
+        turns: the column with what the user says in a conversation, a list of texts. Every turn is decoded behind the
+            model's own answers to the earlier ones.
+        category: the column that results are also grouped by; `category` where the file has it.
+        chat: put a `prompt` as the user's turn of a conversation, as `turns` always are: under the chat template, or,
+            for a tokenizer without one, as `User: PROMPT`, and `Assistant:` on a line of its own.
     """
 
     limit: int | None = 32
     prompt_tokens: int = 32
     max_prompt_tokens: int | None = None
+    turns: str | None = None
+    category: str | None = None
+    chat: bool = False
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt.
+    """One prompt, or the opening of a conversation of several turns.
 
     Attributes:
         set: the name of its set.
         index: its place in the set, from 0 without gaps.
-        key: a 63-bit hash of its ids: the bootstrap cluster, the same on every machine.
-        ids: token ids, at least one.
+        key: a 63-bit hash of its ids, those of all turns: the bootstrap cluster, the same on every machine.
+        ids: token ids of the first turn, at least one.
         text: what they say.
+        category: what the row says it is, empty where it does not.
+        questions: what the user says, turn by turn; empty for a prompt that is no conversation.
+        encoder: writes the later turns.
     """
 
     set: str
@@ -45,6 +64,25 @@ class Prompt:
     key: int
     ids: tuple[int, ...]
     text: str
+    category: str = ""
+    questions: tuple[str, ...] = ()
+    encoder: Encoder | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def turns(self) -> int:
+        """How often the model is asked."""
+        return max(len(self.questions), 1)
+
+    def after(self, answers: Sequence[str]) -> tuple[int, ...]:
+        """The ids of the turn behind these answers, the whole conversation before it included.
+
+        Raises:
+            ValueError: the chat template refuses the turns.
+        """
+        if not answers:
+            return self.ids
+        assert self.encoder is not None
+        return tuple(self.encoder.asking(self.questions[: len(answers) + 1], answers))
 
 
 def read_prompts(
@@ -58,17 +96,21 @@ def read_prompts(
         UserError: a bad option or file, or no prompt left, with the reason.
     """
     _check(name, source)
-    dataset = read(_unlimited(source), need_response=False, cache_dir=cache_dir)
-    found: dict[int, tuple[tuple[int, ...], str]] = {}
+    dataset = read(replace(source, limit=None), need_response=False, cache_dir=cache_dir)
+    found: dict[int, Prompt] = {}
+    kept: Counter[str] = Counter()
     lost = {"too short": 0, "too long": 0, "seen before": 0}
-    for ids, text in _candidates(dataset, source, encoder):
-        if source.limit is not None and len(found) == source.limit:
-            break
-        reason = _reason_against(ids, source, found)
+    for number, row in enumerate(dataset, start=1):
+        category = row.get(CATEGORY, "")
+        if kept[category] == source.limit:
+            continue
+        prompt = replace(_prompt(name, number, row, source, encoder), index=len(found), category=category)
+        reason = _reason_against(prompt, source, found)
         if reason:
             lost[reason] += 1
         else:
-            found[key_of_ids(ids)] = (ids, text)
+            found[prompt.key] = prompt
+            kept[category] += 1
     notes = ", ".join(f"{count} {reason}" for reason, count in lost.items() if count)
     if not found:
         raise UserError(
@@ -77,7 +119,7 @@ def read_prompts(
         )
     if notes:
         rank_zero_info(f"prompt set {name}: {len(found)} prompts; left out: {notes}")
-    return [Prompt(name, index, key, *prompt) for index, (key, prompt) in enumerate(found.items())]
+    return list(found.values())
 
 
 def _check(name: str, source: PromptSource) -> None:
@@ -87,41 +129,48 @@ def _check(name: str, source: PromptSource) -> None:
             raise UserError(f"prompt set '{name}': {option} must be 1 or more, got {value}")
 
 
-def _unlimited(source: PromptSource) -> Source:
-    """The corpus behind a prompt set: its limit counts prompts, not rows."""
-    options = {field.name: getattr(source, field.name) for field in fields(Source)}
-    return Source(**(options | {"limit": None}))
+def _prompt(name: str, number: int, row: Row, source: PromptSource, encoder: Encoder) -> Prompt:
+    """The prompt of a row; ids of a text row that is too short are empty.
 
-
-def _candidates(
-    dataset: datasets.Dataset, source: PromptSource, encoder: Encoder
-) -> Iterator[tuple[tuple[int, ...], str]]:
-    """(ids, text) of every row; ids of a text row that is too short are empty."""
-    form = form_of(dataset)
-    for number, row in enumerate(dataset, start=1):
-        if form == "text":
-            (ids,) = encoder.prompts([row["text"]])
-            ids = ids[: source.prompt_tokens] if len(ids) > source.prompt_tokens else []
-            yield tuple(ids), encoder.text(ids)
-        elif form == "messages":
-            ids, asked = _asked(source, number, row["messages"], encoder)
-            yield tuple(ids), asked
-        else:
-            (ids,) = encoder.prompts([row["prompt"] + source.separator])
-            yield tuple(ids), row["prompt"]
-
-
-def _asked(source: Source, number: int, turns: Turns, encoder: Encoder) -> tuple[list[int], str]:
-    """The ids of a conversation that waits for its answer, and what was said last."""
+    Raises:
+        UserError: the chat template refuses the row's conversation.
+    """
     try:
-        return encoder.opening(turns), before_answer(turns)[-1]["content"]
+        if "text" in row:
+            return _beginning(name, row["text"], source.prompt_tokens, encoder)
+        if "messages" in row:
+            asked = before_answer(row["messages"])[-1]["content"]
+            return _of_ids(name, encoder.opening(row["messages"]), asked)
+        if "turns" in row or source.chat:
+            return _conversation(name, row["turns"] if "turns" in row else [row["prompt"]], encoder)
     except ValueError as error:
         raise UserError(f"{source.path}: conversation {number}: {error}; repair or drop the row") from error
+    (ids,) = encoder.prompts([row["prompt"] + source.separator])
+    return _of_ids(name, ids, row["prompt"])
 
 
-def _reason_against(ids: tuple[int, ...], source: PromptSource, found: dict[int, tuple[tuple[int, ...], str]]) -> str:
-    if not ids:
+def _of_ids(name: str, ids: Sequence[int], text: str) -> Prompt:
+    return Prompt(name, 0, key_of_ids(ids), tuple(ids), text)
+
+
+def _beginning(name: str, text: str, tokens: int, encoder: Encoder) -> Prompt:
+    (ids,) = encoder.prompts([text])
+    ids = ids[:tokens] if len(ids) > tokens else []
+    return _of_ids(name, ids, encoder.text(ids))
+
+
+def _conversation(name: str, questions: Sequence[str], encoder: Encoder) -> Prompt:
+    """The opening; all turns are rendered once, so that a template that refuses them says so before anything is run."""
+    ids = encoder.asking(questions[:1], [])
+    encoder.asking(questions, ["."] * (len(questions) - 1))
+    later = encoder.prompts(questions[1:]) if len(questions) > 1 else []
+    key = key_of_ids(chain(ids, *([_TURN_MARK, *turn] for turn in later)))
+    return Prompt(name, 0, key, tuple(ids), questions[0], questions=tuple(questions), encoder=encoder)
+
+
+def _reason_against(prompt: Prompt, source: PromptSource, found: Collection[int]) -> str:
+    if not prompt.ids:
         return "too short"
-    if source.max_prompt_tokens is not None and len(ids) > source.max_prompt_tokens:
+    if source.max_prompt_tokens is not None and len(prompt.ids) > source.max_prompt_tokens:
         return "too long"
-    return "seen before" if key_of_ids(ids) in found else ""
+    return "seen before" if prompt.key in found else ""

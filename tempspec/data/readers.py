@@ -6,8 +6,10 @@ unpickled.
 """
 
 import csv
+import gzip
 import json
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +31,37 @@ def rows_of_path(path: Path) -> Iterator[Row]:
     """
     if path.is_dir():
         return rows_of_folder(path)
-    reader = READERS.get(path.suffix.lower())
+    reader = READERS.get(suffix_of(path))
     if reader is None:
         raise UserError(f"{path}: expected one of {', '.join(READERS)} or a folder, got '{path.suffix}'; convert it")
     return _with_clear_errors(path, reader)
 
 
+def suffix_of(path: Path) -> str:
+    """What tells a file's format: its suffix, with the one before `.gz`.
+
+    >>> suffix_of(Path("HumanEval.jsonl.gz")), suffix_of(Path("a.b.CSV"))
+    ('.jsonl.gz', '.csv')
+    """
+    return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
+
+
 def rows_of_lines(path: Path) -> Iterator[Row]:
     """JSON Lines: one object a line; blank lines are skipped."""
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _object(path, f"line {number}", _parse(path, line.rstrip(), first_line=number))
+        yield from _objects(path, file)
+
+
+def rows_of_packed_lines(path: Path) -> Iterator[Row]:
+    """JSON Lines under gzip, as HumanEval is published."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        yield from _objects(path, file)
+
+
+def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield _object(path, f"line {number}", _parse(path, line.rstrip(), first_line=number))
 
 
 def rows_of_json(path: Path) -> Iterator[Row]:
@@ -108,6 +129,7 @@ def rows_of_folder(path: Path) -> Iterator[Row]:
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".jsonl": rows_of_lines,
+    ".jsonl.gz": rows_of_packed_lines,
     ".json": rows_of_json,
     ".parquet": rows_of_parquet,
     ".csv": rows_of_csv,
@@ -126,6 +148,8 @@ def _with_clear_errors(path: Path, reader: Callable[[Path], Iterator[Row]]) -> I
     except pa.ArrowException as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: not a readable {path.suffix} file: {reason}; repair or convert it") from error
+    except (EOFError, zlib.error) as error:
+        raise UserError(f"{path}: its gzip stream is broken; fetch it again") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}; check the file's rights") from error
 

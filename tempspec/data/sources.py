@@ -1,6 +1,7 @@
 """What a YAML says about one corpus, and how its rows are read into one of three normal forms.
 
-A row is `text`, or `prompt` with `response`, or `messages`; with `generation_temperature` where the data carry it.
+A row is `text`, or `prompt` with `response`, or `messages`; with `generation_temperature` where the data carry it. For
+prompt sets a row may also be `turns`, what a user says in a conversation, and carry a `category`.
 """
 
 import dataclasses
@@ -16,17 +17,21 @@ import datasets
 import pyarrow as pa
 
 from tempspec.data.digest import digest_path, digest_value
-from tempspec.data.readers import READERS, Row, rows_of_path
+from tempspec.data.readers import READERS, Row, rows_of_path, suffix_of
 from tempspec.errors import UserError
 
 TEMPERATURE = "generation_temperature"
+CATEGORY = "category"
 EXACT = ("prompt_ids", "response_ids", "tokenizer")
 """Columns of generated data: the very tokens of a pair, and the digest of the tokenizer whose ids they are."""
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
 _TYPES = {"text": pa.string(), "prompt": pa.string(), "response": pa.string(), "messages": pa.list_(_MESSAGE)}
+_TYPES |= {"turns": pa.list_(pa.string()), CATEGORY: pa.string()}
 _TYPES |= {"prompt_ids": pa.list_(pa.int64()), "response_ids": pa.list_(pa.int64()), "tokenizer": pa.string()}
-_FORMS = ("text", "prompt", "response", "messages")
+_FORMS = ("text", "prompt", "response", "messages", "turns")
+_OPTIONAL = (TEMPERATURE, CATEGORY, *EXACT)
+"""Columns that may hold nothing."""
 _ROWS_AT_ONCE = 1000
 
 
@@ -38,7 +43,8 @@ class Source:
     `text`. A .txt file has one `text` row a paragraph (the lines between two blank ones).
 
     Args:
-        path: a .jsonl, .json, .parquet, .csv or .txt file, a folder saved by `datasets`, or a hub dataset's name.
+        path: a .jsonl, .jsonl.gz, .json, .parquet, .csv or .txt file, a folder saved by `datasets`, or a hub dataset's
+            name.
         name: the configuration of a hub dataset.
         split: the split of a hub dataset.
         revision: the revision of a hub dataset: a branch, a tag or a commit.
@@ -72,7 +78,7 @@ def read(source: Source, *, need_response: bool = True, cache_dir: str | Path | 
 
     Args:
         source: what to read.
-        need_response: whether a file with prompts alone is refused.
+        need_response: whether a file with prompts alone is refused; otherwise `turns` will do, and `category` is read.
         cache_dir: where a hub dataset is kept; `datasets`' own place by default.
 
     Raises:
@@ -99,7 +105,7 @@ def fingerprint(source: Source, cache_dir: str | Path | None = None) -> str:
     """
     options = dataclasses.asdict(source) | {"path": None}
     if source.file.exists():
-        return digest_value([options, source.file.suffix.lower(), digest_path(source.file)])
+        return digest_value([options, suffix_of(source.file), digest_path(source.file)])
     return digest_value(
         [options, [digest_value(row) for row in read(source, need_response=False, cache_dir=cache_dir)]]
     )
@@ -110,7 +116,7 @@ def _raw_rows(source: Source, cache_dir: str | Path | None) -> Iterator[Row]:
         raise UserError(f"{source.path}: limit must be 1 or more, got {source.limit}; leave it out to read all rows")
     if source.file.exists():
         return rows_of_path(source.file)
-    suffix = source.file.suffix.lower()
+    suffix = suffix_of(source.file)
     if suffix in READERS or not _HUB_NAME.fullmatch(source.path):
         raise UserError(f"{source.path}: no such file or folder; check data's path (it is relative to {Path.cwd()})")
     return iter(_from_hub(source, cache_dir))
@@ -140,8 +146,11 @@ def _from_hub(source: Source, cache_dir: str | Path | None) -> datasets.Dataset:
 
 def _columns(source: Source, found: list[str], need_response: bool) -> dict[str, str]:
     """Which column of the file fills which column of the normal form."""
-    named = {form: name for form in _FORMS if (name := getattr(source, form)) is not None}
+    named = {form: name for form in _FORMS if (name := getattr(source, form, None)) is not None}
     columns = _named_form(source, named, need_response) if named else _inferred_form(source, found, need_response)
+    category = getattr(source, CATEGORY, None) or (CATEGORY if CATEGORY in found else None)
+    if category is not None and not need_response:
+        columns[CATEGORY] = category
     for name in columns.values():
         if name not in found:
             close = difflib.get_close_matches(name, found, n=1)
@@ -162,7 +171,7 @@ def _named_form(source: Source, named: dict[str, str], need_response: bool) -> d
         forms = [{form: name} for form, name in named.items()]
     if len(forms) != 1:
         raise UserError(
-            f"{source.path}: name one of text, prompt with response, or messages; got {', '.join(chain(*forms))}"
+            f"{source.path}: name one of text, prompt with response, messages, or turns; got {', '.join(chain(*forms))}"
         )
     return forms[0]
 
@@ -170,12 +179,18 @@ def _named_form(source: Source, named: dict[str, str], need_response: bool) -> d
 def _inferred_form(source: Source, found: list[str], need_response: bool) -> dict[str, str]:
     forms: list[tuple[str, ...]] = [("messages",), ("prompt", "response"), ("text",)]
     if not need_response:
-        forms.insert(2, ("prompt",))
+        forms = [("messages",), ("turns",), ("prompt", "response"), ("prompt",), ("text",)]
     for form in forms:
         if set(form) <= set(found):
             return {name: name for name in form}
+    if "turns" in found:
+        raise UserError(
+            f"{source.path}: `turns` hold questions without answers; expected text, prompt and response, or messages: "
+            "`tempspec generate` writes the target's answers"
+        )
+    known = "text, or prompt and response, or messages" + ("" if need_response else ", or turns")
     raise UserError(
-        f"{source.path}: expected columns text, or prompt and response, or messages; it has {', '.join(found)}; "
+        f"{source.path}: expected columns {known}; it has {', '.join(found)}; "
         "name yours, for example `text: " + (found[0] if found else "body") + "`"
     )
 
@@ -184,7 +199,7 @@ def _records(source: Source, columns: dict[str, str], rows: Iterator[Row]) -> It
     """Checked rows in normal form; rows with a blank part are left out."""
     for number, row in enumerate(rows, start=1):
         record = {form: _value(source, number, form, name, row) for form, name in columns.items()}
-        if all(value for form, value in record.items() if form not in (TEMPERATURE, *EXACT)):
+        if all(value for form, value in record.items() if form not in _OPTIONAL):
             yield record
 
 
@@ -192,12 +207,15 @@ def _value(source: Source, number: int, form: str, name: str, row: Row) -> Any:
     place = f"{source.path}: row {number}: column '{name}'"
     if form == TEMPERATURE:
         return _temperature(place, row.get(name))
+    if form == CATEGORY:
+        return _category(place, row.get(name))
     if name not in row:
         raise UserError(f"{place} is missing; every row needs it")
     value = row[name]
     if form.endswith("_ids"):
         return _ids(place, value)
-    return _messages(place, value) if form == "messages" else _text(place, value)
+    check = {"messages": _messages, "turns": _turns}.get(form, _text)
+    return check(place, value)
 
 
 def _text(place: str, value: Any) -> str:
@@ -222,6 +240,22 @@ def _messages(place: str, value: Any) -> list[dict[str, str]]:
             f"{place} must hold a list of {{role, content}} with texts, got {_short(value)}; repair the row"
         )
     return [{"role": turn["role"], "content": turn["content"]} for turn in value]
+
+
+def _turns(place: str, value: Any) -> list[str]:
+    """What the user says, turn by turn; nothing where one of them is blank."""
+    if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
+        raise UserError(f"{place} must hold a list of texts, one a turn, got {_short(value)}; repair the row")
+    return value if all(turn.strip() for turn in value) else []
+
+
+def _category(place: str, value: Any) -> str:
+    """A name, empty where the row has none; numbers are names too."""
+    if value is None:
+        return ""
+    if not isinstance(value, str | int):
+        raise UserError(f"{place} must hold a name, got {_short(value)}; repair the row or name another column")
+    return str(value).strip()
 
 
 def _temperature(place: str, value: Any) -> float | None:
@@ -250,11 +284,10 @@ def _table(columns: dict[str, str], records: Iterator[Row]) -> pa.Table:
     return pa.Table.from_batches(batches, schema)
 
 
-Form = Literal["text", "pair", "messages"]
+Form = Literal["text", "pair", "messages", "turns"]
 
 
 def form_of(dataset: datasets.Dataset) -> Form:
-    """Which of the three normal forms a dataset that `read` returned has; prompts without responses are a `pair`."""
-    if "text" in dataset.column_names:
-        return "text"
-    return "messages" if "messages" in dataset.column_names else "pair"
+    """Which normal form a dataset that `read` returned has; prompts without responses are a `pair`."""
+    forms: tuple[Form, ...] = ("text", "messages", "turns")
+    return next((form for form in forms if form in dataset.column_names), "pair")

@@ -1,13 +1,16 @@
 """What predict decodes: verifiers x prompt sets x prompts x temperatures x samples as one work list (floor 4).
 
 Every item has a key of its own, which names its row for ever, and a seed that depends on the prompt and the sample
-alone: verifiers, temperatures and drafts are compared on the same noise.
+alone (and the turn of a conversation): verifiers, temperatures and drafts are compared on the same noise.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal, Protocol
+
+from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.core.noise import fold
 from tempspec.errors import UserError
@@ -74,6 +77,15 @@ class Sweep:
         pairs = [(t, t if d == "same" else float(d)) for t in self.target_temperatures for d in drafts]
         return list(dict.fromkeys(pairs))
 
+    def origin(self, prompt_sets: "Mapping[str, Sequence[PromptLike]]") -> dict[str, str]:
+        """What every completion depends on besides the models, entry by entry."""
+        sampling = f"{self.max_new_tokens} {self.top_k} {self.top_p} {self.min_p} {self.stop_at_eos}"
+        origin = {"sampling": sampling, "seed": str(self.seed)}
+        for name, prompts in prompt_sets.items():
+            keys = " ".join(str(prompt.key) for prompt in prompts)
+            origin[f"prompts {name}"] = hashlib.sha256(keys.encode()).hexdigest()[:16]
+        return origin
+
     def request(
         self,
         prompt: tuple[int, ...],
@@ -100,7 +112,7 @@ class Sweep:
 
 
 class PromptLike(Protocol):
-    """What the work list needs of a prompt; `key` clusters the samples of one prompt."""
+    """What the work list needs of a prompt; `key` clusters the samples, and the turns, of one prompt."""
 
     @property
     def index(self) -> int:
@@ -114,33 +126,66 @@ class PromptLike(Protocol):
     def ids(self) -> tuple[int, ...]:
         """Its tokens."""
 
+    @property
+    def category(self) -> str:
+        """What it is among the prompts of its set; empty for none."""
+
+    @property
+    def turns(self) -> int:
+        """How often the model is asked: more than once in a conversation."""
+
+    def after(self, answers: Sequence[str]) -> tuple[int, ...]:
+        """The tokens of the turn behind these answers, the whole conversation before it included."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
     """One request of the sweep and the names that its row carries.
 
+    A conversation belongs to its item: what one verifier answers at one temperature is never another's history. Only
+    its opening is in the work list; `then` makes each later turn when the one before is answered.
+
     Attributes:
         pass_: `acceptance` (batched) or `timing` (alone).
         verifier: the label, `BASELINE` for the baseline.
         prompt_set: the set's name.
-        prompt_index: the prompt's place in its set.
-        prompt_key: the prompt's hash, the bootstrap cluster.
+        prompt: the prompt; its key is the bootstrap cluster.
         sample: 0 to samples - 1.
         request: what to decode; its key names this item.
+        answers: what was answered to the earlier turns of the conversation.
     """
 
     pass_: Pass
     verifier: str
     prompt_set: str
-    prompt_index: int
-    prompt_key: int
+    prompt: PromptLike
     sample: int
     request: Request
+    answers: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
         """The item's name, unique in the sweep."""
         return self.request.key
+
+    @property
+    def turn(self) -> int:
+        """Which turn of the conversation it is, from 1."""
+        return len(self.answers) + 1
+
+    def keys(self) -> list[str]:
+        """The names of all turns of this opening's conversation."""
+        return [_turn_key(self.key, turn) for turn in range(1, self.prompt.turns + 1)]
+
+    def then(self, answer: str) -> "WorkItem | None":
+        """The next turn of the conversation, with noise of its own; None behind the last."""
+        answers = (*self.answers, answer)
+        if len(answers) == self.prompt.turns:
+            return None
+        opening, turn = self.key.removesuffix(_turn_key("", self.turn)), self.turn + 1
+        seed = int(fold(self.request.seed, turn))
+        request = replace(self.request, prompt=self.prompt.after(answers), seed=seed, key=_turn_key(opening, turn))
+        return replace(self, request=request, answers=answers)
 
 
 def work_list(
@@ -180,10 +225,35 @@ def generation_list(
     ]
 
 
-def batches(items: Sequence[WorkItem], batch_size: int, done: Collection[str] = ()) -> list[list[WorkItem]]:
-    """Cut what is not done into batches of one pass and one verifier; timing items stay alone."""
-    left = [item for item in items if item.key not in done]
-    groups = groupby(left, key=lambda item: (item.pass_, item.verifier))
+def next_turn(item: WorkItem, answer: str, context: int) -> WorkItem | None:
+    """The turn behind an answer; None behind the last one, and where the conversation has outgrown the context."""
+    following = item.then(answer)
+    if following is None or len(following.request.prompt) < context:
+        return following
+    rank_zero_info(f"{following.key} is left out: its prompt fills the target's context of {context} tokens")
+    return None
+
+
+def unanswered(openings: Iterable[WorkItem], answers: Mapping[str, str], context: int) -> list[WorkItem]:
+    """The first turn without an answer of every conversation that has one left.
+
+    Args:
+        openings: the work list.
+        answers: what was answered before, by key.
+        context: the tokens that the target can read.
+    """
+    left: list[WorkItem] = []
+    for opening in openings:
+        item: WorkItem | None = opening
+        while item is not None and item.key in answers:
+            item = next_turn(item, answers[item.key], context)
+        left += [] if item is None else [item]
+    return left
+
+
+def batches(items: Sequence[WorkItem], batch_size: int) -> list[list[WorkItem]]:
+    """Cut items into batches of one pass and one verifier; timing items stay alone."""
+    groups = groupby(items, key=lambda item: (item.pass_, item.verifier))
     cut: list[list[WorkItem]] = []
     for (pass_, _), group in groups:
         members = list(group)
@@ -238,4 +308,9 @@ def _item(
     key = f"{pass_}/{label}/{name}/{prompt.index}/t{target:g}/d{draft:g}/s{sample}"
     seed = int(fold(sweep.seed, prompt.key, sample))
     request = sweep.request(prompt.ids, target, draft, seed=seed, key=key, stop_ids=stop_ids)
-    return WorkItem(pass_, label, name, prompt.index, prompt.key, sample, request)
+    return WorkItem(pass_, label, name, prompt, sample, request)
+
+
+def _turn_key(opening: str, turn: int) -> str:
+    """The key of a turn of a conversation; the first has that of its opening."""
+    return f"{opening}/turn{turn}" if turn > 1 else opening

@@ -5,7 +5,8 @@ is counted is in `tempspec.metrics.functional`; a class here is such a function 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -366,6 +367,7 @@ class SweepMetrics(nn.Module):
         longest: the most tokens that a round of any cell drafts.
         parameter_ratio: the draft's parameters over the target's, None where no draft model is used.
         replicates: bootstrap replicates.
+        cell: the cell of a row: `category_cell_of` tells the categories of a set apart.
     """
 
     def __init__(
@@ -375,8 +377,10 @@ class SweepMetrics(nn.Module):
         longest: int,
         parameter_ratio: float | None = None,
         replicates: int = REPLICATES,
+        cell: Callable[[Row], Cell] = cell_of,
     ) -> None:
         super().__init__()
+        self._cell = cell
         self.cells = tuple(dict.fromkeys(cells))
         self.metrics = nn.ModuleList(DecodingMetrics(longest, parameter_ratio, replicates) for _ in self.cells)
         self._of_cell = {cell: index for index, cell in enumerate(self.cells)}
@@ -392,7 +396,13 @@ class SweepMetrics(nn.Module):
 
     @classmethod
     def of_rows(
-        cls, rows: Sequence[Row], *, parameter_ratio: float | None = None, rank: int = 0, world: int = 1
+        cls,
+        rows: Sequence[Row],
+        *,
+        parameter_ratio: float | None = None,
+        rank: int = 0,
+        world: int = 1,
+        cell: Callable[[Row], Cell] = cell_of,
     ) -> "SweepMetrics":
         """The metrics of a finished sweep; under DDP every rank counts its share of the same rows.
 
@@ -401,8 +411,9 @@ class SweepMetrics(nn.Module):
             parameter_ratio: the draft's parameters over the target's, None where no draft model is used.
             rank: this process's number.
             world: the number of processes.
+            cell: the cell of a row.
         """
-        metrics = cls(map(cell_of, rows), longest=longest_draft(rows), parameter_ratio=parameter_ratio)
+        metrics = cls(map(cell, rows), longest=longest_draft(rows), parameter_ratio=parameter_ratio, cell=cell)
         metrics.update(*rows[rank::world])
         return metrics
 
@@ -414,7 +425,7 @@ class SweepMetrics(nn.Module):
         """
         by_cell: dict[Cell, list[Row]] = {}
         for row in rows:
-            by_cell.setdefault(cell_of(row), []).append(row)
+            by_cell.setdefault(self._cell(row), []).append(row)
         for cell, members in by_cell.items():
             if cell not in self:
                 raise ValueError(f"expected a row of one of the {len(self.cells)} declared cells, got {cell}")
@@ -422,9 +433,8 @@ class SweepMetrics(nn.Module):
 
     def baseline_of(self, cell: Cell) -> Cell | None:
         """The plain decoding of the same prompts at the same target temperature, if declared."""
-        plain = (BASELINE, cell.prompt_set, cell.target_temperature)
-        found = (other for other in self.cells if (other.verifier, other.prompt_set, other.target_temperature) == plain)
-        return next(found, None)
+        plain = replace(cell, verifier=BASELINE, draft_temperature=cell.target_temperature)
+        return plain if plain in self else None
 
     def estimates(self) -> dict[Cell, dict[str, Estimate]]:
         """Every estimate of every cell, `speedup` included where plain decoding was timed on the same prompts.

@@ -3,12 +3,12 @@
 Metrics are computed from rows alone, so that a resumed run replays the rows on disk and a report needs no model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NotRequired, TypedDict
 
 from tempspec.interfaces import BASELINE, Completion, Pass
 
-__all__ = ["Cell", "Row", "cell_of", "row_from_completion"]
+__all__ = ["Cell", "Row", "category_cell_of", "cell_of", "row_from_completion"]
 
 
 # The functional form, because `pass` is a keyword of Python.
@@ -21,6 +21,8 @@ Row = TypedDict(
         "prompt_set": str,
         "prompt_index": int,  # within its set
         "prompt_key": int,  # a stable int64 of the prompt's content: the bootstrap's cluster, in every run
+        "category": str,  # what the prompt is among those of its set; empty where the set has none
+        "turn": int,  # of a conversation, from 1
         "sample": int,  # which of the samples of the same prompt
         "target_temperature": float,
         "draft_temperature": float,  # the target's for plain decoding
@@ -51,17 +53,24 @@ class Cell:
         prompt_set: the name of the prompt set.
         target_temperature: at least 0.
         draft_temperature: at least 0; the target's for `BASELINE`.
+        category: the prompts of one category alone; empty for all of the set.
     """
 
     verifier: str
     prompt_set: str
     target_temperature: float
     draft_temperature: float
+    category: str = ""
 
 
 def cell_of(row: Row) -> Cell:
-    """The cell that a row belongs to."""
+    """The cell that a row belongs to, among those of all categories together."""
     return Cell(row["verifier"], row["prompt_set"], row["target_temperature"], row["draft_temperature"])
+
+
+def category_cell_of(row: Row) -> Cell:
+    """The cell of its own category that a row belongs to."""
+    return replace(cell_of(row), category=row["category"])
 
 
 def row_from_completion(
@@ -74,6 +83,8 @@ def row_from_completion(
     prompt_key: int,
     sample: int,
     key: str,
+    category: str = "",
+    turn: int = 1,
 ) -> Row:
     """The row of a finished request.
 
@@ -86,6 +97,8 @@ def row_from_completion(
         prompt_key: a stable int64 of the prompt's content, which pairs runs over the same prompts.
         sample: which sample of the prompt, from 0.
         key: the item's unique name.
+        category: what the prompt is among those of its set.
+        turn: which turn of a conversation, from 1.
     """
     request, seconds = completion.request, completion.seconds
     return {
@@ -95,6 +108,8 @@ def row_from_completion(
         "prompt_set": prompt_set,
         "prompt_index": prompt_index,
         "prompt_key": prompt_key,
+        "category": category,
+        "turn": turn,
         "sample": sample,
         "target_temperature": request.target_temperature,
         "draft_temperature": request.target_temperature if label == BASELINE else request.proposal_temperature,

@@ -1,6 +1,9 @@
-"""The sweep of predict and generate: its work list, its engines, its rows on disk (floor 5)."""
+"""The sweep of predict and generate: its work list, its engines, its rows on disk (floor 5).
 
-import hashlib
+The work list holds the openings of conversations; a batch is decoded turn by turn, each turn behind the answers of its
+own cell. A conversation stays with its process, and a continued run takes it up at the first turn without a row.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,15 +16,28 @@ import torch
 from transformers import PreTrainedModel
 
 from tempspec.decoding.engine import Engine
-from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, generation_list, work_list
+from tempspec.decoding.sweep import (
+    PromptLike,
+    Sweep,
+    WorkItem,
+    batches,
+    generation_list,
+    next_turn,
+    unanswered,
+    work_list,
+)
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Request, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.models.identity import tokenizer_digest, weights_digest
+from tempspec.models.ragged import context_length
 from tempspec.modules.pair import Pair
 from tempspec.modules.store import RowStore
 
 WARM_UP_TOKENS = 8
 """Tokens decoded and thrown away before the first timed request of a verifier."""
+
+_ANSWER = "."
+"""Stands for an answer where only the length of a conversation is asked for."""
 
 PromptSets = Mapping[str, Sequence[PromptLike]]
 
@@ -84,23 +100,45 @@ class SweepRunner:
         reader = Engine(self.pair.target_model, self.pair.vocabulary)
         for item in items:
             reader.check(item.request)
-        self._longest_row = max((reader.end(item.request) for item in items), default=0)
+        self._longest_row = max(self._longest_turn(prompt) for prompts in prompt_sets.values() for prompt in prompts)
         self._shortest_prompt = min((item.request.prompt for item in items), key=len, default=())
-        self._order = [item.key for item in items]
+        self._order = [key for item in items for key in item.keys()]
         name = "generated" if self.generating else "predictions"
         self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
-        return batches(items, self.sweep.batch_size, {row["key"] for row in self._store.rows()})
+        column = "response" if self.generating else "text"
+        answers = {row["key"]: row[column] for row in self._store.rows()}
+        return batches(unanswered(items, answers, self._context), self.sweep.batch_size)
+
+    def _longest_turn(self, prompt: PromptLike) -> int:
+        """The most tokens that a conversation may have in the end, as far as can be told before it is held."""
+        tokens = len(prompt.after([_ANSWER] * (prompt.turns - 1))) + prompt.turns * self.sweep.max_new_tokens
+        return min(tokens, self._context)
+
+    @property
+    def _context(self) -> int:
+        return context_length(self.pair.target_model.config)
 
     def decode(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
-        """Decode one batch of items of one pass and verifier, and write its rows.
+        """Decode one batch of items of one pass and verifier, turn by turn, and write its rows.
 
         Runs in the models' own dtype, whatever autocast is on.
         """
+        rows: list[Row] = []
+        while items:
+            turn = self._decode_turn(items, draft)
+            answers = {row["key"]: row["text"] for row in turn}
+            following = (next_turn(item, answers[item.key], self._context) for item in items)
+            items = [item for item in following if item is not None]
+            rows += turn
+        return rows
+
+    def _decode_turn(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
+        """One turn of every item."""
         by_key = {item.key: item for item in items}
         with torch.autocast(self.pair.target_model.device.type, enabled=False):
             completions = list(self._engine(items[0], draft).run([item.request for item in items]))
         rows = [self._row(by_key[completion.request.key], completion) for completion in completions]
-        self.store.append([self._pair_of_texts(by_key[row["key"]], row) for row in rows] if self.generating else rows)
+        self.store.append([self._generated(by_key[row["key"]], row) for row in rows] if self.generating else rows)
         return rows
 
     def finish(self, rank: int = 0) -> list[Any]:
@@ -149,29 +187,18 @@ class SweepRunner:
             pass_=item.pass_,
             label=item.verifier,
             prompt_set=item.prompt_set,
-            prompt_index=item.prompt_index,
-            prompt_key=item.prompt_key,
+            prompt_index=item.prompt.index,
+            prompt_key=item.prompt.key,
             sample=item.sample,
             key=item.key,
+            category=item.prompt.category,
+            turn=item.turn,
         )
         row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return row
 
-    def _pair_of_texts(self, item: WorkItem, row: Row) -> dict[str, Any]:
-        """What generate keeps of a row: text and exact ids of prompt and response, and how they were sampled."""
-        return {
-            "key": row["key"],
-            "prompt": self.pair.tokenizer.decode(item.request.prompt, skip_special_tokens=True),
-            "response": row["text"],
-            "prompt_ids": list(item.request.prompt),
-            "response_ids": row["tokens"],
-            "tokenizer": self._tokenizer_digest,
-            "generation_temperature": row["target_temperature"],
-            "prompt_set": row["prompt_set"],
-            "sample": row["sample"],
-            "seed": row["seed"],
-            "finish": row["finish"],
-        }
+    def _generated(self, item: WorkItem, row: Row) -> dict[str, Any]:
+        return generated_row(item, self.pair, self._tokenizer_digest, row["text"], row["tokens"], row["finish"])
 
     @cached_property
     def _tokenizer_digest(self) -> str:
@@ -179,15 +206,8 @@ class SweepRunner:
 
     def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> dict[str, str]:
         """What the rows are made from, entry by entry."""
-        pair, sweep = self.pair, self.sweep
-        origin = {
-            "target": f"{weights_digest(pair.target)} {pair.options}",
-            "sampling": f"{sweep.max_new_tokens} {sweep.top_k} {sweep.top_p} {sweep.min_p} {sweep.stop_at_eos}",
-            "seed": str(sweep.seed),
-        }
-        for name, prompts in prompt_sets.items():
-            keys = " ".join(str(prompt.key) for prompt in prompts)
-            origin[f"prompts {name}"] = hashlib.sha256(keys.encode()).hexdigest()[:16]
+        pair = self.pair
+        origin = {"target": f"{weights_digest(pair.target)} {pair.options}"} | self.sweep.origin(prompt_sets)
         if self.generating:
             return origin
         held = Path(checkpoint).stat() if checkpoint else None
@@ -197,6 +217,35 @@ class SweepRunner:
         origin["checkpoint"] = f"{checkpoint} {held.st_size} {held.st_mtime_ns}" if held else ""
         origin["drafter"] = f"{describe(self.drafter)} {describe(self.length)}"
         return origin | {f"verifier {label}": describe(verifier) for label, verifier in self.verifiers.items()}
+
+
+def generated_row(item: WorkItem, pair: Pair, digest: str, text: str, ids: list[int], finish: str) -> dict[str, Any]:
+    """What generate keeps of a completion: text and exact ids of prompt and response, and how they were sampled.
+
+    Args:
+        item: what was asked.
+        pair: whose tokenizer writes the prompt's text.
+        digest: of that tokenizer.
+        text: the response.
+        ids: its tokens.
+        finish: `stop` or `length`.
+    """
+    prompt = list(item.request.prompt)
+    return {
+        "key": item.key,
+        "prompt": pair.tokenizer.decode(prompt, skip_special_tokens=True),
+        "response": text,
+        "prompt_ids": prompt,
+        "response_ids": ids,
+        "tokenizer": digest,
+        "generation_temperature": item.request.target_temperature,
+        "prompt_set": item.prompt_set,
+        "category": item.prompt.category,
+        "turn": item.turn,
+        "sample": item.sample,
+        "seed": item.request.seed,
+        "finish": finish,
+    }
 
 
 class DecodingProgress(pl.Callback):

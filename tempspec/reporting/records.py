@@ -26,6 +26,7 @@ _COLUMNS = (
     "prompt_set",
     "target_temperature",
     "draft_temperature",
+    "category",
     "metric",
     "value",
     "low",
@@ -40,7 +41,7 @@ def summary_rows(estimates: Estimates) -> list[dict[str, Any]]:
     >>> from tempspec.metrics.bootstrap import Estimate
     >>> summary_rows({Cell("block", "code", 1.0, 0.5): {"acceptance_rate": Estimate(0.7, 0.6, 0.8, 9)}})
     [{'verifier': 'block', 'prompt_set': 'code', 'target_temperature': 1.0, 'draft_temperature': 0.5,
-      'metric': 'acceptance_rate', 'value': 0.7, 'low': 0.6, 'high': 0.8, 'prompts': 9}]
+      'category': '', 'metric': 'acceptance_rate', 'value': 0.7, 'low': 0.6, 'high': 0.8, 'prompts': 9}]
     """
     return [
         asdict(cell) | {"metric": name} | estimate.to_dict()

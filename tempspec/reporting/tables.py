@@ -19,7 +19,7 @@ from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell
 from tempspec.reporting.records import Estimates
 
-__all__ = ["ComparisonTable", "DecodingTable", "validation_table"]
+__all__ = ["ComparisonTable", "DecodingTable", "category_tables", "validation_table"]
 
 _RULE = box.Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
 """A rule below the head and between parts, and one space between columns."""
@@ -234,6 +234,34 @@ def _overhead(estimates: Estimates) -> str:
 
 def _span(counts: set[int]) -> str:
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def category_tables(estimates: Estimates, metric: str = "block_efficiency") -> list[Table]:
+    """A metric by category (rows) and temperatures (columns), a table for each verifier and prompt set.
+
+    Args:
+        estimates: by cell of a category, from `SweepMetrics.of_rows(rows, cell=category_cell_of)`.
+        metric: a name of `DecodingMetrics.estimates`.
+    """
+    several = any(cell.draft_temperature != cell.target_temperature for cell in estimates)
+    return [
+        _category_table(f"{_title(key)}: {_COLUMNS.get(metric, metric)} by category", cells, estimates, metric, several)
+        for key, cells in _by_section(estimates)
+    ]
+
+
+def _category_table(title: str, cells: Sequence[Cell], estimates: Estimates, metric: str, several: bool) -> Table:
+    pairs = list(dict.fromkeys(_temperatures(cell, several) for cell in cells))
+    by_category: dict[str, dict[tuple[str, ...], Estimate]] = {}
+    for cell in cells:
+        by_category.setdefault(cell.category, {})[_temperatures(cell, several)] = estimates[cell][metric]
+    table = Table(box=_RULE, show_edge=False, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    table.add_column("category")
+    for pair in pairs:
+        table.add_column("T = " + ", draft ".join(pair), justify="right")
+    for category, found in by_category.items():
+        table.add_row(category, *(_stacked(found.get(pair, Estimate.nothing()), "") for pair in pairs))
+    return table
 
 
 def validation_table(grid: GridEstimates, *, title: str) -> Table:

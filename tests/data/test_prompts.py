@@ -63,3 +63,87 @@ def test_an_empty_or_wrong_set_is_one_line(tokenizer, jsonl, sentences, options,
         read_prompts("chat", PromptSource(jsonl([{"text": sentences(0)}]), **options), Encoder(tokenizer))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+MT_BENCH = [
+    {"question_id": 81, "category": "writing", "turns": ["the fox", "a red hill"], "reference": []},
+    {"question_id": 82, "category": "writing", "turns": ["the fox", "the tree"]},
+    {"question_id": 83, "category": "math", "turns": ["the rain"]},
+]
+
+
+def test_a_question_file_is_read_as_it_is(chat, template, jsonl):
+    encoder = Encoder(chat(template))
+    prompts = read_prompts("mt", PromptSource(jsonl(MT_BENCH)), encoder)
+    assert [(prompt.category, prompt.turns, prompt.text) for prompt in prompts] == [
+        ("writing", 2, "the fox"),
+        ("writing", 2, "the fox"),
+        ("math", 1, "the rain"),
+    ]
+    assert len({prompt.key for prompt in prompts}) == 3  # the first two differ in their second turn alone
+    first = prompts[0]
+    assert first.after([]) == first.ids
+    assert encoder.text(first.ids) == "<user>the fox|<assistant>"
+    assert encoder.text(first.after(["it ran"])) == "<user>the fox|<assistant>it ran|<user>a red hill|<assistant>"
+
+
+def test_a_tokenizer_without_a_template_gets_a_plain_conversation(tokenizer, jsonl):
+    encoder = Encoder(tokenizer)
+    first, *_ = read_prompts("mt", PromptSource(jsonl(MT_BENCH)), encoder)
+    assert encoder.text(first.ids) == "User: the fox\nAssistant:"
+    assert encoder.text(first.after(["it ran"])) == ("User: the fox\nAssistant: it ran\nUser: a red hill\nAssistant:")
+    assert first.ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "asked"),
+    [
+        ({"question": "the fox", "answer": "ran"}, {"prompt": "question"}, "the fox"),  # GSM8K
+        ({"task_id": "HumanEval/0", "prompt": "the fox", "test": "ran"}, {}, "the fox"),  # HumanEval
+        ({"text": "the fox", "code": "ran", "task_id": 1}, {"prompt": "text"}, "the fox"),  # MBPP
+        (
+            {"prompt": ["the fox", "a hill"], "category": "x"},
+            {"turns": "prompt", "chat": True},
+            None,
+        ),  # the hub's MT-bench
+        ({"prompt": "the fox"}, {"chat": True}, None),
+    ],
+)
+def test_other_files_are_read_by_their_columns(chat, jsonl, row, options, asked):
+    encoder = Encoder(chat("plain"))
+    (prompt,) = read_prompts("s", PromptSource(jsonl([row]), **options), encoder)
+    assert encoder.text(prompt.ids) == (asked or "<user>the fox|<assistant>")
+
+
+def test_the_limit_holds_in_every_category(tokenizer, jsonl):
+    rows = [{"prompt": f"the fox {number}", "category": number % 3} for number in range(9)]
+    prompts = read_prompts("s", PromptSource(jsonl(rows), limit=2), Encoder(tokenizer))
+    assert [prompt.category for prompt in prompts] == ["0", "1", "2", "0", "1", "2"]
+    renamed = [{"prompt": row["prompt"], "task": "a"} for row in rows]
+    prompts = read_prompts("s", PromptSource(jsonl(renamed), limit=2, category="task"), Encoder(tokenizer))
+    assert [(prompt.index, prompt.category) for prompt in prompts] == [(0, "a"), (1, "a")]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        ({"turns": "the fox"}, {}, "column 'turns' must hold a list of texts, one a turn, got 'the fox'"),
+        ({"turns": ["the fox", 3]}, {}, "must hold a list of texts"),
+        ({"turns": ["the fox", " "]}, {}, "every row is blank"),
+        ({"turns": ["the fox"], "category": ["x"]}, {}, "column 'category' must hold a name, got ['x']"),
+        ({"turns": ["the fox"]}, {"category": "task"}, "no column 'task'"),
+        ({"turns": ["the fox"]}, {"turns": "turn"}, "no column 'turn'; did you mean 'turns'"),
+        ({"turns": ["the fox"], "text": "a"}, {"turns": "turns", "text": "text"}, "name one of"),
+        ({"question": "the fox"}, {}, "or messages, or turns; it has question"),
+    ],
+)
+def test_a_broken_question_file_is_one_line(tokenizer, jsonl, row, options, message):
+    with pytest.raises(UserError) as caught:
+        read_prompts("chat", PromptSource(jsonl([row]), **options), Encoder(tokenizer))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_refuses_later_turns_says_so_at_once(chat, jsonl):
+    with pytest.raises(UserError, match="conversation 1: the chat template refuses it: roles must alternate"):
+        read_prompts("mt", PromptSource(jsonl(MT_BENCH)), Encoder(chat("refusing")))

@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import datasets
@@ -150,3 +151,19 @@ def test_a_hub_name_without_network_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"^nobody/nothing: .*the hub cannot be reached; check the name") as caught:
         read(Source("nobody/nothing"), cache_dir=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_lines_may_be_packed_and_a_torn_package_is_one_line(tmp_path):
+    path = tmp_path / "HumanEval.jsonl.gz"
+    whole = gzip.compress(b'{"task_id": "HumanEval/0", "prompt": "def f():"}\n' * 99, mtime=0)
+    path.write_bytes(whole)
+    assert list(read(Source(str(path)), need_response=False)) == [{"prompt": "def f():"}] * 99
+    for torn in (whole[: len(whole) // 2], whole[:12] + b"\xff" * 30, b"{}"):
+        path.write_bytes(torn)
+        with pytest.raises(UserError, match=r"HumanEval.jsonl.gz: (its gzip stream is broken|cannot be read)"):
+            read(Source(str(path)), need_response=False)
+
+
+def test_questions_without_answers_are_nothing_to_train_on(jsonl):
+    with pytest.raises(UserError, match=r"questions without answers.*`tempspec generate` writes"):
+        read(Source(jsonl([{"question_id": 1, "category": "writing", "turns": ["a"]}])))

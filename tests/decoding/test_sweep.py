@@ -13,6 +13,11 @@ class Prompt:
     index: int
     key: int
     ids: tuple[int, ...]
+    category: str = ""
+    turns: int = 1
+
+    def after(self, answers):
+        return self.ids + tuple(len(answer) for answer in answers)
 
 
 PROMPTS = {"a": [Prompt(i, 10 + i, (1, i)) for i in range(3)], "b": [Prompt(0, 50, (2,))]}
@@ -38,16 +43,16 @@ def test_seeds_depend_on_prompt_and_sample_alone():
     items = work_list(Sweep([0.5, 1.0], samples=2, timing_prompts=1), VERIFIERS, PROMPTS)
     seeds = {}
     for item in items:
-        seeds.setdefault((item.prompt_key, item.sample), set()).add(item.request.seed)
+        seeds.setdefault((item.prompt.key, item.sample), set()).add(item.request.seed)
     assert all(len(found) == 1 for found in seeds.values())
     assert len({seed for found in seeds.values() for seed in found}) == 4 * 2
 
 
 def test_batches_hold_one_pass_and_one_verifier_and_cover_what_is_left():
     items = work_list(Sweep(timing_prompts=1), VERIFIERS, PROMPTS)
-    done = {item.key for item in items[::3]}
-    cut = batches(items, 5, done)
-    assert [item for batch in cut for item in batch] == [item for item in items if item.key not in done]
+    left = [item for number, item in enumerate(items) if number % 3]
+    cut = batches(left, 5)
+    assert [item for batch in cut for item in batch] == left
     for batch in cut:
         assert len({(item.pass_, item.verifier) for item in batch}) == 1
         assert len(batch) <= (5 if batch[0].pass_ == "acceptance" else 1)
@@ -59,11 +64,30 @@ def test_the_baseline_is_timed_between_the_verifiers_on_the_same_prompts():
     ]
     by_label = {}
     for item in timing:
-        by_label.setdefault(item.verifier, []).append((item.prompt_key, item.request.target_temperature))
+        by_label.setdefault(item.verifier, []).append((item.prompt.key, item.request.target_temperature))
     assert by_label[BASELINE] == by_label["token"] == by_label["block"]
     assert by_label["greedy"] == [(key, t) for key, t in by_label[BASELINE] if t == 0]
     labels = [item.verifier for item in timing[:4]]
     assert labels == [BASELINE, "token", "block", "greedy"]
+
+
+def test_a_conversation_goes_on_in_its_own_cell_with_noise_of_its_own():
+    talk = {"a": [Prompt(0, 7, (1, 2), "writing", turns=3)]}
+    openings = work_list(Sweep([0.0, 1.0], samples=2, timing_prompts=1), VERIFIERS, talk)
+    keys, seeds = set(), {}
+    for opening in openings:
+        chain = [opening]
+        while (following := chain[-1].then("x" * chain[-1].turn)) is not None:
+            chain.append(following)
+        assert [item.key for item in chain] == opening.keys()
+        assert [item.request.prompt for item in chain] == [(1, 2), (1, 2, 1), (1, 2, 1, 2)]
+        assert [item.turn for item in chain] == [1, 2, 3]
+        keys |= {item.key for item in chain}
+        for item in chain:
+            seeds.setdefault((item.sample, item.turn), set()).add(item.request.seed)
+    assert len(keys) == 3 * len(openings)
+    assert all(len(found) == 1 for found in seeds.values())
+    assert len({seed for found in seeds.values() for seed in found}) == 2 * 3
 
 
 def test_generation_crosses_prompts_temperatures_and_samples():

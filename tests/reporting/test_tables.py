@@ -7,7 +7,7 @@ from rich.console import Console
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.reporting.tables import ComparisonTable, DecodingTable, validation_table
+from tempspec.reporting.tables import ComparisonTable, DecodingTable, category_tables, validation_table
 
 WORDS = {"acceptance", "rate", "accepted", "length", "block", "efficiency", "tokens/s", "speed-up"}
 
@@ -110,3 +110,15 @@ def test_best_draft_temperature_is_bold(grid):
     for column in range(7):
         cells = list(table.columns[1 + column].cells)[:7]
         assert [bool(cell.style) for cell in cells] == [row == column for row in range(7)]
+
+
+def test_categories_are_lines_and_temperatures_columns(estimates):
+    parts = {
+        replace(cell, category=category): found for cell, found in estimates.items() for category in ("writing", "math")
+    }
+    tables = category_tables(parts)
+    assert len(tables) == 2  # one for each prompt set, none for plain decoding
+    lines = rendered(tables[0], 80).splitlines()
+    assert lines[0].split() == "TokenwiseRejection, in-domain: block efficiency by category".split()
+    assert lines[1].split() == ["category", *(word for t in ("0", "0.5", "1", "1.5") for word in ("T", "=", t))]
+    assert [line.split()[0] for line in lines if "3.34" in line] == ["writing", "math"]

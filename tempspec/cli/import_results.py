@@ -1,0 +1,92 @@
+"""`tempspec import-results`: accepted lengths that a serving engine counted, beside ours (floor 6)."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import pyarrow.parquet as pq
+import torch
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.table import Table
+
+from tempspec.cli.messages import OneLineErrors
+from tempspec.cli.quiet import quiet
+from tempspec.data.engine_logs import EngineLog, read_engine_log
+from tempspec.errors import UserError
+from tempspec.interfaces import BASELINE
+from tempspec.metrics.bootstrap import Estimate
+from tempspec.metrics.decoding import SweepMetrics
+from tempspec.metrics.ratio import ClusteredRatio
+from tempspec.metrics.rows import Row
+
+__all__ = ["main"]
+
+METRICS = ("block_efficiency", "draft_acceptance")
+
+
+class _Parser(OneLineErrors, ArgumentParser):
+    """Reports a wrong option in one line."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print one table of all files, and of a run of ours.
+
+    Args:
+        arguments: `import-results`, the files and the options.
+
+    Raises:
+        UserError: a wrong option, an unknown file, or a run without rows.
+    """
+    parser = _Parser(prog="tempspec import-results", description="An engine's accepted lengths, beside ours.")
+    parser.add_argument("files", nargs="+", type=str, help="What the engine wrote.")
+    parser.add_argument("--run", type=str, help="A run folder whose predict is set beside them.")
+    options = parser.parse_args(list(arguments[1:]))
+    quiet()
+    table = Table("source", box=None, pad_edge=False)
+    for heading in ("n", "block efficiency", "draft acceptance"):
+        table.add_column(heading, justify="right")
+    for file in options.files:
+        _add(table, *_of_engine(file, read_engine_log(file)))
+    for line in _of_run(Path(options.run)) if options.run else ():
+        _add(table, *line)
+    Console(soft_wrap=True).print(table)
+    print("95% bootstrap intervals over requests (an engine's) or prompts (ours); counters and logs allow none")
+    return 0
+
+
+def _add(table: Table, source: str, count: str, estimates: Sequence[Estimate]) -> None:
+    table.add_row(source, count, *map(str, estimates))
+
+
+def _of_engine(file: str, log: EngineLog) -> tuple[str, str, list[Estimate]]:
+    """One file as a line."""
+    pairs = [
+        [(c.emitted, c.rounds) for c in log.counts],
+        [(c.accepted, c.drafted) for c in log.counts if c.accepted is not None and c.drafted is not None],
+    ]
+    count = str(len(log.counts)) if log.per_request else "-"
+    return f"{file} ({log.kind})", count, [_ratio(found, log.per_request) for found in pairs]
+
+
+def _ratio(pairs: Sequence[tuple[float, float]], per_request: bool) -> Estimate:
+    if not pairs:
+        return Estimate.nothing()
+    metric = ClusteredRatio()
+    numerator_N, denominator_N = torch.tensor(pairs, dtype=torch.float64).unbind(-1)
+    key_N = torch.arange(len(pairs)) if per_request else torch.zeros(len(pairs), dtype=torch.int64)
+    metric.update(numerator_N, denominator_N, key_N)
+    return metric.estimate()
+
+
+def _of_run(run: Path) -> Iterator[tuple[str, str, list[Estimate]]]:
+    """A line for every cell of a run's predict, plain decoding left out."""
+    file = run / "predict" / "predictions.parquet"
+    if not file.is_file():
+        raise UserError(f"{file}: no such file; give a run whose predict is finished")
+    rows = cast(list[Row], pq.read_table(file).to_pylist())
+    drafted = [row for row in rows if row["pass"] == "acceptance" and row["verifier"] != BASELINE]
+    for cell, found in SweepMetrics.of_rows(drafted).estimates().items():
+        draft = "" if cell.draft_temperature == cell.target_temperature else f", draft T = {cell.draft_temperature:g}"
+        source = f"{run}: {cell.verifier}, {cell.prompt_set}, T = {cell.target_temperature:g}{draft}"
+        yield source, str(found["block_efficiency"].prompts), [found[name] for name in METRICS]

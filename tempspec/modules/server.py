@@ -1,0 +1,149 @@
+"""A client of OpenAI-compatible servers: one prompt in, one completion out, with retries (floor 5).
+
+Standard library only. The key is read from the environment when a request is sent and is kept nowhere; redirects are
+refused, because they would carry it elsewhere.
+"""
+
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from typing import Any
+from urllib.parse import urlsplit
+
+from tempspec.errors import UserError
+
+__all__ = ["Refused", "Server", "call"]
+
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_LONGEST_WAIT = 60.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the target is served, and how it is asked.
+
+    Args:
+        url: the server, such as `http://localhost:8000`.
+        model: the name that it serves the target under; by default the only one it lists, or the target's own.
+        concurrency: requests in flight at a time.
+        timeout: seconds that one request may take.
+        retries: how often a request is sent again after a failure that may pass, after 1, 2, 4, ... seconds.
+        key_variable: the environment variable with the API key, if the server wants one.
+    """
+
+    url: str
+    model: str | None = None
+    concurrency: int = 8
+    timeout: float = 600.0
+    retries: int = 5
+    key_variable: str = "OPENAI_API_KEY"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked.
+
+        Raises:
+            ValueError: an option is out of its range, or the address holds a secret.
+        """
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"server.url must be an address such as http://localhost:8000, got {self.url!r}")
+        if parts.username or parts.password or parts.query:
+            raise ValueError(f"server.url must hold no key: put it into the environment as {self.key_variable}")
+        for name in ("concurrency", "timeout"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"server.{name} must be more than 0, got {getattr(self, name)}")
+        if self.retries < 0:
+            raise ValueError(f"server.retries must be 0 or more, got {self.retries}")
+
+    def address(self, path: str) -> str:
+        """The full address of a path below `/v1`.
+
+        >>> Server("http://localhost:8000/").address("models"), Server("http://host/v1").address("models")
+        ('http://localhost:8000/v1/models', 'http://host/v1/models')
+        """
+        return f"{self.url.rstrip('/').removesuffix('/v1')}/v1/{path}"
+
+
+class Refused(Exception):
+    """The server understood the request and will not do it.
+
+    Args:
+        status: the HTTP status.
+        reason: what it says.
+    """
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(f"{status}: {reason}")
+        self.status = status
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        """A redirect is an error."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
+def call(server: Server, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The JSON answer to a request.
+
+    Args:
+        server: whom to ask.
+        path: below `/v1`.
+        body: posted as JSON; None to get.
+
+    Raises:
+        Refused: it answers that it will not.
+        UserError: it cannot be reached, or fails, again and again.
+    """
+    for attempt in range(server.retries + 1):
+        try:
+            return _once(server, path, body)
+        except urllib.error.HTTPError as error:
+            reason = _reason(error)
+            if error.code not in _AGAIN:
+                raise Refused(error.code, reason) from error
+            failure, wait = f"HTTP {error.code}: {reason}", _retry_after(error)
+        except (OSError, HTTPException, ValueError) as error:
+            failure, wait = str(getattr(error, "reason", "") or error) or type(error).__name__, 0.0
+        if attempt < server.retries:
+            time.sleep(min(max(2.0**attempt, wait), _LONGEST_WAIT))
+    raise UserError(
+        f"{server.url} failed {server.retries + 1} times, last with: {failure}; see that it runs, then run the same "
+        "command again: it goes on where it stopped"
+    )
+
+
+def _once(server: Server, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(server.key_variable):
+        headers["Authorization"] = f"Bearer {key}"
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(server.address(path), data, headers)
+    with _OPENER.open(request, timeout=server.timeout) as answer:
+        content = json.loads(answer.read())
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """What an error's body says, on one short line."""
+    try:
+        text = error.read().decode("utf-8", "replace")
+    except OSError:
+        text = ""
+    return " ".join(text.split())[:200] or str(error.reason)
+
+
+def _retry_after(error: urllib.error.HTTPError) -> float:
+    try:
+        return float(error.headers.get("Retry-After", 0))
+    except ValueError:
+        return 0.0

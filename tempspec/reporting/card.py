@@ -1,0 +1,174 @@
+"""The model card of a draft: what it was distilled from, at which temperatures, and what was measured (floor 5).
+
+Everything comes from the files of the run; what was not measured with this very draft is said to be missing.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+from huggingface_hub import ModelCard, ModelCardData
+
+from tempspec.errors import UserError
+from tempspec.reporting.records import write_atomically
+
+__all__ = ["draft_card", "write_draft_card"]
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COLUMNS = {
+    "analytic_acceptance": "analytic",
+    "acceptance_rate": "acceptance rate",
+    "block_efficiency": "block efficiency",
+}
+
+
+def write_draft_card(run: Path) -> Path | None:
+    """Write `README.md` into the run's `fit/draft`; returns the file, or None where there is no draft."""
+    folder = run / "fit" / "draft"
+    if not (folder / "config.json").is_file():
+        return None
+    file = folder / "README.md"
+    write_atomically(file, str(draft_card(run)).encode())
+    return file
+
+
+def draft_card(run: Path) -> ModelCard:
+    """The card of the draft that a run's fit left.
+
+    Args:
+        run: a folder with `fit/config.yaml`, and where they exist `validate/` and `predict/`.
+
+    Raises:
+        UserError: there is no configuration of a fit.
+    """
+    config = _config(run / "fit")
+    if config is None:
+        raise UserError(
+            f"{run / 'fit' / 'config.yaml'}: expected the configuration of a finished fit, got none; run fit"
+        )
+    model, data = config["model"], config["data"]
+    parts = [
+        f"---\n{_metadata(model, data).to_yaml()}\n---\n",
+        f"# A draft for {_name(model['target'])}\n",
+        f"Proposes tokens in speculative decoding for the target `{_name(model['target'])}`; it is not meant to be "
+        "used alone. Distilled with tempspec.\n",
+        "## Training\n",
+        "\n".join(f"- {name}: {value}" for name, value in _training(model, data)) + "\n",
+        "## Measured\n",
+        *_measured(run),
+        "## Use\n",
+        f"{_USE.format(target=_name(model['target']))}\n",
+    ]
+    return ModelCard("\n".join(parts), ignore_metadata_errors=False)
+
+
+_USE = """```python
+target = AutoModelForCausalLM.from_pretrained("{target}")
+draft = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+target.generate(**inputs, assistant_model=draft)
+```"""
+
+
+def _metadata(model: Mapping[str, Any], data: Mapping[str, Any]) -> ModelCardData:
+    """The block that the hub reads; names of local folders are no hub names and stay out."""
+    datasets = [path for path in _paths(data) if _on_hub(path)]
+    return ModelCardData(
+        base_model=model["target"] if _on_hub(model["target"]) else None,
+        datasets=datasets or None,
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["speculative-decoding", "draft-model", "knowledge-distillation", "tempspec"],
+    )
+
+
+def _training(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "target", f"`{_name(model['target'])}`"
+    start = model.get("draft")
+    yield "draft before training", f"`{_name(start)}`" if start else f"{model.get('draft_layers')} layers of the target"
+    yield "divergence", _plugin(model.get("divergence"), "ForwardKL")
+    yield "loss temperature", _plugin(model.get("temperature"), "1")
+    if (model.get("label_weight") or 0) > 0:
+        yield "share of the text's own next token in the loss", f"{model['label_weight']:g}"
+    yield "data", ", ".join(f"`{_name(path)}`" for path in _paths(data)) or "none named"
+
+
+def _measured(run: Path) -> Iterator[str]:
+    """A table a stage, or one sentence that says what is missing."""
+    for stage, what in (("validate", "Without decoding"), ("predict", "By speculative decoding")):
+        rows = _summary(run, stage)
+        if not rows:
+            yield f"{what} (`tempspec {stage}`): not measured with this draft.\n"
+            continue
+        names = [name for name in _COLUMNS if any(row["metric"] == name for row in rows)]
+        yield f"{what} (`tempspec {stage}`), with 95% intervals over prompts:\n"
+        yield "| set | verifier | target T | draft T | prompts | " + " | ".join(_COLUMNS[name] for name in names) + " |"
+        yield "|---" * (5 + len(names)) + "|"
+        yield from _lines(rows, names)
+        yield ""
+
+
+def _lines(rows: list[dict[str, str]], names: list[str]) -> Iterator[str]:
+    cells: dict[tuple[str, ...], dict[str, dict[str, str]]] = {}
+    for row in rows:
+        place = tuple(row[name] for name in ("prompt_set", "verifier", "target_temperature", "draft_temperature"))
+        cells.setdefault(place, {})[row["metric"]] = row
+    for place, found in cells.items():
+        shown = [_estimate(found[name]) if name in found else "" for name in names]
+        if any(shown):
+            prompts = max(int(found[name]["prompts"]) for name in names if name in found)
+            yield f"| {' | '.join(place)} | {prompts} | {' | '.join(shown)} |"
+
+
+def _estimate(row: Mapping[str, str]) -> str:
+    if not row["value"]:
+        return ""
+    ends = f" [{float(row['low']):.3f}, {float(row['high']):.3f}]" if row["low"] else ""
+    return f"{float(row['value']):.3f}{ends}"
+
+
+def _summary(run: Path, stage: str) -> list[dict[str, str]]:
+    """The rows of a stage's summary that measured this draft: all categories together, plain decoding left out."""
+    config, file = _config(run / stage), run / stage / "summary.csv"
+    if config is None or not file.is_file() or not _measures_own_draft(run, config):
+        return []
+    with file.open(encoding="utf-8", newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return [row for row in rows if row["verifier"] != "autoregressive" and not row.get("category")]
+
+
+def _measures_own_draft(run: Path, config: Mapping[str, Any]) -> bool:
+    own = (run / "fit").resolve()
+    named = [config["model"].get("draft"), config.get("ckpt_path")]
+    return any(own in Path(path).expanduser().resolve().parents for path in named if path)
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    try:
+        return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except OSError:
+        return None
+
+
+def _paths(data: Mapping[str, Any]) -> list[str]:
+    train = data.get("train") or []
+    return [source["path"] for source in (train if isinstance(train, list) else [train])]
+
+
+def _on_hub(path: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(path)) and not Path(path).exists()
+
+
+def _name(path: str) -> str:
+    """A hub name as it is, a path without the folders of somebody's machine."""
+    return path if _on_hub(path) else Path(path).name
+
+
+def _plugin(value: Any, default: str) -> str:
+    """A plugin as its configuration names it."""
+    if not isinstance(value, Mapping):
+        return str(default if value is None else value)
+    options = ", ".join(f"{name}: {option}" for name, option in (value.get("init_args") or {}).items())
+    return f"{value['class_path'].rpartition('.')[2]}" + (f" ({options})" if options else "")

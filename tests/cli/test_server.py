@@ -1,0 +1,175 @@
+"""generate from a server: a real `transformers serve`, and a stand-in that fails on purpose."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pyarrow.parquet as pq
+import pytest
+
+OPTIONS = ("--model.sweep.max_new_tokens", 6, "--model.sweep.generation_temperatures", "[0.0, 1.0]")
+SERVE = "from transformers.cli.transformers import main; main()"
+
+
+@pytest.fixture(scope="module")
+def served(world):
+    """The address of `transformers serve` with the world's target."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-c", SERVE, "serve", str(world / "target"), "--host", "127.0.0.1", "--port", str(port)]
+    server = subprocess.Popen([*command, "--device", "cpu"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{address}/health", timeout=1).close()
+                break
+            except OSError:
+                assert server.poll() is None, "transformers serve ended"
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def generated(run, world, folder, *more):
+    code, _, error = run("generate", "--config", world / "pair.yaml", "--run", folder, *OPTIONS, *more)
+    assert code == 0, error
+    return pq.read_table(folder / "generate" / "generated.parquet").to_pylist()
+
+
+def test_a_real_server_gives_what_the_target_gives_here(run, world, served, tmp_path):
+    here = generated(run, world, tmp_path / "here")
+    there = generated(run, world, tmp_path / "there", "--server", served)
+    assert [row.keys() for row in there] == [row.keys() for row in here]
+    for ours, theirs in zip(here, there, strict=True):
+        assert (ours["key"], ours["prompt_ids"]) == (theirs["key"], theirs["prompt_ids"])
+        assert theirs["tokenizer"] == ours["tokenizer"]
+        if ours["generation_temperature"] == 0:
+            assert theirs["response"] == ours["response"]
+    record = json.loads((tmp_path / "there" / "generate" / "provenance.json").read_text())
+    assert record["server"] == {"url": served, "model": f"{world}/target", "form": "transformers"}
+    assert record["count"] == len(there)
+
+
+class Engine(BaseHTTPRequestHandler):
+    """Answers like an engine that returns ids; its server's `fate` decides what goes wrong."""
+
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": "served"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server = self.server
+        with server.lock:
+            server.seen.append((self.headers.get("Authorization"), body))
+            status = server.fate(len(server.seen))
+        if status != 200:
+            self.answer(status, {"error": "out of order"})
+            return
+        ids = [2 + (sum(body["prompt"]) + place) % 14 for place in range(body["max_tokens"])]
+        text = " ".join(f"w{token - 2}" for token in ids)
+        self.answer(200, {"choices": [{"text": text, "token_ids": ids, "finish_reason": "length"}]})
+
+    def answer(self, status, content):
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        """Nothing."""
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    """A stand-in server; waits between retries take no time."""
+    monkeypatch.setattr("tempspec.modules.server.time.sleep", lambda _: None)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
+    server.lock, server.seen, server.fate = threading.Lock(), [], lambda _: 200
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_engines_own_ids_are_kept_and_everything_is_said(run, world, engine, tmp_path):
+    rows = generated(run, world, tmp_path / "run", "--server", engine.url, "--model.sweep.top_k", 5)
+    for row in rows:
+        assert row["response_ids"] == [2 + (sum(row["prompt_ids"]) + place) % 14 for place in range(6)]
+    _, body = engine.seen[-1]
+    assert body["model"] == "served"
+    assert (body["top_k"], body["top_p"], body["min_p"], body["ignore_eos"]) == (5, 1.0, 0.0, False)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_failures_that_may_pass_are_tried_again(run, world, engine, tmp_path, status):
+    options = ("--server", f"{{url: '{engine.url}', concurrency: 1}}")  # else two requests may share out the luck
+    whole = generated(run, world, tmp_path / "whole", *options)
+    engine.fate = lambda count: status if count % 3 else 200
+    assert generated(run, world, tmp_path / "again", *options) == whole
+
+
+def test_a_server_that_goes_away_loses_nothing(run, world, engine, tmp_path):
+    engine.fate = lambda count: 200 if count <= 4 else 503
+    options = ("--server", f"{{url: '{engine.url}', retries: 1, concurrency: 1}}", "--model.sweep.batch_size", 2)
+    command = ("generate", "--config", world / "pair.yaml", "--run", tmp_path / "run", *OPTIONS, *options)
+    code, _, error = run(*command)
+    assert code == 2
+    assert "failed 2 times, last with: HTTP 503" in error
+    assert error.count("\n") == 1
+    engine.fate, asked = (lambda _: 200), len(engine.seen)
+    rows = generated(run, world, tmp_path / "run", *options)
+    assert len(rows) == 6
+    assert len(engine.seen) - asked == 6 - 3 + 1  # one of the four answers was the first question of the form
+
+
+def test_a_conversation_is_asked_turn_by_turn(run, world, engine, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"category": "writing", "turns": ["w1 w2", "w3"]}')
+    rows = generated(run, world, tmp_path / "run", "--server", engine.url, "--data.prompts", "{mt: {path: q.jsonl}}")
+    assert [(row["category"], row["turn"]) for row in rows] == [("writing", 1), ("writing", 2)] * 2
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        opening, answer = first["prompt_ids"], first["response_ids"]
+        assert second["prompt_ids"][: len(opening) + len(answer)] == opening + answer
+
+
+def test_the_key_comes_from_the_environment_and_goes_nowhere_else(run, world, engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    generated(run, world, tmp_path / "run", "--server", engine.url)
+    assert {key for key, _ in engine.seen} == {"Bearer sk-secret"}
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert files
+    assert not [path for path in files if b"sk-secret" in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("server", "status", "says"),
+    [
+        ("URL", 401, "refuses: 401"),
+        ("URL", 302, "refuses: 302"),
+        ("URL", 400, "takes no completion of 'served'"),
+        ("ftp://host", 200, "server.url must be an address such as http://localhost:8000, got 'ftp://host'"),
+        ("http://user:sk-1@host", 200, "server.url must hold no key"),
+        ("{url: 'http://host', concurrency: 0}", 200, "server.concurrency must be more than 0"),
+        ("{url: 'http://127.0.0.1:9', retries: 0, model: m}", 200, "failed 1 times"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_one_line(server, status, says, run, world, engine, tmp_path):
+    engine.fate = lambda _: status
+    address = server.replace("URL", engine.url)
+    code, _, error = run("generate", "--config", world / "pair.yaml", *OPTIONS, "--server", address)
+    assert code == 2
+    assert says in error
+    assert "sk-1" not in error
+    assert error.count("\n") == 1
