@@ -2,9 +2,8 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
-
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM
 
 from tempspec.core.sampling import log_law
 from tempspec.errors import UserError
