@@ -1,17 +1,15 @@
 """Which loss temperature serves which decoding temperature, and whether one draft can serve them all.
 
 The same pair, divergence and steps throughout: specialists at each loss temperature on text sampled at 1 and at their
-own temperature, then `Uniform`, `Grid` and a conditioned draft on text of all temperatures. Prefixes of the measurement
-are fixed stories. Needs `--assets FOLDER`; hours in full, goes on where it stopped, and takes parts.
+own temperature, then `Uniform`, `Grid` and a conditioned draft on text of all temperatures. Each is measured on fixed
+stories and on text that the target sampled at the decoding temperature, with the draft at that temperature and at one
+that was fitted on other text. Needs `--assets FOLDER`; hours in full, goes on where it stopped, and takes parts.
 
-    OMP_NUM_THREADS=1 python benchmarks/temperatures.py --assets FOLDER --budgets 400 --seeds 1 --text fixed
+    OMP_NUM_THREADS=1 python benchmarks/temperatures.py --assets FOLDER --budgets 400
 """
 
-from argparse import ArgumentParser
-from pathlib import Path
-
-from goals import Goal, finish, parse
-from runs import TEMPERATURES, Run, Study, mean_over_seeds, table
+from goals import Goal, finish
+from runs import KINDS, SPLITS, TEMPERATURES, Run, Study, mean_value, study_options, table
 
 HEATS = [heat for heat in TEMPERATURES if heat > 0]
 ALL_HEATS = ",".join(f"{heat:g}" for heat in HEATS)
@@ -21,6 +19,8 @@ GENERAL = {
     "grid": ({"class": "Grid", "temperatures": HEATS}, 0),
     "conditioned, rank 8": ({"class": "Uniform", **WHOLE}, 8),
 }
+
+Rows = dict[str, dict[str, dict[str, float]]]
 
 
 def drafts(text: str) -> dict[str, tuple[dict, str, int]]:
@@ -33,58 +33,67 @@ def drafts(text: str) -> dict[str, tuple[dict, str, int]]:
     return found | {name: (schedule, everything, rank) for name, (schedule, rank) in GENERAL.items()}
 
 
-def judge(rows: dict[str, dict[str, float]]) -> list[Goal]:
-    """How far the general drafts stay behind the best specialist at every temperature, and behind the best mean."""
+def judge(served: Rows, fitted: Rows, kind: str) -> list[Goal]:
+    """How far one draft stays behind the best specialist at every temperature, and behind the best mean.
+
+    A draft whose temperature is fitted afterwards counts as general, whatever it was trained for.
+    """
     heats = [f"{heat:g}" for heat in TEMPERATURES]
-    special = {name: row for name, row in rows.items() if name.startswith("loss")}
-    best = {heat: max(row[heat] for row in special.values()) for heat in heats}
-    best_mean = max(sum(row.values()) / len(row) for row in special.values())
-    general = {name: row for name, row in rows.items() if name not in special}
-    worst = {name: min(row[heat] / best[heat] for heat in heats) for name, row in general.items()}
-    means = {name: sum(row.values()) / len(row) for name, row in general.items()}
+    special = {name: row for name, row in served.items() if name.startswith("loss")}
+    best = {heat: max(row[heat]["value"] for row in special.values()) for heat in heats}
+    general = {name: row for name, row in served.items() if name not in special}
+    general |= {f"{name}, fitted": row for name, row in fitted.items()}
+    worst = {name: min(row[heat]["value"] / best[heat] for heat in heats) for name, row in general.items()}
+    means = {name: mean_value(row) for name, row in general.items()}
+    near, ahead = max(worst, key=worst.__getitem__), max(means, key=means.__getitem__)
     diagonal = [
         Goal(
-            f"the loss at T less the best loss, at T = {heat:g} (0 where the diagonal wins)",
-            rows[f"loss {heat:g}"][f"{heat:g}"] - best[f"{heat:g}"],
+            f"{kind} prefixes: the loss at T less the best loss, at T = {heat} (0 where the diagonal wins)",
+            special[f"loss {heat}"][heat]["value"] - best[heat],
             low=0.0,
         )
-        for heat in HEATS
+        for heat in heats
+        if f"loss {heat}" in special
     ]
     return [
         *diagonal,
-        Goal("best general draft over the best specialist, at its worst temperature", max(worst.values()), low=0.99),
-        Goal("best general draft's mean less the best single temperature's", max(means.values()) - best_mean, low=0.0),
+        Goal(f"{kind} prefixes: one draft ({near}) over the best specialist at its worst T", worst[near], low=0.99),
+        Goal(
+            f"{kind} prefixes: one draft's mean ({ahead}) less the best single temperature's",
+            means[ahead] - max(map(mean_value, special.values())),
+            low=0.0,
+        ),
     ]
 
 
 def main() -> None:
     """Run what is asked for, print its tables, judge the aims."""
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("runs/temperatures"))
-    parser.add_argument("--divergence", default="NegativeLogAcceptance")
-    parser.add_argument("--budgets", default="400,4000", help="optimiser steps")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--text", default="1", help="`fixed`, or the temperature of the text of unmatched specialists")
-    options = parse(parser)
-    if options.assets is None:
-        parser.error("--assets FOLDER is needed: the folder with weights/ and data/")
+    options = study_options(__doc__.splitlines()[0], divergence="NegativeLogAcceptance")
     if options.quick:
         options.budgets, options.seeds, options.text = "3", 1, "fixed"
-    study = Study(options.output, Path(options.assets), options.quick)
+    study = Study(options)
     divergence = {"class": options.divergence, "scale": "gradient"}
-    goals = []
-    for steps in map(int, options.budgets.split(",")):
-        rows = {
-            name: mean_over_seeds(
-                study,
-                [Run(name, divergence, schedule, steps, seed, text, rank) for seed in range(options.seeds)],
-            )
+    planned = {
+        steps: [
+            Run(name, divergence, schedule, steps, seed, text, rank)
             for name, (schedule, text, rank) in drafts(options.text).items()
-        }
-        print(f"\n{steps} steps, {options.divergence}, text {options.text}, {options.seeds} seeds\n\n{table(rows)}")
-        goals += judge(rows)
+            for seed in range(options.seeds)
+        ]
+        for steps in map(int, options.budgets.split(","))
+    }
+    study.finish([run for each in planned.values() for run in each])
+    goals = []
+    for steps, each in planned.items():
+        for kind in KINDS:
+            served, fitted = (study.rows(each, split, kind) for split in SPLITS)
+            title = f"{steps} steps, {options.divergence}, text {options.text}, {kind} prefixes"
+            print(f"\n{title}\n\n{table(served)}")
+            print(f"\n{title}, the draft's temperature fitted on other text\n\n{table(fitted, fitted=True)}")
+            whole = len(served) == len(drafts(options.text)) and not options.quick
+            goals += judge(served, fitted, kind) if whole else []
     if options.quick:
-        goals = [Goal("acceptance at T = 1 after 3 steps", rows["grid"]["1"], low=0.0)]
+        rows = study.rows(planned[3], "as served", "fixed")
+        goals = [Goal("acceptance at T = 1 after 3 steps", rows["grid"]["1"]["value"], low=0.0)]
     finish(goals)
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "DraftLength",
     "DraftTurn",
     "Drafter",
+    "Kept",
     "LastRound",
     "LossContext",
     "Noise",
@@ -50,6 +51,10 @@ __all__ = [
 # ---------------------------------------------------------------------------------------------------------------------
 # Distillation
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+Kept = Literal["top", "sampled"]
+"""What a cached teacher keeps of every law: its largest logits, or samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,9 @@ class Divergence(ABC):
     """The power of T that keeps the gradient's scale: 2 for the KL family, 1 for total variation."""
     source: ClassVar[str] = ""
     """The paper that the divergence comes from."""
+    cached: frozenset[Kept] = frozenset()
+    """The cached teachers that it can learn from: `top` if laws with the tail in one cell make sense to it, `sampled`
+    if it is a sum over tokens of p f(q / p), which samples estimate without bias."""
 
     def __init__(self, scale: Literal["none", "gradient"] = "none") -> None:
         self.scale = scale

@@ -81,6 +81,9 @@ def test_the_configurations_that_the_project_promises_are_there():
         "kd-llama2",
         "predict-pair",
         "lossy",
+        "cached-teacher",
+        "one-draft",
+        "on-policy",
     }
 
 

@@ -65,6 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     quiet()
     _allow_imports()
+    arguments = ["--cache_teacher=true" if argument == "--cache-teacher" else argument for argument in arguments]
     before = _look_ahead(list(arguments))
     if before.get("task") not in (None, *TASKS):
         raise UserError(f"task must be one of {', '.join(TASKS)}, got {before['task']!r}")
@@ -127,15 +128,23 @@ class GeneratingTrainer(Trainer):
     """Lightning's Trainer with one more entry point."""
 
     def generate(
-        self, model: LightningModule, datamodule: LightningDataModule | None = None, ckpt_path: str | None = None
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        cache_teacher: bool = False,
     ) -> None:
-        """Write the target's own text at the sweep's generation temperatures.
+        """Write the target's own text at the sweep's generation temperatures, or what `model.teacher` keeps of it.
 
         Args:
             model: a module with `begin_generation`.
             datamodule: where the prompts come from.
             ckpt_path: a checkpoint file, or `last`.
+            cache_teacher: cache the target's logits on the training rows, as model.teacher says; no text is written.
         """
+        if cache_teacher:
+            model.cache_teacher(datamodule, self.strategy.root_device)  # type: ignore[operator]
+            return
         model.begin_generation()  # type: ignore[operator]
         self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
 
@@ -338,6 +347,8 @@ class CommandLine(LightningCLI):
             self._results().generate_served(self.model, self.datamodule, server, self.folder)
             return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)
+        if kwargs.get("cache_teacher"):
+            return
         self._results().report_generated(self.model, self.datamodule, self.folder)
 
     def _server(self) -> Server | None:

@@ -181,7 +181,8 @@ def normalised_total_variation(logp: Tensor, logq: Tensor, *, floor: float = 1e-
 
     Total variation's gradient is the policy gradient of the reward 1{p > q} under q. Here the reward is normalised by
     its mean and standard deviation under q, position by position: the exact expectation makes the mean drop out, and
-    the deviation, sqrt(m (1 - m)) with m = q(p > q), divides. Goel et al. 2024 (TVD++, arXiv 2403.00858).
+    the deviation, sqrt(m (1 - m)) with m = q(p > q), divides. After Goel et al. 2024 (TVD++, arXiv 2403.00858), whose
+    reward it is; over which set they take mean and deviation was not checked against their text.
 
     Args:
         logp: the target's log-law.
@@ -313,7 +314,8 @@ def logit_difference(logp: Tensor, logq: Tensor) -> Tensor:
 
     Matches differences of logits, so that a shift of all logits does not matter; its T^2 factor frees it of the
     temperature but for the weights. +inf where q forbids what p allows; the rest of the position keeps its gradient.
-    After Kim et al. 2025 (concrete score distillation, arXiv 2509.25837).
+    After Kim et al. 2025 (concrete score distillation, arXiv 2509.25837), who match the differences of all pairs of
+    tokens under weights of one's choice: p_i p_j here, which covers the target's modes. Constant factors may differ.
 
     >>> p, q = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
     >>> logit_difference(p.log(), q.log())  # (log 3 / 2)^2

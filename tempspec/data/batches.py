@@ -21,7 +21,7 @@ Batch = dict[str, Tensor]
 
 
 class EncodedSets(Dataset[EncodedRow]):
-    """Encoded corpora one behind the other, by `Slot`; each row gets its `set_index` and its `weight`.
+    """Encoded corpora one behind the other, by `Slot`; each row gets `row`, `set_index` and `weight`.
 
     Args:
         sets: the corpora, in the order that `set_index` counts.
@@ -35,7 +35,7 @@ class EncodedSets(Dataset[EncodedRow]):
         number = bisect_right(self.ends, slot.row)
         begin = self.ends[number] - len(self.sets[number])
         row: dict[str, Any] = self.sets[number][slot.row - begin]
-        return row | {"set_index": number, "weight": 0.0 if slot.filler else 1.0}
+        return row | {"row": slot.row, "set_index": number, "weight": 0.0 if slot.filler else 1.0}
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
@@ -56,7 +56,7 @@ class Collate:
 
         Returns:
             `input_ids`, `attention_mask` int64 `[B, T]`; `loss_mask` bool `[B, T]`; `generation_temperature`, `weight`
-            float32 `[B]`; `key`, `set_index` int64 `[B]`.
+            float32 `[B]`; `key`, `row` (its number), `set_index` int64 `[B]`.
         """
         longest = max(len(row["input_ids"]) for row in rows)
         batch = {
@@ -74,4 +74,10 @@ class Collate:
         return batch
 
 
-_PER_ROW = {TEMPERATURE: torch.float32, "key": torch.int64, "set_index": torch.int64, "weight": torch.float32}
+_PER_ROW = {
+    TEMPERATURE: torch.float32,
+    "key": torch.int64,
+    "row": torch.int64,
+    "set_index": torch.int64,
+    "weight": torch.float32,
+}

@@ -16,7 +16,7 @@ from tempspec.data.corpora import Corpora, Side
 from tempspec.data.encoding import Encoder
 from tempspec.data.prompts import Prompt, PromptSource, read_prompts
 from tempspec.data.rows import RowOptions
-from tempspec.data.sampling import ResumableLoader, ShardSampler, work_loader
+from tempspec.data.sampling import ResumableLoader, ShardSampler, Slot, work_loader
 from tempspec.data.sources import TEMPERATURE, Source
 from tempspec.errors import UserError
 from tempspec.models.loading import load_tokenizer
@@ -117,6 +117,17 @@ class TextDataModule(LightningDataModule):
         """The temperatures that the training rows say they were sampled at, NaN for those that do not; after setup."""
         found = self._train.unique(TEMPERATURE)
         return sorted(value for value in found if value == value) + [math.nan] * any(value != value for value in found)
+
+    @property
+    def train_rows(self) -> datasets.Dataset:
+        """The encoded training rows, by the numbers that a batch's `row` has; after setup."""
+        return self._train
+
+    def in_order(self, start: int) -> DataLoader[Any]:
+        """The training rows from a number on, in their order, on this process alone."""
+        rows = EncodedSets([self._train])
+        order = [Slot(row, False) for row in range(start, len(rows))]
+        return DataLoader(rows, sampler=order, batch_size=self.eval_batch_size, collate_fn=self._collate())
 
     @cached_property
     def tokenizer(self) -> Any:

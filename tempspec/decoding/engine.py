@@ -23,6 +23,7 @@ from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.errors import UserError
 from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, Request, Verdict, Verifier
+from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.loading import first_layers
 from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
 
@@ -122,6 +123,9 @@ class Engine:
             draft = None
         if drafter is not None and drafter.target_layers is not None:
             draft = first_layers(target, drafter.target_layers)
+        self._conditioned = draft is not None and is_conditioned(draft)
+        if compile and self._conditioned:
+            raise UserError("a draft that is conditioned on the temperature cannot be compiled: set compile to false")
         self._models = (target, draft)
         self._vocabulary = vocabulary
         self._verifier = verifier
@@ -193,6 +197,7 @@ class Engine:
                 noise = NoiseAhead(laws.seed_B, slots.rounds(), max(self._longest, self._nodes) + 1)
             self._round(slots, laws, noise)
             yield from self._release(slots)
+        self._condition(None)
 
     def end(self, request: Request) -> int:
         """The length at which a request is finished, prompt included."""
@@ -239,6 +244,8 @@ class Engine:
         index_R = slots.integers(members)
         for model in (self._target, self._draft):
             room = min(longest, model.context) if model is not None else 0
+            if model is self._draft:
+                self._condition(torch.tensor([row.request.proposal_temperature for row in rows]))
             for start in range(0, room, PREFILL_CHUNK):
                 assert model is not None
                 token_RN = slots.token_ST[index_R, start : min(start + PREFILL_CHUNK, room)]
@@ -299,6 +306,12 @@ class Engine:
             for ask, row in zip(asked, rows, strict=True)
         ]
 
+    def _condition(self, temperature_R: Tensor | None) -> None:
+        """Set a conditioned draft to the temperatures of the rows that come next."""
+        if self._conditioned:
+            assert self._models[1] is not None
+            set_temperature(self._models[1], temperature_R)
+
     def _propose(self, turn: Turn) -> tuple[Draft, int]:
         """The drafts of this round, and how many drafted tokens the draft model was fed."""
         longest = max(turn.limits)
@@ -308,6 +321,7 @@ class Engine:
             return Draft(none_B0, turn.limit_B, law_B0V), -1
         steps = None
         if self._draft is not None:
+            self._condition(turn.laws.draft_temperature_B)
             cached = [row.draft_cached if row else 1 for row in turn.rows]
             steps = DraftSteps(self._draft, cached, turn.lengths)
         coupled = self._verifier is not None and self._verifier.shared_noise

@@ -7,7 +7,8 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.core.acceptance import Survey, survey
 from tempspec.core.noise import fold
+from tempspec.core.sparse import SparseLogits
 from tempspec.decoding.sweep import Sweep, WorkItem
 from tempspec.errors import UserError
 from tempspec.interfaces import (
@@ -35,16 +37,18 @@ from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, is_conditioned, set_temperature
 from tempspec.models.heads import hidden_states, linear_head
+from tempspec.models.identity import tokenizer_digest, weights_digest
 from tempspec.models.loading import ModelOptions, Spacing
 from tempspec.models.ragged import context_length
 from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
 from tempspec.modules.consistency import Span, inconsistency, loss_span
-from tempspec.modules.loss import FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
+from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
 from tempspec.modules.objective import Head
 from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
 from tempspec.modules.pair import Pair, common_ids
 from tempspec.modules.prediction import PromptSets, SweepRunner
+from tempspec.modules.teacher import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
@@ -74,6 +78,7 @@ class DistillationModule(pl.LightningModule):
         conditioning_rank: make the draft's weights depend on its temperature by changes of this rank: one draft for all
             temperatures, which `tempspec export` folds into an ordinary one; 0 for an ordinary draft.
         online: rows whose response is written while training, by the draft or the target; none by default.
+        teacher: a cache of the target's logits: `generate --cache-teacher` writes it, and fit then loads no target.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         optimizer: any of torch.optim; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) by default.
         lr_scheduler: a learning-rate schedule, stepped with the optimiser; WarmupCosine by default.
@@ -102,6 +107,7 @@ class DistillationModule(pl.LightningModule):
         selection: TokenSelection | None = None,
         conditioning_rank: int = 0,
         online: OnlineText | None = None,
+        teacher: CachedTeacher | None = None,
         chunk_tokens: int | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -117,7 +123,7 @@ class DistillationModule(pl.LightningModule):
             raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
         if chunk_tokens is not None and chunk_tokens < 0:
             raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
-        if conditioning_rank and online is not None and online.writer == "draft":
+        if conditioning_rank and online is not None and online.writer != "target":
             raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
         if not temperatures or min(temperatures) < 0:
@@ -135,6 +141,7 @@ class DistillationModule(pl.LightningModule):
         )
         self.conditioning_rank = conditioning_rank
         self.online = online
+        self.teacher = teacher
         self.chunk_tokens = chunk_tokens
         self.validation_temperatures = list(dict.fromkeys(temperatures))
         self.runner = SweepRunner(
@@ -149,6 +156,7 @@ class DistillationModule(pl.LightningModule):
         self.grids: dict[str, AcceptanceGrid] = {}
         self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
         self._writer: OnlineWriter | None = None
+        self._cache: TeacherCache | None = None
         self._resumed_text: list[list[dict[str, Any]]] = []
         self._began = 0.0
         self._linear: bool | None = None
@@ -174,17 +182,13 @@ class DistillationModule(pl.LightningModule):
             if self.draft is None:
                 self.draft = self.pair.load_draft(self.pair.options.dtype)
             return
-        self.pair.target_model.to(self.trainer.strategy.root_device)
+        if not self._from_cache:
+            self.pair.target_model.to(self.trainer.strategy.root_device)
         if self._reference is not None and self.stage == "fit":
             self._reference().to(self.trainer.strategy.root_device)
         if self.draft is None and self._needs_draft():
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
-        if self.draft is not None and is_conditioned(self.draft) and self.stage == "predict":
-            raise UserError(
-                "predict expected an ordinary draft, got one that is conditioned on the temperature: fold it with "
-                "`tempspec export --draft FOLDER --temperature T --output FOLDER`"
-            )
         if self.draft is not None and self.stage == "fit":
             if self.conditioning_rank and not is_conditioned(self.draft):
                 condition(self.draft, self.conditioning_rank)
@@ -199,6 +203,86 @@ class DistillationModule(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if stage != "predict" and data is not None:
             self.pair.check_rows(data.max_length)
+        if stage == "fit" and self.teacher is not None:
+            self._open_cache(self.teacher, data)
+
+    @property
+    def _from_cache(self) -> bool:
+        """Whether this stage learns from a cached teacher, without the target."""
+        return self.teacher is not None and self.stage == "fit"
+
+    def _open_cache(self, options: CachedTeacher, data: Any) -> None:
+        """Take up the cached teacher, if everything that fit asks of it can be had; no validation without a target."""
+        kept = options.keep
+        cache = TeacherCache(options, self._origin(data))
+        name = type(self.divergence).__name__
+        asked = (
+            (
+                self.pair.draft is not None,
+                "model.draft",
+                "draft_layers cuts them from the target: cut and save them first",
+            ),
+            (
+                self.online is None,
+                "no model.online",
+                "text that is written while training was never seen by the target",
+            ),
+            (self._reference is None, "no model.selection", "it compares with the target's whole laws"),
+            (not self.temperature.needs, "another schedule", f"{type(self.temperature).__name__} looks at whole laws"),
+            (
+                cache.whole or kept in self.divergence.cached,
+                "another divergence",
+                f"{name} cannot be had from {kept} tokens; " + _REMEDY[kept],
+            ),
+        )
+        for fine, expected, reason in asked:
+            if not fine:
+                raise UserError(f"a cached teacher needs {expected}: {reason}")
+        self._cache = cache
+        self.trainer.limit_val_batches = 0
+        rank_zero_info(
+            "fit learns from a cached teacher, without a target: validate afterwards, with `tempspec validate`"
+        )
+
+    def _origin(self, data: Any) -> TeacherOrigin:
+        text, tokens = fingerprint(data.train_rows)
+        return TeacherOrigin(text, tokenizer_digest(self.tokenizer), len(data.train_rows), tokens)
+
+    @torch.no_grad()
+    def cache_teacher(self, data: Any, device: torch.device) -> None:
+        """Write the cache that `teacher` describes, from where it stopped.
+
+        Args:
+            data: the data module whose training rows the target reads.
+            device: where to compute.
+
+        Raises:
+            UserError: no `teacher`, another cache in its folder, or a disk that is too small.
+        """
+        if self.teacher is None:
+            raise UserError("--cache-teacher needs model.teacher: name at least its folder")
+        data.setup("fit")
+        target = self.pair.target_model.to(device)
+        origin = replace(
+            self._origin(data),
+            vocabulary=self.pair.vocabulary,
+            target=self.pair.target,
+            weights=weights_digest(self.pair.target),
+            seed=self.seed,
+        )
+        writer = CacheWriter(self.teacher, origin)
+        rank_zero_info(str(writer))
+        writer.write(self._kept_rows(self.teacher, target, data.in_order(writer.begun), device))
+
+    def _kept_rows(
+        self, options: CachedTeacher, target: PreTrainedModel, batches: Any, device: torch.device
+    ) -> Iterator[SparseLogits]:
+        """What is kept of every row, in order."""
+        for batch in batches:
+            batch = {name: value.to(device) for name, value in batch.items()}
+            logits_BTV = target(**_inputs(batch)).logits[:, :-1, : self.pair.vocabulary]
+            for index, keep_T in enumerate(response(batch)):
+                yield options.kept(logits_BTV[index][keep_T], int(batch["row"][index]), self.seed)
 
     def _needs_draft(self) -> bool:
         if self.stage != "predict":
@@ -274,7 +358,8 @@ class DistillationModule(pl.LightningModule):
             if self._resumed_text:
                 self._writer.written = self._resumed_text[self.trainer.global_rank]
         author = self.draft if options.writer == "draft" else target
-        batch = self._writer(batch, author, moment.step, moment.key)
+        helper = self.draft if options.writer == "both" else None
+        batch = self._writer(batch, author, moment.step, moment.key, helper)
         elapsed = time.perf_counter() - self._began
         self.log("train/generation_share", min(self._writer.seconds / max(elapsed, 1e-9), 1.0))
         return batch
@@ -313,6 +398,10 @@ class DistillationModule(pl.LightningModule):
         """The target's outputs with the draft's, and with the reference's where tokens are selected."""
         assert self.draft is not None
         keep_BT = response(batch)
+        if self._cache is not None:
+            teacher = self._cache(batch["row"], batch["weight"])
+            draft = self._output(self.draft, batch, keep_BT)
+            return Cached(teacher, draft, self._cache.vocabulary, self.chunk_tokens), None
         with torch.no_grad():
             target = self._output(self.pair.target_model, batch, keep_BT)
             reference = None if self._reference is None else self._output(self._reference(), batch, keep_BT)
@@ -326,7 +415,7 @@ class DistillationModule(pl.LightningModule):
         head = model.get_output_embeddings()
         return Head(hidden_states(model, **_inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
 
-    def _join(self, target: Head | Tensor, draft: Head | Tensor) -> Sides:
+    def _join(self, target: Head | Tensor, draft: Head | Tensor) -> Heads | Logits:
         if isinstance(target, Head) and isinstance(draft, Head):
             common = min(len(target.weight_VH), len(draft.weight_VH), self.pair.vocabulary)
             return Heads(target, draft, common, self.chunk_tokens)
@@ -337,7 +426,9 @@ class DistillationModule(pl.LightningModule):
     def _chunks(self) -> bool:
         """Whether the loss is computed chunk by chunk: every head is linear, and nobody asked for whole logits."""
         if self._linear is None:
-            models = [self.pair.target_model, self.draft, *([self._reference()] if self._reference else [])]
+            fitting = self._reference is not None and self.stage == "fit"
+            models = [self.draft, *([self._reference()] if fitting and self._reference else [])]
+            models += [] if self._from_cache else [self.pair.target_model]
             self._linear = self.chunk_tokens != 0 and all(linear_head(model) is not None for model in models)
         return self._linear
 
@@ -395,11 +486,11 @@ class DistillationModule(pl.LightningModule):
     def _survey(self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Survey:
         """An ordinary draft is run once; a conditioned one is another model at every draft temperature."""
         temperatures = self.validation_temperatures
-        logits_p_NV = self._logits(self.pair.target_model, batch, keep_BT)
+        target = self._output(self.pair.target_model, batch, keep_BT)
 
         def one() -> Survey:
-            logits_q_NV = self._logits(draft, batch, keep_BT)
-            return survey(*common_ids(logits_p_NV, logits_q_NV, self.pair.vocabulary), temperatures)
+            sides = self._join(target, self._output(draft, batch, keep_BT))
+            return _joined([survey(p_NV, q_NV, temperatures) for p_NV, q_NV in sides.pieces()])
 
         if not is_conditioned(draft):
             return one()
@@ -454,6 +545,18 @@ class DistillationModule(pl.LightningModule):
     def predict_step(self, batch: Mapping[str, Any], batch_index: int) -> list[Row]:
         """Decode one batch of items and write its rows; a filler batch only keeps ranks in step."""
         return [] if batch["filler"] else self.runner.decode(batch["items"], self.draft)
+
+
+_REMEDY = {
+    "top": "keep the whole vocabulary, or take a divergence of laws, such as ForwardKL or NegativeLogAcceptance",
+    "sampled": "keep top tokens, or take a mean under p of a function of q / p, such as ForwardKL or TotalVariation",
+}
+
+
+def _joined(parts: Sequence[Survey]) -> Survey:
+    """One survey of all tokens, from those of some."""
+    names = ("acceptance_NAD", "match_NA", "argmax_NA", "entropy_NA")
+    return Survey(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor | bool]:

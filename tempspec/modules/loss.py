@@ -3,7 +3,7 @@
 Axes: B batch, T positions, N the batch's response tokens, V vocabulary, G temperatures at once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -11,11 +11,22 @@ import torch
 from torch import Tensor
 
 from tempspec.core.reduce import masked_sum_and_count
+from tempspec.core.sparse import SparseLogits
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
-from tempspec.modules.objective import Head, Objective, Result, Summaries, chunked, plain, summaries, summarise
+from tempspec.modules.objective import (
+    Head,
+    Objective,
+    Result,
+    Summaries,
+    chunked,
+    pieces,
+    plain,
+    summaries,
+    summarise,
+)
 
-__all__ = ["FitLoss", "Heads", "Logits", "Moment", "Report", "Sides", "TokenSelection", "response"]
+__all__ = ["Cached", "FitLoss", "Heads", "Logits", "Moment", "Report", "Sides", "TokenSelection", "response"]
 
 Batch = Mapping[str, Tensor]
 
@@ -69,6 +80,10 @@ class Logits:
         """See `tempspec.modules.objective.summarise`."""
         return summarise(self.logits_p_NV, self.logits_q_NV, needs)
 
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Both logits, at once."""
+        yield self.logits_p_NV, self.logits_q_NV
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -86,6 +101,30 @@ class Heads:
     def summaries(self, needs: frozenset[Summary]) -> Summaries:
         """See `tempspec.modules.objective.summaries`."""
         return summaries(self.target, self.draft, self.vocabulary, needs, self.chunk)
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """See `tempspec.modules.objective.pieces`."""
+        return pieces(self.target, self.draft, self.vocabulary, self.chunk)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """What a cache has kept of the target, and the draft's hidden states and head, or its whole logits."""
+
+    teacher: SparseLogits
+    draft: Head | Tensor
+    vocabulary: int
+    chunk: int | None = None
+
+    def loss(self, objective: Objective) -> Result:
+        """As `Heads` and `Logits`."""
+        if isinstance(self.draft, Head):
+            return chunked(self.teacher, self.draft, self.vocabulary, objective, self.chunk)
+        return plain(self.teacher, self.draft[:, : self.vocabulary], objective)
+
+    def summaries(self, needs: frozenset[Summary]) -> Summaries:
+        """Nothing: a schedule that asks is refused before."""
+        raise UserError(f"a cached teacher has no {', '.join(sorted(needs))} for the temperature schedule")
 
 
 class Moment(NamedTuple):

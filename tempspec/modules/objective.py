@@ -2,7 +2,8 @@
 
 `plain` is the definition: logits in, a differentiable total out. `chunked` takes hidden states and heads instead, walks
 over a few tokens at a time, and keeps nothing of the size of the vocabulary but the head's gradient; value and
-gradients are the plain ones. No model and no batch is known here.
+gradients are the plain ones. In place of the target's side both take `SparseLogits`, what a cache has kept of it. No
+model and no batch is known here.
 
 Axes: N tokens, V vocabulary, H hidden, G temperatures at once.
 """
@@ -19,9 +20,24 @@ from torch.autograd.function import once_differentiable
 from tempspec.core import acceptance
 from tempspec.core.divergences import entropy, forward_kl, label_cross_entropy
 from tempspec.core.reduce import masked_sum_and_count
+from tempspec.core.sparse import SparseLogits
 from tempspec.interfaces import Divergence, LossContext, Summary
 
-__all__ = ["Head", "Objective", "Result", "Summaries", "chunk_length", "chunked", "plain", "summaries", "summarise"]
+__all__ = [
+    "Head",
+    "Objective",
+    "Result",
+    "Summaries",
+    "chunk_length",
+    "chunked",
+    "pieces",
+    "plain",
+    "summaries",
+    "summarise",
+]
+
+Teacher = Tensor | SparseLogits
+"""The target's logits on some tokens, all or a few."""
 
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 """Tokens x vocabulary of one chunk: 32 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
@@ -88,7 +104,7 @@ class Objective:
             context=replace(self.context, label_BT=None if label is None else label[:, tokens]),
         )
 
-    def terms(self) -> "Iterator[Callable[[Tensor, Tensor], Tensor]]":
+    def terms(self) -> "Iterator[Callable[[Teacher, Tensor], Tensor]]":
         """Functions of both wide logits whose results, `[N]`, add up to the loss."""
         for index in range(len(self.share_G)):
             yield partial(self._distance, index)
@@ -96,26 +112,28 @@ class Objective:
             yield self._label_loss
 
     @torch.no_grad()
-    def overlap(self, z_p_NV: Tensor, z_q_NV: Tensor) -> Tensor:
+    def overlap(self, z_p_NV: Teacher, z_q_NV: Tensor) -> Tensor:
         """The acceptance at the first loss temperature, `[N]`."""
         return acceptance.overlap(*self._laws(0, z_p_NV, z_q_NV))
 
-    def _distance(self, index: int, z_p_NV: Tensor, z_q_NV: Tensor) -> Tensor:
+    def _distance(self, index: int, z_p_NV: Teacher, z_q_NV: Tensor) -> Tensor:
         logp_NV, logq_NV = self._laws(index, z_p_NV, z_q_NV)
         value_N = self.divergence(logp_NV[None], logq_NV[None], self.draft_GN[index][None], self.context)[0]
         return (1 - self.label_weight) * self.share_G[index] * value_N
 
-    def _laws(self, index: int, z_p_NV: Tensor, z_q_NV: Tensor) -> tuple[Tensor, Tensor]:
+    def _laws(self, index: int, z_p_NV: Teacher, z_q_NV: Tensor) -> tuple[Tensor, Tensor]:
         # A product costs a third of a quotient.
-        cold_p_N1, cold_q_N1 = (1 / side_GN[index][:, None] for side_GN in (self.target_GN, self.draft_GN))
-        return (z_p_NV * cold_p_N1).log_softmax(-1), (z_q_NV * cold_q_N1).log_softmax(-1)
+        logq_NV = (z_q_NV * (1 / self.draft_GN[index][:, None])).log_softmax(-1)
+        if isinstance(z_p_NV, SparseLogits):
+            return z_p_NV.laws(self.target_GN[index], logq_NV)
+        return (z_p_NV * (1 / self.target_GN[index][:, None])).log_softmax(-1), logq_NV
 
-    def _label_loss(self, z_p_NV: Tensor, z_q_NV: Tensor) -> Tensor:
+    def _label_loss(self, z_p_NV: Teacher, z_q_NV: Tensor) -> Tensor:
         assert self.context.label_BT is not None
         return self.label_weight * label_cross_entropy(z_q_NV.log_softmax(-1), self.context.label_BT[0])
 
 
-def plain(logits_p_NV: Tensor, logits_q_NV: Tensor, objective: Objective) -> Result:
+def plain(logits_p_NV: Teacher, logits_q_NV: Tensor, objective: Objective) -> Result:
     """The loss of whole logits: what `chunked` must equal.
 
     Args:
@@ -123,13 +141,16 @@ def plain(logits_p_NV: Tensor, logits_q_NV: Tensor, objective: Objective) -> Res
         logits_q_NV: the draft's.
         objective: what to minimise.
     """
-    z_p_NV, z_q_NV = _wide(logits_p_NV), _wide(logits_q_NV)
+    z_p_NV = logits_p_NV if isinstance(logits_p_NV, SparseLogits) else _wide(logits_p_NV)
+    z_q_NV = _wide(logits_q_NV)
     loss_N = torch.stack([term(z_p_NV, z_q_NV) for term in objective.terms()]).sum(0)
     total, _ = masked_sum_and_count(loss_N, objective.weight_N > 0, objective.weight_N)
     return Result(total, loss_N.detach(), objective.overlap(z_p_NV, z_q_NV))
 
 
-def chunked(target: Head, draft: Head, vocabulary: int, objective: Objective, chunk: int | None = None) -> Result:
+def chunked(
+    target: Head | SparseLogits, draft: Head, vocabulary: int, objective: Objective, chunk: int | None = None
+) -> Result:
     """The loss and its gradients from hidden states, a chunk of tokens at a time.
 
     Gradients reach the draft's hidden states, head weight and bias, and the temperatures where they are learned. They
@@ -143,7 +164,8 @@ def chunked(target: Head, draft: Head, vocabulary: int, objective: Objective, ch
         chunk: tokens at a time; `chunk_length` by default.
     """
     chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
-    walk = _Walk(_narrow(target), vocabulary, objective, chunk)
+    target = target if isinstance(target, SparseLogits) else _narrow(target)
+    walk = _Walk(target, vocabulary, objective, chunk)
     return Result(*_Chunked.apply(*draft, objective.target_GN, objective.draft_GN, walk))
 
 
@@ -154,6 +176,14 @@ def chunk_length(vocabulary: int, device: str = "cpu") -> int:
     (262, 1046)
     """
     return max(_CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // vocabulary, 16)
+
+
+def pieces(target: Head, draft: Head, vocabulary: int, chunk: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both models' logits, `[n, V]` each, a chunk of tokens at a time: for measurements without gradients."""
+    chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
+    target, draft = _narrow(target), _narrow(draft)
+    for tokens in _slices(len(draft.hidden_NH), chunk):
+        yield _logits(target, tokens, vocabulary), _logits(draft, tokens, vocabulary)
 
 
 class Summaries(NamedTuple):
@@ -276,14 +306,20 @@ class _Gradients(NamedTuple):
 class _Walk(NamedTuple):
     """All that a chunk needs besides the draft's side."""
 
-    target: Head
+    target: Head | SparseLogits
     vocabulary: int
     objective: Objective
     chunk: int
 
+    def teacher(self, tokens: slice) -> Teacher:
+        """The target's logits of one chunk."""
+        if isinstance(self.target, SparseLogits):
+            return self.target.part(tokens)
+        return _wide(_logits(self.target, tokens, self.vocabulary))
+
     def step(self, draft: Head, tokens: slice, found: _Gradients) -> Result:
         """Value of one chunk of tokens; its gradients are added to `found`."""
-        z_p_NV = _wide(_logits(self.target, tokens, self.vocabulary))
+        z_p_NV = self.teacher(tokens)
         z_q_NV = _wide(_logits(draft, tokens, self.vocabulary))
         part = self.objective.part(tokens)
         leaves = z_q_NV, part.target_GN.detach(), part.draft_GN.detach()

@@ -13,13 +13,39 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.core.noise import fold, uniform
+from tempspec.core.verification import first_rejection
 from tempspec.decoding.engine import Engine
 from tempspec.errors import UserError
-from tempspec.interfaces import Request
+from tempspec.interfaces import Draft, Noise, Request, Verdict, Verifier
+from tempspec.plugins.drafters import CausalLM
+from tempspec.plugins.lengths import FixedLength
 
-__all__ = ["OnlineText", "OnlineWriter"]
+__all__ = ["OnlineText", "OnlineWriter", "TokenMixture"]
+
+LONGEST = 16
+"""Tokens that the draft may write before the target writes one."""
 
 Batch = Mapping[str, Tensor]
+
+
+class TokenMixture(Verifier):
+    """Not a rule of speculative decoding: each token is the draft's or the target's, by a coin that looks at neither.
+
+    Args:
+        target_share: the chance of the target's.
+    """
+
+    lossless = False
+
+    def __init__(self, target_share: float) -> None:
+        self.target_share = target_share
+
+    def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """The drafted tokens before the first coin that falls to the target stand; the target writes the next."""
+        keep_BK = noise.coins(torch.full(draft.token_BK.shape, 1 - self.target_share, device=logp_BKV.device))
+        accepted_B = first_rejection(keep_BK, draft.length_B)
+        law_BV = logp_BKV[torch.arange(len(accepted_B), device=logp_BKV.device), accepted_B].exp()
+        return Verdict(accepted_B, noise.draw(law_BV))
 
 
 @dataclass
@@ -28,10 +54,12 @@ class OnlineText:
 
     Args:
         writer: `draft` is on-policy (GKD, arXiv 2306.13649; DistillSpec, arXiv 2310.08461); `target` samples the
-            teacher.
+            teacher; `both` mix token by token.
         share: the chance of a row to be rewritten, in [0, 1]; the others keep the corpus' response.
         low: the least temperature that responses are sampled at, 0 or more; each row draws its own.
         high: the largest; `low` by default.
+        target_share: of `both`, the chance of a token to be the target's, in (0, 1]; the others are the draft's, of
+            which no more than 16 follow each other.
         every: optimiser steps from one writing to the next; between them the last rewritten rows come again.
         prompt_tokens: tokens of a row that are kept as its prompt where it has fewer, as documents do.
         max_new_tokens: tokens of a response at most.
@@ -40,10 +68,11 @@ class OnlineText:
         UserError: an option is out of its range.
     """
 
-    writer: Literal["draft", "target"] = "draft"
+    writer: Literal["draft", "target", "both"] = "draft"
     share: float = 1.0
     low: float = 1.0
     high: float | None = None
+    target_share: float = 0.5
     every: int = 1
     prompt_tokens: int = 8
     max_new_tokens: int = 64
@@ -54,6 +83,7 @@ class OnlineText:
         checks = (
             (0 <= self.share <= 1, "share", "in [0, 1]", self.share),
             (0 <= self.low <= self.high < float("inf"), "low and high", "0 <= low <= high", (self.low, self.high)),
+            (0 < self.target_share <= 1, "target_share", "in (0, 1]", self.target_share),
             (self.every >= 1, "every", "1 or more", self.every),
             (self.prompt_tokens >= 1, "prompt_tokens", "1 or more", self.prompt_tokens),
             (self.max_new_tokens >= 1, "max_new_tokens", "1 or more", self.max_new_tokens),
@@ -81,7 +111,9 @@ class OnlineWriter:
     written: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def __call__(self, batch: Batch, model: PreTrainedModel, step: int, key: int) -> dict[str, Tensor]:
+    def __call__(
+        self, batch: Batch, model: PreTrainedModel, step: int, key: int, draft: PreTrainedModel | None = None
+    ) -> dict[str, Tensor]:
         """The batch with some rows rewritten; the same for equal weights, batch and key.
 
         Args:
@@ -89,11 +121,12 @@ class OnlineWriter:
             model: who writes; it is left in the mode that it is in.
             step: optimiser steps taken.
             key: of the batch's randomness.
+            draft: who writes the tokens that `model` does not; None for none.
         """
         began = time.perf_counter()
         chosen = self._chosen(batch, key)
         if step % self.options.every == 0 or not self.written:
-            self.written = self._write(batch, chosen, model, key)
+            self.written = self._write(batch, chosen, model, key, draft)
         rows = [self._row(batch, index) for index in range(len(batch["input_ids"]))]
         for place, index in enumerate(chosen):
             if self.written:
@@ -109,7 +142,9 @@ class OnlineWriter:
         return [index for index in range(count) if coin_B[index] and batch["weight"][index] > 0]
 
     @torch.no_grad()
-    def _write(self, batch: Batch, chosen: Sequence[int], model: PreTrainedModel, key: int) -> list[dict[str, Any]]:
+    def _write(
+        self, batch: Batch, chosen: Sequence[int], model: PreTrainedModel, key: int, draft: PreTrainedModel | None
+    ) -> list[dict[str, Any]]:
         options = self.options
         assert options.high is not None
         temperature_B = options.low + (options.high - options.low) * uniform(key, 2, torch.arange(len(chosen)))
@@ -124,13 +159,15 @@ class OnlineWriter:
             )
             for place, (index, temperature) in enumerate(zip(chosen, temperature_B, strict=True))
         ]
-        training = model.training
+        writers = [model] if draft is None else [model, draft]
+        training = [writer.training for writer in writers]
         try:
             with torch.autocast(model.device.type, enabled=False):
-                engine = Engine(model.eval(), self.vocabulary, slots=max(len(requests), 1))
+                engine = self._engine(*(writer.eval() for writer in writers), slots=max(len(requests), 1))
                 completions = sorted(engine.run(requests), key=lambda completion: int(completion.request.key))
         finally:
-            model.train(training)
+            for writer, mode in zip(writers, training, strict=True):
+                writer.train(mode)
         return [
             {
                 "input_ids": [*done.request.prompt, *done.tokens],
@@ -139,6 +176,19 @@ class OnlineWriter:
             }
             for done in completions
         ]
+
+    def _engine(self, model: PreTrainedModel, draft: PreTrainedModel | None = None, *, slots: int) -> Engine:
+        if draft is None:
+            return Engine(model, self.vocabulary, slots=slots)
+        return Engine(
+            model,
+            self.vocabulary,
+            verifier=TokenMixture(self.options.target_share),
+            drafter=CausalLM(),
+            length=FixedLength(LONGEST),
+            draft=draft,
+            slots=slots,
+        )
 
     def _prompt(self, row: Mapping[str, Any]) -> tuple[int, ...]:
         """The tokens before the first target of the loss, or the first few; one token of room is left."""

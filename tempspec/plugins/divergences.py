@@ -13,7 +13,7 @@ from torch import Tensor
 from tempspec.core import divergences as core
 from tempspec.core.schedules import linear
 from tempspec.errors import UserError
-from tempspec.interfaces import Divergence, LossContext
+from tempspec.interfaces import Divergence, Kept, LossContext
 
 __all__ = [
     "TAID",
@@ -40,6 +40,7 @@ Scale = Literal["none", "gradient"]
 class ForwardKL(Divergence):
     """Forward KL(p | q): the draft covers all that the target does; the usual distillation loss."""
 
+    cached = frozenset[Kept]({"top", "sampled"})
     source = "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network (arXiv 1503.02531)"
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
@@ -50,6 +51,7 @@ class ForwardKL(Divergence):
 class ReverseKL(Divergence):
     """Reverse KL(q | p): the draft stays where the target is, at the cost of its smaller modes."""
 
+    cached = frozenset[Kept]({"top", "sampled"})
     source = "Gu et al. 2024, MiniLLM: Knowledge Distillation of Large Language Models (arXiv 2306.08543)"
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
@@ -69,6 +71,7 @@ class JensenShannon(Divergence):
         ValueError: beta is not between 0 and 1.
     """
 
+    cached = frozenset[Kept]({"top", "sampled"})
     source = "Agarwal et al. 2024, On-Policy Distillation of Language Models (GKD, arXiv 2306.13649)"
 
     def __init__(self, beta: float = 0.5, scale: Scale = "none") -> None:
@@ -91,6 +94,7 @@ class SkewKL(Divergence):
         ValueError: alpha is not between 0 and 1.
     """
 
+    cached = frozenset[Kept]({"top", "sampled"})
     source = "Ko et al. 2024, DistiLLM: Towards Streamlined Distillation for Large Language Models (arXiv 2402.03898)"
 
     def __init__(self, alpha: float = 0.1, scale: Scale = "none") -> None:
@@ -113,6 +117,7 @@ class SkewReverseKL(Divergence):
         ValueError: alpha is not between 0 and 1.
     """
 
+    cached = frozenset[Kept]({"top", "sampled"})
     source = "Ko et al. 2024, DistiLLM: Towards Streamlined Distillation for Large Language Models (arXiv 2402.03898)"
 
     def __init__(self, alpha: float = 0.1, scale: Scale = "none") -> None:
@@ -128,6 +133,7 @@ class TotalVariation(Divergence):
     """Total variation, 1 - acceptance: what decoding loses, but a weak gradient for a draft that is still poor."""
 
     gradient_order: ClassVar[int] = 1
+    cached = frozenset[Kept]({"top", "sampled"})
     source = (
         "Zhou et al. 2024, DistillSpec: Improving Speculative Decoding via Knowledge Distillation (arXiv 2310.08461)"
     )
@@ -141,6 +147,7 @@ class NegativeLogAcceptance(Divergence):
     """The negative log of the acceptance: total variation's gradient, grown where the acceptance is small."""
 
     gradient_order: ClassVar[int] = 1
+    cached = frozenset[Kept]({"top"})
     source = "Samarin et al. 2026, LK Losses: Direct Acceptance Rate Optimization (arXiv 2602.23881)"
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
@@ -161,6 +168,7 @@ class LKHybrid(Divergence):
         ValueError: eta is negative or not finite.
     """
 
+    cached = frozenset[Kept]({"top"})
     source = "Samarin et al. 2026, LK Losses: Direct Acceptance Rate Optimization (arXiv 2602.23881)"
 
     def __init__(self, eta: float = 3.0, scale: Scale = "none") -> None:
@@ -427,6 +435,7 @@ class WeightedSum(Divergence, torch.nn.Module):
         if not all(0 <= weight < float("inf") for weight in weights.values()):
             raise ValueError(f"weights must be 0 or more and finite, got {weights}")
         self.terms, self.weights = dict(terms), {name: float(weights[name]) for name in terms}
+        self.cached = frozenset.intersection(*(term.cached for term in terms.values()))
         for name, term in terms.items():
             if isinstance(term, torch.nn.Module):  # so that its state is saved with the run
                 self.add_module(f"term_{name}", term)

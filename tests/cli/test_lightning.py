@@ -83,6 +83,22 @@ def test_distil_validate_predict_generate(run, world, tmp_path):
     assert code == 0, error
 
 
+def test_a_teacher_is_cached_once_and_fit_learns_from_it(run, world, tmp_path):
+    teacher = ("--model.teacher.folder", tmp_path / "teacher", "--model.teacher.tokens", 5)
+    line = ("generate", "--config", world / "pair.yaml", *teacher, "--cache-teacher")
+    code, out, err = run(*line)
+    assert code == 0, err
+    assert list((tmp_path / "teacher").glob("*.arrow")), out
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "teacher").glob("*.arrow")}
+    assert run(*line)[0] == 0
+    assert {file: file.stat().st_mtime_ns for file in files} == files
+    code, _, err = run("fit", "--config", world / "pair.yaml", *teacher, "--run", tmp_path / "cached")
+    assert code == 0, err
+    assert (tmp_path / "cached" / "fit" / "draft" / "model.safetensors").is_file()
+    code, _, err = run("generate", "--config", world / "pair.yaml", "--cache-teacher")
+    assert (code, err) == (2, "error: --cache-teacher needs model.teacher: name at least its folder\n")
+
+
 def test_print_config_shows_plugins_by_their_path(run, world):
     options = "--model.divergence", "JensenShannon", "--model.divergence.beta", 0.3
     verifiers = "{block: BlockVerification, typical_03: {class_path: Typical, init_args: {epsilon: 0.3}}}"

@@ -88,7 +88,7 @@ def trainer(tmp_path):
             warnings.simplefilter("ignore")
             return pl.Trainer(
                 accelerator="cpu",
-                default_root_dir=str(tmp_path / "run"),
+                default_root_dir=options.pop("default_root_dir", str(tmp_path / "run")),
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 enable_checkpointing=False,

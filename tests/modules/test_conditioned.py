@@ -3,12 +3,17 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tempspec.__main__ import main
+from tempspec.decoding.engine import Engine
+from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.models.conditioning import fold
 from tempspec.models.loading import load_model, save_model
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.online import OnlineText
 from tempspec.plugins import schedules
+from tempspec.plugins.drafters import CausalLM
+from tempspec.plugins.lengths import FixedLength
+from tempspec.plugins.verifiers import TokenwiseRejection
 
 
 @pytest.fixture
@@ -77,10 +82,34 @@ def test_one_temperature_a_row_is_needed(fit, schedule):
         fit(1, temperature=schedule)
 
 
-def test_a_conditioned_draft_does_not_write_and_does_not_predict(pair, fit, data, trainer, tmp_path):
+def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, trainer, tmp_path):
+    module = fit(temperature=uniform())
+    save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
+    heats = (0.0, 0.5, 1.5)
+
+    def rows(draft, temperatures, name):
+        sweep = Sweep(target_temperatures=list(temperatures), max_new_tokens=10, timing_prompts=0, slots=5)
+        other = DistillationModule(str(pair / "target"), draft=str(draft), sweep=sweep)
+        trainer(default_root_dir=str(tmp_path / name)).predict(other, data, return_predictions=False)
+        return {row["key"]: (row["tokens"], row["accepted"]) for row in other.runner.finish()}
+
+    together = rows(tmp_path / "draft", heats, "together")
+    for heat in heats:
+        save_model(fold(module.draft, heat), module.tokenizer, tmp_path / f"folded-{heat}")
+        alone = rows(tmp_path / f"folded-{heat}", [heat], f"alone-{heat}")
+        assert alone == {key: together[key] for key in alone}
+
+
+def test_a_conditioned_draft_is_not_compiled_and_does_not_write(pair, fit):
     with pytest.raises(UserError, match=r"set online\.writer to target"):
         DistillationModule(str(pair / "target"), conditioning_rank=2, online=OnlineText())
-    module = fit(1)
-    save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
-    with pytest.raises(UserError, match="predict expected an ordinary draft"):
-        trainer().predict(DistillationModule(str(pair / "target"), draft=str(tmp_path / "draft")), data)
+    with pytest.raises(UserError, match="cannot be compiled: set compile to false"):
+        Engine(
+            load_model(str(pair / "target")),
+            24,
+            verifier=TokenwiseRejection(),
+            drafter=CausalLM(),
+            length=FixedLength(2),
+            draft=fit(1).draft,
+            compile=True,
+        )

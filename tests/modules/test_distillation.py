@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from tempspec.core.sampling import log_law
@@ -200,3 +201,29 @@ def test_what_fit_exports_assists_transformers_own_generation(pair, data, traine
     options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 12, "pad_token_id": 0}
     assisted = target.generate(ids, assistant_model=assistant, **options)
     assert torch.equal(assisted, target.generate(ids, **options))
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most rows of any tensor as wide as the vocabulary."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and found.ndim > 1 and found.shape[-1] in self.vocabulary:
+            self.rows = max(self.rows, found.shape[-2])
+        return found
+
+
+def test_validation_holds_the_logits_of_a_few_tokens_at_a_time(pair, data, trainer):
+    grids = {}
+    for chunk in (0, 5):
+        module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), chunk_tokens=chunk)
+        with Largest({24, 32}) as noted:
+            trainer().validate(module, data, verbose=False)
+        grids[chunk] = module.grids["held"].grid().acceptance
+        assert noted.rows > 24 if chunk == 0 else noted.rows <= 24
+    for temperatures, estimate in grids[0].items():
+        assert grids[5][temperatures].value == pytest.approx(estimate.value, abs=1e-6)

@@ -70,11 +70,28 @@ def test_text_is_used_again_until_it_is_refreshed(batch, draft):
     assert texts[3].shape != texts[0].shape or not torch.equal(texts[3], texts[0])
 
 
+def test_by_token_the_share_of_the_target_is_kept(batch, pair, draft):
+    target = load_model(str(pair / "target"))
+    options = {"low": 0.0, "max_new_tokens": 20}
+    mixed = writer(writer="both", target_share=0.3, **options)(batch, target, 0, 5, draft)
+    kept = mixed["loss_mask"][:, 1:]
+    written = mixed["input_ids"][:, 1:][kept]
+    own, other = (
+        model(input_ids=mixed["input_ids"], attention_mask=mixed["attention_mask"]).logits[:, :-1, :24].argmax(-1)[kept]
+        for model in (target, draft)
+    )
+    assert ((written == own) | (written == other)).all()
+    differ = own != other
+    assert 0.15 < float((written == own)[differ].float().mean()) < 0.45
+    all_of_it = writer(writer="both", target_share=1.0, **options)(batch, target, 0, 5, draft)
+    assert torch.equal(all_of_it["input_ids"], writer(**options)(batch, target, 0, 5)["input_ids"])
+
+
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"writer": "target", "low": 0.5, "high": 1.5}, {"share": 0.5, "every": 3}],
-    ids=["on-policy", "the target over a range", "mixed, every third step"],
+    [{}, {"writer": "target", "low": 0.5, "high": 1.5}, {"share": 0.5, "every": 3}, {"writer": "both", "every": 2}],
+    ids=["on-policy", "the target over a range", "mixed, every third step", "mixed by token"],
 )
 def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, options):
     def fit(resume=None, callbacks=()):
@@ -100,6 +117,7 @@ def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, op
     [
         ({"share": 1.5}, r"online.share must be in \[0, 1\], got 1.5"),
         ({"low": 2.0, "high": 1.0}, r"online.low and high must be 0 <= low <= high, got \(2.0, 1.0\)"),
+        ({"target_share": 0.0}, r"online.target_share must be in \(0, 1\]"),
         ({"every": 0}, "online.every must be 1 or more"),
         ({"prompt_tokens": 0}, "online.prompt_tokens must be 1 or more"),
         ({"max_new_tokens": 0}, "online.max_new_tokens must be 1 or more"),
