@@ -28,9 +28,11 @@ from tempspec.cli.quiet import quiet
 from tempspec.cli.tables import print_metrics
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
+from tempspec.files import replacing, write_atomically
 from tempspec.modules.callbacks import GracefulStop, LastCheckpoint, PretrainedExport
-from tempspec.modules.metrics_file import MetricsFile
+from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.prediction import DecodingProgress
+from tempspec.modules.sharding import register_fsdp2
 
 __all__ = ["CommandLine", "GeneratingTrainer", "main"]
 
@@ -62,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: whatever a user can do something about.
     """
     quiet()
+    register_fsdp2()
     _allow_imports()
     before = _look_ahead(list(arguments))
     if before.get("task") not in (None, *TASKS):
@@ -144,8 +147,8 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write `config.yaml`; every subcommand can read it again."""
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+        with replacing(folder / "config.yaml") as partial:
+            self.parser.save(self.config, str(partial), skip_none=False, overwrite=True, multifile=False)
 
 
 class CommandLine(LightningCLI):
@@ -212,14 +215,18 @@ class CommandLine(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Resolve and check `ckpt_path`; unlike Lightning's, it never overrides the configuration.
 
+        `last` is the run's own checkpoint, `auto` the same or, where there is none yet, nothing.
+
         Raises:
             UserError: no such file, or not a checkpoint.
         """
         path = self._options.get("ckpt_path")
+        last = Path(self._options.run) / "fit" / "checkpoints" / "last.ckpt"
+        if path == "auto":
+            self._options.ckpt_path = path = str(last) if last.is_file() else None
         if path is None:
             return
         if path == "last":
-            last = Path(self._options.run) / "fit" / "checkpoints" / "last.ckpt"
             if not last.is_file():
                 raise UserError(f"ckpt_path is last, but there is no {last}; leave ckpt_path out to start from scratch")
             self._options.ckpt_path = path = str(last)
@@ -261,7 +268,7 @@ class CommandLine(LightningCLI):
         self.folder.mkdir(parents=True, exist_ok=True)
         trainer = self._options.trainer
         if trainer.logger in (None, True):
-            kwargs["logger"] = MetricsFile(self.folder, resume=self._options.get("ckpt_path") is not None)
+            kwargs["logger"] = MetricsFile(self.folder)
         checkpoints = trainer.enable_checkpointing is not False
         kwargs["enable_checkpointing"] = checkpoints and self.subcommand == "fit"
         self.trainer_defaults = TRAINER_DEFAULTS | {"callbacks": self._callbacks(kwargs["enable_checkpointing"])}
@@ -273,7 +280,7 @@ class CommandLine(LightningCLI):
         if self._options.trainer.enable_progress_bar is not False:
             callbacks += [DecodingProgress(), Progress()]  # in this order: the bar shows what was just counted
         if self.subcommand == "fit":
-            callbacks.append(PretrainedExport(self.folder))
+            callbacks += [MetricsPosition(), PretrainedExport(self.folder)]
         if checkpoints:
             callbacks.append(LastCheckpoint(self.folder / "checkpoints"))
         return callbacks
@@ -325,7 +332,7 @@ class CommandLine(LightningCLI):
         if self.task == "distillation":
             self._results().report_grids(self.model, self.folder)
         elif self.trainer.is_global_zero and results:
-            (self.folder / "metrics.json").write_text(json.dumps(dict(results[0]), indent=2) + "\n", encoding="utf-8")
+            write_atomically(self.folder / "metrics.json", json.dumps(dict(results[0]), indent=2) + "\n")
             print_metrics(results[0])
 
 

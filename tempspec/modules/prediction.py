@@ -1,7 +1,7 @@
 """The sweep of predict and generate: its work list, its engines, its rows on disk (floor 5)."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,7 +65,7 @@ class SweepRunner:
     def plan(
         self, prompt_sets: PromptSets, folder: str | Path, *, rank: int = 0, checkpoint: str | None = None
     ) -> list[list[WorkItem]]:
-        """Open the store and cut what is left into batches.
+        """Open the store and cut what is left into batches; every rank calls it, and gets the same.
 
         Args:
             prompt_sets: prompts by name.
@@ -89,16 +89,26 @@ class SweepRunner:
         self._order = [item.key for item in items]
         name = "generated" if self.generating else "predictions"
         self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
-        return batches(items, self.sweep.batch_size, {row["key"] for row in self._store.rows()})
+        done = {row["key"] for row in self._store.rows()}
+        _barrier()  # nobody writes a row before all have seen which are there
+        return batches(items, self.sweep.batch_size, done)
 
-    def decode(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
+    def decode(
+        self, items: Sequence[WorkItem], draft: PreTrainedModel | None, stop: Callable[[], bool] | None = None
+    ) -> list[Row]:
         """Decode one batch of items of one pass and verifier, and write its rows.
 
         Runs in the models' own dtype, whatever autocast is on.
+
+        Args:
+            items: the batch.
+            draft: the draft model, if one takes part.
+            stop: asked before every round; once it says yes, the rows that are finished are written and the rest is
+                left to the next run.
         """
         by_key = {item.key: item for item in items}
         with torch.autocast(self.pair.target_model.device.type, enabled=False):
-            completions = list(self._engine(items[0], draft).run([item.request for item in items]))
+            completions = list(self._engine(items[0], draft).run([item.request for item in items], stop))
         rows = [self._row(by_key[completion.request.key], completion) for completion in completions]
         self.store.append([self._pair_of_texts(by_key[row["key"]], row) for row in rows] if self.generating else rows)
         return rows

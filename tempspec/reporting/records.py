@@ -7,16 +7,16 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tempspec.files import write_atomically
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell
 
-__all__ = ["Estimates", "summary_rows", "write_atomically", "write_metrics_json", "write_summary_csv"]
+__all__ = ["Estimates", "summary_rows", "write_metrics_json", "write_summary_csv"]
 
 Estimates = Mapping[Cell, Mapping[str, Estimate]]
 """What `SweepMetrics.estimates` returns."""
@@ -37,10 +37,11 @@ _COLUMNS = (
 def summary_rows(estimates: Estimates) -> list[dict[str, Any]]:
     """One flat record for each metric of each cell: the cell's fields, `metric`, and the estimate's fields.
 
-    >>> from tempspec.metrics.bootstrap import Estimate
-    >>> summary_rows({Cell("block", "code", 1.0, 0.5): {"acceptance_rate": Estimate(0.7, 0.6, 0.8, 9)}})
-    [{'verifier': 'block', 'prompt_set': 'code', 'target_temperature': 1.0, 'draft_temperature': 0.5,
-      'metric': 'acceptance_rate', 'value': 0.7, 'low': 0.6, 'high': 0.8, 'prompts': 9}]
+        >>> from tempspec.files import write_atomically
+    from tempspec.metrics.bootstrap import Estimate
+        >>> summary_rows({Cell("block", "code", 1.0, 0.5): {"acceptance_rate": Estimate(0.7, 0.6, 0.8, 9)}})
+        [{'verifier': 'block', 'prompt_set': 'code', 'target_temperature': 1.0, 'draft_temperature': 0.5,
+          'metric': 'acceptance_rate', 'value': 0.7, 'low': 0.6, 'high': 0.8, 'prompts': 9}]
     """
     return [
         asdict(cell) | {"metric": name} | estimate.to_dict()
@@ -55,7 +56,7 @@ def write_summary_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: "" if _is_nan(value) else value for name, value in row.items()} for row in rows)
-    write_atomically(path, buffer.getvalue().encode())
+    write_atomically(path, buffer.getvalue())
 
 
 def write_metrics_json(path: Path, estimates: Estimates, **facts: Any) -> None:
@@ -71,18 +72,7 @@ def write_metrics_json(path: Path, estimates: Estimates, **facts: Any) -> None:
         for cell, metrics in estimates.items()
     ]
     text = json.dumps(_nulls(facts | {"cells": cells}), indent=1, allow_nan=False)
-    write_atomically(path, text.encode() + b"\n")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put the content where the path points, all of it or nothing; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, text + "\n")
 
 
 def _is_nan(value: Any) -> bool:
