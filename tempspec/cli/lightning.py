@@ -196,6 +196,9 @@ class CommandLine(LightningCLI):
         super().add_default_arguments_to_parser(parser)
         parser.add_argument("--task", type=Task, default=self.task, help="What is run: decides what `model` takes.")
         parser.add_argument("--run", type=str, default=self.default_run, help="The folder that the run leaves.")
+        parser.add_argument(
+            "--estimate", action="store_true", help="Print what fit takes of each device's memory; run nothing."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; Lightning warns when a script's own arguments are passed on like this."""
@@ -252,6 +255,8 @@ class CommandLine(LightningCLI):
         Raises:
             UserError: a constructor refuses its options.
         """
+        if self._options.estimate:
+            return
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
@@ -288,11 +293,14 @@ class CommandLine(LightningCLI):
     # -- running -------------------------------------------------------------------------------------------------------
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it.
+        """Run it, or say what it would take.
 
         Raises:
             UserError: the checkpoint is of another model.
         """
+        if self._options.estimate:
+            self._estimate()
+            return
         try:
             super()._run_subcommand(subcommand)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -303,6 +311,16 @@ class CommandLine(LightningCLI):
                     "fit left, or the configuration that it was trained with (config.yaml beside checkpoints/)"
                 ) from error
             raise
+
+    def _estimate(self) -> None:
+        """Print the table of `tempspec.cli.estimate`.
+
+        Raises:
+            UserError: another command, or another task.
+        """
+        if self.subcommand != "fit" or self.task != "distillation":
+            raise UserError(f"--estimate is for fit with task: distillation, got {self.subcommand} with {self.task}")
+        importlib.import_module("tempspec.cli.estimate").report(self._options)
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, print and write metrics.json."""

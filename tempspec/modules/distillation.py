@@ -212,7 +212,7 @@ class DistillationModule(pl.LightningModule):
         return self.stage != "predict" and is_sharding(self.trainer)
 
     def _refuse_what_cannot_be_sharded(self) -> None:
-        learned = any(True for part in (self.divergence, self.temperature) for _ in part.parameters())
+        learned = any(not name.startswith("draft.") for name, _ in self.named_parameters())
         for what, wrong in (
             ("model.online", self.online is not None),
             ("model.conditioning_rank", self.conditioning_rank > 0),

@@ -1,10 +1,12 @@
 """Models over several processes: FSDP2 under Lightning's ModelParallelStrategy (floor 5)."""
 
+from typing import Any
+
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
@@ -55,7 +57,7 @@ def shard_layers(model: PreTrainedModel, trainer: Trainer) -> None:
         fully_shard(layer, mesh=_mesh(trainer), reshard_after_forward=True)
 
 
-def whole_state(model: nn.Module) -> dict[str, object] | None:
+def whole_state(model: nn.Module) -> dict[str, Any] | None:
     """A sharded model's whole weights on the first process, nothing on the others; None for an ordinary model.
 
     Collective where the model is sharded.
@@ -65,5 +67,5 @@ def whole_state(model: nn.Module) -> dict[str, object] | None:
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def _mesh(trainer: Trainer) -> "object":
+def _mesh(trainer: Trainer) -> DeviceMesh:
     return init_device_mesh(trainer.strategy.root_device.type, (trainer.world_size,))
