@@ -236,7 +236,8 @@ def _kept(model: PreTrainedModel, batch_size: int, length: int) -> int:
     model = model.to(torch.float32).train()
     with _counting() as kept, torch.device("meta"):
         ids = torch.zeros(batch_size, length, dtype=torch.int64)
-        model.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        seen = torch.ones(batch_size, 1, length, length, dtype=torch.bool)  # made here: masks are not made on meta
+        model.base_model(input_ids=ids, attention_mask=seen, use_cache=False)
     return sum(kept.values())
 
 
