@@ -127,7 +127,8 @@ def _with_clear_errors(path: Path, reader: Callable[[Path], Iterator[Row]]) -> I
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: not a readable {path.suffix} file: {reason}; repair or convert it") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; check the file's rights") from error
+        reason = " ".join(str(error.strerror or error).split())
+        raise UserError(f"{path}: cannot be read: {reason}; check the file and its rights") from error
 
 
 def _parse(path: Path, text: str, first_line: int = 1) -> Any:
