@@ -146,10 +146,15 @@ def _columns(source: Source, found: list[str], need_response: bool) -> dict[str,
         if name not in found:
             close = difflib.get_close_matches(name, found, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
-            raise UserError(f"{source.path}: no column '{name}'; {hint}it has {', '.join(found)}")
+            raise UserError(f"{source.path}: no column '{name}'; {hint}it has {_names(found)}")
     if "response" in columns and set(EXACT) <= set(found):
         columns = columns | {name: name for name in EXACT}
     return columns | ({TEMPERATURE: TEMPERATURE} if TEMPERATURE in found else {})
+
+
+def _names(found: list[str]) -> str:
+    """Column names on one line."""
+    return " ".join(", ".join(map(str, found)).split())
 
 
 def _named_form(source: Source, named: dict[str, str], need_response: bool) -> dict[str, str]:
@@ -175,8 +180,8 @@ def _inferred_form(source: Source, found: list[str], need_response: bool) -> dic
         if set(form) <= set(found):
             return {name: name for name in form}
     raise UserError(
-        f"{source.path}: expected columns text, or prompt and response, or messages; it has {', '.join(found)}; "
-        "name yours, for example `text: " + (found[0] if found else "body") + "`"
+        f"{source.path}: expected columns text, or prompt and response, or messages; it has {_names(found)}; "
+        "name yours, for example `text: " + (_names(found[:1]) or "body") + "`"
     )
 
 

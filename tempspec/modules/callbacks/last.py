@@ -61,8 +61,8 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what there is.
 
-        Not in a second Ctrl-C, which may come at any point of a step; and not in the middle of a validation, which a run
-        that is continued from there would leave out: it goes on from the checkpoint before.
+        Not in a second Ctrl-C, which may come at any point of a step; and not in the middle of a validation, which a
+        run that is continued from there would leave out: it goes on from the checkpoint before.
         """
         torn = self._in_step and isinstance(exception, KeyboardInterrupt)
         if not torn and not trainer.validating:
