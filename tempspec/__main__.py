@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
+            return 130
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
             return 2
@@ -97,7 +99,7 @@ def _os_error_line(error: OSError) -> str | None:
     match error.errno:
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return f"no permission to read or write{where}; set run: to another folder, or change its permissions"
-        case errno.ENOSPC | errno.EDQUOT:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
             return f"no space left on the device:{where} could not be written; free some, or set run: to another folder"
         case errno.ENOENT:
             return f"no such file or folder:{where}; check the path, or set run: to a folder that can be made"

@@ -13,7 +13,7 @@ import tempspec
 PACKAGE = Path(tempspec.__file__).parent
 # Each house is a folder, or files of the package's root that belong together.
 FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
-    (frozenset({"", "registry", "errors"}),),
+    (frozenset({"", "registry", "errors", "files"}),),
     (frozenset({"core"}),),
     (frozenset({"interfaces"}),),
     (frozenset({"models"}), frozenset({"plugins"}), frozenset({"testing"})),
@@ -68,13 +68,13 @@ def test_every_part_of_the_package_has_a_floor():
     assert {part.removesuffix("__init__") for part in parts} <= set(FLOOR)
 
 
-@pytest.mark.parametrize("name", ["__init__.py", "registry.py", "errors.py"])
+@pytest.mark.parametrize("name", ["__init__.py", "registry.py", "errors.py", "files.py"])
 def test_the_ground_floor_needs_the_standard_library_only(name):
     outside = {module.partition(".")[0] for module in imports(PACKAGE / name, PACKAGE)} - {"tempspec"}
     assert outside <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("module", ["tempspec", "tempspec.registry", "tempspec.errors"])
+@pytest.mark.parametrize("module", ["tempspec", "tempspec.registry", "tempspec.errors", "tempspec.files"])
 def test_the_ground_floor_is_imported_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

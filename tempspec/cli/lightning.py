@@ -29,10 +29,12 @@ from tempspec.cli.quiet import quiet
 from tempspec.cli.tables import print_metrics
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
+from tempspec.files import replacing, write_atomically
 from tempspec.modules.callbacks import GracefulStop, LastCheckpoint, PretrainedExport
-from tempspec.modules.metrics_file import MetricsFile
+from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.prediction import DecodingProgress
 from tempspec.modules.server import Server
+from tempspec.modules.sharding import register_fsdp2
 
 __all__ = ["CommandLine", "GeneratingTrainer", "main"]
 
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: whatever a user can do something about.
     """
     quiet()
+    register_fsdp2()
     _allow_imports()
     arguments = ["--cache_teacher=true" if argument == "--cache-teacher" else argument for argument in arguments]
     before = _look_ahead(list(arguments))
@@ -155,8 +158,8 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write `config.yaml`; every subcommand can read it again."""
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+        with replacing(folder / "config.yaml") as partial:
+            self.parser.save(self.config, str(partial), skip_none=False, overwrite=True, multifile=False)
 
 
 class CommandLine(LightningCLI):
@@ -211,6 +214,9 @@ class CommandLine(LightningCLI):
             help="Where generate takes the target's text from, instead of running it: an OpenAI-compatible server's "
             "address, or {url: ADDRESS, concurrency: 16, ...}. The API key comes from the environment alone.",
         )
+        parser.add_argument(
+            "--estimate", action="store_true", help="Print what fit takes of each device's memory; run nothing."
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; Lightning warns when a script's own arguments are passed on like this."""
@@ -230,14 +236,18 @@ class CommandLine(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Resolve and check `ckpt_path`; unlike Lightning's, it never overrides the configuration.
 
+        `last` is the run's own checkpoint, `auto` the same or, where there is none yet, nothing.
+
         Raises:
             UserError: no such file, or not a checkpoint.
         """
         path = self._options.get("ckpt_path")
+        last = Path(self._options.run) / "fit" / "checkpoints" / "last.ckpt"
+        if path == "auto":
+            self._options.ckpt_path = path = str(last) if last.is_file() else None
         if path is None:
             return
         if path == "last":
-            last = Path(self._options.run) / "fit" / "checkpoints" / "last.ckpt"
             if not last.is_file():
                 raise UserError(f"ckpt_path is last, but there is no {last}; leave ckpt_path out to start from scratch")
             self._options.ckpt_path = path = str(last)
@@ -263,6 +273,8 @@ class CommandLine(LightningCLI):
         Raises:
             UserError: a constructor refuses its options.
         """
+        if self._options.estimate:
+            return
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
@@ -287,7 +299,7 @@ class CommandLine(LightningCLI):
 
     def _metrics_file(self) -> MetricsFile:
         """metrics.csv, which every run has unless it logs nothing."""
-        return MetricsFile(self.folder, resume=self._options.get("ckpt_path") is not None)
+        return MetricsFile(self.folder)
 
     def _own_loggers(self) -> list[Logger]:
         """What the configuration names besides: TensorBoard, Weights & Biases, MLflow."""
@@ -302,7 +314,7 @@ class CommandLine(LightningCLI):
         if self._options.trainer.enable_progress_bar is not False:
             callbacks += [DecodingProgress(), Progress()]  # in this order: the bar shows what was just counted
         if self.subcommand == "fit":
-            callbacks.append(PretrainedExport(self.folder))
+            callbacks += [MetricsPosition(), PretrainedExport(self.folder)]
         if checkpoints:
             callbacks.append(LastCheckpoint(self.folder / "checkpoints"))
         return callbacks
@@ -310,11 +322,14 @@ class CommandLine(LightningCLI):
     # -- running -------------------------------------------------------------------------------------------------------
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it.
+        """Run it, or say what it would take.
 
         Raises:
             UserError: the checkpoint is of another model.
         """
+        if self._options.estimate:
+            self._estimate()
+            return
         try:
             super()._run_subcommand(subcommand)
         except (RuntimeError, ValueError, KeyError) as error:
@@ -325,6 +340,16 @@ class CommandLine(LightningCLI):
                     "fit left, or the configuration that it was trained with (config.yaml beside checkpoints/)"
                 ) from error
             raise
+
+    def _estimate(self) -> None:
+        """Print the table of `tempspec.cli.estimate`.
+
+        Raises:
+            UserError: another command, or another task.
+        """
+        if self.subcommand != "fit" or self.task != "distillation":
+            raise UserError(f"--estimate is for fit with task: distillation, got {self.subcommand} with {self.task}")
+        importlib.import_module("tempspec.cli.estimate").report(self._options)
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, print and write metrics.json."""
@@ -381,7 +406,7 @@ class CommandLine(LightningCLI):
         if self.task == "distillation":
             self._results().report_grids(self.model, self.folder)
         elif self.trainer.is_global_zero and results:
-            (self.folder / "metrics.json").write_text(json.dumps(dict(results[0]), indent=2) + "\n", encoding="utf-8")
+            write_atomically(self.folder / "metrics.json", json.dumps(dict(results[0]), indent=2) + "\n")
             print_metrics(results[0])
 
 

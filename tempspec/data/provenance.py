@@ -1,7 +1,6 @@
 """Where generated data come from: a record beside them, so that no file of samples is without its temperature."""
 
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +9,7 @@ from typing import Any
 
 from tempspec.data.digest import digest_file, digest_folder
 from tempspec.errors import UserError
+from tempspec.files import write_atomically
 
 __all__ = ["Provenance", "digest_file", "digest_folder", "read_provenance", "versions", "write_provenance"]
 
@@ -70,9 +70,7 @@ class Provenance:
 def write_provenance(folder: str | Path, record: Provenance) -> Path:
     """Write the record into a folder, whole or not at all; returns the file."""
     file = Path(folder) / FILE
-    draft = file.with_name(f".{FILE}.{os.getpid()}")
-    draft.write_text(json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    write_atomically(file, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
     return file
 
 

@@ -145,13 +145,14 @@ def _with_clear_errors(path: Path, reader: Callable[[Path], Iterator[Row]]) -> I
         raise UserError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x}; convert it"
         ) from error
-    except pa.ArrowException as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, csv.Error) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UserError(f"{path}: not a readable {path.suffix} file: {reason}; repair or convert it") from error
     except (EOFError, zlib.error) as error:
         raise UserError(f"{path}: its gzip stream is broken; fetch it again") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}; check the file's rights") from error
+        reason = " ".join(str(error.strerror or error).split())
+        raise UserError(f"{path}: cannot be read: {reason}; check the file and its rights") from error
 
 
 def _parse(path: Path, text: str, first_line: int = 1) -> Any:
@@ -160,6 +161,9 @@ def _parse(path: Path, text: str, first_line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
         raise UserError(f"{path}: line {line} is not JSON ({error.msg}, column {error.colno}); repair it") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        reason = str(error).partition(";")[0]
+        raise UserError(f"{path}: line {first_line} cannot be read as JSON ({reason}); repair it") from error
 
 
 def _object(path: Path, place: str, value: Any) -> Row:

@@ -155,10 +155,15 @@ def _columns(source: Source, found: list[str], need_response: bool) -> dict[str,
         if name not in found:
             close = difflib.get_close_matches(name, found, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
-            raise UserError(f"{source.path}: no column '{name}'; {hint}it has {', '.join(found)}")
+            raise UserError(f"{source.path}: no column '{name}'; {hint}it has {_names(found)}")
     if "response" in columns and set(EXACT) <= set(found):
         columns = columns | {name: name for name in EXACT}
     return columns | ({TEMPERATURE: TEMPERATURE} if TEMPERATURE in found else {})
+
+
+def _names(found: list[str]) -> str:
+    """Column names on one line."""
+    return " ".join(", ".join(map(str, found)).split())
 
 
 def _named_form(source: Source, named: dict[str, str], need_response: bool) -> dict[str, str]:
@@ -190,8 +195,8 @@ def _inferred_form(source: Source, found: list[str], need_response: bool) -> dic
         )
     known = "text, or prompt and response, or messages" + ("" if need_response else ", or turns")
     raise UserError(
-        f"{source.path}: expected columns {known}; it has {', '.join(found)}; "
-        "name yours, for example `text: " + (found[0] if found else "body") + "`"
+        f"{source.path}: expected columns {known}; it has {_names(found)}; "
+        "name yours, for example `text: " + (_names(found[:1]) or "body") + "`"
     )
 
 
@@ -221,18 +226,34 @@ def _value(source: Source, number: int, form: str, name: str, row: Row) -> Any:
 def _text(place: str, value: Any) -> str:
     if not isinstance(value, str):
         raise UserError(f"{place} must hold text, got {type(value).__name__}; repair the row or name another column")
+    if not _is_unicode(value):
+        raise UserError(f"{place} must hold Unicode text, got half of a surrogate pair; repair the row")
     return value if value.strip() else ""
 
 
+def _is_unicode(text: str) -> bool:
+    r"""Whether a text can be written as UTF-8; JSON may hold lone surrogates.
+
+    >>> _is_unicode("grün\x00"), _is_unicode("\ud800")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _ids(place: str, value: Any) -> list[int]:
-    if not isinstance(value, list) or not all(isinstance(token, int) and token >= 0 for token in value):
+    if not isinstance(value, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in value):
         raise UserError(f"{place} must hold a list of token ids, got {_short(value)}; generate the data again")
     return value
 
 
 def _messages(place: str, value: Any) -> list[dict[str, str]]:
     fine = isinstance(value, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        isinstance(turn, dict)
+        and all(isinstance(turn.get(name), str) and _is_unicode(turn[name]) for name in ("role", "content"))
         for turn in value
     )
     if not fine:

@@ -8,7 +8,7 @@ Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -172,11 +172,15 @@ class Engine:
             )
 
     @torch.inference_mode()
-    def run(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def run(self, requests: Sequence[Request], stop: Callable[[], bool] | None = None) -> Iterator[Completion]:
         """Decode all requests; yields each as it finishes, in no particular order.
 
+        Args:
+            requests: what to decode.
+            stop: asked before every round; once it says yes, what is not finished is dropped.
+
         Raises:
-            UserError: see `check`; raised before any token is decoded.
+            UserError: see `check`, raised before any token is decoded; or a model's logits are no numbers.
         """
         for request in requests:
             self.check(request)
@@ -187,7 +191,7 @@ class Engine:
         slots = Slots(self._slot_count, self._capacity, self._target.device)
         laws: Laws | None = None
         noise: NoiseAhead | None = None
-        while queue or any(slots.rows):
+        while (queue or any(slots.rows)) and not (stop is not None and stop()):
             if queue and slots.free:
                 self._admit(slots, queue)
                 laws = None
@@ -263,17 +267,18 @@ class Engine:
     def _round(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> None:
         began = perf_counter()
         turn = self._begin(slots, laws, noise)
-        draft, fed = self._propose(turn)
+        draft, fed, finite_B = self._propose(turn)
         last_B1 = turn.token_BT.gather(1, turn.length_B[:, None] - 1)
         token_BN = torch.cat([last_B1, draft.token_BK], 1)
         logits_BNV = self._target.forward(
             token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1, visible_RNN=_visible(draft)
         )
         logp_BNV = logits_BNV[..., : self._vocabulary]
+        finite_B2 = torch.stack([finite_B, _finite(logp_BNV)], 1)
         if self._verifier is None or not self._verifier.reads_logits:
             logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
         verdict = self._verify(logp_BNV, draft, turn.noise)
-        self._commit(turn, draft, verdict, self._foresee(logp_BNV, draft), fed)
+        self._commit(turn, draft, verdict, self._foresee(logp_BNV, draft), fed, finite_B2)
         self._charge(turn, began)
 
     def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> Turn:
@@ -312,13 +317,14 @@ class Engine:
             assert self._models[1] is not None
             set_temperature(self._models[1], temperature_R)
 
-    def _propose(self, turn: Turn) -> tuple[Draft, int]:
-        """The drafts of this round, and how many drafted tokens the draft model was fed."""
+    def _propose(self, turn: Turn) -> tuple[Draft, int, Tensor]:
+        """The drafts of this round, how many drafted tokens the draft model was fed, and whose logits were numbers."""
         longest = max(turn.limits)
+        finite_B = turn.limit_B >= 0
         if self._drafter is None or self._rule is None or longest == 0:
             none_B0 = turn.token_BT[:, :0]
             law_B0V = torch.empty(*none_B0.shape, self._vocabulary, device=none_B0.device)
-            return Draft(none_B0, turn.limit_B, law_B0V), -1
+            return Draft(none_B0, turn.limit_B, law_B0V), -1, finite_B
         steps = None
         if self._draft is not None:
             self._condition(turn.laws.draft_temperature_B)
@@ -335,6 +341,7 @@ class Engine:
 
         def law(logits_BMV: Tensor) -> Tensor:
             fit_BMV = self._fit(logits_BMV)
+            finite_B.logical_and_(_finite(fit_BMV))
             return log_law(fit_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
 
         given = DraftTurn(
@@ -349,7 +356,7 @@ class Engine:
             law,
             noise.nodes,
         )
-        return self._drafter.propose(given), steps.fed if steps is not None else -1
+        return self._drafter.propose(given), steps.fed if steps is not None else -1, finite_B
 
     def _fit(self, logits_BV: Tensor) -> Tensor:
         """The draft's logits over the target's real ids: padding cut off, ids that the draft lacks without mass."""
@@ -375,17 +382,25 @@ class Engine:
 
     # -- commit -------------------------------------------------------------------------------------------------------
 
-    def _commit(self, turn: Turn, draft: Draft, verdict: Verdict, foresight: Foresight, fed: int) -> None:
-        """Append what stands to the rows. The round's one transfer to the host is here."""
+    def _commit(
+        self, turn: Turn, draft: Draft, verdict: Verdict, foresight: Foresight, fed: int, finite_B2: Tensor
+    ) -> None:
+        """Append what stands to the rows. The round's one transfer to the host is here.
+
+        Raises:
+            UserError: a row's logits, of the draft or of the target, are no numbers.
+        """
         path_BK, depth_B, tested_B = self._outcome(draft, verdict, turn.length_B)
         accepted_B1, next_B1 = verdict.accepted_B[:, None], verdict.next_token_B[:, None]
         emitted_BN = torch.cat([path_BK, next_B1], 1).scatter_(1, accepted_B1, next_B1)
         column_BN = turn.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
         turn.token_BT.scatter_(1, column_BN, emitted_BN)
-        counts = torch.cat([accepted_B1, depth_B[:, None], tested_B[:, None], emitted_BN], 1).tolist()
+        counts = torch.cat([finite_B2, accepted_B1, depth_B[:, None], tested_B[:, None], emitted_BN], 1).tolist()
         for index, row in enumerate(turn.rows):
             if row is not None:
-                accepted, drafted, tested, *emitted = counts[index]
+                draft_finite, target_finite, accepted, drafted, tested, *emitted = counts[index]
+                if not (draft_finite and target_finite):
+                    raise UserError(_no_numbers("target" if draft_finite else "draft", row))
                 _append(row, emitted[: accepted + 1], drafted, tested)
                 foresight.append(row.completion, index)
                 row.last = (turn.limits[index], drafted, accepted)
@@ -423,6 +438,19 @@ def _visible(draft: Draft) -> Tensor | None:
     if draft.parent_BK is None:
         return None
     return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
+
+
+def _finite(logits_BNV: Tensor) -> Tensor:
+    """Which rows' logits give a law: no NaN, no +inf, and not -inf alone; bool `[B]`."""
+    return logits_BNV.amax(-1).isfinite().all(-1)
+
+
+def _no_numbers(model: str, row: Row) -> str:
+    """The message for a row whose logits are no numbers."""
+    return (
+        f"the {model}'s logits are NaN or infinite for request {row.request.key or '(no key)'}, behind "
+        f"{row.length} tokens: check its weights, or load it in another precision (model.loading.dtype: float32)"
+    )
 
 
 def _append(row: Row, emitted: list[int], drafted: int, tested: int) -> None:

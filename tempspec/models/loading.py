@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi
@@ -61,6 +61,8 @@ class ModelOptions:
         target_revision: branch, tag or commit of the target on the hub.
         draft_revision: branch, tag or commit of the draft on the hub.
         trust_remote_code: run the Python code that a model's folder or repository carries.
+        shard_target: in training and validation, spread the frozen target's layers over all processes instead of
+            holding it whole on each.
     """
 
     dtype: DType = "auto"
@@ -68,6 +70,7 @@ class ModelOptions:
     target_revision: str | None = None
     draft_revision: str | None = None
     trust_remote_code: bool = False
+    shard_target: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -261,7 +264,12 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(place.path, **place.arguments())
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: str | Path) -> None:
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    state: dict[str, Any] | None = None,
+) -> None:
     """Write a `save_pretrained` folder (safetensors, tokenizer included) whole or not at all.
 
     A folder that is there already is replaced in the last moment: an interruption leaves the old or the new one.
@@ -270,12 +278,13 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         model: the model.
         tokenizer: written beside it unless None.
         folder: the folder to write.
+        state: its weights, where the model itself holds only a part of them.
     """
     folder = Path(folder)
     fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     with _silence():
-        model.save_pretrained(fresh, state_dict=plain_state(model))
+        model.save_pretrained(fresh, state_dict=plain_state(model) if state is None else state)
         save_conditioning(model, fresh)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)

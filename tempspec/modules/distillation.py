@@ -40,7 +40,7 @@ from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.identity import tokenizer_digest, weights_digest
 from tempspec.models.loading import ModelOptions, Spacing
 from tempspec.models.ragged import context_length
-from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
+from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, stop_asked
 from tempspec.modules.consistency import Span, inconsistency, loss_span
 from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
 from tempspec.modules.objective import Head
@@ -49,6 +49,7 @@ from tempspec.modules.optim import optimizers
 from tempspec.modules.pair import Pair, common_ids
 from tempspec.modules.prediction import PromptSets, SweepRunner
 from tempspec.modules.teacher import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
+from tempspec.modules.sharding import is_sharding, shard, shard_layers
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
@@ -159,7 +160,9 @@ class DistillationModule(pl.LightningModule):
         self._cache: TeacherCache | None = None
         self._resumed_text: list[list[dict[str, Any]]] = []
         self._began = 0.0
+        self._number = BatchInStep()
         self._linear: bool | None = None
+        self._spread = False
         self._observed: list[tuple[Tensor, Moment]] = []
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
@@ -183,7 +186,7 @@ class DistillationModule(pl.LightningModule):
                 self.draft = self.pair.load_draft(self.pair.options.dtype)
             return
         if not self._from_cache:
-            self.pair.target_model.to(self.trainer.strategy.root_device)
+            self._place_target()
         if self._reference is not None and self.stage == "fit":
             self._reference().to(self.trainer.strategy.root_device)
         if self.draft is None and self._needs_draft():
@@ -193,6 +196,34 @@ class DistillationModule(pl.LightningModule):
             if self.conditioning_rank and not is_conditioned(self.draft):
                 condition(self.draft, self.conditioning_rank)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
+        if self._sharded and self.draft is not None:
+            self._refuse_what_cannot_be_sharded()
+            shard(self.draft, self.trainer)
+
+    def _place_target(self) -> None:
+        """The target on this process's device: its layers in parts where that is asked for, and nothing is decoded."""
+        spread = self.pair.options.shard_target and self.stage != "predict" and self.trainer.world_size > 1
+        if spread and not self._spread:
+            if self.online is not None:
+                raise UserError("online text is written row by row: set model.loading.shard_target: false")
+            shard_layers(self.pair.target_model, self.trainer)
+        self._spread = self._spread or spread
+        self.pair.target_model.to(self.trainer.strategy.root_device)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether the draft is trained or validated in parts."""
+        return self.stage != "predict" and is_sharding(self.trainer)
+
+    def _refuse_what_cannot_be_sharded(self) -> None:
+        learned = any(not name.startswith("draft.") for name, _ in self.named_parameters())
+        for what, wrong in (
+            ("model.online", self.online is not None),
+            ("model.conditioning_rank", self.conditioning_rank > 0),
+            ("a divergence or schedule that learns", learned),
+        ):
+            if wrong:
+                raise UserError(f"{what} expected every process to hold the whole draft, got strategy fsdp2: take ddp")
 
     def setup(self, stage: str) -> None:
         """Refuse rows that a model was not made for, before anything is trained or measured.
@@ -303,7 +334,7 @@ class DistillationModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves that every training wants, and a stop when the loss is no longer a number."""
-        return [TrainingMonitor(), FiniteLoss()]
+        return [TrainingMonitor(), FiniteLoss(), BatchSeed()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters, and over what a schedule or a divergence learns."""
@@ -315,17 +346,18 @@ class DistillationModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The divergence at the scheduled temperature over the response tokens."""
         assert self.draft is not None
-        key = fold(self.seed, self.trainer.global_step, batch_index, self.trainer.global_rank)
+        step = self.trainer.global_step
+        key = fold(self.seed, step, self._number(step), self.trainer.global_rank)
         # The key makes a resumed run draw what an unbroken one draws.
-        moment = Moment(self.trainer.global_step, self._total_steps(), int(key))
+        moment = Moment(step, self._total_steps(), int(key))
         if self.online is not None:
             batch = self._written(batch, moment, self.online)
         if is_conditioned(self.draft):
             set_temperature(self.draft, self.loss.draft_temperature(batch, moment))
         sides, reference = self._sides(batch)
-        report = self.loss(sides, batch, moment, reference)
-        self._observed.append((report.loss.detach(), moment))
-        self.log("train/loss", report.loss, prog_bar=True)
+        report = self.loss(sides, batch, moment, reference, self.trainer.strategy.reduce)
+        self._observed.append((report.mean_loss, moment))
+        self.log("train/loss", report.mean_loss, prog_bar=True)
         self.log("train/acceptance", report.acceptance, prog_bar=True)
         for name in ("temperature", "token_loss", "sequence_loss"):
             self.log(f"train/{name}", getattr(report, name))
@@ -334,6 +366,7 @@ class DistillationModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
         self._began = time.perf_counter()
+        self._number = BatchInStep()
         self._chunks()
         online = self.online
         if online is not None and online.share == 1 and online.high is not None:
@@ -391,8 +424,7 @@ class DistillationModule(pl.LightningModule):
         """Tell the divergence how the step went."""
         losses, moments = zip(*self._observed, strict=True)
         self._observed.clear()
-        loss = self.all_gather(torch.stack(losses).mean()).mean()  # type: ignore[union-attr]
-        self.divergence.observe(loss, LossContext(moments[-1].step, moments[-1].total_steps))
+        self.divergence.observe(torch.stack(losses).mean(), LossContext(moments[-1].step, moments[-1].total_steps))
 
     def _sides(self, batch: Batch) -> tuple[Sides, Sides | None]:
         """The target's outputs with the draft's, and with the reference's where tokens are selected."""
@@ -429,7 +461,8 @@ class DistillationModule(pl.LightningModule):
             fitting = self._reference is not None and self.stage == "fit"
             models = [self.draft, *([self._reference()] if fitting and self._reference else [])]
             models += [] if self._from_cache else [self.pair.target_model]
-            self._linear = self.chunk_tokens != 0 and all(linear_head(model) is not None for model in models)
+            wanted = self.chunk_tokens != 0 and not self._sharded  # a sharded head is whole in its own forward alone
+            self._linear = wanted and all(linear_head(model) is not None for model in models)
         return self._linear
 
     def _logits(self, model: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Tensor:
@@ -544,7 +577,9 @@ class DistillationModule(pl.LightningModule):
 
     def predict_step(self, batch: Mapping[str, Any], batch_index: int) -> list[Row]:
         """Decode one batch of items and write its rows; a filler batch only keeps ranks in step."""
-        return [] if batch["filler"] else self.runner.decode(batch["items"], self.draft)
+        if batch["filler"]:
+            return []
+        return self.runner.decode(batch["items"], self.draft, stop=lambda: stop_asked(self.trainer))
 
 
 _REMEDY = {

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from tempspec.errors import UserError
 from tempspec.models.loading import DType, load_model, load_tokenizer
-from tempspec.modules.callbacks import FiniteLoss, TrainingMonitor
+from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
 from tempspec.modules.optim import optimizers
 
 __all__ = ["LanguageModelModule", "ModelShape", "NatsPerToken", "token_nats"]
@@ -195,7 +195,7 @@ class LanguageModelModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every training wants: the usual curves, and a stop when the loss is no longer a number."""
-        return [TrainingMonitor(), FiniteLoss()]
+        return [TrainingMonitor(), FiniteLoss(), BatchSeed()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimiser and schedule over all parameters."""
@@ -214,9 +214,13 @@ class LanguageModelModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The token-weighted cross-entropy of the batch."""
         nats_BT, weight_BT = self._nats(batch)
-        loss = (nats_BT * weight_BT).sum() / weight_BT.sum().clamp(min=1)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(nats_BT))
-        return loss
+        total = (nats_BT * weight_BT).sum()
+        # Of all processes: gradients are averaged over them, and one with fewer tokens must count less.
+        sums = torch.stack([total.detach(), weight_BT.sum()])
+        mean_total, weight = sums if self._trainer is None else self.trainer.strategy.reduce(sums)
+        weight = torch.where(weight > 0, weight, 1.0)
+        self.log("train/loss", mean_total / weight, prog_bar=True, batch_size=len(nats_BT))
+        return total / weight
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Count the batch's nats and tokens, by set."""

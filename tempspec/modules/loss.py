@@ -3,7 +3,7 @@
 Axes: B batch, T positions, N the batch's response tokens, V vocabulary, G temperatures at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
@@ -136,10 +136,12 @@ class Moment(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a step came to; all but `loss` carry no gradient.
+    """What a step came to; all but `loss` are of all processes together and carry no gradient.
 
     Attributes:
-        loss: what is minimised.
+        loss: what this process minimises: its share of the mean loss, times the number of processes, since gradients
+            are averaged over them. Processes with fewer tokens so count less.
+        mean_loss: the mean loss of all processes' tokens.
         token_loss: its mean over the kept tokens.
         sequence_loss: the mean over the rows of their own means.
         acceptance: the mean acceptance at the (first) loss temperature.
@@ -147,6 +149,7 @@ class Report(NamedTuple):
     """
 
     loss: Tensor
+    mean_loss: Tensor
     token_loss: Tensor
     sequence_loss: Tensor
     acceptance: Tensor
@@ -171,7 +174,14 @@ class FitLoss:
     average: Literal["token", "sequence"] = "token"
     fraction: float = 1.0
 
-    def __call__(self, sides: Sides, batch: Batch, moment: Moment, reference: Sides | None = None) -> Report:
+    def __call__(
+        self,
+        sides: Sides,
+        batch: Batch,
+        moment: Moment,
+        reference: Sides | None = None,
+        mean: Callable[[Tensor], Tensor] | None = None,
+    ) -> Report:
         """The loss of a batch.
 
         Args:
@@ -179,13 +189,14 @@ class FitLoss:
             batch: the batch, as the data module makes it.
             moment: when it comes.
             reference: the target's and the reference draft's outputs, for selection.
+            mean: the mean of a vector over all processes; None where there is one.
         """
         keep_BT = response(batch)
         objective = self._objective(sides, batch, keep_BT, moment)
         if reference is not None:
             objective = replace(objective, weight_N=self._selected(sides, reference, objective.weight_N))
         result = sides.loss(objective)
-        return self._report(result, objective, keep_BT)
+        return self._report(result, objective, keep_BT, mean)
 
     def draft_temperature(self, batch: Batch, moment: Moment) -> Tensor:
         """The draft's loss temperature of each row, `[B]`, before any model has run: for a conditioned draft.
@@ -252,20 +263,25 @@ class FitLoss:
         kept_N[(own_N - best_N).topk(count).indices] = 1.0
         return weight_N * kept_N
 
-    def _report(self, result: Result, objective: Objective, keep_BT: Tensor) -> Report:
+    def _report(
+        self, result: Result, objective: Objective, keep_BT: Tensor, mean: Callable[[Tensor], Tensor] | None
+    ) -> Report:
         weight_N = objective.weight_N
-        loss = result.total / _or_one(weight_N.sum())
         with torch.no_grad():
             kept_N = weight_N > 0
             token_loss, count = masked_sum_and_count(result.loss_N, kept_N)
             loss_BT, kept_BT = _spread(result.loss_N, keep_BT), _spread(kept_N, keep_BT, False)
             own_B = torch.where(kept_BT, loss_BT, 0.0).sum(1) / kept_BT.sum(1).clamp(min=1)
-            rows = kept_BT.any(1).sum()
             overlap, _ = masked_sum_and_count(result.overlap_N, kept_N)
             mean_N = (objective.share_G[:, None] * objective.draft_GN).sum(0) / _or_one(objective.share_G.sum())
             heat, _ = masked_sum_and_count(mean_N, kept_N)
-            count = _or_one(count)
-        return Report(loss, token_loss / count, own_B.sum() / rows.clamp(min=1), overlap / count, heat / count)
+            sums = [result.total.detach(), weight_N.sum(), token_loss, count, own_B.sum(), kept_BT.any(1).sum()]
+            found = torch.stack([value.to(result.total.dtype) for value in (*sums, overlap, heat)])
+            total, weight, token_loss, count, own, rows, overlap, heat = found if mean is None else mean(found)
+            weight, count, rows = _or_one(weight), _or_one(count), _or_one(rows)
+        return Report(
+            result.total / weight, total / weight, token_loss / count, own / rows, overlap / count, heat / count
+        )
 
 
 def response(batch: Batch) -> Tensor:

@@ -4,7 +4,8 @@ The work list holds the openings of conversations; a batch is decoded turn by tu
 own cell. A conversation stays with its process, and a continued run takes it up at the first turn without a row.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -81,7 +82,7 @@ class SweepRunner:
     def plan(
         self, prompt_sets: PromptSets, folder: str | Path, *, rank: int = 0, checkpoint: str | None = None
     ) -> list[list[WorkItem]]:
-        """Open the store and cut what is left into batches.
+        """Open the store and cut what is left into batches; every rank calls it, and gets the same.
 
         Args:
             prompt_sets: prompts by name.
@@ -107,6 +108,7 @@ class SweepRunner:
         self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
         column = "response" if self.generating else "text"
         answers = {row["key"]: row[column] for row in self._store.rows()}
+        _barrier()  # nobody writes a row before all have seen which are there
         return batches(unanswered(items, answers, self._context), self.sweep.batch_size)
 
     def _longest_turn(self, prompt: PromptLike) -> int:
@@ -118,25 +120,36 @@ class SweepRunner:
     def _context(self) -> int:
         return context_length(self.pair.target_model.config)
 
-    def decode(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
+    def decode(
+        self, items: Sequence[WorkItem], draft: PreTrainedModel | None, stop: Callable[[], bool] | None = None
+    ) -> list[Row]:
         """Decode one batch of items of one pass and verifier, turn by turn, and write its rows.
 
         Runs in the models' own dtype, whatever autocast is on.
+
+        Args:
+            items: the batch.
+            draft: the draft model, if one takes part.
+            stop: asked before every round; once it says yes, the rows that are finished are written and the rest is
+                left to the next run.
         """
         rows: list[Row] = []
         while items:
-            turn = self._decode_turn(items, draft)
+            turn = self._decode_turn(items, draft, stop)
             answers = {row["key"]: row["text"] for row in turn}
-            following = (next_turn(item, answers[item.key], self._context) for item in items)
+            done = (item for item in items if item.key in answers)
+            following = (next_turn(item, answers[item.key], self._context) for item in done)
             items = [item for item in following if item is not None]
             rows += turn
         return rows
 
-    def _decode_turn(self, items: Sequence[WorkItem], draft: PreTrainedModel | None) -> list[Row]:
-        """One turn of every item."""
+    def _decode_turn(
+        self, items: Sequence[WorkItem], draft: PreTrainedModel | None, stop: Callable[[], bool] | None
+    ) -> list[Row]:
+        """One turn of every item; see `decode`."""
         by_key = {item.key: item for item in items}
         with torch.autocast(self.pair.target_model.device.type, enabled=False):
-            completions = list(self._engine(items[0], draft).run([item.request for item in items]))
+            completions = list(self._engine(items[0], draft).run([item.request for item in items], stop))
         rows = [self._row(by_key[completion.request.key], completion) for completion in completions]
         self.store.append([self._generated(by_key[row["key"]], row) for row in rows] if self.generating else rows)
         return rows

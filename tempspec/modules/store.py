@@ -5,7 +5,6 @@ were made from and refuses to continue with something else.
 """
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tempspec.errors import UserError
+from tempspec.files import replacing, write_atomically
 
 Row = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ class RowStore:
         name: stem of the file.
         origin: JSON-ready description of what the rows are made from; a store whose entry of the same name differs is
             refused, new names are added.
-        rank: this process's number; every process writes parts of its own.
+        rank: this process's number; every process writes parts of its own, and the first the description.
 
     Raises:
         UserError: the folder cannot be written, or holds rows of another origin.
@@ -58,7 +58,8 @@ class RowStore:
                 f"{self._final.parent} holds rows of another configuration (changed: {', '.join(changed)}): "
                 "remove it, or choose another --run folder"
             )
-        _write_whole(self._origin, json.dumps(held | origin, indent=1, sort_keys=True))
+        if self._rank == 0:
+            write_atomically(self._origin, json.dumps(held | origin, indent=1, sort_keys=True))
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far, each key once."""
@@ -68,7 +69,9 @@ class RowStore:
         return list(found.values())
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Write rows as one more part."""
+        """Write rows as one more part; none make none."""
+        if not rows:
+            return
         self._parts.mkdir(exist_ok=True)
         number = len(list(self._parts.glob(f"{self._rank:04d}-*.parquet")))
         _write_table(rows, self._parts / f"{self._rank:04d}-{number:06d}.parquet")
@@ -87,12 +90,5 @@ class RowStore:
 
 def _write_table(rows: Sequence[Row], path: Path) -> None:
     """One Parquet file, whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    pq.write_table(pa.Table.from_pylist(list(rows)), partial)
-    os.replace(partial, path)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        pq.write_table(pa.Table.from_pylist(list(rows)), partial)

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from tempspec.files import write_atomically
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell
-from tempspec.reporting.records import Estimates, write_atomically
+from tempspec.reporting.records import Estimates
 
 __all__ = ["temperature_figure", "write_figure"]
 

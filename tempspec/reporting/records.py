@@ -7,16 +7,16 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tempspec.files import write_atomically
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell
 
-__all__ = ["Estimates", "summary_rows", "write_atomically", "write_metrics_json", "write_summary_csv"]
+__all__ = ["Estimates", "summary_rows", "write_metrics_json", "write_summary_csv"]
 
 Estimates = Mapping[Cell, Mapping[str, Estimate]]
 """What `SweepMetrics.estimates` returns."""
@@ -56,7 +56,7 @@ def write_summary_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: "" if _is_nan(value) else value for name, value in row.items()} for row in rows)
-    write_atomically(path, buffer.getvalue().encode())
+    write_atomically(path, buffer.getvalue())
 
 
 def write_metrics_json(path: Path, estimates: Estimates, **facts: Any) -> None:
@@ -72,18 +72,7 @@ def write_metrics_json(path: Path, estimates: Estimates, **facts: Any) -> None:
         for cell, metrics in estimates.items()
     ]
     text = json.dumps(_nulls(facts | {"cells": cells}), indent=1, allow_nan=False)
-    write_atomically(path, text.encode() + b"\n")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put the content where the path points, all of it or nothing; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, text + "\n")
 
 
 def _is_nan(value: Any) -> bool:

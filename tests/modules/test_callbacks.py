@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tempspec.errors import UserError
 from tempspec.modules.callbacks import (
+    BatchSeed,
     FiniteLoss,
     GracefulStop,
     LastCheckpoint,
@@ -19,11 +20,14 @@ from tempspec.modules.callbacks import (
     Stopped,
     TrainingMonitor,
 )
-from tempspec.modules.metrics_file import MetricsFile
+from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.optim import WarmupCosine
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:You defined a `validation_step` but"
+    "ignore:.*does not have many workers",
+    "ignore:.*LeafSpec",
+    "ignore:You defined a `validation_step` but",
+    "ignore:You're resuming",
 )
 
 
@@ -176,6 +180,45 @@ def test_the_clock_saves(tmp_path):
     assert steps == [1, 2, 3, 3]
 
 
+def test_half_a_step_is_never_saved(tmp_path):
+    class SecondInterrupt(Module):
+        def on_before_optimizer_step(self, optimizer):
+            if self.trainer.global_step == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        trainer(tmp_path, LastCheckpoint(tmp_path)).fit(SecondInterrupt(), loader())
+    assert not (tmp_path / "last.ckpt").exists()
+
+
+class Dropping(Module):
+    """Its gradient is random."""
+
+    def training_step(self, batch, batch_idx):
+        return self.weight.sum() * torch.rand(())
+
+
+def test_a_continued_run_draws_what_an_unbroken_one_draws(tmp_path):
+    def fit(folder, steps, **options):
+        torch.manual_seed(5)
+        run = trainer(tmp_path, BatchSeed(), LastCheckpoint(folder), max_steps=steps, max_epochs=2)
+        run.fit(Dropping(), loader(), weights_only=True, **options)
+        return saved(folder / "last.ckpt")["state_dict"]["weight"].item()
+
+    whole = fit(tmp_path / "whole", 6)
+    assert fit(tmp_path / "cut", 3) != whole
+    assert fit(tmp_path / "cut", 6, ckpt_path=str(tmp_path / "cut" / "last.ckpt")) == whole
+
+
+def test_a_run_that_had_only_its_export_left_makes_it(tmp_path):
+    module = Module()
+    module.tokenizer = NoTokenizer()
+    trainer(tmp_path, LastCheckpoint(tmp_path)).fit(module, loader())
+    end = str(tmp_path / "last.ckpt")
+    trainer(tmp_path, PretrainedExport(tmp_path)).fit(module, loader(), ckpt_path=end, weights_only=True)
+    assert exported(tmp_path) == -8
+
+
 # -- export -----------------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +244,7 @@ def test_the_best_weights_are_exported_where_a_checkpoint_monitors(tmp_path, sco
 
 def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(tmp_path):
     module = Module(broken_at=3)
-    with pytest.raises(UserError, match=r"the loss is nan at step 3 \(first rows' keys 3\)"):
+    with pytest.raises(UserError, match=r"the loss is nan at step 3 \(rows with keys 3\)"):
         trainer(tmp_path, FiniteLoss(), LastCheckpoint(tmp_path)).fit(module, loader())
     assert saved(tmp_path / "last.ckpt")["state_dict"]["weight"].item() == -3
 
@@ -226,15 +269,46 @@ def test_a_new_metric_widens_the_table(tmp_path):
     assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,a,b", "0,1.0,", "1,,2.0"]
 
 
-@pytest.mark.parametrize(("resume", "kept"), [(True, ["metrics.csv"]), (False, ["metrics.1.csv", "metrics.csv"])])
-def test_no_row_is_ever_lost(tmp_path, resume, kept):
+def test_a_new_run_puts_the_old_file_away(tmp_path):
     MetricsFile(tmp_path).log_metrics({"a": 1.0}, 0)
-    MetricsFile(tmp_path, resume=resume).log_metrics({"b": 2.0}, 1)
-    files = sorted(tmp_path.iterdir())
-    assert [file.name for file in files] == kept
-    text = "".join(file.read_text() for file in files)
-    assert "1.0" in text
-    assert "2.0" in text
+    MetricsFile(tmp_path).log_metrics({"b": 2.0}, 1)
+    assert (tmp_path / "metrics.1.csv").read_text().splitlines() == ["step,a", "0,1.0"]
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,b", "1,2.0"]
+
+
+@pytest.mark.parametrize("torn", ["", "3,4.", "3,\xff"])
+def test_a_continued_run_logs_no_step_twice_whatever_a_crash_left(tmp_path, torn):
+    whole = MetricsFile(tmp_path)
+    for step in range(3):
+        whole.log_metrics({"a": float(step)}, step)
+    with whole.path.open("a", encoding="latin-1") as file:
+        file.write(torn)
+    again = MetricsFile(tmp_path)
+    again.keep(2)
+    again.log_metrics({"a": 2.0}, 2)
+    again.log_metrics({"a": 3.0, "b": 1.0}, 3)
+    assert whole.path.read_text().splitlines() == ["step,a,b", "0,0.0,", "1,1.0,", "2,2.0,", "3,3.0,1.0"]
+    assert again.rows == 4
+
+
+def test_a_checkpoint_knows_the_rows_that_were_logged_before_it(tmp_path):
+    files = MetricsFile(tmp_path), MetricsFile(tmp_path)
+    for log, steps in zip(files, (3, 5), strict=True):
+        checkpoint = str(tmp_path / "last.ckpt") if steps == 5 else None
+        run = trainer(
+            tmp_path,
+            LastCheckpoint(tmp_path),
+            MetricsPosition(),
+            TrainingMonitor(),
+            logger=log,
+            max_steps=steps,
+            max_epochs=2,
+        )
+        run.fit(Module(), loader(), ckpt_path=checkpoint, weights_only=True)
+        if steps == 3:
+            log.log_metrics({"a": 1.0}, 3)  # lost: behind the checkpoint
+    with files[0].path.open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0", "1", "2", "3", "4"]
 
 
 # -- schedule ---------------------------------------------------------------------------------------------------------

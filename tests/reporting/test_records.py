@@ -2,9 +2,7 @@ import csv
 import json
 import math
 
-import pytest
-
-from tempspec.reporting.records import summary_rows, write_atomically, write_metrics_json, write_summary_csv
+from tempspec.reporting.records import summary_rows, write_metrics_json, write_summary_csv
 
 
 def test_csv_holds_every_estimate_and_empty_fields_for_nan(estimates, tmp_path):
@@ -29,11 +27,3 @@ def test_json_is_strict_and_writes_null_for_nan(estimates, tmp_path):
     assert len(read["cells"]) == len(estimates)
     assert read["cells"][0]["metrics"]["acceptance_rate"]["value"] is None
     assert read["cells"][-1]["metrics"]["acceptance_rate"]["prompts"] == 24
-
-
-def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
-    write_atomically(tmp_path / "file", b"old")
-    with pytest.raises(TypeError):
-        write_atomically(tmp_path / "file", "text")
-    assert (tmp_path / "file").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]

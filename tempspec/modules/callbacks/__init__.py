@@ -2,11 +2,14 @@
 
 from tempspec.modules.callbacks.export import Exportable, PretrainedExport
 from tempspec.modules.callbacks.finite import FiniteLoss
-from tempspec.modules.callbacks.graceful import GracefulStop, Stopped
+from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, stop_asked
 from tempspec.modules.callbacks.last import LastCheckpoint
 from tempspec.modules.callbacks.monitor import TrainingMonitor
+from tempspec.modules.callbacks.seed import BatchInStep, BatchSeed
 
 __all__ = [
+    "BatchInStep",
+    "BatchSeed",
     "Exportable",
     "FiniteLoss",
     "GracefulStop",
@@ -14,4 +17,5 @@ __all__ = [
     "PretrainedExport",
     "Stopped",
     "TrainingMonitor",
+    "stop_asked",
 ]

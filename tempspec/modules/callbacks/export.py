@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.models.loading import save_model
+from tempspec.modules.sharding import whole_state
 
 __all__ = ["Exportable", "PretrainedExport"]
 
@@ -46,8 +47,11 @@ class PretrainedExport(Callback):
             self.best = best
             self._export(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export the last weights, unless a best checkpoint is tracked."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export the last weights, unless a best checkpoint is tracked.
+
+        Not in `on_train_end`, which a run does not reach that is continued from the checkpoint of its last step.
+        """
         if not self.best:
             self._export(trainer, pl_module)
 
@@ -61,10 +65,12 @@ class PretrainedExport(Callback):
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the folder, on rank 0."""
-        trying = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if trainer.is_global_zero and not trying:
-            module = cast(Exportable, pl_module)
-            save_model(module.export_model(), module.tokenizer, self.folder / module.export_name)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        module = cast(Exportable, pl_module)
+        state = whole_state(module.export_model())
+        if trainer.is_global_zero:
+            save_model(module.export_model(), module.tokenizer, self.folder / module.export_name, state)
 
 
 def _best_path(trainer: Trainer) -> str:

@@ -10,11 +10,15 @@ from tempspec.errors import UserError
 
 __all__ = ["FiniteLoss"]
 
+_NAMED = 16
+"""Rows that a message names at most."""
+
 
 class FiniteLoss(Callback):
     """Ends training, on all ranks, before a NaN or infinite loss reaches the weights.
 
-    The checkpoint that is saved on the way out is therefore still good.
+    The checkpoint that is saved on the way out is therefore still good. The message names the batch's rows by their
+    keys, of the first process whose loss is broken.
     """
 
     def __init__(self) -> None:
@@ -22,7 +26,7 @@ class FiniteLoss(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Remember which rows the coming loss is of."""
-        self._keys = batch["key"][:4].tolist()
+        self._keys = batch["key"].flatten().tolist()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Check the loss.
@@ -31,11 +35,22 @@ class FiniteLoss(Callback):
             UserError: it is not finite here or on another rank.
         """
         broken = not bool(torch.isfinite(loss.detach()).all())
-        if trainer.world_size > 1:
-            broken = trainer.strategy.reduce_boolean_decision(broken, all=False)
-        if broken:
-            keys = ", ".join(map(str, self._keys))
-            raise UserError(
-                f"the loss is {loss.item()} at step {trainer.global_step} (first rows' keys {keys}): lower the "
-                "learning rate, clip gradients (trainer.gradient_clip_val: 1.0), or train in bf16-mixed, not 16-mixed"
-            )
+        if not trainer.strategy.reduce_boolean_decision(broken, all=False):
+            return
+        found = (loss.item(), self._keys) if broken else None
+        value, keys = next(one for one in _of_all(trainer, found) if one is not None)
+        rest = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+        raise UserError(
+            f"the loss is {value} at step {trainer.global_step} (rows with keys {', '.join(map(str, keys[:_NAMED]))}"
+            f"{rest}): lower the learning rate, clip gradients (trainer.gradient_clip_val: 1.0), or train in "
+            "bf16-mixed, not 16-mixed"
+        )
+
+
+def _of_all(trainer: Trainer, value: Any) -> list[Any]:
+    """What every process has; collective."""
+    values = [value]
+    if trainer.world_size > 1:
+        values = [None] * trainer.world_size
+        torch.distributed.all_gather_object(values, value)
+    return values

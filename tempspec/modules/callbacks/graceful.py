@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-__all__ = ["GracefulStop", "Stopped"]
+__all__ = ["GracefulStop", "Stopped", "stop_asked"]
 
 _EXIT_CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """128 + the signal's number, as shells count."""
@@ -27,7 +27,7 @@ class GracefulStop(Callback):
     """Lets SIGINT and SIGTERM end a run after the current batch, on all ranks, with the exit code of the signal.
 
     The first signal only sets a flag; a second one of the same kind acts at once. Checkpoints are saved by whoever
-    saves on an exception.
+    saves on an exception. A step that may last longer than a stop may take looks at the flag itself: `stop_asked`.
     """
 
     def __init__(self) -> None:
@@ -36,33 +36,41 @@ class GracefulStop(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remember the handlers that were there before Lightning's."""
+        self._code = 0
         if threading.current_thread() is threading.main_thread():  # signals can be handled nowhere else
             self._previous = {number: signal.getsignal(number) for number in _EXIT_CODE}
 
-    def _install(self) -> None:
-        """Handle the signals from here on, instead of Lightning."""
+    @property
+    def asked(self) -> bool:
+        """Whether this process was asked to stop."""
+        return bool(self._code)
+
+    def _install(self, trainer: Trainer) -> None:
+        """Handle the signals from here on, instead of Lightning, which may have noted one already."""
+        if trainer.received_sigterm:
+            self._code = _EXIT_CODE[signal.SIGTERM]
         for number in self._previous:
             signal.signal(number, self._note)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
-        self._install()
+        self._install(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
-        self._install()
+        self._install(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
-        self._install()
+        self._install(trainer)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
-        self._install()
+        self._install(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
-        self._install()
+        self._install(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the former handlers back."""
@@ -111,3 +119,8 @@ class GracefulStop(Callback):
     def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Stop between two batches."""
         self._check(trainer)
+
+
+def stop_asked(trainer: Trainer) -> bool:
+    """Whether this process was asked to stop and has not yet."""
+    return any(isinstance(one, GracefulStop) and one.asked for one in trainer.callbacks)  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """The one checkpoint that a run can always be continued from (floor 5)."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,10 @@ __all__ = ["LastCheckpoint"]
 class LastCheckpoint(Checkpoint):
     """Keeps `last.ckpt`: every few minutes, after each validation, at the end, and when anything stops the run.
 
-    Unlike `ModelCheckpoint(save_last=True, save_on_exception=True)` it writes one file, always under one name, and
-    never replaces it by a run that failed before its first step.
+    Unlike `ModelCheckpoint(save_last=True, save_on_exception=True)` it writes one file, always under one name, never
+    replaces it by a run that failed before its first step, nor by weights in the middle of a step, and moves it to its
+    place in one step: Lightning's own writing passes through the system's folder for temporary files, and where that
+    is another disk a crash leaves half a checkpoint.
 
     Args:
         folder: where the file is.
@@ -29,14 +32,20 @@ class LastCheckpoint(Checkpoint):
         self.clock = clock
         self._saved_step: int | None = None
         self._saved_at = 0.0
+        self._in_step = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to lose."""
         self._saved_step = trainer.global_step
         self._saved_at = self.clock()
 
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """From here to the batch's end the weights may be half updated."""
+        self._in_step = True
+
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save if the time has come, which rank 0 decides."""
+        self._in_step = False
         if trainer.strategy.broadcast(self.clock() - self._saved_at > 60 * self.minutes):
             self._save(trainer)
 
@@ -50,13 +59,23 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what there is."""
-        self._save(trainer)
+        """Save what there is.
+
+        Not in a second Ctrl-C, which may come at any point of a step; and not in the middle of a validation, which a
+        run that is continued from there would leave out: it goes on from the checkpoint before.
+        """
+        torn = self._in_step and isinstance(exception, KeyboardInterrupt)
+        if not torn and not trainer.validating:
+            self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         """Save, unless nothing was done since the last time."""
         trying = trainer.fast_dev_run  # type: ignore[attr-defined]
         if self._saved_step is not None and trainer.global_step != self._saved_step and not trying:
-            trainer.save_checkpoint(self.path)
+            fresh = self.path.with_name(self.path.name + ".tmp")
+            trainer.save_checkpoint(fresh)
+            if trainer.is_global_zero:
+                os.replace(fresh, self.path)
+            trainer.strategy.barrier("last checkpoint")
             self._saved_step = trainer.global_step
             self._saved_at = self.clock()

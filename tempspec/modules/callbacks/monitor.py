@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 __all__ = ["TrainingMonitor"]
@@ -42,7 +43,8 @@ class TrainingMonitor(Callback):
         """Log the gradient's norm and the learning rate of the step."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         pl_module.log("train/lr", optimizer.param_groups[0]["lr"])
-        pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        pl_module.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,0 +1,224 @@
+"""Runs that are killed at random moments, again and again, and end as if nothing had happened.
+
+fit, predict and generate of a small pair are stopped by SIGKILL, SIGTERM and SIGINT at moments drawn over their whole
+life, start-up included, started again with the same command line, and at last left to finish. What they leave is
+compared with what an unbroken run leaves: weights byte for byte, logged losses, every row but its clock times.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import yaml
+from goals import Goal, finish
+
+WORDS = ["</s>", "?", *(f"w{number}" for number in range(62))]
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+IN_TIME = 30.0
+"""Seconds that a run may take to save and leave after SIGTERM."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is killed.
+
+    Attributes:
+        name: the subcommand.
+        options: what follows the configuration.
+        outcome: what a finished run leaves, of its folder.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    outcome: Callable[[Path], object]
+
+
+def rows(name: str) -> Callable[[Path], object]:
+    """The rows of a Parquet file without their clock times."""
+
+    def read(run: Path) -> object:
+        table = pq.read_table(run / name).to_pylist()
+        return [{key: value for key, value in row.items() if not key.startswith("seconds_")} for row in table]
+
+    return read
+
+
+def trained(run: Path) -> object:
+    """The draft's weights and all that was logged but speeds."""
+    with (run / "fit/metrics.csv").open(newline="") as file:
+        logged = [
+            {key: value for key, value in row.items() if "tokens_per_second" not in key} for row in csv.DictReader(file)
+        ]
+    return (run / "fit/draft/model.safetensors").read_bytes(), logged
+
+
+COMMANDS = (
+    Command("fit", ("--ckpt_path", "auto"), trained),
+    Command("predict", (), rows("predict/predictions.parquet")),
+    Command("generate", (), rows("generate/generated.parquet")),
+)
+
+
+def make_pair(folder: Path) -> Path:
+    """A small pair with dropout in the draft, a corpus, and the configuration; returns the latter."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tempspec.models.loading import save_model
+
+    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="?"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="?")
+    for name, layers in (("target", 4), ("draft", 2)):
+        torch.manual_seed(layers)
+        shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers, "num_attention_heads": 4}
+        config = LlamaConfig(
+            vocab_size=len(WORDS), max_position_embeddings=128, attention_dropout=0.1 * (name == "draft"), **shape
+        )
+        save_model(LlamaForCausalLM(config), tokenizer, folder / name)
+    draw = random.Random(0)
+    texts = (" ".join(draw.choices(WORDS[2:], k=24)) for _ in range(300))
+    (folder / "text.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+    text = {"path": str(folder / "text.jsonl")}
+    configuration = {
+        "trainer": {
+            "max_steps": 160,
+            "val_check_interval": 10,
+            "check_val_every_n_epoch": None,
+            "log_every_n_steps": 1,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+        },
+        "model": {
+            "target": str(folder / "target"),
+            "draft": str(folder / "draft"),
+            "temperature": {"class_path": "Uniform", "init_args": {"low": 0.5, "high": 1.5}},
+            "sweep": {"max_new_tokens": 24, "timing_prompts": 0, "batch_size": 4, "slots": 4},
+        },
+        "data": {
+            "train": text,
+            "validation": {"held": text | {"limit": 16}},
+            "prompts": {"p": text | {"limit": 40, "prompt_tokens": 4}},
+            "max_length": 24,
+            "cache_dir": str(folder / "cache"),
+        },
+    }
+    path = folder / "pair.yaml"
+    path.write_text(yaml.safe_dump(configuration))
+    return path
+
+
+def start(command: Command, config: Path, run: Path) -> subprocess.Popen[str]:
+    """The command, as a user starts it."""
+    arguments = [sys.executable, "-m", "tempspec", command.name, "--config", str(config), "--run", str(run)]
+    return subprocess.Popen(
+        [*arguments, *command.options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+class Harness:
+    """Kills and counts.
+
+    Args:
+        config: what is run.
+        folder: where runs go.
+        seed: of signals and moments.
+    """
+
+    def __init__(self, config: Path, folder: Path, seed: int) -> None:
+        self.config, self.folder = config, folder
+        self.draw = random.Random(seed)
+        self.kills = self.tracebacks = self.unequal = 0
+        self.slowest = 0.0
+
+    def punish(self, command: Command, kills: int) -> None:
+        """Kill a command so often, in runs of a few kills each, and compare every finished one."""
+        began = time.monotonic()
+        whole = self._finished(command, self.folder / f"{command.name}-whole")
+        lifetime = time.monotonic() - began
+        for episode in range(-(-kills // 4)):
+            run = self.folder / f"{command.name}-{episode}"
+            due = self.kills + min(4, kills - 4 * episode)
+            for _ in range(8):  # a run that is nearly done may finish before its moment
+                if self.kills < due:
+                    self._kill(command, run, lifetime)
+            if (found := self._finished(command, run)) != whole:
+                self.unequal += 1
+                print(f"{command.name}, run {episode} differs: {_difference(found, whole)}", flush=True)
+        print(f"{command.name}: {kills} kills over a life of {lifetime:.1f} s", flush=True)
+
+    def _finished(self, command: Command, run: Path) -> object:
+        process = start(command, self.config, run)
+        error = process.communicate()[1]
+        if process.returncode:
+            raise RuntimeError(f"{command.name} did not finish: {error}")
+        return command.outcome(run)
+
+    def _kill(self, command: Command, run: Path, lifetime: float) -> None:
+        """Start it, let it live for a random part of a whole life, mostly of its second half, and kill it."""
+        share = self.draw.uniform(0.0, 1.0) if self.draw.random() < 0.3 else self.draw.uniform(0.5, 1.0)
+        number = self.draw.choice(SIGNALS)
+        process = start(command, self.config, run)
+        try:
+            process.wait(timeout=share * lifetime)
+        except subprocess.TimeoutExpired:
+            self.kills += 1
+            process.send_signal(number)
+        began = time.monotonic()
+        error = process.communicate()[1]
+        if process.returncode and number == signal.SIGTERM:
+            self.slowest = max(self.slowest, time.monotonic() - began)
+        if "Traceback" in error:
+            self.tracebacks += 1
+            print(f"{command.name}, {number.name} after {share * lifetime:.1f} s: {error[-800:]}", flush=True)
+
+
+def _difference(found: object, whole: object) -> str:
+    """The first part that differs, cut to a line or two."""
+    if isinstance(found, (list, tuple)) and isinstance(whole, (list, tuple)):
+        if len(found) != len(whole):
+            return f"{len(found)} entries instead of {len(whole)}"
+        return next((_difference(*pair) for pair in zip(found, whole, strict=True) if pair[0] != pair[1]), "order")
+    return f"{str(found)[:300]} instead of {str(whole)[:300]}"
+
+
+def main() -> None:
+    """Kill, compare, report."""
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=42, help="over all commands")
+    parser.add_argument("--commands", nargs="+", default=[command.name for command in COMMANDS])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="three kills")
+    options = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory() as scratch:
+        harness = Harness(make_pair(Path(scratch)), Path(scratch), options.seed)
+        for command in (command for command in COMMANDS if command.name in options.commands):
+            harness.punish(command, 1 if options.quick else -(-options.kills // len(options.commands)))
+    finish(
+        [
+            Goal("kills that met a living run", harness.kills, low=1 if options.quick else 30, digits=0),
+            Goal("finished runs that differ from an unbroken one", harness.unequal, high=0, digits=0),
+            Goal("tracebacks", harness.tracebacks, high=0, digits=0),
+            Goal("seconds from SIGTERM to the end, the slowest", harness.slowest, high=IN_TIME, digits=1),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

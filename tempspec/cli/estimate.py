@@ -1,0 +1,69 @@
+"""`tempspec fit --estimate`: what a fit takes of each device's memory (floor 6)."""
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from functools import partial
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.optim import Optimizer
+
+from tempspec.models.loading import ModelOptions
+from tempspec.modules.estimate import Memory, Sizes, Way, estimate, sizes, ways
+from tempspec.modules.pair import Pair
+
+__all__ = ["report"]
+
+_ILLUSTRATION = 8
+"""Devices of the table where the configuration names one."""
+
+
+def report(options: Any) -> None:
+    """Print a line for each way to spread the pair over devices.
+
+    Args:
+        options: fit's parsed configuration.
+    """
+    model, data = options.model, options.data.get("init_args", options.data)
+    loading = ModelOptions(**vars(model.loading)) if model.loading is not None else ModelOptions()
+    pair = Pair(model.target, model.draft, model.draft_layers, loading, model.draft_spacing, model.draft_width)
+    found = sizes(
+        pair,
+        batch_size=data.batch_size,
+        length=data.max_length,
+        optimizer=_optimizer(model.optimizer),
+        device="cuda" if torch.cuda.is_available() else "cpu",
+    )
+    Console().print(_table(found, ways(_devices(options.trainer))))
+
+
+def _devices(trainer: Any) -> int:
+    """The devices that the configuration names, or enough for an illustration."""
+    named = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
+    total = named * trainer.num_nodes
+    return total if total > 1 else _ILLUSTRATION
+
+
+def _optimizer(chosen: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer] | None:
+    """The optimiser that a configuration names, which the parser has checked."""
+    if chosen is None:
+        return None
+    module, _, name = chosen.class_path.rpartition(".")
+    return partial(getattr(importlib.import_module(module), name), **vars(chosen.get("init_args", {})))
+
+
+def _table(found: Sizes, chosen: list[Way]) -> Table:
+    columns = [field.name for field in fields(Memory)]
+    table = Table(title="GiB on each device", title_justify="left", box=None)
+    table.add_column("strategy")
+    for name in ("devices", *columns, "total"):
+        table.add_column(name, justify="right")
+    for way in chosen:
+        memory = estimate(found, way)
+        shown = [f"{getattr(memory, name) / 2**30:.2f}" for name in (*columns, "total")]
+        table.add_row(way.name, str(way.devices), *shown)
+    return table

@@ -1,0 +1,90 @@
+"""What a run leaves when the disk is full, or when it is stopped in the middle of a batch."""
+
+import resource
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from tempspec.decoding.engine import Engine
+from tempspec.interfaces import Request
+
+SMALL = 20_000
+"""Bytes: room for a configuration and metrics, not for a checkpoint."""
+
+
+def test_a_full_disk_is_one_line_and_what_was_there_stays(world, run, tmp_path):
+    config = ["--config", str(world / "lm.yaml"), "--run", str(tmp_path / "run")]
+    assert run("fit", *config)[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run/fit").rglob("*.*") if "metrics" not in path.name}
+    done = subprocess.run(
+        [sys.executable, "-m", "tempspec", "fit", *config, "--trainer.max_steps", "6", "--ckpt_path", "auto"],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "no space left" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    kept = {path: path.read_bytes() for path in before if path.name != "config.yaml"}
+    assert kept == {path: content for path, content in before.items() if path.name != "config.yaml"}
+
+
+def test_a_stop_within_a_batch_keeps_the_rows_that_are_finished(world):
+    from transformers import AutoModelForCausalLM
+
+    engine = Engine(AutoModelForCausalLM.from_pretrained(world / "target"), 16, slots=2)
+    requests = [Request((index + 2,), 1.0, max_new_tokens=3 + 20 * index, key=str(index)) for index in range(2)]
+    rounds = iter(range(1000))
+    found = list(engine.run(requests, lambda: next(rounds) >= 5))
+    assert [completion.request.key for completion in found] == ["0"]
+    whole = {completion.request.key: completion.tokens for completion in engine.run(requests)}
+    assert found[0].tokens == whole["0"]
+
+
+@pytest.mark.parametrize(("broken", "named"), [("target", "the target's logits"), ("draft", "the draft's logits")])
+def test_logits_that_are_no_numbers_stop_predict_with_the_request_named(broken, named, world, run, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(world / broken)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[3] = torch.nan
+    model.save_pretrained(tmp_path / "nan")
+    AutoTokenizer.from_pretrained(world / broken).save_pretrained(tmp_path / "nan")
+    code, _, error = run("predict", "--config", world / "pair.yaml", f"--model.{broken}", tmp_path / "nan")
+    assert code == 2
+    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert named in line
+    assert "request acceptance/token/p/" in line
+
+
+def test_auto_starts_or_continues(world, run, tmp_path):
+    config = ["--config", world / "lm.yaml", "--run", tmp_path / "run", "--ckpt_path", "auto"]
+    assert run("fit", *config, "--trainer.max_steps", 2)[0] == 0
+    code, _, error = run("fit", *config)
+    assert code == 0
+    assert "Restored all states" in error or (tmp_path / "run/fit/metrics.csv").read_text().count("\n") >= 5
+    assert not (tmp_path / "run/fit/metrics.1.csv").exists()
+
+
+def test_a_stopped_generate_goes_on_behind_its_last_row(world, run, tmp_path, monkeypatch):
+    from tempspec.modules import distillation
+
+    config = ["generate", "--config", world / "pair.yaml", "--model.sweep.max_new_tokens", 6]
+    assert run(*config, "--run", tmp_path / "whole")[0] == 0
+    calls = iter(range(10_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(distillation, "stop_asked", lambda trainer: next(calls) > 3)
+        patch.setattr("tempspec.modules.callbacks.graceful.GracefulStop._check", _stop)
+        assert run(*config, "--run", tmp_path / "cut", "--model.sweep.slots", 1)[0] == 143
+    assert run(*config, "--run", tmp_path / "cut")[0] == 0
+    tables = [pq.read_table(tmp_path / name / "generate/generated.parquet").to_pylist() for name in ("whole", "cut")]
+    assert tables[0] == tables[1]
+
+
+def _stop(callback, trainer):
+    from tempspec.modules.callbacks import Stopped
+
+    raise Stopped(143)

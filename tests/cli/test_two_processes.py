@@ -1,0 +1,129 @@
+"""Two real processes over gloo, as `torchrun` starts them on two machines: what one process gives, row for row."""
+
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.cli.conftest import WORDS
+
+RANK = """
+import json, sys
+from tempspec.__main__ import main
+for command in json.loads(sys.argv[1]):
+    code = main(command)
+    if code:
+        sys.exit(code)
+"""
+TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
+DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.batch_size", "2"]
+FIT = ["--trainer.max_steps", "20", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
+
+
+SHARDED = {
+    "target": ["--model.loading.shard_target", "true"],
+    "draft": ["--trainer.strategy", "fsdp2"],
+    "both": ["--trainer.strategy", "fsdp2", "--model.loading.shard_target", "true"],
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def two_processes(commands):
+    """Run commands in both of two processes; the environment is what `torchrun --nnodes 2` sets."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    shared |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": "0"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, json.dumps(commands)],
+            env=os.environ | shared | {"RANK": str(rank), "GROUP_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(printed)
+    return printed
+
+
+@pytest.fixture(scope="module")
+def experiment(world, tmp_path_factory):
+    """A configuration with pairs of many lengths: 41 rows, which two processes cannot share evenly."""
+    folder = tmp_path_factory.mktemp("two")
+    generator = torch.Generator().manual_seed(1)
+
+    def text(low, high):
+        length = int(torch.randint(low, high, (), generator=generator))
+        return " ".join(WORDS[i] for i in torch.randint(14, (length,), generator=generator))
+
+    rows = [{"prompt": text(1, 5), "response": text(1, 9)} for _ in range(41)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = f"path: {folder}/pairs.jsonl"
+    (folder / "pair.yaml").write_text(
+        "trainer: {log_every_n_steps: 1, accelerator: cpu, enable_progress_bar: false}\n"
+        f"model: {{target: {world}/target, draft: {world}/draft}}\n"
+        f"data: {{train: {{{pairs}}}, validation: {{held: {{{pairs}, limit: 9}}}}, max_length: 16, batch_size: 8, "
+        f"prompts: {{p: {{{pairs}, limit: 7}}}}, cache_dir: {folder}/cache}}\n"
+    )
+    return folder
+
+
+def commands(folder, run, *more):
+    config = ["--config", f"{folder}/pair.yaml", "--run", str(run), *more]
+    yield ["fit", *config, *FIT]
+    yield ["validate", *config]
+    yield ["predict", *config, *DECODING]
+    yield ["generate", *config, *DECODING]
+
+
+def losses(run):
+    with (run / "fit" / "metrics.csv").open(newline="") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def assert_same_draft(*runs):
+    drafts = [AutoModelForCausalLM.from_pretrained(folder / "fit" / "draft").state_dict() for folder in runs]
+    torch.testing.assert_close(*drafts, rtol=0, atol=1e-4)
+
+
+def decoded(path):
+    return [
+        {name: value for name, value in row.items() if name not in TIMES} for row in pq.read_table(path).to_pylist()
+    ]
+
+
+def test_two_processes_are_one(experiment, run, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    for command in commands(experiment, one):
+        code, _, error = run(*command)
+        assert code == 0, error
+    machines = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+    fit, *rest = commands(experiment, two, *machines, "--data.batch_size", "4")
+    ways = {way: [*fit, *more, "--run", str(tmp_path / way)] for way, more in SHARDED.items()}
+    two_processes([fit, *rest, *ways.values()])
+
+    for way in ways:
+        assert losses(tmp_path / way) == pytest.approx(losses(one), abs=1e-5)
+        assert_same_draft(tmp_path / way, one)
+    assert losses(two) == pytest.approx(losses(one), abs=1e-5)
+    assert len(losses(one)) == 20
+    for file in ("predict/predictions.parquet", "generate/generated.parquet"):
+        assert decoded(two / file) == decoded(one / file)
+    validated = [json.loads((folder / "validate" / "metrics.json").read_text())["cells"] for folder in (one, two)]
+    for left, right in zip(*validated, strict=True):
+        assert {name: found["value"] for name, found in left["metrics"].items()} == pytest.approx(
+            {name: found["value"] for name, found in right["metrics"].items()}, abs=1e-6
+        )
