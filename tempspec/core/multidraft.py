@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tempspec.core.sampling import one_hot_log
-from tempspec.core.verification import at_position, of_token, precise, real
+from tempspec.core.verification import at_position, of_token, precise, real, strips
 
 Siblings = Literal["independent", "distinct", "top", "greedy"]
 """How the children of one node are drawn.
@@ -224,15 +224,17 @@ def sequential_decision(
     for above, most in enumerate(count_BN.amax(0).tolist()):  # one look at the shape
         if most == 0:
             continue
-        count_B, first_B = count_BN[:, above], child_BNN[:, above].long().argmax(-1)
-        p_BV, q_BV = weight_BNV[:, above], precise(at_position(logq_BNV, first_B)).exp()
-        rho_B = torch.ones_like(count_B, dtype=torch.float64)
-        if most > 1:
-            rho_B = sequential_division(p_BV, q_BV, count_B.clamp(min=1))
-        own_BN = p_BV.gather(1, token_BN).double()
-        accept_BN = _quotient(own_BN, rho_B[:, None] * chance_BN).clamp(max=1.0)
-        coin_BN = torch.where(child_BNN[:, above], accept_BN, coin_BN)
-        weight_BNV[:, above] = sequential_residual(p_BV, q_BV, rho_B, count_B)
+        child_BN, own_BN = child_BNN[:, above], torch.zeros_like(coin_BN)
+        for rows in strips(logp_BNV):
+            count_B, first_B = count_BN[rows, above], child_BN[rows].long().argmax(-1)
+            p_BV, q_BV = weight_BNV[rows, above], precise(at_position(logq_BNV[rows], first_B)).exp()
+            rho_B = torch.ones_like(count_B, dtype=torch.float64)
+            if most > 1:
+                rho_B = sequential_division(p_BV, q_BV, count_B.clamp(min=1))
+            own_BN[rows] = p_BV.gather(1, token_BN[rows]).double() / rho_B[:, None]
+            p_BV.copy_(sequential_residual(p_BV, q_BV, rho_B, count_B))
+        accept_BN = _quotient(own_BN, chance_BN).clamp(max=1.0)
+        coin_BN = torch.where(child_BN, accept_BN, coin_BN)
     return TreeDecision(coin_BN, weight_BNV)
 
 

@@ -6,7 +6,13 @@ Axes: B batch, N positions, V vocabulary.
 import torch
 from torch import Tensor
 
-_BLOCK = 128  # tokens that inversion sums at once
+_BLOCK = 128
+"""Tokens that inversion sums at once."""
+
+_WHOLE = 1 << 16
+"""Weights up to so many are summed as a whole: fewer operations, but each costs more memory."""
+
+_BELOW_ONE = 1 - 2.0**-52
 
 
 def truncate(
@@ -94,24 +100,27 @@ def inverse_cdf(weight: Tensor, uniform: Tensor) -> Tensor:
     2
     """
     vocabulary = weight.shape[-1]
-    if vocabulary <= _BLOCK:
-        return _invert(weight, uniform)[0]
+    if weight.numel() <= _WHOLE:
+        return _invert(weight.cumsum(-1, dtype=torch.float64), uniform)[0]
     # Which block of tokens first, then which of its tokens: one pass over the weights, whatever V.
-    padded = torch.nn.functional.pad(weight, (0, -vocabulary % _BLOCK)).unflatten(-1, (-1, _BLOCK))
-    block, threshold = _invert(padded.sum(-1, dtype=torch.float64), uniform)
+    padding = -vocabulary % _BLOCK
+    padded = (torch.nn.functional.pad(weight, (0, padding)) if padding else weight).unflatten(-1, (-1, _BLOCK))
+    mass = padded.sum(-1, dtype=torch.promote_types(weight.dtype, torch.float32)).double()
+    cumulative = mass.cumsum(-1)
+    block, threshold = _invert(cumulative, uniform)
+    before = cumulative.gather(-1, block[..., None]) - mass.gather(-1, block[..., None])
     members = padded.gather(-2, block[..., None, None].expand(*block.shape, 1, _BLOCK)).squeeze(-2)
-    cumulative = members.double().cumsum(-1)
-    threshold = torch.minimum(threshold, cumulative[..., -1:] * (1 - 2.0**-52))
+    cumulative = members.cumsum(-1, dtype=torch.float64)
+    threshold = torch.minimum((threshold - before).clamp_(min=0.0), cumulative[..., -1:] * _BELOW_ONE)
     index = block * _BLOCK + torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    return index.clamp(max=vocabulary - 1)
+    return index.clamp_(max=vocabulary - 1)
 
 
-def _invert(weight: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """The first index whose cumulative weight exceeds the threshold, and what of the threshold is left there."""
-    cumulative = weight.double().cumsum(-1)
-    # Rounding may lift u * total to the total itself: stay below it, so that some index always exceeds the threshold.
-    total = cumulative[..., -1:]
-    threshold = torch.minimum(uniform[..., None] * total, total * (1 - 2.0**-52))
-    index = torch.searchsorted(cumulative, threshold, right=True).clamp(max=weight.shape[-1] - 1)
-    before = cumulative.gather(-1, index) - weight.double().gather(-1, index)
-    return index.squeeze(-1), (threshold - before).clamp(min=0.0)
+def _invert(cumulative: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """The first index `[...]` whose cumulative weight exceeds `uniform` times the total, and that threshold `[..., 1]`.
+
+    Rounding may lift `u * total` to the total itself; the factor keeps it below, so that some index exceeds it.
+    """
+    threshold = cumulative[..., -1:] * (uniform * _BELOW_ONE)[..., None]
+    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    return index.clamp_(max=cumulative.shape[-1] - 1), threshold

@@ -16,6 +16,9 @@ from torch import Tensor
 # A drafted token has q > 0, so this bound on log(p / q) binds only behind a row's length, where it keeps sums finite.
 _MAX_LOG_RATIO = 1e4
 
+_STRIP = 1 << 16
+"""Numbers of a law that a CPU works on at once: what one operation writes is in its cache for the next."""
+
 
 def precise(law: Tensor) -> Tensor:
     """The law in float32 or better; no copy if it is already."""
@@ -37,6 +40,22 @@ def at_position(law_BKV: Tensor, position_B: Tensor) -> Tensor:
 def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
     """Which drafted tokens are real, bool `[B, K]`."""
     return torch.arange(token_BK.shape[1], device=token_BK.device) < length_B[:, None]
+
+
+def strips(law_BV: Tensor) -> list[slice]:
+    """The rows of a batch in strips that fit a CPU's cache; all rows in one on other devices.
+
+    Args:
+        law_BV: `[B, ..., V]`; one position of a strip's rows is what has to fit.
+
+    >>> strips(torch.zeros(3, 40_000))
+    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
+    >>> strips(torch.zeros(3, 1_000))
+    [slice(0, 65, None)]
+    """
+    rows = max(1, len(law_BV))
+    step = max(1, _STRIP // law_BV.shape[-1]) if law_BV.device.type == "cpu" else rows
+    return [slice(first, first + step) for first in range(0, rows, step)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -130,10 +149,25 @@ def next_weight(
         length_B: how many were drafted.
         survival_B: see `residual`.
     """
-    logp_BV = at_position(logp_BKV, accepted_B)
+    parts = [
+        _next_weight(
+            logp_BKV[rows],
+            logq_BKV[rows],
+            accepted_B[rows],
+            length_B[rows],
+            None if survival_B is None else survival_B[rows],
+        )
+        for rows in strips(logp_BKV)
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _next_weight(
+    logp_BKV: Tensor, logq_BKV: Tensor, accepted_B: Tensor, length_B: Tensor, survival_B: Tensor | None
+) -> Tensor:
+    p_BV = precise(at_position(logp_BKV, accepted_B)).exp()
     if logq_BKV.shape[1] == 0:
-        return precise(logp_BV).exp()
-    p_BV = precise(logp_BV).exp()
+        return p_BV
     q_BV = precise(at_position(logq_BKV, accepted_B.clamp(max=logq_BKV.shape[1] - 1))).exp()
     # Behind all drafted tokens nothing is taken off p.
     all_accepted_B = accepted_B == length_B
@@ -176,19 +210,23 @@ def block_acceptance(logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, le
     """
     drafted = logq_BKV.shape[1]
     inner_BK = survival_BK[:, 1:drafted]
-    excess_BK = torch.empty_like(inner_BK)
-    p_BV, q_BV = precise(logp_BKV[:, 0]).clone(), precise(logp_BKV[:, 0]).to(precise(logq_BKV[:0]).dtype).clone()
-    for position in range(inner_BK.shape[1]):  # one at a time: what fits a cache is not read twice from memory
-        p_BV = torch.exp(precise(logp_BKV[:, position + 1]), out=p_BV)
-        q_BV = torch.exp(precise(logq_BKV[:, position + 1]), out=q_BV)
-        p_BV.mul_(inner_BK[:, position, None].to(p_BV.dtype)).sub_(q_BV).clamp_(min=0.0)
-        excess_BK[:, position] = p_BV.sum(-1)
+    excess_BK = torch.cat([_inner_excess(logp_BKV[rows], logq_BKV[rows], inner_BK[rows]) for rows in strips(logp_BKV)])
     total_BK = excess_BK + 1.0 - inner_BK
     certain_BK = total_BK == 0
     h_BK = survival_BK[:, 1:].clone()
     h_BK[:, :-1] = (excess_BK / total_BK.masked_fill(certain_BK, 1.0)).masked_fill(certain_BK, 1.0)
     last_BK = torch.arange(1, drafted + 1, device=h_BK.device) == length_B[:, None]
     return torch.where(last_BK, survival_BK[:, 1:], h_BK)
+
+
+def _inner_excess(logp_BKV: Tensor, logq_BKV: Tensor, inner_BK: Tensor) -> Tensor:
+    """`sum_y (P_i p - q)+` behind every drafted token but the last, like `inner_BK` `[B, K - 1]`."""
+    excess_BK = torch.empty_like(inner_BK)
+    for position, factor_B in enumerate(inner_BK.unbind(1), start=1):
+        p_BV, q_BV = precise(logp_BKV[:, position]).exp(), precise(logq_BKV[:, position]).exp()
+        left_BV = p_BV.mul_(factor_B[:, None].to(p_BV.dtype)).sub_(q_BV).clamp_(min=0.0)
+        excess_BK[:, position - 1] = left_BV.sum(-1)
+    return excess_BK
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -204,7 +242,9 @@ def typical_log_threshold(logp_BKV: Tensor, epsilon: float, delta: float) -> Ten
     >>> typical_log_threshold(torch.tensor([[[0.5, 0.5]]]).log(), epsilon=1.0, delta=0.5).exp()
     tensor([[0.2500]])
     """
-    laws = [precise(logp_BV) for logp_BV in logp_BKV.unbind(1)]
-    entropy = [-logp_BV.clamp(min=-_MAX_LOG_RATIO).mul_(logp_BV.exp()).sum(-1) for logp_BV in laws]
-    entropy_BK = torch.stack(entropy, 1) if entropy else logp_BKV.new_zeros(logp_BKV.shape[:2])
+    entropy_BK = torch.empty(logp_BKV.shape[:2], dtype=precise(logp_BKV[:0]).dtype, device=logp_BKV.device)
+    for rows in strips(logp_BKV):
+        for position, logp_BV in enumerate(logp_BKV[rows].unbind(1)):
+            logp_BV = precise(logp_BV)
+            entropy_BK[rows, position] = logp_BV.exp().mul_(logp_BV.clamp(min=-_MAX_LOG_RATIO)).sum(-1).neg_()
     return (delta * torch.exp(-entropy_BK)).clamp(max=epsilon).log()

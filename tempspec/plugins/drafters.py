@@ -110,20 +110,18 @@ def _sampled(turn: DraftTurn) -> Draft:
     if longest == 0:
         return _nothing(turn)
     tokens, laws = [], []
-    length_B, going_B = torch.zeros_like(turn.limit_B), turn.limit_B > 0
+    length_B = turn.limit_B
     logits_BV = turn.model.catch_up(turn.token_BT, turn.length_B)
-    for offset in range(longest):
-        token_B, logq_BV = turn.sample(logits_BV, offset)
+    for count in range(1, longest + 1):
+        token_B, logq_BV = turn.sample(logits_BV, count - 1)
         tokens.append(token_B)
         laws.append(logq_BV)
-        length_B = length_B + going_B
-        if offset + 1 == longest:
+        if count == longest:
             break
-        going_B = going_B & (turn.limit_B > offset + 1)
         proceed_B = turn.rule.proceed(token_B, logq_BV)
         if proceed_B is not None:
-            going_B = going_B & proceed_B
-            if not going_B.any():
+            length_B = torch.where(proceed_B, length_B, length_B.clamp(max=count))
+            if not (length_B > count).any():
                 break
         logits_BV = turn.model.step(token_B)
     return Draft(torch.stack(tokens, 1), length_B, torch.stack(laws, 1))
