@@ -19,7 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import Survey, survey
+from tempspec.core.acceptance import Survey, acceptance_grid, survey
 from tempspec.core.noise import fold
 from tempspec.decoding.sweep import Sweep, WorkItem
 from tempspec.errors import UserError
@@ -32,6 +32,7 @@ from tempspec.interfaces import (
     Verifier,
 )
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
+from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, is_conditioned, set_temperature
 from tempspec.models.heads import hidden_states, linear_head
@@ -147,6 +148,7 @@ class DistillationModule(pl.LightningModule):
         self.seed = seed
         self.draft: PreTrainedModel | None = None
         self.grids: dict[str, AcceptanceGrid] = {}
+        self.fit_of_temperatures: DraftTemperatureFit | None = None
         self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
         self._writer: OnlineWriter | None = None
         self._resumed_text: list[list[dict[str, Any]]] = []
@@ -356,6 +358,8 @@ class DistillationModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start an empty grid for each validation set."""
         self._start_grids(self.trainer.datamodule.validation_names)  # type: ignore[attr-defined]
+        if self.stage == "validate" and self.runner.sweep.fitted:
+            self._start_fit_of_temperatures()
 
     def on_test_epoch_start(self) -> None:
         """Start an empty grid for each test set."""
@@ -364,6 +368,15 @@ class DistillationModule(pl.LightningModule):
     def _start_grids(self, names: Sequence[str]) -> None:
         temperatures = self.validation_temperatures
         self.grids = {name: AcceptanceGrid(temperatures, temperatures).to(self.device) for name in names}
+
+    def _start_fit_of_temperatures(self) -> None:
+        assert self.draft is not None
+        if is_conditioned(self.draft):
+            raise UserError(
+                "fitted expected an ordinary draft, got one that is conditioned on the temperature; "
+                "fold it with `tempspec export --draft FOLDER --temperature T --output FOLDER`"
+            )
+        self.fit_of_temperatures = DraftTemperatureFit(self.runner.sweep.target_temperatures).to(self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """One forward of each model gives the acceptance at every pair of temperatures."""
@@ -376,10 +389,11 @@ class DistillationModule(pl.LightningModule):
     def _measure(self, batch: Batch) -> None:
         assert self.draft is not None
         keep_BT = response(batch)
-        found = self._survey(self.draft, batch, keep_BT)
+        logits_p_NV = self._logits(self.pair.target_model, batch, keep_BT)
         key_N, weight_N, set_N = (
             batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
         )
+        found = self._survey(self.draft, batch, keep_BT, logits_p_NV, key_N, weight_N)
         for index, grid in enumerate(self.grids.values()):
             here = set_N == index
             if here.any():
@@ -392,14 +406,25 @@ class DistillationModule(pl.LightningModule):
                     weight_N[here],
                 )
 
-    def _survey(self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Survey:
+    def _survey(
+        self,
+        draft: PreTrainedModel,
+        batch: Batch,
+        keep_BT: Tensor,
+        logits_p_NV: Tensor,
+        key_N: Tensor,
+        weight_N: Tensor,
+    ) -> Survey:
         """An ordinary draft is run once; a conditioned one is another model at every draft temperature."""
         temperatures = self.validation_temperatures
-        logits_p_NV = self._logits(self.pair.target_model, batch, keep_BT)
 
         def one() -> Survey:
             logits_q_NV = self._logits(draft, batch, keep_BT)
-            return survey(*common_ids(logits_p_NV, logits_q_NV, self.pair.vocabulary), temperatures)
+            heads = common_ids(logits_p_NV, logits_q_NV, self.pair.vocabulary)
+            fit = self.fit_of_temperatures
+            if fit is not None:
+                fit.update(acceptance_grid(*heads, fit.target_temperatures, fit.candidates), key_N, weight_N)
+            return survey(*heads, temperatures)
 
         if not is_conditioned(draft):
             return one()
