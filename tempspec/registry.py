@@ -158,11 +158,12 @@ def _imported(plugin: Plugin) -> Plugin:
 
 def _fault(plugin: Plugin, value: object) -> str | None:
     """What keeps an imported object from being a plugin of its family, or None."""
-    base = f"tempspec.interfaces.{FAMILIES[plugin.family]}"
     if not isinstance(value, type):
         return f"expected a class, got {type(value).__name__}"
-    if base not in {f"{parent.__module__}.{parent.__qualname__}" for parent in value.__mro__}:
-        return f"expected a subclass of {base}, got {value.__qualname__}"
+    base = FAMILIES[plugin.family]
+    # The ground floor imports nothing; a plugin that derives from the base has imported it already.
+    if not issubclass(value, getattr(sys.modules.get("tempspec.interfaces"), base, ())):
+        return f"expected a subclass of tempspec.interfaces.{base}, got {value.__qualname__}"
     if inspect.isabstract(value):
         return (
             f"expected a concrete class, got one without {', '.join(sorted(getattr(value, '__abstractmethods__', ())))}"

@@ -14,6 +14,8 @@ from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.decoding import SweepMetrics
 from tempspec.metrics.rows import Cell, category_cell_of
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.fitted import write_fitted
+from tempspec.modules.prediction import pair_identity
 from tempspec.modules.served import ServedGeneration
 from tempspec.modules.server import Server
 from tempspec.reporting.records import summary_rows, write_metrics_json, write_summary_csv
@@ -31,10 +33,21 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
         folder: the stage's folder.
     """
     grids = {name: grid.grid() for name, grid in module.grids.items()}
+    fit = module.fit_of_temperatures
+    fits, text = ([], []) if fit is None else (fit.fits(), fit.text())
     if not module.trainer.is_global_zero:
         return
     for name, grid in grids.items():
         Console().print(validation_table(grid, title=name))
+    if fit is not None:
+        checkpoint = str(module.trainer.ckpt_path) if module.trainer.ckpt_path else None
+        path = write_fitted(folder, fits, pair_identity(module.pair, checkpoint), text)
+        for best in fits:
+            print(
+                f"target temperature {best.target_temperature:g}: fitted draft temperature {best.draft_temperature:g} "
+                f"accepts {best.acceptance}, the same temperature {best.same}"
+            )
+        print(f"for draft_temperatures: fitted, see {path}")
     _write(folder, {cell: found for name, grid in grids.items() for cell, found in _cells(name, grid).items()})
 
 

@@ -24,7 +24,8 @@ class Sweep:
     Args:
         target_temperatures: decoding temperatures of predict; 0 is argmax.
         generation_temperatures: temperatures that generate samples the target's own text at.
-        draft_temperatures: temperatures that drafts are sampled at: `same` (as the target's), a number, or a list.
+        draft_temperatures: temperatures that drafts are sampled at: `same` (as the target's), a number, `fitted` (what
+            validate found to be accepted most, without truncation), or a list of these.
         samples: completions of every prompt at every temperature; one is enough at temperature 0.
         max_new_tokens: tokens to decode at most.
         top_k: keep the k most likely tokens; 0 keeps all.
@@ -40,7 +41,7 @@ class Sweep:
 
     target_temperatures: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5])
     generation_temperatures: list[float] = field(default_factory=lambda: [1.0])
-    draft_temperatures: list[float | Literal["same"]] | float | Literal["same"] = "same"
+    draft_temperatures: list[float | Literal["same", "fitted"]] | float | Literal["same", "fitted"] = "same"
     samples: int = 1
     max_new_tokens: int = 128
     top_k: int = 0
@@ -68,13 +69,40 @@ class Sweep:
         if self.timing_prompts < 0:
             raise ValueError(f"timing_prompts must be 0 (no timing) or more, got {self.timing_prompts}")
         generation = [(temperature, temperature) for temperature in self.generation_temperatures]
-        for target, draft in [*self.temperatures(), *generation]:  # a request checks the ranges
+        unfitted = {temperature: temperature for temperature in self.target_temperatures}
+        for target, draft in [*self.temperatures(unfitted), *generation]:  # a request checks the ranges
             self.request((0,), target, draft, seed=0, key="")
 
-    def temperatures(self) -> list[tuple[float, float]]:
-        """All pairs (target temperature, draft temperature), without repetition."""
-        drafts = self.draft_temperatures if isinstance(self.draft_temperatures, list) else [self.draft_temperatures]
-        pairs = [(t, t if d == "same" else float(d)) for t in self.target_temperatures for d in drafts]
+    @property
+    def fitted(self) -> bool:
+        """Whether a draft temperature is to be fitted."""
+        return "fitted" in self._drafts
+
+    @property
+    def _drafts(self) -> list[float | Literal["same", "fitted"]]:
+        return self.draft_temperatures if isinstance(self.draft_temperatures, list) else [self.draft_temperatures]
+
+    def temperatures(self, fitted: Mapping[float, float] | None = None) -> list[tuple[float, float]]:
+        """All pairs (target temperature, draft temperature), without repetition.
+
+        Args:
+            fitted: tau_d by tau_t, where a draft temperature is fitted.
+
+        Raises:
+            UserError: a target temperature has no fit.
+        """
+        missing = [t for t in self.target_temperatures if t not in (fitted or {})]
+        if self.fitted and missing:
+            raise UserError(
+                f"no draft temperature was fitted for target temperatures {missing}: run `tempspec validate` with this "
+                "configuration first"
+            )
+        special = {"same": {t: t for t in self.target_temperatures}, "fitted": fitted or {}}
+        pairs = [
+            (t, special[d][t] if isinstance(d, str) else float(d))
+            for t in self.target_temperatures
+            for d in self._drafts
+        ]
         return list(dict.fromkeys(pairs))
 
     def origin(self, prompt_sets: "Mapping[str, Sequence[PromptLike]]") -> dict[str, str]:
@@ -193,17 +221,22 @@ def work_list(
     verifiers: Mapping[str, Verifier],
     prompt_sets: Mapping[str, Sequence[PromptLike]],
     stop_ids: Collection[int] = (),
+    fitted: Mapping[float, float] | None = None,
 ) -> list[WorkItem]:
     """All items: the batched pass verifier by verifier, then the timing pass with baseline and verifiers interleaved.
 
-    A verifier for temperature 0 alone gets no other temperature.
+    A verifier for temperature 0 alone gets no other temperature. `fitted` is that of `Sweep.temperatures`.
 
     Raises:
         UserError: a label is reserved, or nothing is left to decode.
     """
     if BASELINE in verifiers:
         raise UserError(f"a verifier is called {BASELINE!r}, the name of the baseline: give it another name")
-    items = [*_acceptance(sweep, verifiers, prompt_sets, stop_ids), *_timing(sweep, verifiers, prompt_sets, stop_ids)]
+    pairs = sweep.temperatures(fitted)
+    items = [
+        *_acceptance(sweep, pairs, verifiers, prompt_sets, stop_ids),
+        *_timing(sweep, pairs, verifiers, prompt_sets, stop_ids),
+    ]
     if not any(item.pass_ == "acceptance" for item in items):
         raise UserError(
             f"nothing to decode: verifiers {sorted(verifiers)} allow none of the target temperatures "
@@ -264,6 +297,7 @@ def batches(items: Sequence[WorkItem], batch_size: int) -> list[list[WorkItem]]:
 
 def _acceptance(
     sweep: Sweep,
+    pairs: Sequence[tuple[float, float]],
     verifiers: Mapping[str, Verifier],
     prompt_sets: Mapping[str, Sequence[PromptLike]],
     stop_ids: Collection[int],
@@ -271,27 +305,28 @@ def _acceptance(
     for label, verifier in verifiers.items():
         for name, prompts in prompt_sets.items():
             for prompt in prompts:
-                for target, draft in _allowed(sweep, verifier):
+                for target, draft in _allowed(pairs, verifier):
                     for sample in range(sweep.samples if target > 0 else 1):
                         yield _item(sweep, "acceptance", label, name, prompt, target, draft, sample, stop_ids)
 
 
 def _timing(
     sweep: Sweep,
+    pairs: Sequence[tuple[float, float]],
     verifiers: Mapping[str, Verifier],
     prompt_sets: Mapping[str, Sequence[PromptLike]],
     stop_ids: Collection[int],
 ) -> Iterator[WorkItem]:
     for name, prompts in prompt_sets.items():
         for prompt in prompts[: sweep.timing_prompts]:
-            for target, draft in sweep.temperatures():
-                labels = [label for label, rule in verifiers.items() if (target, draft) in _allowed(sweep, rule)]
+            for target, draft in pairs:
+                labels = [label for label, rule in verifiers.items() if (target, draft) in _allowed(pairs, rule)]
                 for label in [BASELINE, *labels] if labels else []:
                     yield _item(sweep, "timing", label, name, prompt, target, draft, 0, stop_ids)
 
 
-def _allowed(sweep: Sweep, verifier: Verifier) -> list[tuple[float, float]]:
-    return [(target, draft) for target, draft in sweep.temperatures() if target == 0 or not verifier.greedy_only]
+def _allowed(pairs: Sequence[tuple[float, float]], verifier: Verifier) -> list[tuple[float, float]]:
+    return [(target, draft) for target, draft in pairs if target == 0 or not verifier.greedy_only]
 
 
 def _item(

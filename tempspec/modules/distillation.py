@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import Survey, survey
+from tempspec.core.acceptance import Survey, acceptance_grid, survey
 from tempspec.core.noise import fold
 from tempspec.core.sparse import SparseLogits
 from tempspec.decoding.sweep import Sweep, WorkItem
@@ -34,6 +34,7 @@ from tempspec.interfaces import (
     Verifier,
 )
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
+from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, is_conditioned, set_temperature
 from tempspec.models.heads import hidden_states, linear_head
@@ -155,6 +156,7 @@ class DistillationModule(pl.LightningModule):
         self.seed = seed
         self.draft: PreTrainedModel | None = None
         self.grids: dict[str, AcceptanceGrid] = {}
+        self.fit_of_temperatures: DraftTemperatureFit | None = None
         self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
         self._writer: OnlineWriter | None = None
         self._cache: TeacherCache | None = None
@@ -480,6 +482,8 @@ class DistillationModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start an empty grid for each validation set."""
         self._start_grids(self.trainer.datamodule.validation_names)  # type: ignore[attr-defined]
+        if self.stage == "validate" and self.runner.sweep.fitted:
+            self._start_fit_of_temperatures()
 
     def on_test_epoch_start(self) -> None:
         """Start an empty grid for each test set."""
@@ -488,6 +492,15 @@ class DistillationModule(pl.LightningModule):
     def _start_grids(self, names: Sequence[str]) -> None:
         temperatures = self.validation_temperatures
         self.grids = {name: AcceptanceGrid(temperatures, temperatures).to(self.device) for name in names}
+
+    def _start_fit_of_temperatures(self) -> None:
+        assert self.draft is not None
+        if is_conditioned(self.draft):
+            raise UserError(
+                "fitted expected an ordinary draft, got one that is conditioned on the temperature; "
+                "fold it with `tempspec export --draft FOLDER --temperature T --output FOLDER`"
+            )
+        self.fit_of_temperatures = DraftTemperatureFit(self.runner.sweep.target_temperatures).to(self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """One forward of each model gives the acceptance at every pair of temperatures."""
@@ -500,10 +513,10 @@ class DistillationModule(pl.LightningModule):
     def _measure(self, batch: Batch) -> None:
         assert self.draft is not None
         keep_BT = response(batch)
-        found = self._survey(self.draft, batch, keep_BT)
         key_N, weight_N, set_N = (
             batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
         )
+        found = self._survey(self.draft, batch, keep_BT, key_N, weight_N)
         for index, grid in enumerate(self.grids.values()):
             here = set_N == index
             if here.any():
@@ -516,14 +529,24 @@ class DistillationModule(pl.LightningModule):
                     weight_N[here],
                 )
 
-    def _survey(self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Survey:
+    def _survey(
+        self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor, key_N: Tensor, weight_N: Tensor
+    ) -> Survey:
         """An ordinary draft is run once; a conditioned one is another model at every draft temperature."""
         temperatures = self.validation_temperatures
         target = self._output(self.pair.target_model, batch, keep_BT)
 
         def one() -> Survey:
-            sides = self._join(target, self._output(draft, batch, keep_BT))
-            return _joined([survey(p_NV, q_NV, temperatures) for p_NV, q_NV in sides.pieces()])
+            found: list[Survey] = []
+            tokens = 0
+            for p_NV, q_NV in self._join(target, self._output(draft, batch, keep_BT)).pieces():
+                here, tokens = slice(tokens, tokens + len(p_NV)), tokens + len(p_NV)
+                fit = self.fit_of_temperatures
+                if fit is not None:
+                    found_NTC = acceptance_grid(p_NV, q_NV, fit.target_temperatures, fit.candidates)
+                    fit.update(found_NTC, key_N[here], weight_N[here])
+                found.append(survey(p_NV, q_NV, temperatures))
+            return _joined(found)
 
         if not is_conditioned(draft):
             return one()

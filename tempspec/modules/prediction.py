@@ -31,6 +31,7 @@ from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Requ
 from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.models.identity import tokenizer_digest, weights_digest
 from tempspec.models.ragged import context_length
+from tempspec.modules.fitted import read_fitted
 from tempspec.modules.pair import Pair
 from tempspec.modules.store import RowStore
 
@@ -97,7 +98,8 @@ class SweepRunner:
         if self.generating:
             items = generation_list(self.sweep, prompt_sets, stop_ids)
         else:
-            items = work_list(self.sweep, self.verifiers, prompt_sets, stop_ids)
+            fitted = self._fitted(Path(folder).parent / "validate", checkpoint)
+            items = work_list(self.sweep, self.verifiers, prompt_sets, stop_ids, fitted)
         reader = Engine(self.pair.target_model, self.pair.vocabulary)
         for item in items:
             reader.check(item.request)
@@ -163,6 +165,10 @@ class SweepRunner:
         rows: dict[str, Any] = {row["key"]: row for row in self.store.rows()}
         return [rows[key] for key in self._order if key in rows]
 
+    def _fitted(self, validated: Path, checkpoint: str | None) -> dict[float, float]:
+        """The draft temperatures that validate left, where the sweep asks for them."""
+        return read_fitted(validated, pair_identity(self.pair, checkpoint)) if self.sweep.fitted else {}
+
     def _engine(self, item: WorkItem, draft: PreTrainedModel | None) -> Engine:
         """The engine of an item's pass and verifier; a timed one decodes alone, after a warm-up."""
         timed = item.pass_ == "timing"
@@ -223,11 +229,7 @@ class SweepRunner:
         origin = {"target": f"{weights_digest(pair.target)} {pair.options}"} | self.sweep.origin(prompt_sets)
         if self.generating:
             return origin
-        held = Path(checkpoint).stat() if checkpoint else None
-        origin["draft"] = (
-            weights_digest(pair.draft) if pair.draft else f"{pair.draft_layers} {pair.spacing} layers of {pair.width}"
-        )
-        origin["checkpoint"] = f"{checkpoint} {held.st_size} {held.st_mtime_ns}" if held else ""
+        origin |= draft_identity(pair, checkpoint)
         origin["drafter"] = f"{describe(self.drafter)} {describe(self.length)}"
         return origin | {f"verifier {label}": describe(verifier) for label, verifier in self.verifiers.items()}
 
@@ -259,6 +261,21 @@ def generated_row(item: WorkItem, pair: Pair, digest: str, text: str, ids: list[
         "seed": item.request.seed,
         "finish": finish,
     }
+
+
+def draft_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
+    """Which draft it is, in words that change with its weights."""
+    held = Path(checkpoint).stat() if checkpoint else None
+    made = f"{pair.draft_layers} {pair.spacing} layers of {pair.width}"
+    return {
+        "draft": weights_digest(pair.draft) if pair.draft else made,
+        "checkpoint": f"{checkpoint} {held.st_size} {held.st_mtime_ns}" if held else "",
+    }
+
+
+def pair_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
+    """Which target and which draft it is: what a fitted draft temperature belongs to."""
+    return {"target": weights_digest(pair.target)} | draft_identity(pair, checkpoint)
 
 
 class DecodingProgress(pl.Callback):

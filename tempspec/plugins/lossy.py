@@ -136,7 +136,7 @@ class MARS(Verifier):
     """
 
     lossless: ClassVar[bool] = False
-    source: ClassVar[str] = "MARS, arXiv 2601.15498"
+    source: ClassVar[str] = "Song et al. 2026, MARS, arXiv 2601.15498"
     greedy_only: ClassVar[bool] = True
     reads_logits: ClassVar[bool] = True
 

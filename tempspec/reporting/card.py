@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard, ModelCardData
 
 from tempspec.errors import UserError
-from tempspec.reporting.records import write_atomically
+from tempspec.files import write_atomically
 
 __all__ = ["draft_card", "write_draft_card"]
 

@@ -200,3 +200,33 @@ def test_a_wrong_configuration_is_one_line(text, says, run, tmp_path):
     assert code == 2
     assert says in error
     assert error.count("\n") == 1
+
+
+FITTED = ("--model.sweep.draft_temperatures", "[same, fitted]", "--model.sweep.target_temperatures", "[0.0, 1.0]")
+SMALL = ("--model.sweep.max_new_tokens", 4, "--model.sweep.timing_prompts", 0)
+
+
+def test_predict_uses_the_draft_temperatures_that_validate_fitted(run, world, tmp_path):
+    code, _, error = run("predict", "--config", world / "pair.yaml", *FITTED, *SMALL)
+    assert (code, error.count("\n")) == (2, 1)
+    assert "run `tempspec validate`" in error
+
+    code, printed, error = run("validate", "--config", world / "pair.yaml", *FITTED)
+    assert code == 0, error
+    assert "fitted draft temperature" in printed
+    path = tmp_path / "runs" / "pair" / "validate" / "draft_temperatures.json"
+    fits = json.loads(path.read_text())["fits"]
+    assert [fit["target_temperature"] for fit in fits] == [0.0, 1.0]
+    assert all(fit["acceptance"]["value"] >= fit["same"]["value"] for fit in fits)
+
+    code, _, error = run("predict", "--config", world / "pair.yaml", *FITTED, *SMALL)
+    assert code == 0, error
+    cells = rows(tmp_path / "runs" / "pair" / "predict" / "summary.csv")
+    pairs = {(float(cell["target_temperature"]), float(cell["draft_temperature"])) for cell in cells}
+    expected = {(fit["target_temperature"], fit["draft_temperature"]) for fit in fits}
+    assert pairs == expected | {(0.0, 0.0), (1.0, 1.0)}
+
+    other = "--model.draft", "null", "--model.draft_layers", 1, "--run", tmp_path / "runs" / "pair"
+    code, _, error = run("predict", "--config", world / "pair.yaml", *FITTED, *SMALL, *other)
+    assert code == 2
+    assert "fitted for another pair (changed: draft)" in error

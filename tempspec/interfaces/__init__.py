@@ -1,0 +1,44 @@
+"""The abstract bases of the five plugin families and the records that pass between floors (floor 2).
+
+A plugin author needs this package, `tempspec.core` and `tempspec.testing`, nothing else; every name is imported from
+here. Bases import torch only, so that `tempspec plugins` stays quick. p is the target's law and q the draft's.
+"""
+
+from tempspec.core.multidraft import Siblings
+from tempspec.interfaces.distillation import (
+    Kept,
+    Divergence,
+    LossContext,
+    ScheduleContext,
+    Summary,
+    Temperatures,
+    TemperatureSchedule,
+)
+from tempspec.interfaces.drafting import Draft, Drafter, DraftLength, DraftTurn, LastRound, StepModel
+from tempspec.interfaces.requests import BASELINE, Completion, Pass, Request, Seconds
+from tempspec.interfaces.verification import Noise, Verdict, Verifier
+
+__all__ = [
+    "BASELINE",
+    "Completion",
+    "Divergence",
+    "Draft",
+    "DraftLength",
+    "DraftTurn",
+    "Drafter",
+    "Kept",
+    "LastRound",
+    "LossContext",
+    "Noise",
+    "Pass",
+    "Request",
+    "ScheduleContext",
+    "Seconds",
+    "Siblings",
+    "StepModel",
+    "Summary",
+    "TemperatureSchedule",
+    "Temperatures",
+    "Verdict",
+    "Verifier",
+]

@@ -1,0 +1,155 @@
+"""Drafting: what is proposed, by which drafter, and how many tokens.
+
+A tree of drafts is a chain whose tokens have parents: node order, and what "behind node n" means, are those of
+`tempspec.core.trees`.
+
+Axes: B batch, K drafted, V vocabulary, T positions, M nodes of one call.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from tempspec.core.multidraft import Siblings
+from tempspec.core.sampling import one_hot_log
+from tempspec.core.trees import chain_parents
+
+
+@dataclass(slots=True)
+class Draft:
+    """A chain of drafted tokens per row, or a tree of them; ragged.
+
+    Attributes:
+        token_BK: drafted ids; entries from `length_B` on mean nothing.
+        length_B: how many are real, 0 to K.
+        logq_BKV: the log-law that each was sampled from, exactly as sampled (one-hot for a deterministic draft); in a
+            tree given its elder siblings too.
+        parent_BK: of a tree, the node that each is a child of, -1 for the root; None for a chain. Parents come before
+            their children, siblings in the order they were drawn.
+    """
+
+    token_BK: Tensor
+    length_B: Tensor
+    logq_BKV: Tensor
+    parent_BK: Tensor | None = None
+
+    @classmethod
+    def certain(cls, token_BK: Tensor, length_B: Tensor, vocabulary: int) -> "Draft":
+        """A deterministic draft: q is one-hot on its tokens."""
+        return cls(token_BK, length_B, one_hot_log(token_BK, vocabulary))
+
+    @property
+    def tree_BK(self) -> Tensor:
+        """The parents, a chain's too, int64 `[B, K]`."""
+        if self.parent_BK is not None:
+            return self.parent_BK
+        return chain_parents(self.token_BK.shape[1], device=self.token_BK.device).expand_as(self.token_BK)
+
+
+@dataclass(frozen=True, slots=True)
+class LastRound:
+    """How a row's last round went, for draft lengths that adapt; -1 in a row's first round.
+
+    Attributes:
+        limit_B: what the rule allowed, int64 `[B]`.
+        drafted_B: tokens drafted.
+        accepted_B: tokens accepted.
+    """
+
+    limit_B: Tensor
+    drafted_B: Tensor
+    accepted_B: Tensor
+
+
+class DraftLength(ABC):
+    """How many tokens to draft.
+
+    To stay lossless a rule may stop *after including* a token, looking at it and at q; never drop a token it has seen
+    (verification.md's anticipation rule: sampling a token, looking at it and dropping it is biased).
+
+    Attributes:
+        longest: the most tokens that a round may draft, at least 0: fixes buffer shapes.
+    """
+
+    longest: int
+
+    def limit(self, last: LastRound) -> Tensor:
+        """The most tokens that each row may draft this round, int64 `[B]`, before any is drafted."""
+        return torch.full_like(last.limit_B, self.longest)
+
+    def proceed(self, token_B: Tensor, logq_BV: Tensor) -> Tensor | None:
+        """Whether to draft another token after `token_B`, bool `[B]`; None means always (nothing is computed)."""
+        return None
+
+
+class StepModel(Protocol):
+    """A causal language model with a ragged key-value cache, as a drafter sees it."""
+
+    def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
+        """Feed each row's tokens that its cache lacks, up to `length_B`; logits `[B, V]` after the last."""
+
+    def step(self, token_B: Tensor) -> Tensor:
+        """Feed one more token per row; logits `[B, V]` after it."""
+
+    def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
+        """Feed nodes of a tree behind what was caught up; logits `[B, M, V]` after each.
+
+        Args:
+            token_BM: their tokens.
+            parent_BM: their parents by number, -1 for the root; nodes count from 0 in the order they are fed.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class DraftTurn:
+    """What a drafter may use in one round.
+
+    Attributes:
+        token_BT: prompt and emitted tokens; entries from `length_B` on mean nothing.
+        length_B: tokens so far.
+        limit_B: the most tokens that each row may draft, at most `longest`.
+        longest: the largest of `limit_B`, known without asking the device; the draft's K is at most this.
+        vocabulary: V of the laws that verification sees.
+        rule: the draft length rule, whose `proceed` the drafter asks after each token.
+        sample: `(logits_BV, offset) -> (token_B, logq_BV)`: samples with every row's draft temperature, truncation
+            and noise; logits may have the draft model's own vocabulary size.
+        model: the draft model, or None for a drafter that needs none.
+        law: `logits_BMV -> logq_BMV`: the draft's law at every row's draft temperature and truncation.
+        draw: `(weight_BMV, node_M) -> token_BM`: samples, with each node's own noise.
+    """
+
+    token_BT: Tensor
+    length_B: Tensor
+    limit_B: Tensor
+    longest: int
+    vocabulary: int
+    rule: DraftLength
+    sample: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    model: StepModel | None
+    law: Callable[[Tensor], Tensor]
+    draw: Callable[[Tensor, Tensor], Tensor]
+
+
+class Drafter(ABC):
+    """Proposes a chain of tokens, or a tree of them, for every row."""
+
+    needs_model: ClassVar[bool] = False
+    """Whether a draft model must be loaded for it."""
+    siblings: Siblings | None = None
+    """How children of one node are drawn, for a drafter of trees; None for chains."""
+    target_layers: int | None = None
+    """Draft with this many of the target's first layers, its final norm and its head, instead of a draft model."""
+    source: ClassVar[str] = ""
+    """The paper that the drafter comes from."""
+
+    @abstractmethod
+    def propose(self, turn: DraftTurn) -> Draft:
+        """The drafts of this round."""
+
+    def most_nodes(self, longest: int) -> int:
+        """The most tokens that a round drafts when paths are at most `longest` tokens long: fixes buffer shapes."""
+        return longest
