@@ -6,8 +6,8 @@ here. Bases import torch only, so that `tempspec plugins` stays quick. p is the 
 
 from tempspec.core.multidraft import Siblings
 from tempspec.interfaces.distillation import (
-    Kept,
     Divergence,
+    Kept,
     LossContext,
     ScheduleContext,
     Summary,

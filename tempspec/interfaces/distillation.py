@@ -10,7 +10,6 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-
 Kept = Literal["top", "sampled"]
 """What a cached teacher keeps of every law: its largest logits, or samples."""
 

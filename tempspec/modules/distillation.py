@@ -49,8 +49,8 @@ from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
 from tempspec.modules.pair import Pair, common_ids
 from tempspec.modules.prediction import PromptSets, SweepRunner
-from tempspec.modules.teacher import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
 from tempspec.modules.sharding import is_sharding, shard, shard_layers
+from tempspec.modules.teacher import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
@@ -529,9 +529,7 @@ class DistillationModule(pl.LightningModule):
                     weight_N[here],
                 )
 
-    def _survey(
-        self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor, key_N: Tensor, weight_N: Tensor
-    ) -> Survey:
+    def _survey(self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor, key_N: Tensor, weight_N: Tensor) -> Survey:
         """An ordinary draft is run once; a conditioned one is another model at every draft temperature."""
         temperatures = self.validation_temperatures
         target = self._output(self.pair.target_model, batch, keep_BT)

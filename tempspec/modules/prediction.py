@@ -4,7 +4,6 @@ The work list holds the openings of conversations; a batch is decoded turn by tu
 own cell. A conversation stays with its process, and a continued run takes it up at the first turn without a row.
 """
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
