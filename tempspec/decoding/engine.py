@@ -22,8 +22,19 @@ from tempspec.core.sampling import log_law
 from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.slots import Laws, Row, Slots
+from tempspec.decoding.step_times import pass_seconds
 from tempspec.errors import UserError
-from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, Request, Verdict, Verifier
+from tempspec.interfaces import (
+    Completion,
+    Draft,
+    Drafter,
+    DraftLength,
+    DraftTurn,
+    Request,
+    StepTimes,
+    Verdict,
+    Verifier,
+)
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.loading import first_layers
 from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
@@ -239,6 +250,23 @@ class Engine:
     def cache_bytes(self) -> int:
         """Bytes that the key-value caches hold."""
         return sum(model.cache.nbytes for model in (self._target, self._draft) if model is not None)
+
+    @torch.inference_mode()
+    def step_times(self, text: int) -> StepTimes:
+        """Measure the forward passes of a round, all slots full, with about so many tokens before it in every row.
+
+        Sampling and verdicts are left out. Nothing of it stays: the next run overwrites what was fed.
+        """
+        text = max(1, min(text, PREFILL_CHUNK, self._context - self._longest - 1))
+        self.reserve(text)
+        self._condition(torch.ones(self._slot_count))
+        if self._draft is not None:
+            text = max(1, min(text, self._draft.context - 1))
+        draft = 0.0 if self._draft is None else pass_seconds(self._draft, self._slot_count, text, 1)
+        widths = range(1, self._longest + 2)
+        verify = tuple(pass_seconds(self._target, self._slot_count, text, width) for width in widths)
+        self._condition(None)
+        return StepTimes(draft, verify)
 
     # -- admission ----------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from tempspec.metrics.decoding import SweepMetrics
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.store import RowStore
 from tempspec.plugins.drafters import PromptLookup
+from tempspec.plugins.lengths import Goodput
 from tempspec.plugins.lossy import MARS, Ensemble
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, TokenwiseRejection
 from tempspec.reporting.records import write_metrics_json
@@ -181,6 +182,26 @@ def test_estimates_of_a_sweep_cover_every_cell(make, data, trainer):
         sums = [share[cell].acceptance_rate.sums() for share in split]
         whole = metrics[cell].acceptance_rate.sums()
         torch.testing.assert_close((sums[0] + sums[1]).numerator_SW, whole.numerator_SW)
+
+
+def test_goodput_measures_the_pair_once_and_keeps_it_with_the_run(make, data, trainer, tmp_path, monkeypatch):
+    sweep = Sweep([0.0, 1.0], max_new_tokens=8, slots=2, timing_prompts=0)
+    options = {"verifiers": {"token": TokenwiseRejection()}, "length": Goodput(longest=3)}
+    rows = predict(make(sweep, **options), data, trainer)
+    assert len(rows) == 16
+    (path,) = tmp_path.rglob("step_times.json")
+    seconds = json.loads(path.read_text())["seconds"]
+    assert len(seconds["verify"]) == 4
+    assert min(seconds["draft"], *seconds["verify"]) > 0
+
+    def measured_again(engine, text):
+        raise AssertionError("step times were kept")
+
+    monkeypatch.setattr(Engine, "step_times", measured_again)
+    more = Sweep([0.0, 1.0, 1.5], max_new_tokens=8, slots=2, timing_prompts=0)
+    module = make(more, **options)
+    assert len(predict(module, data, trainer)) == 24
+    assert module.runner.length is options["length"]
 
 
 def test_a_lossy_rule_reports_its_distance_and_infinity_is_null(make, data, trainer, tmp_path):
