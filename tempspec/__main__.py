@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": ("tempspec.cli.lightning", "speculative decoding: verifiers x temperatures x prompt sets"),
     "generate": ("tempspec.cli.lightning", "the target's own text at a chosen temperature"),
     "export": ("tempspec.cli.export", "an ordinary checkpoint of a temperature-conditioned draft"),
+    "study": ("tempspec.cli.study", "a grid of drafts, verifiers and temperatures, one command"),
     "plugins": ("tempspec.cli.plugins", "what is registered, with its origin and its doc line"),
     "quickstart": ("tempspec.cli.quickstart", "all of it in minutes, offline, on a laptop CPU"),
 }

@@ -146,6 +146,7 @@ class DistillationModule(pl.LightningModule):
         )
         self.seed = seed
         self.draft: PreTrainedModel | None = None
+        self._adopted: list[PreTrainedModel] = []  # a list, to stay out of the module tree until it is needed
         self.grids: dict[str, AcceptanceGrid] = {}
         self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
         self._writer: OnlineWriter | None = None
@@ -177,6 +178,8 @@ class DistillationModule(pl.LightningModule):
         self.pair.target_model.to(self.trainer.strategy.root_device)
         if self._reference is not None and self.stage == "fit":
             self._reference().to(self.trainer.strategy.root_device)
+        if self._adopted and self.stage != "fit" and self._needs_draft():
+            self.draft = self._adopted.pop()
         if self.draft is None and self._needs_draft():
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
@@ -189,6 +192,20 @@ class DistillationModule(pl.LightningModule):
             if self.conditioning_rank and not is_conditioned(self.draft):
                 condition(self.draft, self.conditioning_rank)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
+
+    def adopt(self, earlier: "DistillationModule") -> None:
+        """Take over what a module that ran before has loaded; for runs one after the other in a process.
+
+        Its target always, where both name the same; its draft where it was loaded to measure and not to train.
+        """
+        self.pair.adopt(earlier.pair)
+        named = (self.pair.draft, self.pair.draft_layers, self.pair.options)
+        if (
+            earlier.draft is not None
+            and earlier.stage != "fit"
+            and named == (earlier.pair.draft, None, self.pair.options)
+        ):
+            self._adopted = [earlier.draft]
 
     def setup(self, stage: str) -> None:
         """Refuse rows that a model was not made for, before anything is trained or measured.
