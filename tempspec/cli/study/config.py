@@ -10,9 +10,12 @@ from typing import Any, Literal
 from tempspec.errors import UserError
 from tempspec.reporting.study import DraftIndex, Kind, Prefixes
 
-__all__ = ["Candidate", "Run", "Study"]
+__all__ = ["Candidate", "Config", "Purpose", "Run", "Study"]
 
 Config = dict[str, Any]
+
+Purpose = Literal["sampled", "training"]
+"""What the target's own texts are for: to measure acceptance on, or to train drafts on."""
 
 
 @dataclass
@@ -186,7 +189,7 @@ class Study:
         config["data"]["validation"] = dict(self._validation())
         return config
 
-    def texts_config(self, name: Literal["sampled", "training"]) -> Config:
+    def texts_config(self, name: Purpose) -> Config:
         """The configuration that generates the texts of one purpose, at all their temperatures in one batch."""
         config = self._base(self.texts / name, self.seeds[0])
         temperatures = self.sampled_temperatures if name == "sampled" else self.training_temperatures

@@ -11,9 +11,10 @@ import yaml  # type: ignore[import-untyped]
 from tempspec.cli import lightning
 from tempspec.cli.quickstart import steps as quickstart_steps
 from tempspec.cli.steps import Step
-from tempspec.cli.study.config import Config, Run, Study
+from tempspec.cli.study.config import Config, Purpose, Run, Study
 from tempspec.data.continuations import continuations
 from tempspec.data.module import TextDataModule
+from tempspec.errors import UserError
 from tempspec.files import write_atomically
 from tempspec.modules.distillation import DistillationModule
 from tempspec.reporting.records import write_parquet
@@ -44,7 +45,7 @@ class Jobs:
     def shared(self) -> list[Step]:
         """The texts that all runs share."""
         study = self.study
-        names = ["sampled", *(["training"] if study.training_temperatures else [])]
+        names: list[Purpose] = ["sampled", "training"] if study.training_temperatures else ["sampled"]
         return [self._texts(name) for name in names]
 
     def of_run(self, run: Run) -> list[Step]:
@@ -53,7 +54,7 @@ class Jobs:
         path = self._write(run.name, config)
         folder = Path(config["run"])
         before = tuple(_text(self.study.texts_config(name)) for name in self._texts_of(run))
-        line = ("--config", str(path))
+        line: tuple[str, ...] = ("--config", str(path))
         steps = []
         if run.candidate.fit:
             fit = ("fit", *line, "--trainer.limit_val_batches", "0")
@@ -70,10 +71,20 @@ class Jobs:
         return steps
 
     def module(self, run: Run) -> DistillationModule:
-        """The run's module as it would be built, with all its options checked and no model loaded."""
+        """The run's module as it would be built, with all its options checked and no model loaded.
+
+        Raises:
+            UserError: a wrong option, or a draft temperature that is to be fitted.
+        """
         path = self._write(run.name, self.study.run_config(run))
         arguments = ["predict", "--config", str(path)]
-        return cast(DistillationModule, lightning.run(arguments, command_line=_Rehearsal))
+        module = cast(DistillationModule, lightning.run(arguments, command_line=_Rehearsal))
+        if module.runner.sweep.fitted:
+            raise UserError(
+                "a study expected draft temperatures of same or numbers, got fitted: they would be fitted on the very "
+                "prompts that they are measured on; name some numbers instead"
+            )
+        return module
 
     def _stage(self, title: str, line: tuple[str, ...], folder: Path, depends: tuple[str, ...]) -> Step:
         return Step(line[0], title, _shown(line), lambda: self._call(line), (folder / line[0],), depends)
@@ -89,12 +100,12 @@ class Jobs:
             last.unlink()
             self._call(line)
 
-    def _texts_of(self, run: Run) -> Iterator[Any]:
+    def _texts_of(self, run: Run) -> Iterator[Purpose]:
         yield "sampled"
         if run.candidate.generation_temperatures:
             yield "training"
 
-    def _texts(self, name: Any) -> Step:
+    def _texts(self, name: Purpose) -> Step:
         config = self.study.texts_config(name)
         line = ("generate", "--config", str(self._write(name, config)))
         title = "the target's own texts to " + ("train on" if name == "training" else "measure on")
