@@ -89,6 +89,30 @@ def test_the_fixed_text_is_the_files_own(whole, world):
     assert all(len(row["response_ids"]) == 4 for row in rows)
 
 
+def test_drafts_may_learn_from_the_targets_texts_and_be_measured_with_trees(study, world, run, tmp_path):
+    config = yaml.safe_load(study.read_text())
+    config["training_prompts"] = {"path": f"{world}/text.jsonl", "limit": 4, "prompt_tokens": 4}
+    schedule = {"class_path": "Uniform", "init_args": {"low": 0.5, "high": 2.0, "per": "sequence"}}
+    tree = {"model.drafter": {"class_path": "StaticTree", "init_args": {"levels": [2, 1]}}}
+    config["drafts"] = {
+        "conditioned": {
+            "generation_temperatures": [0.5, 1.0],
+            "options": {"model.conditioning_rank": 1, "model.temperature": schedule},
+        },
+        "tree": {"fit": False, "options": tree | {"model.verifiers": {"tree": "RecursiveRejection"}}},
+    }
+    config["experiment"]["model"]["sweep"]["target_temperatures"] = [1.0]
+    del config["experiment"]["data"]["prompts"]["q"], config["experiment"]["data"]["train"], config["out_of_domain"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config | {"fixed": "sampled"}, sort_keys=False))
+    code, _, error = run("study", "--config", tmp_path / "mine.yaml")
+    assert code == 0, error
+    index = json.loads(Path("made/study.json").read_text())
+    assert index["status"] == {"done": 3, "total": 3}
+    assert index["prefixes"]["fixed"] == {"p": "p sampled@1"}
+    training = [pq.read_table(f"made/shared/training-{t}.parquet").to_pylist() for t in ("0.5", "1")]
+    assert [{row["generation_temperature"] for row in rows} for rows in training] == [{0.5}, {1.0}]
+
+
 def test_a_finished_study_does_nothing(study, whole, run, monkeypatch):
     before = numbers(whole)
     times = {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*.*")}

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     dry = options.pop("dry_run")
     options.pop("config", None)
     try:
-        study = Study(**parser.instantiate(options).as_dict())
+        study = Study.of(options.as_dict())
     except (TypeError, ValueError) as error:
         raise UserError(explain(str(error), [])) from error
     _execute(study, dry=dry, shard=shard)

@@ -85,6 +85,16 @@ class Study:
     training_prompts: dict[str, Any] | None = None
     quickstart: str | None = None
 
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Study":
+        """The study of parsed options; plugins in them stay names for the runs' own configurations to resolve.
+
+        Raises:
+            ValueError: it is none that could be run.
+        """
+        drafts = {name: Candidate(**draft) for name, draft in options["drafts"].items()}
+        return cls(**(dict(options) | {"drafts": drafts}))
+
     def __post_init__(self) -> None:
         """Refuse what no study could be.
 
