@@ -22,6 +22,7 @@ COMMANDS = {
     "generate": ("tempspec.cli.lightning", "the target's own text at a chosen temperature"),
     "export": ("tempspec.cli.export", "an ordinary checkpoint of a temperature-conditioned draft"),
     "import-results": ("tempspec.cli.import_results", "an engine's accepted lengths (vLLM, SGLang), beside ours"),
+    "study": ("tempspec.cli.study", "a grid of drafts, verifiers and temperatures, one command"),
     "plugins": ("tempspec.cli.plugins", "what is registered, with its origin and its doc line"),
     "quickstart": ("tempspec.cli.quickstart", "all of it in minutes, offline, on a laptop CPU"),
 }

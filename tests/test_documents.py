@@ -11,7 +11,8 @@ from tempspec.registry import FAMILIES, load
 from tempspec.testing import ConformanceError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+STUDIES = sorted((ROOT / "configs/studies").glob("*.yaml"))
 
 
 def blocks(document, language):
@@ -71,6 +72,14 @@ def test_the_errors_that_are_explained_are_ones_that_exist():
 def test_every_configuration_is_readable_by_every_subcommand(config, command, capsys):
     assert main([command, "--config", str(config), "--print_config"]) == 0
     assert "divergence:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("config", STUDIES, ids=lambda path: path.stem)
+def test_every_study_shows_its_plan(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", "--config", str(config), "--dry-run"]) == 0
+    assert re.match(r"plan: [1-9]\d* cells in [1-9]\d* runs\n", capsys.readouterr().out)
+    assert f"kind: {config.stem}\n" in config.read_text(encoding="utf-8")
 
 
 def test_the_configurations_that_the_project_promises_are_there():

@@ -36,7 +36,7 @@ from tempspec.modules.prediction import DecodingProgress
 from tempspec.modules.server import Server
 from tempspec.modules.sharding import register_fsdp2
 
-__all__ = ["CommandLine", "GeneratingTrainer", "main"]
+__all__ = ["CommandLine", "GeneratingTrainer", "main", "run"]
 
 TASKS = {
     "distillation": "tempspec.modules.distillation:DistillationModule",
@@ -65,6 +65,28 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: whatever a user can do something about.
     """
+    run(arguments)
+    return 0
+
+
+def run(
+    arguments: Sequence[str],
+    earlier: LightningModule | None = None,
+    command_line: type["CommandLine"] | None = None,
+) -> LightningModule:
+    """Run one of the Lightning subcommands, in a process that may run several.
+
+    Args:
+        arguments: the subcommand and its options.
+        earlier: the module of a subcommand that ran before; models that both name are not loaded again.
+        command_line: a `CommandLine` of another kind.
+
+    Returns:
+        The module that ran.
+
+    Raises:
+        UserError: whatever a user can do something about.
+    """
     quiet()
     register_fsdp2()
     _allow_imports()
@@ -72,13 +94,14 @@ def main(arguments: Sequence[str]) -> int:
     before = _look_ahead(list(arguments))
     if before.get("task") not in (None, *TASKS):
         raise UserError(f"task must be one of {', '.join(TASKS)}, got {before['task']!r}")
+    kind = command_line or CommandLine
     try:
-        CommandLine(before.get("task") or "distillation", before["run"], list(arguments))
+        done = kind(before.get("task") or "distillation", before["run"], list(arguments), earlier)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except torch.OutOfMemoryError as error:
         raise UserError("out of memory: lower data.batch_size, data.max_length or model.sweep.slots") from error
-    return 0
+    return cast(LightningModule, done.model)
 
 
 def _allow_imports() -> None:
@@ -181,9 +204,11 @@ class CommandLine(LightningCLI):
         task: a key of `TASKS`.
         run: the run folder unless an option or configuration names another.
         arguments: the subcommand and its options.
+        earlier: a module whose models are taken over where this one names the same.
     """
 
-    def __init__(self, task: str, run: str, arguments: list[str]) -> None:
+    def __init__(self, task: str, run: str, arguments: list[str], earlier: LightningModule | None = None) -> None:
+        self.earlier = earlier
         self.task = task
         self.default_run = run
         super().__init__(
@@ -291,6 +316,8 @@ class CommandLine(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
             raise UserError(explain(str(error), [])) from error
+        if self.earlier is not None:
+            self.model.adopt(self.earlier)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with this run's folder, metrics file and callbacks.

@@ -155,6 +155,7 @@ class DistillationModule(pl.LightningModule):
         )
         self.seed = seed
         self.draft: PreTrainedModel | None = None
+        self._adopted: list[PreTrainedModel] = []  # a list, to stay out of the module tree until it is needed
         self.grids: dict[str, AcceptanceGrid] = {}
         self.fit_of_temperatures: DraftTemperatureFit | None = None
         self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
@@ -191,6 +192,8 @@ class DistillationModule(pl.LightningModule):
             self._place_target()
         if self._reference is not None and self.stage == "fit":
             self._reference().to(self.trainer.strategy.root_device)
+        if self._adopted and self.stage != "fit" and self._needs_draft():
+            self.draft = self._adopted.pop()
         if self.draft is None and self._needs_draft():
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
@@ -226,6 +229,20 @@ class DistillationModule(pl.LightningModule):
         ):
             if wrong:
                 raise UserError(f"{what} expected every process to hold the whole draft, got strategy fsdp2: take ddp")
+
+    def adopt(self, earlier: "DistillationModule") -> None:
+        """Take over what a module that ran before has loaded; for runs one after the other in a process.
+
+        Its target always, where both name the same; its draft where it was loaded to measure and not to train.
+        """
+        self.pair.adopt(earlier.pair)
+        named = (self.pair.draft, self.pair.draft_layers, self.pair.options)
+        if (
+            earlier.draft is not None
+            and earlier.stage != "fit"
+            and named == (earlier.pair.draft, None, self.pair.options)
+        ):
+            self._adopted = [earlier.draft]
 
     def setup(self, stage: str) -> None:
         """Refuse rows that a model was not made for, before anything is trained or measured.

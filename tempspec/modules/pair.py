@@ -52,6 +52,13 @@ class Pair:
         if self.draft is not None and self.draft_layers is not None:
             raise UserError("got both model.draft and model.draft_layers: name one of them")
 
+    def adopt(self, other: "Pair") -> None:
+        """Take over the target and the tokenizer that another pair has loaded, where both name the same."""
+        if (self.target, self.options) == (other.target, other.options):
+            for name in ("tokenizer", "target_model", "vocabulary", "stop_ids"):
+                if name in vars(other):
+                    vars(self)[name] = vars(other)[name]
+
     @property
     def has_draft(self) -> bool:
         """Whether a draft is named at all."""

@@ -1,7 +1,8 @@
 import pytest
 import yaml
 
-from tempspec.cli.quickstart import TEMPLATES, Step, run_steps, steps
+from tempspec.cli.quickstart import TEMPLATES, steps
+from tempspec.cli.steps import Step, run_steps
 from tempspec.errors import UserError
 
 

@@ -4,53 +4,28 @@ This module orchestrates subprocesses and knows nothing of models: each step is 
 leaves. A step whose command, configuration and inputs are unchanged is not run again; an interrupted one goes on.
 """
 
-import hashlib
-import json
 import shlex
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
 
 from jsonargparse import ArgumentParser
 
-from tempspec import __version__
 from tempspec.cli.messages import OneLineErrors
+from tempspec.cli.steps import Step, run_steps
 from tempspec.errors import UserError
 
-__all__ = ["Step", "main", "run_steps"]
+__all__ = ["main", "steps"]
 
 TEMPLATES = ("target", "draft", "before", "distilled")
 
 
 class _Parser(OneLineErrors, ArgumentParser):
     """Reports a wrong option in one line."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step.
-
-    Attributes:
-        name: names its marker.
-        title: what it does, for the screen.
-        command: the command line that is shown.
-        run: does it.
-        leaves: what it writes; these are removed when the step must begin anew.
-        depends: what else its outcome depends on: configuration texts.
-    """
-
-    name: str
-    title: str
-    command: str
-    run: Callable[[], None]
-    leaves: tuple[Path, ...]
-    depends: tuple[str, ...] = field(default=())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -119,53 +94,6 @@ def _write_configs(folder: Path) -> dict[str, Path]:
         written[name] = folder / "configs" / f"{name}.yaml"
         written[name].write_text(template.substitute(folder=folder.as_posix()), "utf-8")
     return written
-
-
-def run_steps(steps: Sequence[Step], markers: Path) -> None:
-    """Run what is not finished.
-
-    Args:
-        steps: in order; each depends on all before it.
-        markers: the folder that remembers what was begun and finished.
-
-    Raises:
-        UserError: a step failed.
-    """
-    markers.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256(__version__.encode()).hexdigest()
-    for number, step in enumerate(steps, 1):
-        digest = hashlib.sha256("\0".join((digest, step.command, *step.depends)).encode()).hexdigest()
-        marker = markers / f"{step.name}.json"
-        print(f"\n[{number}/{len(steps)}] {step.title}\n    {step.command}", flush=True)
-        state = _state(marker, digest)
-        if state == "finished" and all(path.exists() for path in step.leaves):
-            print("    finished before: reused", flush=True)
-            continue
-        if state == "new":
-            _remove(step.leaves)
-        marker.write_text(json.dumps({"digest": digest, "finished": False}), "utf-8")
-        step.run()
-        marker.write_text(json.dumps({"digest": digest, "finished": True}), "utf-8")
-
-
-def _state(marker: Path, digest: str) -> str:
-    """`finished`, `begun` or `new` (never begun, or with another configuration)."""
-    try:
-        held = json.loads(marker.read_text("utf-8"))
-    except (OSError, ValueError):
-        return "new"
-    if held.get("digest") != digest:
-        return "new"
-    return "finished" if held.get("finished") else "begun"
-
-
-def _remove(paths: Sequence[Path]) -> None:
-    """Remove a step's former outcome."""
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
 
 
 def _call(*arguments: str) -> None:

@@ -1,0 +1,133 @@
+"""Steps of a longer job: each is finished once, whatever interrupts it (floor 6).
+
+A step whose command, configuration and predecessors are unchanged is not run again; an interrupted one goes on with
+what it has. Nothing here knows what a step does. Standard library only: a job begins at once.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tempspec import __version__
+
+__all__ = ["Step", "finished_seconds", "run_steps"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        name: names its marker.
+        title: what it does, for the screen.
+        command: the command line that is shown.
+        run: does it.
+        leaves: what it writes; these are removed when the step must begin anew.
+        depends: what else its outcome depends on: configuration texts.
+    """
+
+    name: str
+    title: str
+    command: str
+    run: Callable[[], None]
+    leaves: tuple[Path, ...]
+    depends: tuple[str, ...] = field(default=())
+
+
+def run_steps(steps: Sequence[Step], markers: Path) -> None:
+    """Run what is not finished; a second process with the same markers waits for the first.
+
+    Args:
+        steps: in order; each depends on all before it.
+        markers: the folder that remembers what was begun and finished.
+
+    Raises:
+        UserError: a step failed.
+    """
+    markers.mkdir(parents=True, exist_ok=True)
+    with _alone(markers):
+        for number, (step, digest) in enumerate(zip(steps, _digests(steps), strict=True), 1):
+            print(f"\n[{number}/{len(steps)}] {step.title}\n    {step.command}", flush=True)
+            _run(step, digest, markers / f"{step.name}.json")
+
+
+def finished_seconds(steps: Sequence[Step], markers: Path) -> dict[str, float]:
+    """The steps that are finished as they are described, and how long each took."""
+    held = {step.name: _held(markers / f"{step.name}.json") for step in steps}
+    return {
+        step.name: held[step.name].get("seconds", 0.0)
+        for step, digest in zip(steps, _digests(steps), strict=True)
+        if _state(held[step.name], digest) == "finished" and all(path.exists() for path in step.leaves)
+    }
+
+
+def _digests(steps: Sequence[Step]) -> Iterator[str]:
+    """What each step's outcome depends on, its predecessors included."""
+    digest = hashlib.sha256(__version__.encode()).hexdigest()
+    for step in steps:
+        digest = hashlib.sha256("\0".join((digest, step.command, *step.depends)).encode()).hexdigest()
+        yield digest
+
+
+def _run(step: Step, digest: str, marker: Path) -> None:
+    held = _held(marker)
+    state = _state(held, digest)
+    if state == "finished" and all(path.exists() for path in step.leaves):
+        print("    finished before: reused", flush=True)
+        return
+    if state == "new":
+        _remove(step.leaves)
+        held = {}
+    _note(marker, held | {"digest": digest, "finished": False})
+    began = time.monotonic()
+    step.run()
+    seconds = round(held.get("seconds", 0.0) + time.monotonic() - began, 2)
+    _note(marker, {"digest": digest, "finished": True, "seconds": seconds})
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system gives it back when the process ends, however it ends."""
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _note(marker: Path, content: dict[str, Any]) -> None:
+    """Write a marker, whole or not at all."""
+    partial = marker.with_suffix(".tmp")
+    partial.write_text(json.dumps(content), "utf-8")
+    os.replace(partial, marker)
+
+
+def _held(marker: Path) -> dict[str, Any]:
+    """What a marker holds; nothing where there is none, or a broken one."""
+    try:
+        held = json.loads(marker.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def _state(held: dict[str, Any], digest: str) -> str:
+    """`finished`, `begun` or `new` (never begun, or with another configuration)."""
+    if held.get("digest") != digest:
+        return "new"
+    return "finished" if held.get("finished") else "begun"
+
+
+def _remove(paths: Sequence[Path]) -> None:
+    """Remove a step's former outcome."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

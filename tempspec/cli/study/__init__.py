@@ -1,0 +1,97 @@
+"""`tempspec study`: a declared grid of fits, validations and decodings, which continues when interrupted (floor 6)."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from tempspec.cli.messages import OneLineErrors, explain
+from tempspec.cli.steps import finished_seconds, run_steps
+from tempspec.cli.study.config import Run, Study
+from tempspec.cli.study.jobs import Jobs
+from tempspec.cli.study.plan import Plan
+from tempspec.errors import UserError
+from tempspec.reporting.study import Status, StudyIndex, write_study
+
+__all__ = ["main"]
+
+
+class _Parser(OneLineErrors, ArgumentParser):
+    """Reports a wrong option in one line."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Show the plan, and run what is missing.
+
+    Args:
+        arguments: `study` and its options.
+
+    Raises:
+        UserError: a wrong option, or whatever a run of the study cannot go on with.
+    """
+    parser = _Parser(prog="tempspec study", description="A grid of drafts, verifiers and temperatures.")
+    parser.add_argument("--config", action="config", help="The study's YAML.")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="Show the plan and stop.")
+    parser.add_argument("--shard", type=str, default="1/1", help="Run every n-th run, from the i-th on: i/n.")
+    parser.add_class_arguments(Study, as_group=False)
+    options = parser.parse_args(list(arguments[1:]))
+    shard = options.pop("shard")
+    dry = options.pop("dry_run")
+    options.pop("config", None)
+    try:
+        study = Study.of(options.as_dict())
+    except (TypeError, ValueError) as error:
+        raise UserError(explain(str(error), [])) from error
+    _execute(study, dry=dry, shard=shard)
+    return 0
+
+
+def _execute(study: Study, *, dry: bool, shard: str) -> None:
+    jobs = Jobs(study)
+    mine = _share(study.runs, shard)
+    plan = Plan.of(study, jobs, mine)
+    print(plan)
+    if dry:
+        return
+    markers = study.folder / "steps"
+    if study.quickstart is not None:
+        run_steps(jobs.preparation(), Path(study.quickstart) / "steps")
+    run_steps(jobs.shared(), markers / "shared")
+    for run in mine:
+        run_steps(jobs.of_run(run), markers / run.name)
+        _write_index(study, jobs, plan)
+    print(f"\nstudy: {_write_index(study, jobs, plan)}")
+
+
+def _share(runs: list[Run], shard: str) -> list[Run]:
+    """The runs of one shard. A run's cells stay together: its speed-ups are fair on one machine alone.
+
+    Raises:
+        UserError: it is not written i/n.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--shard expected i/n with i from 1 to n, got {shard!r}; for example --shard 1/4")
+    return runs[int(found[1]) - 1 :: int(found[2])]
+
+
+def _write_index(study: Study, jobs: Jobs, plan: Plan) -> Path:
+    """Write study.json as far as the study is."""
+    done = sum(
+        plan.cells[run.name]
+        for run in study.runs
+        if "predict" in finished_seconds(jobs.of_run(run), study.folder / "steps" / run.name)
+    )
+    index = StudyIndex(
+        name=study.folder.name,
+        kind=study.kind,
+        drafts=study.draft_index(),
+        prompt_sets=study.domains(),
+        target_temperatures=study.target_temperatures,
+        draft_temperatures=study.draft_temperatures,
+        reference_temperature=study.reference_temperature,
+        prefixes=study.prefixes,
+        status=Status(done, sum(plan.cells.values())),
+    )
+    return write_study(study.folder, index)

@@ -1,0 +1,238 @@
+"""What a study's YAML says, and the ordinary configurations that it stands for (floor 6)."""
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tempspec.errors import UserError
+from tempspec.reporting.study import DraftIndex, Kind, Prefixes
+
+__all__ = ["Candidate", "Config", "Purpose", "Run", "Study"]
+
+Config = dict[str, Any]
+
+Purpose = Literal["sampled", "training"]
+"""What the target's own texts are for: to measure acceptance on, or to train drafts on."""
+
+
+@dataclass
+class Candidate:
+    """One draft of a study.
+
+    Args:
+        labels: what sets it apart, for the report.
+        fit: distil it first; otherwise it is measured as it is.
+        generation_temperatures: train it on what the target writes at these temperatures, from the study's
+            `training_prompts`; by default on the experiment's `data.train`.
+        options: what differs from the experiment, by the name of the flag: `{model.temperature: 0.5}`.
+    """
+
+    labels: dict[str, str | float] = field(default_factory=dict)
+    fit: bool = True
+    generation_temperatures: list[float] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One draft with one seed: an ordinary run.
+
+    Attributes:
+        draft: the draft's name.
+        seed: the seed.
+        candidate: the draft.
+    """
+
+    draft: str
+    seed: int
+    candidate: Candidate
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"{self.draft}-s{self.seed}"
+
+
+@dataclass
+class Study:
+    """A grid of drafts x seeds, each with the experiment's verifiers, temperatures and prompt sets.
+
+    Args:
+        study: the study's folder.
+        experiment: what all runs share: `trainer`, `model` and `data` as in any configuration.
+        drafts: the drafts, by names of your own.
+        kind: the question that it asks, which decides what the report begins with.
+        seeds: each draft is distilled and decoded once for each.
+        reference_temperature: where falls of acceptance are counted from.
+        fixed: the text that is the same at every temperature: the `continuation` of each prompt in its own file, or,
+            for files of prompts alone, what the target `sampled` at the reference temperature.
+        out_of_domain: the prompt sets that are unlike what the drafts were trained on.
+        training_prompts: where the target's own training texts begin; a prompt source as under `data.prompts`.
+        quickstart: make the quickstart's corpus, target and draft in this folder if the experiment names them.
+    """
+
+    study: str
+    experiment: dict[str, Any]
+    drafts: dict[str, Candidate]
+    kind: Kind = "custom"
+    seeds: list[int] = field(default_factory=lambda: [0])
+    reference_temperature: float = 1.0
+    fixed: Literal["continuation", "sampled"] = "continuation"
+    out_of_domain: list[str] = field(default_factory=list)
+    training_prompts: dict[str, Any] | None = None
+    quickstart: str | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> "Study":
+        """The study of parsed options; plugins in them stay names for the runs' own configurations to resolve.
+
+        Raises:
+            ValueError: it is none that could be run.
+        """
+        drafts = {name: Candidate(**draft) for name, draft in options["drafts"].items()}
+        return cls(**(dict(options) | {"drafts": drafts}))
+
+    def __post_init__(self) -> None:
+        """Refuse what no study could be.
+
+        Raises:
+            ValueError: saying what is missing.
+        """
+        if not self.drafts or not self.seeds:
+            raise ValueError("a study needs at least one draft and one seed")
+        for section in ("model", "data"):
+            if not isinstance(self.experiment.get(section), dict):
+                raise ValueError(f"experiment.{section} is missing; write it as in any configuration")
+        if not self.prompts:
+            raise ValueError("experiment.data.prompts is empty; name at least one prompt set")
+        if unknown := [name for name in self.out_of_domain if name not in self.prompts]:
+            raise ValueError(f"out_of_domain names {unknown[0]!r}, which is none of {', '.join(self.prompts)}")
+        if self.training_temperatures and self.training_prompts is None:
+            raise ValueError(
+                "generation_temperatures need training_prompts: the prompts that training texts begin with"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder."""
+        return Path(self.study)
+
+    @property
+    def texts(self) -> Path:
+        """Where the texts are that all runs share."""
+        return self.folder / "shared"
+
+    @property
+    def prompts(self) -> dict[str, Any]:
+        """The prompt sets."""
+        return dict(self.experiment["data"].get("prompts") or {})
+
+    @property
+    def target_temperatures(self) -> list[float]:
+        """That are decoded at."""
+        sweep = self.experiment["model"].get("sweep") or {}
+        return [float(t) for t in sweep.get("target_temperatures", [0.0, 0.5, 1.0, 1.5])]
+
+    @property
+    def draft_temperatures(self) -> list[Any]:
+        """That are proposed at: `same` or numbers."""
+        given = (self.experiment["model"].get("sweep") or {}).get("draft_temperatures", "same")
+        return list(given) if isinstance(given, list) else [given]
+
+    @property
+    def sampled_temperatures(self) -> list[float]:
+        """That the target writes at for the analytic acceptance."""
+        return sorted({*self.target_temperatures, self.reference_temperature})
+
+    @property
+    def training_temperatures(self) -> list[float]:
+        """That the target writes at for training."""
+        return sorted({t for draft in self.drafts.values() for t in draft.generation_temperatures})
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs, in order."""
+        return [Run(name, seed, draft) for name, draft in self.drafts.items() for seed in self.seeds]
+
+    # -- what the report is told ---------------------------------------------------------------------------------------
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """The validation sets by prompt set."""
+        sampled = {
+            name: {f"{t:g}": f"{name} sampled@{t:g}" for t in self.sampled_temperatures} for name in self.prompts
+        }
+        fixed = {
+            name: name if self.fixed == "continuation" else sampled[name][f"{self.reference_temperature:g}"]
+            for name in self.prompts
+        }
+        return Prefixes(fixed, sampled)
+
+    def draft_index(self) -> dict[str, DraftIndex]:
+        """Labels and run folders."""
+        return {
+            name: DraftIndex(
+                {"fitted": draft.fit} | draft.labels, {str(seed): f"runs/{name}-s{seed}" for seed in self.seeds}
+            )
+            for name, draft in self.drafts.items()
+        }
+
+    def domains(self) -> dict[str, dict[str, str]]:
+        """Each prompt set's domain."""
+        return {name: {"domain": "out" if name in self.out_of_domain else "in"} for name in self.prompts}
+
+    # -- ordinary configurations ---------------------------------------------------------------------------------------
+
+    def run_config(self, run: Run) -> Config:
+        """The configuration of a run, for fit, validate and predict."""
+        config = self._base(self.folder / "runs" / run.name, run.seed)
+        grid = [*self.sampled_temperatures, *(float(t) for t in self.draft_temperatures if not isinstance(t, str))]
+        config["model"]["validation_temperatures"] = sorted(set(grid))
+        if run.candidate.generation_temperatures:
+            paths = [self.texts / f"training-{t:g}.parquet" for t in run.candidate.generation_temperatures]
+            config["data"]["train"] = [{"path": path.as_posix()} for path in paths]
+        for option, value in run.candidate.options.items():
+            _set(config, option, value)
+        config["data"]["validation"] = dict(self._validation())
+        return config
+
+    def texts_config(self, name: Purpose) -> Config:
+        """The configuration that generates the texts of one purpose, at all their temperatures in one batch."""
+        config = self._base(self.texts / name, self.seeds[0])
+        temperatures = self.sampled_temperatures if name == "sampled" else self.training_temperatures
+        _set(config, "model.sweep.generation_temperatures", temperatures)
+        _set(config, "model.sweep.samples", 1)
+        if name == "training":
+            config["data"]["prompts"] = {"training": copy.deepcopy(self.training_prompts)}
+        return config
+
+    def _base(self, folder: Path, seed: int) -> Config:
+        config = copy.deepcopy(self.experiment)
+        config |= {"task": "distillation", "run": folder.as_posix(), "seed_everything": seed}
+        for option in ("model.seed", "model.sweep.seed", "data.seed"):
+            _set(config, option, seed)
+        return config
+
+    def _validation(self) -> Iterator[tuple[str, Mapping[str, str]]]:
+        for name in self.prompts:
+            if self.fixed == "continuation":
+                yield name, {"path": (self.texts / f"fixed-{name}.parquet").as_posix()}
+            for temperature, label in self.prefixes.sampled[name].items():
+                yield label, {"path": (self.texts / f"sampled-{name}-{temperature}.parquet").as_posix()}
+
+
+def _set(config: Config, option: str, value: Any) -> None:
+    """Set an option by the name of its flag.
+
+    Raises:
+        UserError: there is something else in its way.
+    """
+    *sections, name = option.split(".")
+    for section in sections:
+        config = config.setdefault(section, {})
+        if not isinstance(config, dict):
+            raise UserError(f"drafts: cannot set {option}: {section} is {json.dumps(config)}, not a section")
+    config[name] = copy.deepcopy(value)

@@ -1,0 +1,189 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+
+@pytest.fixture(scope="session")
+def study(world):
+    """A study of two drafts x two temperatures x two verifiers x two prompt sets."""
+    text = f"{world}/text.jsonl"
+    prompts = {name: {"path": text, "limit": 3, "prompt_tokens": tokens} for name, tokens in (("p", 4), ("q", 5))}
+    sweep = {"target_temperatures": [0.0, 1.0], "max_new_tokens": 4, "timing_prompts": 0}
+    experiment = {
+        "trainer": {"max_steps": 2, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "model": {"target": f"{world}/target", "draft": f"{world}/draft", "sweep": sweep}
+        | {"verifiers": {"token": "TokenwiseRejection", "block": "BlockVerification"}},
+        "data": {"train": {"path": text}, "prompts": prompts, "max_length": 16, "batch_size": 4}
+        | {"cache_dir": f"{world}/cache"},
+    }
+    drafts = {"plain": {"fit": False}, "fitted": {"labels": {"train_temperature": 0.5}}}
+    drafts["fitted"]["options"] = {"model.temperature": 0.5}
+    config = {"study": "made", "out_of_domain": ["q"], "drafts": drafts, "experiment": experiment}
+    (world / "study.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    return world / "study.yaml"
+
+
+@pytest.fixture(scope="session")
+def whole(study, tmp_path_factory):
+    """The folder of the study, run from end to end."""
+    from tempspec.__main__ import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        assert main(["study", "--config", str(study)]) == 0
+        return Path.cwd() / "made"
+
+
+def numbers(folder):
+    """Everything that a study measured, but for the seconds."""
+    found = {"study.json": json.loads((folder / "study.json").read_text())}
+    for path in sorted(folder.glob("runs/*/*/*.parquet")):
+        table = pq.read_table(path)
+        clocks = [name for name in table.column_names if name.startswith("seconds")]
+        found[path.relative_to(folder).as_posix()] = table.drop_columns(clocks).to_pylist()
+    return found
+
+
+def test_the_plan_is_shown_and_nothing_run(study, run):
+    code, printed, error = run("study", "--config", study, "--dry-run")
+    assert (code, error) == (0, "")
+    assert printed.startswith("plan: 16 cells in 2 runs\n  plain-s0                    8 cells\n")
+    assert "left: about" in printed
+    assert [path.name for path in Path("made").iterdir()] == ["configs"]
+
+
+def test_every_run_is_measured_and_indexed(whole):
+    index = json.loads((whole / "study.json").read_text())
+    assert index["status"] == {"done": 16, "total": 16}
+    assert index["prompt_sets"] == {"p": {"domain": "in"}, "q": {"domain": "out"}}
+    assert index["drafts"]["fitted"] == {
+        "labels": {"fitted": True, "train_temperature": 0.5},
+        "seeds": {"0": "runs/fitted-s0"},
+    }
+    for draft in index["drafts"].values():
+        folder = whole / draft["seeds"]["0"]
+        measured = {row["prompt_set"] for row in pq.read_table(folder / "validate/acceptance.parquet").to_pylist()}
+        sampled = {name for sets in index["prefixes"]["sampled"].values() for name in sets.values()}
+        assert measured == sampled | set(index["prefixes"]["fixed"].values())
+        decoded = pq.read_table(folder / "predict/predictions.parquet").to_pylist()
+        cells = {(row["verifier"], row["prompt_set"], row["target_temperature"]) for row in decoded}
+        assert {cell for cell in cells if cell[0] in ("token", "block")} == {
+            (rule, name, t) for rule in ("token", "block") for name in "pq" for t in (0.0, 1.0)
+        }
+
+
+def test_the_fixed_text_is_the_files_own(whole, world):
+    own = [json.loads(line)["text"] for line in (world / "text.jsonl").read_text().splitlines()]
+    rows = pq.read_table(whole / "shared/fixed-p.parquet").to_pylist()
+    assert len(rows) == 3
+    assert all(any(text.startswith(f"{row['prompt']} {row['response']}") for text in own) for row in rows)
+    assert all(len(row["response_ids"]) == 4 for row in rows)
+
+
+def test_drafts_may_learn_from_the_targets_texts_and_be_measured_with_trees(study, world, run, tmp_path):
+    config = yaml.safe_load(study.read_text())
+    config["training_prompts"] = {"path": f"{world}/text.jsonl", "limit": 4, "prompt_tokens": 4}
+    schedule = {"class_path": "Uniform", "init_args": {"low": 0.5, "high": 2.0, "per": "sequence"}}
+    tree = {"model.drafter": {"class_path": "StaticTree", "init_args": {"levels": [2, 1]}}}
+    config["drafts"] = {
+        "conditioned": {
+            "generation_temperatures": [0.5, 1.0],
+            "options": {"model.conditioning_rank": 1, "model.temperature": schedule},
+        },
+        "tree": {"fit": False, "options": tree | {"model.verifiers": {"tree": "RecursiveRejection"}}},
+    }
+    config["experiment"]["model"]["sweep"]["target_temperatures"] = [1.0]
+    del config["experiment"]["data"]["prompts"]["q"], config["experiment"]["data"]["train"], config["out_of_domain"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config | {"fixed": "sampled"}, sort_keys=False))
+    code, _, error = run("study", "--config", tmp_path / "mine.yaml")
+    assert code == 0, error
+    index = json.loads(Path("made/study.json").read_text())
+    assert index["status"] == {"done": 3, "total": 3}
+    assert index["prefixes"]["fixed"] == {"p": "p sampled@1"}
+    training = [pq.read_table(f"made/shared/training-{t}.parquet").to_pylist() for t in ("0.5", "1")]
+    assert [{row["generation_temperature"] for row in rows} for rows in training] == [{0.5}, {1.0}]
+
+
+def test_a_finished_study_does_nothing(study, whole, run, monkeypatch):
+    before = numbers(whole)
+    times = {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*.*")}
+    monkeypatch.chdir(whole.parent)
+    code, printed, error = run("study", "--config", study)
+    assert code == 0, error
+    assert "plain-s0                    8 cells  finished" in printed
+    assert printed.count("finished before: reused") == 6
+    assert {path: path.stat().st_mtime_ns for path in whole.glob("runs/**/*.*")} == times
+    assert numbers(whole) == before
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        pytest.param("steps/shared/sampled.json", marks=pytest.mark.slow),
+        pytest.param("runs/plain-s0/predict/predictions.parts", marks=pytest.mark.slow),
+        "runs/fitted-s0/fit/checkpoints/last.ckpt",
+        pytest.param("runs/fitted-s0/fit/draft/config.json", marks=pytest.mark.slow),
+    ],
+)
+def test_a_killed_study_ends_with_the_same_numbers(moment, study, whole, run):
+    command = [sys.executable, "-m", "tempspec", "study", "--config", str(study)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not Path("made", moment).exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not Path("made/steps/fitted-s0/predict.json").exists()
+    code, _, error = run("study", "--config", study)
+    assert code == 0, error
+    assert numbers(Path("made")) == numbers(whole)
+
+
+def test_two_shards_merged_equal_one_run(study, whole, run, tmp_path, monkeypatch):
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(tmp_path / str(number))
+        assert run("study", "--config", study, "--shard", f"{number}/2")[0] == 0
+        assert len(list(Path("made/runs").iterdir())) == 1
+    shutil.copytree(tmp_path / "1/made", "made", dirs_exist_ok=True)
+    code, printed, error = run("study", "--config", study)
+    assert code == 0, error
+    assert printed.count("finished before: reused") == 6
+    assert numbers(Path("made")) == numbers(whole)
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b"])
+def test_a_shard_that_is_none_is_refused(shard, study, run):
+    code, _, error = run("study", "--config", study, "--shard", shard)
+    assert code == 2
+    assert error.startswith("error: --shard expected i/n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drafts": {}}, "at least one draft"),
+        ({"out_of_domain": ["r"]}, "out_of_domain names 'r'"),
+        ({"kind": "novel"}, "kind"),
+        ({"experiment": {"data": {}}}, "experiment.model is missing"),
+        ({"drafts": {"d": {"options": {"model.nothing": 1}}}}, "nothing"),
+        ({"drafts": {"d": {"options": {"model.target.deep": 1}}}}, "target"),
+        ({"drafts": {"d": {"options": {"model.sweep.draft_temperatures": "fitted"}}}}, "got fitted"),
+        ({"drafts": {"d": {"generation_temperatures": [1.0]}}}, "training_prompts"),
+    ],
+)
+def test_what_no_study_could_be_is_refused_in_one_line(change, message, study, run, tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(yaml.safe_load(study.read_text()) | change))
+    code, _, error = run("study", "--config", tmp_path / "mine.yaml", "--dry-run")
+    assert code == 2
+    assert message in error
+    assert error.count("\n") == 1
