@@ -1,6 +1,9 @@
 """What a run leaves when the disk is full, or when it is stopped in the middle of a batch."""
 
+import csv
+import os
 import resource
+import signal
 import subprocess
 import sys
 
@@ -67,6 +70,52 @@ def test_auto_starts_or_continues(world, run, tmp_path):
     assert code == 0
     assert "Restored all states" in error or (tmp_path / "run/fit/metrics.csv").read_text().count("\n") >= 5
     assert not (tmp_path / "run/fit/metrics.1.csv").exists()
+
+
+VALIDATING = ("--trainer.max_steps=8", "--trainer.val_check_interval=2", "--trainer.check_val_every_n_epoch=null")
+
+
+def left_by_fit(folder):
+    """What was logged, speeds left out, and the draft's weights."""
+    with (folder / "fit/metrics.csv").open(newline="") as file:
+        logged = [
+            {name: value for name, value in row.items() if "per_second" not in name} for row in csv.DictReader(file)
+        ]
+    return logged, (folder / "fit/draft/model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def unbroken(world, tmp_path_factory):
+    from tempspec.__main__ import main
+
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert main(["fit", "--config", str(world / "pair.yaml"), "--run", str(folder), *VALIDATING]) == 0
+    return left_by_fit(folder)
+
+
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 3), (signal.SIGINT, 4), (None, 5)], ids=str)
+def test_a_fit_that_was_stopped_or_killed_leaves_what_an_unbroken_one_does(
+    number, step, unbroken, world, run, tmp_path, monkeypatch
+):
+    from tempspec.modules.callbacks import GracefulStop, LastCheckpoint
+
+    def strike(callback, trainer, *args):
+        if trainer.global_step == step - 1:  # within the step of this number
+            if number is None:
+                raise RuntimeError("killed")
+            os.kill(os.getpid(), number)
+
+    config = ["fit", "--config", world / "pair.yaml", "--run", tmp_path / "run", *VALIDATING, "--ckpt_path", "auto"]
+    with monkeypatch.context() as patch:
+        patch.setattr(GracefulStop, "on_train_batch_start", strike)
+        if number is None:
+            patch.setattr(LastCheckpoint, "on_exception", lambda *args: None)
+            with pytest.raises(RuntimeError, match="killed"):
+                run(*config)
+        else:
+            assert run(*config)[0] == 128 + number
+    assert run(*config)[0] == 0
+    assert left_by_fit(tmp_path / "run") == unbroken
 
 
 def test_a_stopped_generate_goes_on_behind_its_last_row(world, run, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 __all__ = ["GracefulStop", "Stopped", "stop_asked"]
 
@@ -28,6 +29,10 @@ class GracefulStop(Callback):
 
     The first signal only sets a flag; a second one of the same kind acts at once. Checkpoints are saved by whoever
     saves on an exception. A step that may last longer than a stop may take looks at the flag itself: `stop_asked`.
+
+    Training leaves where Lightning itself leaves on SIGTERM, between two steps, by its `SIGTERMException` with the
+    signal's exit code: an exception in `on_train_batch_end` would come before the step's row is logged and before the
+    validation that is due, and a run that is continued would have neither.
     """
 
     def __init__(self) -> None:
@@ -47,7 +52,7 @@ class GracefulStop(Callback):
 
     def _install(self, trainer: Trainer) -> None:
         """Handle the signals from here on, instead of Lightning, which may have noted one already."""
-        if trainer.received_sigterm:
+        if trainer.received_sigterm and not self._code:
             self._code = _EXIT_CODE[signal.SIGTERM]
         for number in self._previous:
             signal.signal(number, self._note)
@@ -77,7 +82,9 @@ class GracefulStop(Callback):
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the former handlers back."""
+        """Put the former handlers back, and give Lightning's exception the exit code."""
+        if isinstance(exception, SIGTERMException):
+            exception.code = self._code
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -91,22 +98,26 @@ class GracefulStop(Callback):
         while self._previous:
             signal.signal(*self._previous.popitem())
 
+    def _agree(self, trainer: Trainer) -> int:
+        """The exit code that any rank was asked to stop with, the same on all; 0 if none was."""
+        if trainer.world_size > 1:
+            shared = torch.tensor(float(self._code), device=trainer.strategy.root_device)
+            self._code = int(trainer.strategy.reduce(shared, reduce_op="max"))
+        return self._code
+
     def _check(self, trainer: Trainer) -> None:
         """Stop if any rank was asked to.
 
         Raises:
             Stopped: with the exit code.
         """
-        code = self._code
-        if trainer.world_size > 1:
-            shared = torch.tensor(float(code), device=trainer.strategy.root_device)
-            code = int(trainer.strategy.reduce(shared, reduce_op="max"))
-        if code:
+        if code := self._agree(trainer):
             raise Stopped(code)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Stop between two batches."""
-        self._check(trainer)
+        """Let Lightning leave behind this step."""
+        if self._agree(trainer):
+            trainer._signal_connector.received_sigterm = True
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Stop between two batches."""
