@@ -30,6 +30,7 @@ from tempspec.interfaces import (
     Drafter,
     DraftLength,
     DraftTurn,
+    LastRound,
     Request,
     StepTimes,
     Verdict,
@@ -59,6 +60,7 @@ class Turn:
         length_B: the same on the device.
         limits: the most tokens that each row may draft, on the host.
         limit_B: the same on the device.
+        rule: the draft length of this round; None for plain decoding.
     """
 
     rows: list[Row | None]
@@ -69,6 +71,7 @@ class Turn:
     length_B: Tensor
     limits: list[int]
     limit_B: Tensor
+    rule: DraftLength | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,9 @@ class Engine:
         self._slot_count = slots
         self._analytic = analytic
         self._compile = compile
-        self._adaptive = length is not None and type(length).limit is not DraftLength.limit
+        self._adaptive = length is not None and (
+            type(length).limit is not DraftLength.limit or type(length).for_round is not DraftLength.for_round
+        )
         self._context = context_length(target.config)
         self._capacity = 0
 
@@ -325,10 +330,12 @@ class Engine:
 
     def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> Turn:
         rows, lengths = slots.batch, slots.lengths()
-        limits = self._limits(slots)
+        last = slots.last_round() if self._adaptive else None
+        limits = self._limits(rows, last)
+        rule = self._rule if self._rule is None or last is None else self._rule.for_round(last)
         length_B, limit_B = slots.integers([lengths, limits])
         token_BT = slots.token_ST[: len(rows)]
-        return Turn(rows, laws, noise.next(length_B), token_BT, lengths, length_B, limits, limit_B)
+        return Turn(rows, laws, noise.next(length_B), token_BT, lengths, length_B, limits, limit_B, rule)
 
     def _charge(self, turn: Turn, began: float) -> None:
         """Share a round's time among its rows: the models' forward passes, and all else as overhead."""
@@ -341,12 +348,11 @@ class Engine:
             seconds.verify += verify
             seconds.overhead += overhead
 
-    def _limits(self, slots: Slots) -> list[int]:
+    def _limits(self, rows: list[Row | None], last: LastRound | None) -> list[int]:
         """The most tokens that each row may draft: the rule's word, the tokens still wanted, the draft's context."""
-        rows = slots.batch
         if self._rule is None or self._longest == 0:
             return [0] * len(rows)
-        asked = self._rule.limit(slots.last_round()).tolist() if self._adaptive else [self._longest] * len(rows)
+        asked = self._rule.limit(last).tolist() if last is not None else [self._longest] * len(rows)
         context = self._draft.context if self._draft is not None else self._context
         return [
             max(0, min(int(ask), self._longest, row.end - row.length - 1, context - row.length)) if row else 0
@@ -363,7 +369,7 @@ class Engine:
         """The drafts of this round, how many drafted tokens the draft model was fed, and whose logits were numbers."""
         longest = max(turn.limits)
         finite_B = turn.limit_B >= 0
-        if self._drafter is None or self._rule is None or longest == 0:
+        if self._drafter is None or turn.rule is None or longest == 0:
             none_B0 = turn.token_BT[:, :0]
             law_B0V = torch.empty(*none_B0.shape, self._vocabulary, device=none_B0.device)
             return Draft(none_B0, turn.limit_B, law_B0V), -1, finite_B
@@ -392,7 +398,7 @@ class Engine:
             turn.limit_B,
             longest,
             self._vocabulary,
-            self._rule,
+            turn.rule,
             sample,
             steps,
             law,
@@ -447,7 +453,8 @@ class Engine:
                     raise UserError(_no_numbers("target" if draft_finite else "draft", row))
                 _append(row, emitted[: accepted + 1], drafted, tested)
                 foresight.append(row.completion, index)
-                row.last = (turn.limits[index], drafted, accepted)
+                so_far = row.last[3] + tested, row.last[4] + accepted
+                row.last = (turn.limits[index], drafted, accepted, *so_far)
                 if fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
                     row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, fed))

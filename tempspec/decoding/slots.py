@@ -11,6 +11,9 @@ from torch import Tensor
 
 from tempspec.interfaces import Completion, LastRound, Request
 
+NO_ROUND = (-1, -1, -1, 0, 0)
+"""A row's `last` before its first round."""
+
 
 @dataclass(slots=True)
 class Row:
@@ -22,7 +25,7 @@ class Row:
         length: tokens so far, prompt included; the caches hold all but the last.
         end: the length at which it is finished.
         draft_cached: tokens that the draft's cache holds.
-        last: limit, drafted and accepted of the last round; -1 before the first.
+        last: limit, drafted and accepted of the last round, -1 before the first; tested and accepted of all so far.
     """
 
     request: Request
@@ -30,7 +33,7 @@ class Row:
     length: int
     end: int
     draft_cached: int
-    last: tuple[int, int, int] = (-1, -1, -1)
+    last: tuple[int, int, int, int, int] = NO_ROUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +121,7 @@ class Slots:
 
     def last_round(self) -> LastRound:
         """How the batch's last round went; on the host, where limits are decided."""
-        last_B3 = torch.tensor([row.last if row else (-1, -1, -1) for row in self.batch])
-        return LastRound(last_B3[:, 0], last_B3[:, 1], last_B3[:, 2])
+        return LastRound(*torch.tensor([row.last if row else NO_ROUND for row in self.batch]).T)
 
 
 _IDLE = Request((0,), target_temperature=1.0)

@@ -52,17 +52,21 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class LastRound:
-    """How a row's last round went, for draft lengths that adapt; -1 in a row's first round.
+    """How a row's last round went, and all so far, for draft lengths that adapt; int64 `[B]` each.
 
     Attributes:
-        limit_B: what the rule allowed, int64 `[B]`.
+        limit_B: what the rule allowed; -1 in a row's first round, as in the next two.
         drafted_B: tokens drafted.
         accepted_B: tokens accepted.
+        all_tested_B: tokens tested in all rounds so far; 0 in a row's first round, as in the next.
+        all_accepted_B: tokens accepted in all rounds so far.
     """
 
     limit_B: Tensor
     drafted_B: Tensor
     accepted_B: Tensor
+    all_tested_B: Tensor
+    all_accepted_B: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,10 @@ class DraftLength(ABC):
     def limit(self, last: LastRound) -> Tensor:
         """The most tokens that each row may draft this round, int64 `[B]`, before any is drafted."""
         return torch.full_like(last.limit_B, self.longest)
+
+    def for_round(self, last: LastRound) -> "DraftLength":
+        """The rule whose `proceed` is asked in this round, of the same rows: one that knows how they fared so far."""
+        return self
 
     def proceed(self, token_B: Tensor, logq_BV: Tensor) -> Tensor | None:
         """Whether to draft another token after `token_B`, bool `[B]`; None means always (nothing is computed)."""

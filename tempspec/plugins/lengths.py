@@ -81,30 +81,78 @@ def _entropy(logq_BV: Tensor) -> Tensor:
     return torch.special.entr(logq_BV.exp()).sum(-1)
 
 
+def _acceptance_bound(logq_BV: Tensor, coefficient: float) -> Tensor:
+    """`1 - sqrt(c H(q))`, `[B]`."""
+    return 1.0 - (coefficient * _entropy(logq_BV)).sqrt()
+
+
+_PRIOR_TOKENS = 8.0
+"""How many tested tokens AdaEDL's goal weighs before a row's own acceptance."""
+
+
 class AdaEDL(DraftLength):
     """Stops where the draft's entropy bounds acceptance low: behind a token with `1 - sqrt(c H(q)) < lambda`.
 
-    The bound is on the acceptance of the token just included, which is kept. The paper moves lambda with the measured
-    acceptance rate; here it is an option.
+    The bound is on the acceptance of the token just included, which is kept. Lambda moves with the row's acceptance
+    rate so far, `lambda = threshold + gain (goal - rate)`: below the goal drafting stops earlier.
+    The paper moves it too, by a moving average whose constants could not be found: this form is ours. Only finished
+    rounds are looked at, so the text's law stays the target's.
 
     Args:
         coefficient: c, at least 0.
-        threshold: lambda.
+        threshold: lambda of a first round.
         longest: the most tokens of a round, at least 0.
+        goal: the acceptance rate at which lambda stays, in [0, 1].
+        gain: how far lambda moves, at least 0; 0 keeps it.
     """
 
-    def __init__(self, coefficient: float = 0.2, threshold: float = 0.3, longest: int = 8) -> None:
+    def __init__(
+        self,
+        coefficient: float = 0.2,
+        threshold: float = 0.3,
+        longest: int = 8,
+        goal: float = 0.7,
+        gain: float = 0.5,
+    ) -> None:
         if not 0 <= coefficient < math.inf:
             raise UserError(f"AdaEDL: coefficient must be 0 or more, got {coefficient}")
         if longest < 0:
             raise UserError(f"AdaEDL: longest must be 0 or more, got {longest}")
+        if not 0 <= goal <= 1:
+            raise UserError(f"AdaEDL: goal must be in [0, 1], got {goal}")
+        if not 0 <= gain < math.inf:
+            raise UserError(f"AdaEDL: gain must be 0 or more, got {gain}")
         self.coefficient = coefficient
         self.threshold = threshold
+        self.longest = longest
+        self.goal = goal
+        self.gain = gain
+
+    def thresholds(self, last: LastRound) -> Tensor:
+        """Lambda of each row, `[B]`; the rate is smoothed by a prior of some tokens at the goal."""
+        rate_B = (last.all_accepted_B + _PRIOR_TOKENS * self.goal) / (last.all_tested_B + _PRIOR_TOKENS)
+        return self.threshold + self.gain * (self.goal - rate_B)
+
+    def for_round(self, last: LastRound) -> DraftLength:
+        """See `DraftLength.for_round`."""
+        return _EntropyBound(self.coefficient, self.thresholds(last), self.longest)
+
+    def proceed(self, token_B: Tensor, logq_BV: Tensor) -> Tensor:
+        """See `DraftLength.proceed`; as in a first round."""
+        return _acceptance_bound(logq_BV, self.coefficient) >= self.threshold
+
+
+class _EntropyBound(DraftLength):
+    """AdaEDL in one round: every row has its lambda."""
+
+    def __init__(self, coefficient: float, threshold_B: Tensor, longest: int) -> None:
+        self.coefficient = coefficient
+        self.threshold_B = threshold_B
         self.longest = longest
 
     def proceed(self, token_B: Tensor, logq_BV: Tensor) -> Tensor:
         """See `DraftLength.proceed`."""
-        return 1.0 - (self.coefficient * _entropy(logq_BV)).sqrt() >= self.threshold
+        return _acceptance_bound(logq_BV, self.coefficient) >= self.threshold_B.to(logq_BV.device)
 
 
 class SVIP(DraftLength):

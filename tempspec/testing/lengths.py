@@ -4,6 +4,7 @@ Axes: B rows, V vocabulary.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ def check_length(rule: DraftLength, *, vocabulary: int = 8, rows: int = 64, seed
     - `longest` is an int, at least 0, and `limit` lies in 0..longest, int64 `[B]`, in a first round (-1) and after any
       other;
     - `proceed` is None always, or bool `[B]`;
-    - both are functions of their arguments alone, row by row: asked again, after other questions, or about one row
+    - `proceed` is that of the rule that `for_round` gives;
+    - all are functions of their arguments alone, row by row: asked again, after other questions, or about one row
       without the batch they answer the same; and they write nothing to them.
 
     Args:
@@ -37,7 +39,7 @@ def check_length(rule: DraftLength, *, vocabulary: int = 8, rows: int = 64, seed
         raise ConformanceError("longest is an int, 0 or more", type(rule).__name__, f"{rule.longest!r}")
     first_B = torch.full((rows,), -1)
     for where, last in (
-        ("a first round", (first_B, first_B, first_B)),
+        ("a first round", (first_B, first_B, first_B, first_B + 1, first_B + 1)),
         ("a later round", _last_round(rule.longest, rows, seed)),
     ):
         limit_B = _check_function(lambda *last: rule.limit(LastRound(*last)), last, f"limit, {where}")
@@ -45,19 +47,32 @@ def check_length(rule: DraftLength, *, vocabulary: int = 8, rows: int = 64, seed
             raise ConformanceError("limit is int64 [B]", where, _described(limit_B))
         if ((limit_B < 0) | (limit_B > rule.longest)).any():
             raise ConformanceError(f"limit lies in 0..longest = {rule.longest}", where, f"{limit_B.tolist()}")
-    for where, spread in {"sharp laws": 8.0, "flat laws": 0.5}.items():
-        proceed_B = _check_function(rule.proceed, _laws(vocabulary, rows, seed, spread), f"proceed, {where}")
+        _check_proceed(rule, vocabulary, last, f"after {where}", seed)
+
+
+def _check_proceed(rule: DraftLength, vocabulary: int, last: tuple[Tensor, ...], after: str, seed: int) -> None:
+    """Ask behind tokens, in a round that follows `last`."""
+    rows = len(last[0])
+    for law, spread in {"sharp laws": 8.0, "flat laws": 0.5}.items():
+        where = f"{law} {after}"
+        arguments = (*_laws(vocabulary, rows, seed, spread), *last)
+        proceed_B = _check_function(partial(_proceed, rule), arguments, f"proceed, {where}")
         if proceed_B is not None and (proceed_B.dtype != torch.bool or proceed_B.shape != (rows,)):
             raise ConformanceError("proceed is bool [B], or None", where, _described(proceed_B))
 
 
-def _last_round(longest: int, rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Random limits in 0..longest, no more drafted than those, no more accepted than drafted."""
+def _proceed(rule: DraftLength, token_B: Tensor, logq_BV: Tensor, *last: Tensor) -> Tensor | None:
+    return rule.for_round(LastRound(*last)).proceed(token_B, logq_BV)
+
+
+def _last_round(longest: int, rows: int, seed: int) -> tuple[Tensor, ...]:
+    """Random limits in 0..longest, no more drafted than those, no more accepted than drafted; three such rounds."""
     counts = [torch.full((rows,), longest)]
     for part in range(3):
         share_B = uniform(seed, int(Stream.DRAFT), part, torch.arange(rows))
         counts.append((share_B * (counts[-1] + 1)).long())
-    return counts[1], counts[2], counts[3]
+    tested_B = torch.minimum(counts[3] + 1, counts[2])
+    return counts[1], counts[2], counts[3], 3 * tested_B, 3 * counts[3]
 
 
 def _laws(vocabulary: int, rows: int, seed: int, spread: float) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from tempspec.decoding.noise import RoundNoise
 from tempspec.errors import UserError
 from tempspec.interfaces import Request, Verdict
 from tempspec.plugins.drafters import CausalLM, PromptLookup
-from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
+from tempspec.plugins.lengths import AdaEDL, ConfidenceThreshold, FixedLength
 from tempspec.registry import load
 from tests.controls import (
     BlockFirstFailure,
@@ -152,6 +152,11 @@ def test_the_engines_joint_law_is_the_targets(target, draft, name):
 def test_the_joint_law_survives_drafts_that_stop_early(target, draft):
     rule = ConfidenceThreshold(threshold=0.6, longest=4)
     assert min(p_values(target, draft, SAMPLING["BlockVerification"], 4000, length=rule)) > 1e-4
+
+
+def test_the_joint_law_survives_a_threshold_that_moves_with_past_rounds(flat_pair):
+    rule = AdaEDL(threshold=0.45, longest=3, gain=2.0)
+    assert min(p_values(*flat_pair, SAMPLING["BlockVerification"], 4000, length=rule)) > 1e-4
 
 
 def test_the_joint_law_survives_prompt_lookup(target):

@@ -22,9 +22,18 @@ def test_conforms_at_the_ends_of_its_options(rule):
     check_length(rule)
 
 
+def last_round(limit, drafted, accepted):
+    """A second round behind one with these counts."""
+    limit, drafted, accepted = map(torch.tensor, (limit, drafted, accepted))
+    return LastRound(limit, drafted, accepted, torch.minimum(accepted + 1, drafted), accepted)
+
+
+FIRST = LastRound(*(torch.full((3,), value) for value in (-1, -1, -1, 0, 0)))
+
+
 def test_fixed_length_asks_for_no_look_at_tokens():
     first = torch.full((3,), -1)
-    assert FixedLength(5).limit(LastRound(first, first, first)).tolist() == [5, 5, 5]
+    assert FixedLength(5).limit(FIRST).tolist() == [5, 5, 5]
     assert FixedLength(5).proceed(first, torch.zeros(3, 2)) is None
 
 
@@ -34,7 +43,7 @@ def test_confidence_stops_behind_a_token_below_the_threshold():
 
 
 def test_heuristic_follows_the_last_round():
-    last = LastRound(torch.tensor([-1, 4, 4, 1, 7]), torch.tensor([-1, 4, 4, 1, 7]), torch.tensor([-1, 4, 3, 0, 7]))
+    last = last_round([-1, 4, 4, 1, 7], [-1, 4, 4, 1, 7], [-1, 4, 3, 0, 7])
     assert Heuristic(first=5, longest=8).limit(last).tolist() == [5, 6, 3, 1, 8]
 
 
@@ -54,24 +63,31 @@ def test_a_certain_draft_goes_on_at_the_strictest_threshold(rule):
 COSTS = [1.0, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35]
 
 
+def test_adaedl_stops_earlier_where_less_was_accepted():
+    last = last_round([8, 8, 8], [8, 8, 8], [0, 5, 8])
+    low, middle, high = AdaEDL(threshold=0.3).thresholds(last).tolist()
+    assert low > middle > high
+    assert AdaEDL(threshold=0.3).thresholds(FIRST).tolist() == pytest.approx([0.3] * 3)
+    assert AdaEDL(gain=0.0).thresholds(last).tolist() == pytest.approx([0.3] * 3)
+    logq = torch.tensor([0.5, 0.3, 0.1, 0.1]).log().expand(3, 4)  # 1 - sqrt(c H) = .52
+    rule = AdaEDL(threshold=0.52, gain=2.0).for_round(last)
+    assert rule.proceed(torch.zeros(3, dtype=torch.int64), logq).tolist() == [False, True, True]
+
+
 def test_goodput_goes_by_the_times_it_is_told():
-    nothing = torch.tensor([-1])
-    first = LastRound(nothing, nothing, nothing)
     free = Goodput().timed(StepTimes(0.0, (2.0,) * 9))
     dear = Goodput().timed(StepTimes(9.0, (2.0,) * 9))
     assert Goodput().needs_step_times
     assert not free.needs_step_times
-    assert (free.limit(first).item(), dear.limit(first).item()) == (8, 0)
+    assert (free.limit(FIRST).tolist(), dear.limit(FIRST).tolist()) == ([8] * 3, [0] * 3)
     told, given = Goodput(longest=3).timed(StepTimes(0.4, (2.0, 2.0, 2.5, 3.0))), Goodput(0.2, (1.0, 1.0, 1.25, 1.5))
     assert vars(told) == vars(given)
     check_length(told)
 
 
 def test_goodput_drafts_more_where_more_is_accepted_and_nothing_where_it_does_not_pay():
-    nothing = torch.tensor([-1])
-    first = LastRound(nothing, nothing, nothing)
     rates = (0.05, 0.3, 0.6, 0.9)
-    limits = [Goodput(0.2, COSTS, acceptance=rate).limit(first).item() for rate in rates]
+    limits = [Goodput(0.2, COSTS, acceptance=rate).limit(FIRST)[0].item() for rate in rates]
     assert limits == sorted(limits)
     assert limits[0] == 0 < limits[-1]
     goodput = [sum(0.6**i for i in range(k + 1)) / (0.2 * k + cost) for k, cost in enumerate(COSTS)]
@@ -80,7 +96,7 @@ def test_goodput_drafts_more_where_more_is_accepted_and_nothing_where_it_does_no
 
 
 def test_goodput_learns_from_the_last_round():
-    last = LastRound(torch.tensor([8, 8]), torch.tensor([8, 8]), torch.tensor([0, 8]))
+    last = last_round([8, 8], [8, 8], [0, 8])
     refused, accepted = Goodput(acceptance=0.6).limit(last).tolist()
     assert refused < accepted
 
@@ -94,6 +110,8 @@ def test_goodput_learns_from_the_last_round():
         (lambda: Heuristic(first=0), "expected 1 <= first <= longest, got 0 and 16"),
         (lambda: AdaEDL(coefficient=-1.0), "coefficient must be 0 or more"),
         (lambda: AdaEDL(longest=-1), "longest must be 0 or more"),
+        (lambda: AdaEDL(goal=1.1), "goal must be in"),
+        (lambda: AdaEDL(gain=-0.1), "gain must be 0 or more"),
         (lambda: SVIP(threshold=-1.0), "threshold must be 0 or more"),
         (lambda: SVIP(longest=-1), "longest must be 0 or more"),
         (lambda: Goodput(-0.1, COSTS), "draft_cost must be 0 or more"),
