@@ -13,7 +13,7 @@ from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.decoding import SweepMetrics
 from tempspec.metrics.rows import Cell
 from tempspec.modules.distillation import DistillationModule
-from tempspec.reporting.records import summary_rows, write_metrics_json, write_summary_csv
+from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
 from tempspec.reporting.tables import DecodingTable, validation_table
 
 ANALYTIC = "analytic"
@@ -28,11 +28,13 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
         folder: the stage's folder.
     """
     grids = {name: grid.grid() for name, grid in module.grids.items()}
+    counted = [row for name, grid in module.grids.items() for row in prompt_rows(name, grid.by_prompt())]
     if not module.trainer.is_global_zero:
         return
     for name, grid in grids.items():
         Console().print(validation_table(grid, title=name))
     _write(folder, {cell: found for name, grid in grids.items() for cell, found in _cells(name, grid).items()})
+    write_parquet(folder / "acceptance.parquet", counted)
 
 
 def report_sweep(module: DistillationModule, folder: Path) -> None:
