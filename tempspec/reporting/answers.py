@@ -128,7 +128,9 @@ def _remedies(collection: Collection) -> Answer:
     if not tried:
         return Answer(question, "Not measured here: it needs two drafts, verifiers or draft temperatures.")
     best = max(tried, key=lambda label: tried[label].value)
-    count = f"the best of {len(tried)}, whose interval is not adjusted for choosing" if len(tried) > 1 else "the only one"
+    count = (
+        f"the best of {len(tried)}, whose interval is not adjusted for choosing" if len(tried) > 1 else "the only one"
+    )
     what = f"block efficiency at T = {hottest:g} with {best} ({count})"
     return _answer(question, what, tried[best], f"against {base.name}, {_place(plain)}")
 

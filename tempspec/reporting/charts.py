@@ -45,7 +45,9 @@ class Chart:
     figure: Figure
 
 
-def curves(name: str, title: str, found: Curves, *, x: str, y: str, bottom: float | None = 0.0, top: float | None = None) -> Chart:
+def curves(
+    name: str, title: str, found: Curves, *, x: str, y: str, bottom: float | None = 0.0, top: float | None = None
+) -> Chart:
     """Curves with 95% bands against a number.
 
     Args:

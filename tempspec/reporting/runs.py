@@ -282,7 +282,9 @@ def _optional(file: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file}: expected {file.suffix[1:].upper()}, got a broken file; run the stage again") from error
+        raise UserError(
+            f"{file}: expected {file.suffix[1:].upper()}, got a broken file; run the stage again"
+        ) from error
     if not isinstance(held, Mapping):
         raise UserError(f"{file}: expected a mapping, got {type(held).__name__}; run the stage again")
     return held

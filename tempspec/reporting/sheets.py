@@ -45,9 +45,7 @@ def to_csv(sheet: Sheet) -> str:
     T,rate,rate low,rate high,rate n
     1.0,0.5,0.4,0.6,9
     """
-    wide = [
-        any(isinstance(row[index], Estimate) for row in sheet.rows) for index in range(len(sheet.columns))
-    ]
+    wide = [any(isinstance(row[index], Estimate) for row in sheet.rows) for index in range(len(sheet.columns))]
     heads = [
         [name, f"{name} low", f"{name} high", f"{name} n"] if several else [name]
         for name, several in zip(sheet.columns, wide, strict=True)
