@@ -18,7 +18,7 @@ from tempspec.modules.fitted import write_fitted
 from tempspec.modules.prediction import pair_identity
 from tempspec.modules.served import ServedGeneration
 from tempspec.modules.server import Server
-from tempspec.reporting.records import summary_rows, write_metrics_json, write_summary_csv
+from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
 from tempspec.reporting.tables import DecodingTable, category_tables, validation_table
 
 ANALYTIC = "analytic"
@@ -35,6 +35,7 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
     grids = {name: grid.grid() for name, grid in module.grids.items()}
     fit = module.fit_of_temperatures
     fits, text = ([], []) if fit is None else (fit.fits(), fit.text())
+    counted = [row for name, grid in module.grids.items() for row in prompt_rows(name, grid.by_prompt())]
     if not module.trainer.is_global_zero:
         return
     for name, grid in grids.items():
@@ -49,6 +50,7 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
             )
         print(f"for draft_temperatures: fitted, see {path}")
     _write(folder, {cell: found for name, grid in grids.items() for cell, found in _cells(name, grid).items()})
+    write_parquet(folder / "acceptance.parquet", counted)
 
 
 def report_sweep(module: DistillationModule, folder: Path) -> None:

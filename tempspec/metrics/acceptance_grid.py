@@ -2,7 +2,7 @@
 
 What is reduced comes from one forward pass of each model; the per-position values are `tempspec.core.acceptance`'s.
 
-Axes: N token positions, A target temperatures, D draft temperatures, U prompts.
+Axes: N token positions, A target temperatures, D draft temperatures, U prompts, S = A (D + 3) entries.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.utilities import dim_zero_cat
 
 from tempspec.metrics.bootstrap import REPLICATES, Estimate, bootstrap_compute
+from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.ratio import BootstrapRatio, to_estimate
 
 __all__ = ["AcceptanceGrid", "GridEstimates"]
@@ -57,6 +59,8 @@ class AcceptanceGrid(BootstrapRatio):
     """
 
     higher_is_better = True
+    prompt_key: list[Tensor] | Tensor
+    prompt_sums: list[Tensor] | Tensor
 
     def __init__(
         self,
@@ -70,6 +74,14 @@ class AcceptanceGrid(BootstrapRatio):
         super().__init__(entries=rows * (len(draft_temperatures) + 3), replicates=replicates, **kwargs)
         self.target_temperatures = tuple(target_temperatures)
         self.draft_temperatures = tuple(draft_temperatures)
+        self.add_state("prompt_key", [], "cat")
+        self.add_state("prompt_sums", [], "cat")
+        self._start_prompts()
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+        super().reset()
+        self._start_prompts()
 
     def update(
         self,
@@ -92,7 +104,11 @@ class AcceptanceGrid(BootstrapRatio):
         """
         value_NS = torch.cat([alpha_NAD.flatten(1), argmax_NA, match_NA, entropy_NA], 1).double()
         weight_NS = weight_N.double()[:, None].expand_as(value_NS)
-        self.add(torch.where(weight_NS > 0, value_NS * weight_NS, 0.0), weight_NS, key_N)
+        counted_NS = torch.where(weight_NS > 0, value_NS * weight_NS, 0.0)
+        self.add(counted_NS, weight_NS, key_N)
+        found = PromptSums.of(counted_NS, weight_NS, key_N)
+        self.prompt_key.append(found.key_U)  # type: ignore[union-attr] # a tensor only inside a sync context
+        self.prompt_sums.append(torch.stack([found.numerator_US, found.denominator_US], 1))  # type: ignore[union-attr]
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override] # a torchmetric may return a dict of tensors
         """Value, low, high, number of prompts: `acceptance [A, D, 4]`, `argmax`, `match`, `entropy [A, 4]`."""
@@ -108,6 +124,24 @@ class AcceptanceGrid(BootstrapRatio):
         }
         acceptance = dict(zip(pairs, to_estimate(found["acceptance"].flatten(0, 1)), strict=True))
         return GridEstimates(self.target_temperatures, self.draft_temperatures, acceptance, **rows)
+
+    def by_prompt(self) -> dict[tuple[str, float, float], PromptSums]:
+        """Each prompt's own sums, by metric, target and draft temperature; metrics are named as in `GridEstimates`.
+
+        A collective under DDP: every rank must call it.
+        """
+        with self.sync_context(should_sync=self.sync_on_compute):
+            key_U, both_U2S = dim_zero_cat(self.prompt_key), dim_zero_cat(self.prompt_sums)
+            found = PromptSums.of(both_U2S[:, 0], both_U2S[:, 1], key_U)
+        names = [("acceptance", t, d) for t in self.target_temperatures for d in self.draft_temperatures]
+        names += [(name, t, t) for name in ("argmax", "match", "entropy") for t in self.target_temperatures]
+        return {name: found.entry(index) for index, name in enumerate(names)}
+
+    def _start_prompts(self) -> None:
+        """Empty entries of the right types, as `BootstrapRatio` starts its own list."""
+        entries = len(self.numerator_SW)
+        self.prompt_key = [torch.empty(0, dtype=torch.int64, device=self.device)]
+        self.prompt_sums = [torch.empty(0, 2, entries, dtype=torch.float64, device=self.device)]
 
     def _split(self, computed_S4: Tensor) -> dict[str, Tensor]:
         rows, columns = len(self.target_temperatures), len(self.draft_temperatures)

@@ -26,6 +26,7 @@ __all__ = [
     "Sums",
     "bootstrap_compute",
     "bootstrap_update",
+    "contrast_estimate",
     "difference_estimate",
     "quotient",
     "replicate_weights",
@@ -186,6 +187,24 @@ def difference_estimate(a: Sums, b: Sums) -> Tensor:
     """
     _check_same_prompts(a, b)
     return _compute(_ratio(a.numerator_SW, a.denominator_SW) - _ratio(b.numerator_SW, b.denominator_SW), _prompts(a))
+
+
+def contrast_estimate(*terms: tuple[float, Sums]) -> Tensor:
+    """The weighted sum of ratios, laid out as `bootstrap_compute`.
+
+    Terms over the same prompts share their weights, so that they are paired; terms over different prompts have
+    independent ones. The number of prompts is the least of any term.
+
+    Args:
+        terms: (weight, ratio), at least one; such as (1, a), (-1, b) for a difference.
+
+    >>> a = bootstrap_update(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([7]))
+    >>> contrast_estimate((1, a), (-1, a)).tolist()
+    [[0.0, nan, nan, 1.0]]
+    """
+    ratios_SW = (weight * _ratio(sums.numerator_SW, sums.denominator_SW) for weight, sums in terms)
+    prompts_S = torch.stack([_prompts(sums) for _, sums in terms]).amin(0)
+    return _compute(torch.stack(list(ratios_SW)).sum(0), prompts_S)
 
 
 def quotient(a: Sums, b: Sums) -> Sums:

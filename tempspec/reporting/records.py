@@ -1,6 +1,6 @@
-"""Flat files of a run's estimates: summary.csv and metrics.json (floor 5).
+"""Flat files of a run's estimates: summary.csv, metrics.json and acceptance.parquet (floor 5).
 
-Both are written beside their place and moved there, so that a reader never sees half of one.
+All are written beside their place and moved there, so that a reader never sees half of one.
 """
 
 import csv
@@ -12,14 +12,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from tempspec.files import write_atomically
 from tempspec.metrics.bootstrap import Estimate
+from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.rows import Cell
 
-__all__ = ["Estimates", "summary_rows", "write_metrics_json", "write_summary_csv"]
+__all__ = ["Estimates", "prompt_rows", "summary_rows", "write_metrics_json", "write_parquet", "write_summary_csv"]
 
 Estimates = Mapping[Cell, Mapping[str, Estimate]]
 """What `SweepMetrics.estimates` returns."""
+
+_GRID_METRICS = {
+    "acceptance": "analytic_acceptance",
+    "argmax": "argmax_acceptance",
+    "match": "sampled_match_acceptance",
+    "entropy": "target_entropy",
+}
+"""The grid's names to those of metrics.json."""
 
 _COLUMNS = (
     "verifier",
@@ -73,6 +85,41 @@ def write_metrics_json(path: Path, estimates: Estimates, **facts: Any) -> None:
     ]
     text = json.dumps(_nulls(facts | {"cells": cells}), indent=1, allow_nan=False)
     write_atomically(path, text + "\n")
+
+
+def prompt_rows(
+    prompt_set: str, found: Mapping[tuple[str, float, float], PromptSums]
+) -> list[dict[str, str | int | float]]:
+    """One flat record for each prompt, metric and pair of temperatures of a set that `validate` measured.
+
+    `prompt_set`, `prompt_key`, `metric` (named as in metrics.json), `target_temperature`, `draft_temperature`, and
+    `numerator` over `denominator`: the value summed over the prompt's tokens, and how many these are. A metric's
+    estimate in metrics.json is the ratio of the two columns' sums.
+
+    Args:
+        prompt_set: the set's name.
+        found: what `AcceptanceGrid.by_prompt` returned.
+    """
+    return [
+        {
+            "prompt_set": prompt_set,
+            "prompt_key": key,
+            "metric": _GRID_METRICS[metric],
+            "target_temperature": target,
+            "draft_temperature": draft,
+            "numerator": numerator,
+            "denominator": denominator,
+        }
+        for (metric, target, draft), sums in found.items()
+        for key, (numerator,), (denominator,) in zip(*(part.tolist() for part in sums), strict=True)
+    ]
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as one Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), buffer)
+    write_atomically(path, buffer.getvalue())
 
 
 def _is_nan(value: Any) -> bool:

@@ -55,3 +55,18 @@ def test_batches_and_ranks_add_up(batch):
 def test_compute_has_the_grid_s_shape(batch):
     shapes = {name: tuple(value.shape) for name, value in make(batch).compute().items()}
     assert shapes == {"acceptance": (3, 2, 4), "argmax": (3, 4), "match": (3, 4), "entropy": (3, 4)}
+
+
+def test_each_prompts_own_sums_add_up_to_the_grid_in_any_batches(batch):
+    whole, split = make(batch), make([x[:20] for x in batch], [x[20:] for x in batch])
+    found = split.by_prompt()
+    for (metric, target, draft), sums in found.items():
+        for mine, other in zip(sums, whole.by_prompt()[metric, target, draft], strict=True):
+            torch.testing.assert_close(mine, other)
+        estimates = getattr(whole.grid(), metric)
+        expected = estimates[target, draft] if metric == "acceptance" else estimates[target]
+        assert (sums.numerator_US.sum() / sums.denominator_US.sum()).item() == pytest.approx(expected.value)
+        assert len(sums.key_U) == expected.prompts
+    assert len(found) == 3 * (2 + 3)
+    split.reset()
+    assert all(len(sums.key_U) == 0 for sums in split.by_prompt().values())
