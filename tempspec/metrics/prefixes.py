@@ -97,8 +97,9 @@ def prefix_split(
     """Split a fall of acceptance into what the laws cost and what the prefixes cost.
 
     `alpha(T_ref, fixed) - alpha(T, sampled)` is `[alpha(T_ref, fixed) - alpha(T, fixed)]`, where only the laws change,
-    plus `[alpha(T, fixed) - alpha(T, sampled)]`, where only the prefixes do. The order matters: laws first, on the fixed text. All three are token-weighted ratios over the prompts that are in
-    all three arguments, with paired 95% intervals over those prompts.
+    plus `[alpha(T, fixed) - alpha(T, sampled)]`, where only the prefixes do. The order matters: laws first, on the
+    fixed text. All three are token-weighted ratios over the prompts that are in all three arguments, with paired 95%
+    intervals over those prompts.
 
     Args:
         reference: acceptance at the reference temperature on the fixed text, S = 1.

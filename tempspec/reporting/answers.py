@@ -29,9 +29,9 @@ def answers(collection: Collection) -> list[Answer]:
     return [_temperature(collection), _consistency(collection), _domains(collection), _remedies(collection)]
 
 
-def contrast(*terms: tuple[float, Sums]) -> Estimate:
-    """The weighted sum of ratios as an estimate."""
-    return to_estimate(contrast_estimate(*terms))[0]
+def contrast(*terms: tuple[float, Sums], among: int = 1) -> Estimate:
+    """The weighted sum of ratios as an estimate; `among` as in `contrast_estimate`."""
+    return to_estimate(contrast_estimate(*terms, among=among))[0]
 
 
 def shown(estimate: Estimate) -> bool:
@@ -117,22 +117,21 @@ def _remedies(collection: Collection) -> Answer:
     hottest = max(cell.target_temperature for cell in cells)
     at = [cell for cell in cells if cell.target_temperature == hottest]
     plain = next((cell for cell in at if cell.draft_temperature == hottest), at[0])
-    tried: dict[str, Estimate] = {}
+    tried: dict[str, tuple[Sums, Sums]] = {}
     for draft in collection.drafts:
         for cell in _drafting(draft):
             place = (cell.prompt_set, cell.target_temperature)
             if place == (plain.prompt_set, hottest) and (draft, cell) != (base, plain):
-                sums = (d.metrics[c].block_efficiency.sums() for d, c in ((draft, cell), (base, plain)))
                 label = f"{draft.name}, {cell.verifier}, draft T = {cell.draft_temperature:g}"
-                tried[label] = contrast(*zip((1, -1), sums, strict=True))
+                one, other = (d.metrics[c].block_efficiency.sums() for d, c in ((draft, cell), (base, plain)))
+                tried[label] = one, other
     if not tried:
         return Answer(question, "Not measured here: it needs two drafts, verifiers or draft temperatures.")
-    best = max(tried, key=lambda label: tried[label].value)
-    count = (
-        f"the best of {len(tried)}, whose interval is not adjusted for choosing" if len(tried) > 1 else "the only one"
-    )
+    found = {label: contrast((1, one), (-1, other), among=len(tried)) for label, (one, other) in tried.items()}
+    best = max(found, key=lambda label: found[label].value)
+    count = f"the best of {len(tried)}, intervals simultaneous" if len(tried) > 1 else "the only one tried"
     what = f"block efficiency at T = {hottest:g} with {best} ({count})"
-    return _answer(question, what, tried[best], f"against {base.name}, {_place(plain)}")
+    return _answer(question, what, found[best], f"against {base.name}, {_place(plain)}")
 
 
 def _answer(question: str, what: str, found: Estimate, where: str) -> Answer:

@@ -5,22 +5,24 @@ Panels are small on purpose: a page puts them side by side or below one another,
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from tempspec.metrics.bootstrap import Estimate
+from tempspec.reporting.figures import MARKERS, PALETTE
 
-__all__ = ["PALETTE", "Chart", "Curves", "bars", "curves", "forest", "heatmap"]
+__all__ = ["Chart", "Curves", "bars", "curves", "forest", "heatmap"]
 
-# Okabe and Ito, "Color Universal Design", 2008; black and yellow left out.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 INK = "#222222"
 FAINT = "#d9d9d9"
-_MARKERS = "osD^vP"
 _LONGEST = 26
+_STYLE: Any = {"font.size": 8.5, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK}
+_STYLE |= {"xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK, "grid.color": FAINT}
 
 Curves = Mapping[str, Mapping[float, Estimate]]
 """Name of a curve -> x -> estimate."""
@@ -63,7 +65,7 @@ def curves(
     def draw(axes: Axes) -> None:
         for index, (label, points) in enumerate(found.items()):
             xs = sorted(points)
-            color, marker = PALETTE[index % len(PALETTE)], _MARKERS[index % len(_MARKERS)]
+            color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
             style = ("-", "--", ":")[index // len(PALETTE) % 3]
             axes.plot(xs, [points[t].value for t in xs], style, marker=marker, ms=4, color=color, label=_shown(label))
             low, high = ([getattr(points[t], end) for t in xs] for end in ("low", "high"))
@@ -134,19 +136,17 @@ def heatmap(
 
     def draw(axes: Axes) -> None:
         values = [[found[a, b].value if (a, b) in found else float("nan") for a in xs] for b in ys]
-        image = axes.imshow(values, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
+        axes.imshow(values, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
         for row, b in enumerate(ys):
             for column, a in enumerate(xs):
                 if (a, b) in found:
-                    color = "#fefefe" if image.norm(found[a, b].value) < 0.55 else "#010101"
+                    color = "#fefefe" if found[a, b].value < 0.55 else "#010101"
                     weight = "bold" if (a, b) in marked else "normal"
                     axes.text(
                         column, row, found[a, b].point(), ha="center", va="center", color=color, weight=weight, size=8
                     )
                 if (a, b) in marked:
-                    frame = matplotlib.patches.Rectangle(
-                        (column - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec="#D55E00", lw=2.2
-                    )
+                    frame = Rectangle((column - 0.46, row - 0.46), 0.92, 0.92, fill=False, ec="#D55E00", lw=2.2)
                     axes.add_patch(frame)
         axes.set_xticks(range(len(xs)), [f"{a:g}" for a in xs])
         axes.set_yticks(range(len(ys)), [f"{b:g}" for b in ys])
@@ -159,9 +159,7 @@ def heatmap(
 
 def _panel(draw: Callable[[Axes], None], x: str, y: str, *, height: float = 3.1, legend: bool = False) -> Figure:
     """One pair of axes in a figure that stands alone."""
-    style = {"font.size": 8.5, "text.parse_math": False, "text.color": INK, "axes.labelcolor": INK}
-    style |= {"xtick.color": INK, "ytick.color": INK, "axes.edgecolor": INK, "grid.color": FAINT}
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.2, height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()

@@ -201,7 +201,8 @@ def read_run(folder: Path, name: str = "") -> Run:
 
 def _study(path: Path) -> Collection:
     index = read_study(path)
-    drafts, notes = [], []
+    drafts: list[Draft] = []
+    notes: list[str] = []
     for name, draft in index.drafts.items():
         runs = {}
         for seed, place in draft.seeds.items():

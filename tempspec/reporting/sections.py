@@ -10,7 +10,7 @@ from tempspec.metrics.bootstrap import Estimate, bootstrap_compute
 from tempspec.metrics.decoding import SweepMetrics, compare
 from tempspec.metrics.prefixes import prefix_split
 from tempspec.metrics.ratio import to_estimate
-from tempspec.metrics.rows import Cell
+from tempspec.metrics.rows import Cell, category_cell_of
 from tempspec.reporting.answers import contrast
 from tempspec.reporting.changes import changes
 from tempspec.reporting.charts import Chart, bars, curves, forest, heatmap
@@ -87,7 +87,8 @@ def _rounds(collection: Collection) -> Section:
 
 
 def _analytic(collection: Collection) -> Section:
-    charts, entropy = [], {}
+    charts: list[Chart] = []
+    entropy: dict[str, dict[str, dict[float, Estimate]]] = {}
     for draft in collection.drafts:
         for name in dict.fromkeys(key[0] for key in draft.analytic):
             found = {(k[2], k[3]): e for k, e in _analytic_estimates(draft, name, "analytic_acceptance").items()}
@@ -206,20 +207,20 @@ def _differences(collection: Collection) -> Section:
 def _categories(collection: Collection) -> Section:
     rows: list[list[Field]] = []
     for draft in collection.drafts:
-        for category in sorted({str(row.get("category") or "") for row in draft.rows} - {""}):
-            members = [row for row in draft.rows if row.get("category") == category]
-            for cell, found in SweepMetrics.of_rows(members).estimates().items():
-                if cell.verifier != BASELINE:
-                    place = [draft.name, category, cell.prompt_set, cell.verifier, cell.target_temperature]
-                    rows.append([*place, found["acceptance_rate"], found["block_efficiency"]])
-    columns = ["draft", "category", "prompts", "verifier", "T", "acceptance rate", "block efficiency"]
+        named = [row for row in draft.rows if row.get("category")]
+        for cell, found in SweepMetrics.of_rows(named, cell=category_cell_of).estimates().items():
+            if cell.verifier != BASELINE:
+                place: list[Field] = [draft.name, cell.category, cell.prompt_set, cell.verifier]
+                heat: list[Field] = [cell.target_temperature, cell.draft_temperature]
+                rows.append([*place, *heat, found["acceptance_rate"], found["block_efficiency"]])
+    columns = ["draft", "category", "prompts", "verifier", "T", "draft T", "acceptance rate", "block efficiency"]
     sheets = [Sheet("categories", "Results by category", columns, rows)] if rows else []
     return Section("categories", "Categories", "The prompts of one category alone.", [], sheets)
 
 
 def _provenance(collection: Collection) -> Section:
     rows: list[list[Field]] = [
-        [run.name, stage, name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
+        [run.name, stage, name, str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
         for run in collection.runs
         for stage, environment in run.environments.items()
         for name, value in [*environment.items(), ("seed", run.configs[stage].get("seed_everything"))]

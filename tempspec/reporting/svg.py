@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 
 import matplotlib
 
-from tempspec.reporting.charts import FAINT, INK, PALETTE, Chart
+from tempspec.reporting.charts import FAINT, INK, Chart
+from tempspec.reporting.figures import PALETTE
 
 __all__ = ["inline_svg"]
 
