@@ -12,6 +12,7 @@ import torch
 from tempspec.data.digest import digest_path
 from tempspec.data.provenance import now, versions
 from tempspec.data.sources import Source
+from tempspec.files import write_atomically
 
 __all__ = ["ENVIRONMENT_FILE", "data_digests", "hardware", "write_environment"]
 
@@ -34,9 +35,7 @@ def write_environment(folder: str | Path, sources: Mapping[str, Sequence[Source]
         "data": data_digests(sources),
     }
     file = Path(folder) / ENVIRONMENT_FILE
-    draft = file.with_name(f".{ENVIRONMENT_FILE}.{os.getpid()}")
-    draft.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(draft, file)
+    write_atomically(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return file
 
 

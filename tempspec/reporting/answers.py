@@ -137,8 +137,8 @@ def _remedies(collection: Collection) -> Answer:
 def _answer(question: str, what: str, found: Estimate, where: str) -> Answer:
     tail = f"{found:+} (95% interval, n = {found.prompts} prompts; {where})."
     if shown(found):
-        return Answer(question, f"{what[0].upper()}{what[1:]} {verdict(found)} by {tail}", True)
-    return Answer(question, f"Not shown: a change of {what} is {tail}")
+        return Answer(question, f"{what[0].upper()}{what[1:]} {verdict(found)}: {tail}", True)
+    return Answer(question, f"Not shown: {what} changes by {tail}")
 
 
 def _drafting(draft: Draft | None) -> list[Cell]:

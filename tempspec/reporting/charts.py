@@ -15,6 +15,7 @@ from matplotlib.patches import Rectangle
 
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.reporting.figures import MARKERS, PALETTE
+from tempspec.reporting.sheets import counted
 
 __all__ = ["Chart", "Curves", "bars", "curves", "forest", "heatmap"]
 
@@ -48,7 +49,15 @@ class Chart:
 
 
 def curves(
-    name: str, title: str, found: Curves, *, x: str, y: str, bottom: float | None = 0.0, top: float | None = None
+    name: str,
+    title: str,
+    found: Curves,
+    *,
+    x: str,
+    y: str,
+    bottom: float | None = 0.0,
+    top: float | None = None,
+    ticks: bool = True,
 ) -> Chart:
     """Curves with 95% bands against a number.
 
@@ -60,6 +69,7 @@ def curves(
         y: the axis, with its unit.
         bottom: the lower end of y; None follows the data.
         top: the upper end.
+        ticks: whether the ticks of x are its points.
     """
 
     def draw(axes: Axes) -> None:
@@ -70,7 +80,8 @@ def curves(
             axes.plot(xs, [points[t].value for t in xs], style, marker=marker, ms=4, color=color, label=_shown(label))
             low, high = ([getattr(points[t], end) for t in xs] for end in ("low", "high"))
             axes.fill_between(xs, low, high, color=color, alpha=0.18, lw=0)
-        axes.set_xticks(sorted({t for points in found.values() for t in points}))
+        if ticks:
+            axes.set_xticks(at := sorted({t for points in found.values() for t in points}), [f"{t:g}" for t in at])
         axes.set_ylim(bottom, top)
 
     return Chart(name, title, _caption(found), _alt(title, found, x), _panel(draw, x, y, legend=True))
@@ -136,7 +147,8 @@ def heatmap(
 
     def draw(axes: Axes) -> None:
         values = [[found[a, b].value if (a, b) in found else float("nan") for a in xs] for b in ys]
-        axes.imshow(values, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
+        edges = ([place - 0.5 for place in range(len(ends) + 1)] for ends in (xs, ys))
+        axes.pcolormesh(*edges, values, cmap="cividis", vmin=0, vmax=1)  # shapes, where imshow would be a bitmap
         for row, b in enumerate(ys):
             for column, a in enumerate(xs):
                 if (a, b) in found:
@@ -153,7 +165,7 @@ def heatmap(
         axes.grid(visible=False)
 
     said = "; ".join(f"{a:g}, {b:g}: {found[a, b].point()}" for a, b in marked)
-    caption = f"{mark} framed; {_caption({'': dict(enumerate(found.values()))})}"
+    caption = f"{mark.capitalize()} framed; {counted(found.values())} a cell"
     return Chart(name, title, caption, f"{title}, {mark} ({x}, {y}): {said}", _panel(draw, x, y))
 
 
@@ -171,7 +183,8 @@ def _panel(draw: Callable[[Axes], None], x: str, y: str, *, height: float = 3.1,
         axes.set_ylabel(y)
         handles, labels = axes.get_legend_handles_labels()
         if legend and handles:
-            columns = 1 if max(map(len, labels)) > 16 else 3
+            longest = max(map(len, labels))
+            columns = 4 if longest <= 9 else 2 if longest <= 18 else 1
             figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     return figure
 
@@ -183,9 +196,8 @@ def _shown(label: str) -> str:
 
 
 def _caption(found: Curves) -> str:
-    counts = sorted({e.prompts for points in found.values() for e in points.values() if e.prompts})
-    span = "-".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
-    return f"n = {span} prompts a point; 95% bootstrap intervals over prompts"
+    count = counted(estimate for points in found.values() for estimate in points.values())
+    return f"{count} a point; 95% bootstrap intervals over prompts"
 
 
 def _alt(title: str, found: Curves, x: str) -> str:

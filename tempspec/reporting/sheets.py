@@ -3,12 +3,12 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tempspec.metrics.bootstrap import Estimate
 
-__all__ = ["Field", "Sheet", "to_csv", "to_latex"]
+__all__ = ["Field", "Sheet", "counted", "to_csv", "to_latex"]
 
 Field = str | float | Estimate
 
@@ -31,11 +31,27 @@ class Sheet:
     rows: Sequence[Sequence[Field]]
     signed: bool = False
 
+    @property
+    def caption(self) -> str:
+        """The title, with how many prompts the estimates rest on, if there are any."""
+        estimates = [field for row in self.rows for field in row if isinstance(field, Estimate)]
+        return f"{self.title} ({counted(estimates)})" if estimates else self.title
+
     def text(self, field: Field) -> str:
         """A field as a reader sees it."""
         if isinstance(field, Estimate):
             return format(field, "+" if self.signed else "")
         return f"{field:g}" if isinstance(field, float) else field
+
+
+def counted(estimates: Iterable[Estimate]) -> str:
+    """How many prompts estimates rest on; those on none are not counted.
+
+    >>> counted([Estimate(0.5, 0.4, 0.6, 9), Estimate(0.5, 0.4, 0.6, 24), Estimate.nothing()])
+    'n = 9-24 prompts'
+    """
+    counts = sorted({estimate.prompts for estimate in estimates if estimate.prompts}) or [0]
+    return f"n = {'-'.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} prompts"
 
 
 def to_csv(sheet: Sheet) -> str:
@@ -73,7 +89,7 @@ def to_latex(sheet: Sheet) -> str:
     \end{tabular}
     """
     lines = [
-        f"% {sheet.title}",
+        f"% {sheet.caption}",
         rf"\begin{{tabular}}{{{'l' * len(sheet.columns)}}}",
         r"\toprule",
         _latex_line(sheet.columns),
