@@ -152,7 +152,7 @@ def heatmap(
         for row, b in enumerate(ys):
             for column, a in enumerate(xs):
                 if (a, b) in found:
-                    color = "#fefefe" if found[a, b].value < 0.55 else "#010101"
+                    color = "#fefefe" if found[a, b].value < 0.45 else "#010101"
                     weight = "bold" if (a, b) in marked else "normal"
                     axes.text(
                         column, row, found[a, b].point(), ha="center", va="center", color=color, weight=weight, size=8
