@@ -114,12 +114,24 @@ def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(path: str) -> dict[str, Any]:
-    """A configuration's mapping; empty for what the parser will complain about."""
+    """A configuration's mapping; empty for what the parser will complain about.
+
+    Raises:
+        UserError: the file is not text, or no mapping.
+    """
     try:
         config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x}; convert it"
+        ) from error
+    except RecursionError as error:
+        raise UserError(f"{path}: expected sections and options, got brackets nested by the hundred") from error
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    return config if isinstance(config, dict) else {}
+    if not isinstance(config, dict | None):
+        raise UserError(f"{path}: expected sections such as model: and data:, got a {type(config).__name__}")
+    return config or {}
 
 
 def _module_class(task: str) -> type[LightningModule]:
@@ -427,5 +439,9 @@ def _check_checkpoint(path: str) -> None:
         content = torch.load(path, weights_only=True, map_location="meta", mmap=True)
     except Exception as error:  # torch.load raises whatever the bytes lead it to
         raise UserError(f"{path} is not a checkpoint, or holds more than weights and numbers") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{path} is not a checkpoint of fit: it has no state_dict")
+    wanted = ("state_dict", "pytorch-lightning_version")
+    missing = [name for name in wanted if not isinstance(content, dict) or name not in content]
+    if missing:
+        raise UserError(f"{path} is not a checkpoint of fit: it has no {missing[0]}")
+    if not isinstance(content["state_dict"], dict):
+        raise UserError(f"{path} is not a checkpoint of fit: its state_dict holds no weights")

@@ -126,6 +126,7 @@ def _one(error: str, key: str, subtypes: str, given: str) -> str:
     rules: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         (r"Expected a dot import path string: (.*)", lambda found: _unknown_class(found[1], subtypes)),
         (r"Problem with given class_path '(\S+)': Importing '(\S+)' is not allowed", lambda found: _denied(found[2])),
+        (r".*Importing '(\S+)' .*import path denylist", lambda found: _denied(found[1])),
         (r"Problem with given class_path '(\S+)': .*", lambda found: _unknown_class(found[1], subtypes)),
         (r"Option '(\S+)' is not accepted", lambda found: _unknown_argument(found[1], key, subtypes, given)),
         (r"Expected an instantiatable class.*", lambda found: _no_class(subtypes)),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tempspec.core.sampling import one_hot_log
-from tempspec.core.verification import at_position, of_token, precise, real, strips
+from tempspec.core.verification import at_position, of_token, precise, probabilities, real, strips
 
 Siblings = Literal["independent", "distinct", "top", "greedy"]
 """How the children of one node are drawn.
@@ -142,7 +142,7 @@ class _Law:
         left_B = torch.empty_like(self.reach_B)
         for rows in strips(self.law_BV):
             law_BV = self.law_BV[rows]
-            excess_BV = precise(self._logd.index_select(0, at_B[rows])).exp().neg_()
+            excess_BV = probabilities(self._logd.index_select(0, at_B[rows])).neg_()
             excess_BV.addcmul_(law_BV, factor_B[rows, None]).clamp_(min=0.0)
             left_B[rows] = excess_BV.sum(-1).double()
             # Nothing is left of a = 1 only by rounding, or behind a child that is never rejected: the law stays.
@@ -203,13 +203,12 @@ def tree_coins(
     behind_BN = reach_BN.clone()
     coin_BN = torch.zeros_like(reach_BN[:, 1:])
     chance_BN = of_token(logd_BNV, token_BN).double().exp()
-    buffer_BV = torch.empty_like(precise(logp_BNV[:, 0]))
     for place, count in enumerate(children.most):
         if count == 0:
             continue
         start_B = coin_BN[:, place - 1] if joint and place else reach_BN[:, place]
         reach_BN[:, place] = start_B
-        law = _Law(torch.exp(precise(logp_BNV[:, place]), out=buffer_BV), start_B, logd_BNV)
+        law = _Law(probabilities(logp_BNV[:, place]), start_B, logd_BNV)
         for rank in range(count):
             child_B = children.node_BNK[:, place, rank]
             at_B1 = child_B.clamp(min=0)[:, None]
@@ -239,7 +238,7 @@ def tree_weight(logp_BNV: Tensor, logd_BNV: Tensor, node_B: Tensor, coins: TreeC
         coins: what `tree_coins` returned.
     """
     reach_B = coins.reach_BN.gather(1, node_B[:, None] + 1).squeeze(1)
-    law = _Law(precise(at_position(logp_BNV, node_B + 1)).exp(), reach_B, logd_BNV)
+    law = _Law(probabilities(at_position(logp_BNV, node_B + 1)), reach_B, logd_BNV)
     for child_B in coins.children.at(node_B).unbind(-1):
         law.refuse(child_B)
     return law.law_BV
@@ -326,7 +325,8 @@ def sequential_coins(
         first_B = children.node_BNK[:, place, 0].clamp(min=0)
         count_B = (children.node_BNK[:, place] >= 0).sum(-1).clamp(min=1)
         for rows in strips(logp_BNV):
-            p_BV, q_BV = precise(logp_BNV[rows, place]).exp(), precise(at_position(logq_BNV[rows], first_B[rows])).exp()
+            p_BV = probabilities(logp_BNV[rows, place])
+            q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
             rho_BN[rows, place] = sequential_division(p_BV, q_BV, count_B[rows])
     row_B1 = torch.arange(len(token_BN), device=token_BN.device)[:, None]
     own_BN = logp_BNV[row_B1, parent_BN + 1, token_BN].double().exp()
@@ -347,14 +347,14 @@ def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins:
         coins: what `sequential_coins` returned.
     """
     if logq_BNV.shape[1] == 0:
-        return precise(at_position(logp_BNV, node_B + 1)).exp()
+        return probabilities(at_position(logp_BNV, node_B + 1))
     child_BK = coins.children.at(node_B)
     count_B, first_B = (child_BK >= 0).sum(-1), child_BK[:, 0].clamp(min=0)
     rho_B = coins.rho_BN.gather(1, node_B[:, None] + 1).squeeze(1)
     parts = []
     for rows in strips(logp_BNV):
-        p_BV = precise(at_position(logp_BNV[rows], node_B[rows] + 1)).exp()
-        q_BV = precise(at_position(logq_BNV[rows], first_B[rows])).exp()
+        p_BV = probabilities(at_position(logp_BNV[rows], node_B[rows] + 1))
+        q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
         parts.append(sequential_residual(p_BV, q_BV, rho_B[rows], count_B[rows]))
     return torch.cat(parts)
 

@@ -25,6 +25,17 @@ def precise(law: Tensor) -> Tensor:
     return law if law.dtype == torch.float64 else law.float()
 
 
+def probabilities(law: Tensor) -> Tensor:
+    """The probabilities of a log-law, any shape `[..., V]`, in float32 or better: `exp`, by way of the softmax.
+
+    A law's softmax is its exponential, and takes half the time on a CPU. Rows that are no laws give NaN.
+
+    >>> probabilities(torch.tensor([0.25, 0.75]).log())
+    tensor([0.2500, 0.7500])
+    """
+    return torch.softmax(precise(law), -1)
+
+
 def of_token(law_BKV: Tensor, token_BK: Tensor) -> Tensor:
     """The entry of each law at its drafted token, `[B, K]`; a law behind the last token (the bonus) is not read."""
     return law_BKV[:, : token_BK.shape[1]].gather(-1, token_BK[..., None]).squeeze(-1)
@@ -123,8 +134,7 @@ def residual(logp_BV: Tensor, logq_BV: Tensor, survival_B: Tensor | None = None)
     >>> residual(p.log(), p.log())
     tensor([[0.5000, 0.2500, 0.2500]])
     """
-    p_BV = precise(logp_BV).exp()
-    return _excess(p_BV, precise(logq_BV).exp(), survival_B)
+    return _excess(probabilities(logp_BV), probabilities(logq_BV), survival_B)
 
 
 def _excess(p_BV: Tensor, q_BV: Tensor, survival_B: Tensor | None) -> Tensor:
@@ -165,13 +175,13 @@ def next_weight(
 def _next_weight(
     logp_BKV: Tensor, logq_BKV: Tensor, accepted_B: Tensor, length_B: Tensor, survival_B: Tensor | None
 ) -> Tensor:
-    p_BV = precise(at_position(logp_BKV, accepted_B)).exp()
+    p_BV = probabilities(at_position(logp_BKV, accepted_B))
     if logq_BKV.shape[1] == 0:
         return p_BV
-    q_BV = precise(at_position(logq_BKV, accepted_B.clamp(max=logq_BKV.shape[1] - 1))).exp()
-    # Behind all drafted tokens nothing is taken off p.
+    q_BV = probabilities(at_position(logq_BKV, accepted_B.clamp(max=logq_BKV.shape[1] - 1)))
+    # Behind all drafted tokens nothing is taken off p, whatever stands there.
     all_accepted_B = accepted_B == length_B
-    q_BV.mul_((~all_accepted_B)[:, None].to(q_BV.dtype))
+    q_BV.nan_to_num_(nan=0.0).mul_((~all_accepted_B)[:, None].to(q_BV.dtype))
     survival_B = None if survival_B is None else torch.where(all_accepted_B, 1.0, survival_B)
     return _excess(p_BV, q_BV, survival_B)
 
@@ -223,7 +233,7 @@ def _inner_excess(logp_BKV: Tensor, logq_BKV: Tensor, inner_BK: Tensor) -> Tenso
     """`sum_y (P_i p - q)+` behind every drafted token but the last, like `inner_BK` `[B, K - 1]`."""
     excess_BK = torch.empty_like(inner_BK)
     for position, factor_B in enumerate(inner_BK.unbind(1), start=1):
-        p_BV, q_BV = precise(logp_BKV[:, position]).exp(), precise(logq_BKV[:, position]).exp()
+        p_BV, q_BV = probabilities(logp_BKV[:, position]), probabilities(logq_BKV[:, position])
         left_BV = p_BV.mul_(factor_B[:, None].to(p_BV.dtype)).sub_(q_BV).clamp_(min=0.0)
         excess_BK[:, position - 1] = left_BV.sum(-1)
     return excess_BK
@@ -245,6 +255,6 @@ def typical_log_threshold(logp_BKV: Tensor, epsilon: float, delta: float) -> Ten
     entropy_BK = torch.empty(logp_BKV.shape[:2], dtype=precise(logp_BKV[:0]).dtype, device=logp_BKV.device)
     for rows in strips(logp_BKV):
         for position, logp_BV in enumerate(logp_BKV[rows].unbind(1)):
-            logp_BV = precise(logp_BV)
-            entropy_BK[rows, position] = logp_BV.exp().mul_(logp_BV.clamp(min=-_MAX_LOG_RATIO)).sum(-1).neg_()
+            finite_BV = precise(logp_BV).clamp(min=-_MAX_LOG_RATIO)
+            entropy_BK[rows, position] = -torch.linalg.vecdot(probabilities(logp_BV), finite_BV)
     return (delta * torch.exp(-entropy_BK)).clamp(max=epsilon).log()

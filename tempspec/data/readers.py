@@ -114,17 +114,28 @@ def rows_of_folder(path: Path) -> Iterator[Row]:
     """A folder written by `datasets.Dataset.save_to_disk`.
 
     Raises:
-        UserError: it is no such folder, or it holds several splits.
+        UserError: it is no such folder, it names files outside, or it holds several splits.
     """
     try:
+        _check_inside(path)
         dataset = datasets.load_from_disk(str(path))
-    except (FileNotFoundError, ValueError, KeyError, pa.ArrowInvalid) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowInvalid) as error:
         raise UserError(f"{path}: expected a folder saved by datasets' save_to_disk; name a data file in it") from error
     if not isinstance(dataset, datasets.Dataset):
         raise UserError(
             f"{path}: holds the splits {', '.join(dataset)}; name one, such as {path / next(iter(dataset))}"
         )
     return iter(dataset)
+
+
+def _check_inside(path: Path) -> None:
+    """Refuse a saved dataset whose list of files leads out of its folder."""
+    state = path / "state.json"
+    if not state.is_file():
+        return
+    for file in json.loads(state.read_text(encoding="utf-8"))["_data_files"]:
+        if Path(file["filename"]).name != file["filename"]:
+            raise UserError(f"{path}: its state.json leads out of the folder, to {file['filename']}; save it anew")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -265,7 +265,7 @@ def _messages(place: str, value: Any) -> list[dict[str, str]]:
 
 def _turns(place: str, value: Any) -> list[str]:
     """What the user says, turn by turn; nothing where one of them is blank."""
-    if not isinstance(value, list) or not all(isinstance(turn, str) for turn in value):
+    if not isinstance(value, list) or not all(isinstance(turn, str) and _is_unicode(turn) for turn in value):
         raise UserError(f"{place} must hold a list of texts, one a turn, got {_short(value)}; repair the row")
     return value if all(turn.strip() for turn in value) else []
 
@@ -274,7 +274,7 @@ def _category(place: str, value: Any) -> str:
     """A name, empty where the row has none; numbers are names too."""
     if value is None:
         return ""
-    if not isinstance(value, str | int):
+    if not isinstance(value, str | int) or not _is_unicode(str(value)):
         raise UserError(f"{place} must hold a name, got {_short(value)}; repair the row or name another column")
     return str(value).strip()
 

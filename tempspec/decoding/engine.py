@@ -16,13 +16,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tempspec.core.lossy import distance
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
 from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.slots import Laws, Row, Slots
+from tempspec.decoding.step_times import pass_seconds
 from tempspec.errors import UserError
-from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, Request, Verdict, Verifier
+from tempspec.interfaces import (
+    Completion,
+    Draft,
+    Drafter,
+    DraftLength,
+    DraftTurn,
+    Request,
+    StepTimes,
+    Verdict,
+    Verifier,
+)
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.loading import first_layers
 from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
@@ -61,17 +73,29 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Foresight:
-    """A round's closed forms, on the host: acceptance of every drafted token, accepted length; None: no such form."""
+    """A round's closed forms, on the host; None where the verifier has no such form.
 
-    acceptance: list[list[float]] | None
-    length: list[float] | None
+    Attributes:
+        acceptance: of every drafted token.
+        length: the accepted length.
+        distance: TV and KL of a lossy rule's law from the target's at every drafted position.
+    """
+
+    acceptance: list[list[float]] | None = None
+    length: list[float] | None = None
+    distance: tuple[list[list[float]], list[list[float]]] | None = None
 
     def append(self, completion: Completion, index: int) -> None:
         """Add a row's share to what it has counted, its round already appended."""
+        tested = completion.tested[-1]
         if self.acceptance is not None:
-            completion.expected.append(sum(self.acceptance[index][: completion.tested[-1]]))
+            completion.expected.append(sum(self.acceptance[index][:tested]))
         if self.length is not None:
             completion.foreseen.append(self.length[index])
+        if self.distance is not None:
+            variation, kl = self.distance
+            completion.total_variation.append(sum(variation[index][:tested]))
+            completion.kl.append(sum(kl[index][:tested]))
 
 
 class Engine:
@@ -85,7 +109,8 @@ class Engine:
         length: how many.
         draft: the draft model, if the drafter needs one.
         slots: rows of the batch.
-        analytic: also report the verifier's expected acceptance (costs a pass over the laws).
+        analytic: also report the verifier's closed forms: expected acceptance, a lossy rule's distance from the target
+            (costs a pass over the laws).
         compile: compile the forward passes: `torch.compile` on the CPU, CUDA graphs on a GPU. Worth it for small models
             and long runs: each shape takes seconds to a minute when first met.
 
@@ -225,6 +250,23 @@ class Engine:
     def cache_bytes(self) -> int:
         """Bytes that the key-value caches hold."""
         return sum(model.cache.nbytes for model in (self._target, self._draft) if model is not None)
+
+    @torch.inference_mode()
+    def step_times(self, text: int) -> StepTimes:
+        """Measure the forward passes of a round, all slots full, with about so many tokens before it in every row.
+
+        Sampling and verdicts are left out. Nothing of it stays: the next run overwrites what was fed.
+        """
+        text = max(1, min(text, PREFILL_CHUNK, self._context - self._longest - 1))
+        self.reserve(text)
+        self._condition(torch.ones(self._slot_count))
+        if self._draft is not None:
+            text = max(1, min(text, self._draft.context - 1))
+        draft = 0.0 if self._draft is None else pass_seconds(self._draft, self._slot_count, text, 1)
+        widths = range(1, self._longest + 2)
+        verify = tuple(pass_seconds(self._target, self._slot_count, text, width) for width in widths)
+        self._condition(None)
+        return StepTimes(draft, verify)
 
     # -- admission ----------------------------------------------------------------------------------------------------
 
@@ -373,11 +415,13 @@ class Engine:
     def _foresee(self, logp_BNV: Tensor, draft: Draft) -> Foresight:
         """What the verifier expects of a chain, if it was asked for and has closed forms."""
         if not self._analytic or self._verifier is None or draft.parent_BK is not None:
-            return Foresight(None, None)
+            return Foresight()
         acceptance_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft)
         length_B = self._verifier.expected_length(logp_BNV, draft)
         return Foresight(
-            None if acceptance_BK is None else acceptance_BK.tolist(), None if length_B is None else length_B.tolist()
+            None if acceptance_BK is None else acceptance_BK.tolist(),
+            None if length_B is None else length_B.tolist(),
+            _distance(self._verifier, logp_BNV[:, :-1], draft),
         )
 
     # -- commit -------------------------------------------------------------------------------------------------------
@@ -438,6 +482,17 @@ def _visible(draft: Draft) -> Tensor | None:
     if draft.parent_BK is None:
         return None
     return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
+
+
+def _distance(verifier: Verifier, logp_BKV: Tensor, draft: Draft) -> tuple[list[list[float]], list[list[float]]] | None:
+    """TV and KL of a lossy rule's law from the target's, position by position; None for a rule without such a law."""
+    if verifier.lossless:
+        return None
+    emitted_BKV = verifier.emitted_law(logp_BKV, draft.logq_BKV)
+    if emitted_BKV is None:
+        return None
+    variation_BK, kl_BK = distance(emitted_BKV, logp_BKV)
+    return variation_BK.tolist(), kl_BK.tolist()
 
 
 def _finite(logits_BNV: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from tempspec.interfaces.distillation import (
     Temperatures,
     TemperatureSchedule,
 )
-from tempspec.interfaces.drafting import Draft, Drafter, DraftLength, DraftTurn, LastRound, StepModel
+from tempspec.interfaces.drafting import Draft, Drafter, DraftLength, DraftTurn, LastRound, StepModel, StepTimes
 from tempspec.interfaces.requests import BASELINE, Completion, Pass, Request, Seconds
 from tempspec.interfaces.verification import Noise, Verdict, Verifier
 
@@ -36,6 +36,7 @@ __all__ = [
     "Seconds",
     "Siblings",
     "StepModel",
+    "StepTimes",
     "Summary",
     "TemperatureSchedule",
     "Temperatures",

@@ -65,6 +65,19 @@ class LastRound:
     accepted_B: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of a pair's forward passes over a full batch.
+
+    Attributes:
+        draft: one step of the draft, a token a row; 0 without a draft model.
+        verify: passes of the target that verify 0, 1, 2, ... drafted tokens a row.
+    """
+
+    draft: float
+    verify: tuple[float, ...]
+
+
 class DraftLength(ABC):
     """How many tokens to draft.
 
@@ -76,6 +89,15 @@ class DraftLength(ABC):
     """
 
     longest: int
+
+    @property
+    def needs_step_times(self) -> bool:
+        """Whether predict is to measure the pair's forward passes for this rule; see `timed`."""
+        return False
+
+    def timed(self, times: StepTimes) -> "DraftLength":
+        """The same rule, told what passes cost; `times.verify` has `longest + 1` entries."""
+        return self
 
     def limit(self, last: LastRound) -> Tensor:
         """The most tokens that each row may draft this round, int64 `[B]`, before any is drafted."""

@@ -111,6 +111,9 @@ class Completion:
         expected: the analytic acceptance (the verifier's `expected_acceptance`) summed over the tested tokens; empty
             when the engine was not asked for it or the verifier has none.
         foreseen: the verifier's `expected_length` of each round, cut by no stop token; empty likewise.
+        total_variation: TV between a lossy verifier's `emitted_law` and the target's, summed over the tested tokens;
+            empty likewise, and for a lossless verifier.
+        kl: KL(emitted || target) in nats, summed likewise; infinite where the law leaves the target's support.
         seconds: where the time went.
     """
 
@@ -122,6 +125,8 @@ class Completion:
     accepted: list[int] = field(default_factory=list)
     expected: list[float] = field(default_factory=list)
     foreseen: list[float] = field(default_factory=list)
+    total_variation: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)
 
     @property

@@ -38,10 +38,12 @@ __all__ = [
     "DraftAcceptance",
     "ForeseenLength",
     "JointAcceptance",
+    "KLFromTarget",
     "OverheadShare",
     "RowRatio",
     "SweepMetrics",
     "TokensPerSecond",
+    "TotalVariationFromTarget",
     "compare",
     "speedup",
 ]
@@ -138,6 +140,47 @@ class ForeseenLength(RowRatio):
     def counts(self, row: Row) -> F.Counts:
         """See `tempspec.metrics.functional.foreseen_length_counts`."""
         return F.foreseen_length_counts(row)
+
+
+class TotalVariationFromTarget(RowRatio):
+    """TV between the law that a lossy rule emits and the target's, averaged over tested tokens; in [0, 1].
+
+    A closed form of both laws, without sampling noise. Rows without it (lossless rules; rules that state no law, such
+    as MARS; trees) do not count.
+
+    >>> metric = TotalVariationFromTarget()
+    >>> metric.update({"prompt_key": 7, "tested": [2, 2], "total_variation": [0.25, 0.75]})
+    >>> metric.estimate().value
+    0.25
+    """
+
+    higher_is_better = False
+
+    def counts(self, row: Row) -> F.Counts:
+        """See `tempspec.metrics.functional.total_variation_from_target_counts`."""
+        return F.total_variation_from_target_counts(row)
+
+
+class KLFromTarget(RowRatio):
+    """KL(emitted || target) of a lossy rule in nats, averaged over tested tokens; rows count as for TV.
+
+    NaN over at least one prompt where it is infinite: the rule emits what the target never would, as nearly any lossy
+    rule does at target temperature 0.
+
+    >>> metric = KLFromTarget()
+    >>> metric.update({"prompt_key": 7, "tested": [2, 2], "kl": [0.5, 1.5]})
+    >>> metric.estimate().value
+    0.5
+    >>> metric.update({"prompt_key": 8, "tested": [1], "kl": [float("inf")]})
+    >>> metric.estimate()
+    Estimate(value=nan, low=nan, high=nan, prompts=2)
+    """
+
+    higher_is_better = False
+
+    def counts(self, row: Row) -> F.Counts:
+        """See `tempspec.metrics.functional.kl_from_target_counts`."""
+        return F.kl_from_target_counts(row)
 
 
 class BlockEfficiency(RowRatio):
@@ -319,6 +362,8 @@ class DecodingMetrics(nn.Module):
         self.accepted_length = AcceptedLength(replicates=replicates)
         self.foreseen_length = ForeseenLength(replicates=replicates)
         self.block_efficiency = BlockEfficiency(replicates=replicates)
+        self.total_variation_from_target = TotalVariationFromTarget(replicates=replicates)
+        self.kl_from_target = KLFromTarget(replicates=replicates)
         self.conditional_acceptance = ConditionalAcceptance(longest, replicates=replicates)
         self.joint_acceptance = JointAcceptance(longest, replicates=replicates)
         self.accepted_length_share = AcceptedLengthHistogram(longest, replicates=replicates)

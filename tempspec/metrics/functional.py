@@ -5,6 +5,8 @@ The classes of `tempspec.metrics.decoding` remember options and keep the sums. A
 token is *tested* if every earlier one of its round was accepted.
 """
 
+import math
+
 from tempspec.metrics.rows import Row
 
 __all__ = [
@@ -18,9 +20,11 @@ __all__ = [
     "draft_acceptance_counts",
     "foreseen_length_counts",
     "joint_acceptance_counts",
+    "kl_from_target_counts",
     "mbsu_counts",
     "overhead_share_counts",
     "tokens_per_second_counts",
+    "total_variation_from_target_counts",
 ]
 
 Counts = tuple[list[float], list[float]]
@@ -40,6 +44,19 @@ def foreseen_length_counts(row: Row) -> Counts:
     """Expected accepted lengths, out of the rounds that have one."""
     foreseen = row.get("foreseen", [])
     return [sum(foreseen)], [len(foreseen)]
+
+
+def total_variation_from_target_counts(row: Row) -> Counts:
+    """TV between the emitted and the target's law, out of tested tokens; nothing for a row without it."""
+    return _distance(row, row.get("total_variation", []))
+
+
+def kl_from_target_counts(row: Row) -> Counts:
+    """KL(emitted || target), out of tested tokens; nothing for a row without it, NaN where it is infinite.
+
+    Infinity times a bootstrap weight of 0 has no value, and JSON has no infinity: both are spared by NaN.
+    """
+    return _distance(row, [value if math.isfinite(value) else math.nan for value in row.get("kl", [])])
 
 
 def draft_acceptance_counts(row: Row) -> Counts:
@@ -86,6 +103,10 @@ def tokens_per_second_counts(row: Row) -> Counts:
 def overhead_share_counts(row: Row) -> Counts:
     """Seconds outside the models' forward passes, out of all seconds."""
     return [row["seconds_overhead"]], [_seconds(row)]
+
+
+def _distance(row: Row, distance: list[float]) -> Counts:
+    return [sum(distance)], [sum(row["tested"]) if distance else 0]
 
 
 def _seconds(row: Row) -> float:

@@ -35,6 +35,8 @@ Row = TypedDict(
         "accepted": list[int],
         "expected": list[float],  # empty where the verifier has no analytic acceptance or it was not asked for
         "foreseen": NotRequired[list[float]],  # expected accepted length of each round; empty likewise
+        "total_variation": NotRequired[list[float]],  # a lossy rule's from the target, each round; empty likewise
+        "kl": NotRequired[list[float]],  # in nats, likewise; may be infinite
         "seconds_prefill": float,
         "seconds_draft": float,
         "seconds_verify": float,
@@ -122,6 +124,8 @@ def row_from_completion(
         "accepted": list(completion.accepted),
         "expected": list(completion.expected),
         "foreseen": list(completion.foreseen),
+        "total_variation": list(completion.total_variation),
+        "kl": list(completion.kl),
         "seconds_prefill": seconds.prefill,
         "seconds_draft": seconds.draft,
         "seconds_verify": seconds.verify,

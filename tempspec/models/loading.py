@@ -16,7 +16,13 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -165,19 +171,35 @@ def _silence() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+_LOADING = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    KeyError,
+    ImportError,
+    TypeError,
+    AttributeError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What transformers raises over a folder that is not what it says."""
+
+
 @contextmanager
 def _one_line(what: str, place: _Place) -> Iterator[None]:
     """Turn whatever loading can raise into one line."""
     try:
         with _silence():
             yield
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, TypeError, SafetensorError) as error:
+    except _LOADING as error:
         raise UserError(f"cannot load a {what} from {place.path}: {_reason(error, place)}") from error
 
 
 def _reason(error: Exception, place: _Place) -> str:
     """The first line of an error, or what it means where transformers says it at length."""
     text = str(error).strip() or type(error).__name__
+    if isinstance(error, StrictDataclassError):
+        return " ".join(text.split())
     if place.local_files_only and not Path(place.path).is_dir():
         return "there is no such folder, it is not in the local cache, and the hub cannot be reached; give a folder"
     if "trust_remote_code" in text:

@@ -26,12 +26,13 @@ from tempspec.decoding.sweep import (
     unanswered,
     work_list,
 )
-from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Request, Verifier
+from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Request, StepTimes, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.models.identity import tokenizer_digest, weights_digest
 from tempspec.models.ragged import context_length
 from tempspec.modules.fitted import read_fitted
 from tempspec.modules.pair import Pair
+from tempspec.modules.step_times import read_step_times, write_step_times
 from tempspec.modules.store import RowStore
 
 WARM_UP_TOKENS = 8
@@ -65,6 +66,8 @@ class SweepRunner:
     _order: list[str] = field(default_factory=list)
     _engines: dict[tuple[str, str], Engine] = field(default_factory=dict)
     _store: RowStore | None = None
+    _timed: DraftLength | None = None
+    _checkpoint: str | None = None
     _longest_row: int = 0
     _shortest_prompt: tuple[int, ...] = ()
 
@@ -105,12 +108,41 @@ class SweepRunner:
         self._longest_row = max(self._longest_turn(prompt) for prompts in prompt_sets.values() for prompt in prompts)
         self._shortest_prompt = min((item.request.prompt for item in items), key=len, default=())
         self._order = [key for item in items for key in item.keys()]
+        self._checkpoint = checkpoint
         name = "generated" if self.generating else "predictions"
         self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
         column = "response" if self.generating else "text"
         answers = {row["key"]: row[column] for row in self._store.rows()}
         _barrier()  # nobody writes a row before all have seen which are there
         return batches(unanswered(items, answers, self._context), self.sweep.batch_size)
+
+    def measure_steps(self, draft: PreTrainedModel | None, rank: int = 0) -> None:
+        """Let a draft length that goes by step times have them: rank 0's, or those of the run that is continued.
+
+        Every rank calls it, behind `plan`.
+
+        Args:
+            draft: the draft model, if one takes part.
+            rank: this process's number.
+        """
+        if self.generating or not self.length.needs_step_times:
+            return
+        shared: list[Any] = [self._step_times(draft) if rank == 0 else None]
+        if torch.distributed.is_initialized():
+            torch.distributed.broadcast_object_list(shared)
+        self._timed = self.length.timed(shared[0])
+
+    def _step_times(self, draft: PreTrainedModel | None) -> StepTimes:
+        folder = self.store.path.parent
+        drafting = f"{describe(self.drafter)} {describe(self.length)}"
+        models = pair_identity(self.pair, self._checkpoint) | {"drafter": drafting}
+        times = read_step_times(folder, models)
+        if times is None:
+            engine = self._new_engine(next(iter(self.verifiers)), draft, slots=self.sweep.slots)
+            with torch.autocast(self.pair.target_model.device.type, enabled=False):
+                times = engine.step_times(self._longest_row // 2)
+            write_step_times(folder, times, models)
+        return times
 
     def _longest_turn(self, prompt: PromptLike) -> int:
         """The most tokens that a conversation may have in the end, as far as can be told before it is held."""
@@ -175,23 +207,27 @@ class SweepRunner:
         if name not in self._engines:
             if not timed:
                 self._engines.clear()  # one verifier's batched caches at a time
-            plain = item.verifier == BASELINE
-            engine = Engine(
-                self.pair.target_model,
-                self.pair.vocabulary,
-                verifier=None if plain else self.verifiers[item.verifier],
-                drafter=None if plain else self.drafter,
-                length=None if plain else self.length,
-                draft=None if plain else draft,
-                slots=1 if timed else self.sweep.slots,
-                analytic=not timed,
-                compile=self.sweep.compile,
-            )
+            engine = self._new_engine(item.verifier, draft, slots=1 if timed else self.sweep.slots, analytic=not timed)
             if timed:
                 engine.reserve(self._longest_row)
                 list(engine.run([self._warm_up(item.request)]))
             self._engines[name] = engine
         return self._engines[name]
+
+    def _new_engine(self, label: str, draft: PreTrainedModel | None, *, slots: int, analytic: bool = False) -> Engine:
+        """An engine for the verifier of this label."""
+        plain = label == BASELINE
+        return Engine(
+            self.pair.target_model,
+            self.pair.vocabulary,
+            verifier=None if plain else self.verifiers[label],
+            drafter=None if plain else self.drafter,
+            length=None if plain else self._timed or self.length,
+            draft=None if plain else draft,
+            slots=slots,
+            analytic=analytic,
+            compile=self.sweep.compile,
+        )
 
     def _warm_up(self, request: Request) -> Request:
         """What a timed engine decodes first: a few tokens, or, compiled, every length that is to come."""

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,7 +51,7 @@ class RowStore:
 
     def _claim(self, origin: dict[str, Any]) -> None:
         begun = self._final.exists() or self._parts.exists()
-        held = json.loads(self._origin.read_text()) if begun and self._origin.exists() else {}
+        held = self._held_origin() if begun else {}
         changed = sorted(key for key in held.keys() & origin.keys() if held[key] != origin[key])
         if changed:
             raise UserError(
@@ -61,11 +61,26 @@ class RowStore:
         if self._rank == 0:
             write_atomically(self._origin, json.dumps(held | origin, indent=1, sort_keys=True))
 
+    def _held_origin(self) -> dict[str, Any]:
+        """What the rows that are here were made from."""
+        try:
+            held = json.loads(self._origin.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError) as error:
+            raise UserError(
+                f"{self._final.parent} holds rows of an unknown origin (expected it in {self._origin.name}): "
+                "remove it, or choose another --run folder"
+            ) from error
+        return held if isinstance(held, dict) else {}
+
     def rows(self) -> list[dict[str, Any]]:
-        """All rows so far, each key once."""
+        """All rows so far, each key once.
+
+        Raises:
+            UserError: a file holds none.
+        """
         files = [self._final] if self._final.exists() else []
         files += sorted(self._parts.glob("*.parquet"))
-        found = {row["key"]: row for file in files for row in pq.read_table(file).to_pylist()}
+        found = {row["key"]: row for file in files for row in _read_table(file)}
         return list(found.values())
 
     def append(self, rows: Sequence[Row]) -> None:
@@ -86,6 +101,17 @@ class RowStore:
         found = {row["key"]: row for row in self.rows()}
         _write_table([found[key] for key in order if key in found], self._final)
         shutil.rmtree(self._parts)
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of one Parquet file."""
+    try:
+        table = pq.read_table(path)
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is no readable Parquet file: remove it, or choose another --run folder") from error
+    if "key" not in table.column_names:
+        raise UserError(f"{path} holds rows without keys, which no run left: choose another --run folder")
+    return cast(list[dict[str, Any]], table.to_pylist())
 
 
 def _write_table(rows: Sequence[Row], path: Path) -> None:

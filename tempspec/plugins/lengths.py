@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tempspec.core.acceptance import expected_tokens
 from tempspec.errors import UserError
-from tempspec.interfaces import DraftLength, LastRound
+from tempspec.interfaces import DraftLength, LastRound, StepTimes
 
 __all__ = ["SVIP", "AdaEDL", "ConfidenceThreshold", "FixedLength", "Goodput", "Heuristic"]
 
@@ -128,44 +128,75 @@ class SVIP(DraftLength):
         return _entropy(logq_BV).sqrt() <= self.threshold
 
 
+_TYPICAL_DRAFT, _TYPICAL_GROWTH = 0.15, 0.05
+"""A guess for an engine that nobody measured: a small draft, passes bound by memory."""
+
+
 class Goodput(DraftLength):
     """The number of tokens that a row should gain most per second with, from measured step times; 0 is allowed.
 
     Per row the K that maximises `E[tokens(K)] / (c K + v(K))`, with acceptance estimated from the row's last round and
     a prior. The paper sums over the batch; here every row decides alone, so that its text does not depend on the batch.
 
+    Without costs predict measures the pair's forward passes on full slots when it starts, and keeps them in the run's
+    `step_times.json`; a continued run takes those. An engine of your own is told by `timed`; untold it assumes a draft
+    step of 0.15 target steps, and passes that grow by 0.05 a token.
+
     Args:
-        draft_cost: c, a draft step's time over a target step's.
-        verify_costs: v(0), v(1), ...: the time of verifying K drafted tokens over that of one target step; its length
-            minus one is the most tokens of a round.
+        draft_cost: c, a draft step's time over a target step's; given together with `verify_costs` or not at all.
+        verify_costs: v(0), v(1), ...: the time of verifying K drafted tokens over that of one target step.
         acceptance: the acceptance rate expected before anything is known, in [0, 1].
         confidence: how many tested tokens that expectation weighs, above 0.
+        longest: the most tokens of a round, at least 0; given costs may allow fewer: K needs v(K).
     """
 
     def __init__(
         self,
-        draft_cost: float = 0.15,
-        verify_costs: Sequence[float] = (1.0, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35),
+        draft_cost: float | None = None,
+        verify_costs: Sequence[float] | None = None,
         acceptance: float = 0.7,
         confidence: float = 4.0,
+        longest: int = 8,
     ) -> None:
-        if not 0 <= draft_cost < math.inf:
+        if (draft_cost is None) != (verify_costs is None):
+            raise UserError("Goodput: expected draft_cost and verify_costs, or neither (predict measures), got one")
+        if draft_cost is not None and not 0 <= draft_cost < math.inf:
             raise UserError(f"Goodput: draft_cost must be 0 or more, got {draft_cost}")
-        if not verify_costs or min(verify_costs) <= 0:
+        if verify_costs is not None and (not verify_costs or not 0 < min(verify_costs) <= max(verify_costs) < math.inf):
             raise UserError(f"Goodput: verify_costs must hold positive numbers, got {list(verify_costs)}")
         if not 0 <= acceptance <= 1:
             raise UserError(f"Goodput: acceptance must be in [0, 1], got {acceptance}")
         if not 0 < confidence < math.inf:
             raise UserError(f"Goodput: confidence must be above 0, got {confidence}")
-        self.longest = len(verify_costs) - 1
+        if longest < 0:
+            raise UserError(f"Goodput: longest must be 0 or more, got {longest}")
+        self.draft_cost = draft_cost
+        self.verify_costs = None if verify_costs is None else tuple(verify_costs)
         self.acceptance = acceptance
         self.confidence = confidence
-        self._seconds = [draft_cost * count + cost for count, cost in enumerate(verify_costs)]
+        self.longest = longest if verify_costs is None else min(longest, len(verify_costs) - 1)
+
+    @property
+    def needs_step_times(self) -> bool:
+        """Whether no costs were given."""
+        return self.verify_costs is None
+
+    def timed(self, times: StepTimes) -> "Goodput":
+        """See `DraftLength.timed`; costs are relative to a target pass that verifies nothing."""
+        costs = [seconds / times.verify[0] for seconds in times.verify]
+        return Goodput(times.draft / times.verify[0], costs, self.acceptance, self.confidence, self.longest)
 
     def limit(self, last: LastRound) -> Tensor:
         """See `DraftLength.limit`."""
         tested_B = torch.minimum(last.accepted_B + 1, last.drafted_B).clamp(min=0)
         accepted_B = last.accepted_B.clamp(min=0) + self.confidence * self.acceptance
         rate_B = (accepted_B / (tested_B + self.confidence)).double()
-        rates = [expected_tokens(rate_B, count) / seconds for count, seconds in enumerate(self._seconds)]
+        rates = [expected_tokens(rate_B, count) / self._cost(count) for count in range(self.longest + 1)]
         return torch.stack(rates, -1).argmax(-1)
+
+    def _cost(self, count: int) -> float:
+        """The time of a round of so many drafted tokens, in target steps."""
+        if self.draft_cost is None or self.verify_costs is None:
+            grown = 1.0 + _TYPICAL_GROWTH * max(0, count - 1)
+            return _TYPICAL_DRAFT * count + grown
+        return self.draft_cost * count + self.verify_costs[count]

@@ -126,7 +126,7 @@ class SampledMatch(Verifier):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        return _while_equal(noise.draw(core.precise(logp_BKV).exp(), Stream.TARGET), draft)
+        return _while_equal(noise.draw(core.probabilities(logp_BKV), Stream.TARGET), draft)
 
     def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`sum p q`: two independent samples agree."""
@@ -183,7 +183,7 @@ class Typical(Verifier):
         threshold_BK = core.typical_log_threshold(logp_BKV[:, :-1], self.epsilon, self.delta)
         typical_BK = core.precise(core.of_token(logp_BKV, draft.token_BK)) > threshold_BK
         accepted_B = core.first_rejection(typical_BK, draft.length_B)
-        weight_BV = core.precise(core.at_position(logp_BKV, accepted_B)).exp()
+        weight_BV = core.probabilities(core.at_position(logp_BKV, accepted_B))
         return Verdict(accepted_B, noise.draw(weight_BV, Stream.TARGET))
 
     def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:

@@ -29,9 +29,14 @@ _COLUMNS = {
     "analytic_acceptance": "analytic",
     "accepted_length": "accepted length",
     "block_efficiency": "block efficiency",
+    "total_variation_from_target": "TV from target",
+    "kl_from_target": "KL from target",
     "tokens_per_second": "tokens/s",
     "speedup": "speed-up",
 }
+
+_DISTANCES = ("total_variation_from_target", "kl_from_target")
+"""Columns of tables that show a lossy rule."""
 
 Style = Callable[[Estimate, str], str]
 """(estimate, format spec) -> the text of a table's field."""
@@ -57,21 +62,24 @@ class _Layout:
     gap: int
     others: Mapping[str, Style | None] = field(default_factory=dict)
 
-    def styles(self) -> dict[str, Style]:
+    def styles(self, columns: Iterable[str]) -> dict[str, Style]:
         """The style of every column shown."""
-        chosen = {name: self.others.get(name, self.style) for name in _COLUMNS}
+        chosen = {name: self.others.get(name, self.style) for name in columns}
         return {name: style for name, style in chosen.items() if style is not None}
 
 
-# From roomy to scant. The analytic twin is sharper than the rate beside it, so its interval goes first.
+_POINTS: Mapping[str, Style | None] = dict.fromkeys(_DISTANCES, _point)
+
+# From roomy to scant. The closed forms are sharper than the counts beside them, so their intervals go first.
 _LAYOUTS = (
     _Layout(_inline, 2),
-    _Layout(_stacked, 2),
-    _Layout(_stacked, 2, {"analytic_acceptance": _point}),
-    _Layout(_stacked, 1, {"analytic_acceptance": _point}),
-    _Layout(_stacked, 1, {"analytic_acceptance": None, "tokens_per_second": _point}),
+    _Layout(_stacked, 2, _POINTS),
+    _Layout(_stacked, 2, {**_POINTS, "analytic_acceptance": _point}),
+    _Layout(_stacked, 1, {**_POINTS, "analytic_acceptance": _point}),
+    _Layout(_stacked, 1, {**_POINTS, "analytic_acceptance": None, "tokens_per_second": _point}),
     _Layout(_point, 1),
     _Layout(_point, 1, {"analytic_acceptance": None}),
+    _Layout(_point, 1, dict.fromkeys(("analytic_acceptance", "accepted_length", "tokens_per_second"))),
 )
 
 
@@ -104,6 +112,9 @@ class _Sections:
         self.sections = sections
         self.caption = caption
         self.titles = _COLUMNS | {"tokens_per_second": f"tokens/s\nbatch {batch}"}
+        found = [line.metrics.get(name) for name in _DISTANCES for section in sections for line in section.lines]
+        lossy = any(estimate is not None and estimate.prompts for estimate in found)
+        self.columns = [name for name in _COLUMNS if lossy or name not in _DISTANCES]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         fitting = (layout for layout in _LAYOUTS if self._total(layout) <= options.max_width)
@@ -123,12 +134,12 @@ class _Sections:
         labels = [[name, *(line.labels[index] for line in lines)] for index, name in enumerate(self.headings)]
         columns = [
             [*self.titles[name].split(), *(part for line in lines for part in line.field(name, style).split("\n"))]
-            for name, style in layout.styles().items()
+            for name, style in layout.styles(self.columns).items()
         ]
         return [max(map(len, column)) for column in [*labels, *columns]]
 
     def _table(self, section: _Section, layout: _Layout) -> Table:
-        styles, widths = layout.styles(), self._widths(layout)
+        styles, widths = layout.styles(self.columns), self._widths(layout)
         table = Table(box=_RULE, show_edge=False, padding=(0, layout.gap - 1, 0, 0), pad_edge=False)
         table.title, table.title_justify, table.title_style = section.title, "left", "bold"
         for heading, width in zip(self.headings, widths, strict=False):

@@ -1,7 +1,6 @@
 import csv
 import json
 
-import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -126,87 +125,12 @@ def test_help_names_the_plugins(run):
         assert name in printed
 
 
-BAD = {
-    "no configuration": (["fit", "--config", "no.yaml"], "no.yaml"),
-    "nothing said": (["fit"], "model.target is missing"),
-    "unknown task": (["fit", "--task", "distil"], "task must be one of distillation, language-model, got 'distil'"),
-    "unknown option": (["PAIR", "--model.divergnce", "x"], "did you mean '--model.divergence'?"),
-    "stray argument": (["PAIR", "now"], "unexpected argument 'now'"),
-    "unknown plugin": (["PAIR", "--model.divergence", "JensenShanon"], "did you mean 'JensenShannon'?"),
-    "unknown callback": (["PAIR", "--trainer.callbacks", "ModelCheckpont"], "did you mean 'ModelCheckpoint'?"),
-    "unknown optimizer": (["PAIR", "--model.optimizer", "AdmW"], "did you mean 'AdamW'?"),
-    "plugin option": (
-        ["PAIR", "--model.divergence", "{class_path: SkewKL, init_args: {alfa: 1}}"],
-        "SkewKL has no option 'alfa', did you mean 'alpha'?",
-    ),
-    "plugin option outside init_args": (["PAIR", "--model.divergence", "{class_path: SkewKL, alpha: 1}"], "init_args"),
-    "plugin value": (
-        ["PAIR", "--model.divergence", "SkewKL", "--model.divergence.alpha", "x"],
-        "expected float, got x",
-    ),
-    "plugin range": (["PAIR", "--model.divergence", "SkewKL", "--model.divergence.alpha", "7"], "alpha"),
-    "forbidden class": (["PAIR", "--model.divergence", "os.system"], "TEMPSPEC_ALLOW=os"),
-    "forbidden instance": (
-        ["PAIR", "--model.divergence", "{class_path: subprocess.Popen, init_args: {args: ls}}"],
-        "TEMPSPEC_ALLOW=subprocess",
-    ),
-    "wrong number": (["PAIR", "--trainer.max_steps", "x"], "trainer.max_steps: expected int, got x"),
-    "negative temperature": (["PAIR", "--model.validation_temperatures", "[-1.0]"], "0 or more"),
-    "top_p": (["PAIR", "--model.sweep.top_p", "1.5"], "top_p must be in (0, 1], got 1.5"),
-    "missing file": (["PAIR", "--data.train", "{path: no.jsonl}"], "no.jsonl"),
-    "missing folder": (["PAIR", "--model.target", "./nowhere"], "no such folder: './nowhere'"),
-    "GPU": (["PAIR", "--trainer.accelerator", "cuda"], "CUDA"),
-    "no checkpoint": (["PAIR", "--ckpt_path", "last"], "there is no runs/pair/fit/checkpoints/last.ckpt"),
-    "no checkpoint file": (["PAIR", "--ckpt_path", "x.ckpt"], "there is no such file"),
-    "remote checkpoint": (["PAIR", "--ckpt_path", "https://example.org/x.ckpt"], "must be a local file"),
-    "not a checkpoint": (["PAIR", "--ckpt_path", "WORLD/text.jsonl"], "is not a checkpoint"),
-    "Trainer's folder": (["PAIR", "--trainer.default_root_dir", "x"], "set run: FOLDER"),
-    "folder under a file": (["PAIR", "--run", "WORLD/text.jsonl/run"], "expected a folder where a file is"),
-    "two models": (["LM", "--model.pretrained", "WORLD/target"], "not both"),
-    "no tokenizer": (["LM", "--model.tokenizer", "null"], "needs model.tokenizer"),
-    "indivisible": (["LM", "--model.shape.hidden_size", "9"], "hidden_size must be an even multiple of heads"),
-    "wrong stage": (["predict", "--config", "WORLD/lm.yaml"], "predict needs task: distillation"),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case, run, world):
-    (first, *rest), says = BAD[case]
-    start = {"PAIR": ["fit", "--config", "WORLD/pair.yaml"], "LM": ["fit", "--config", "WORLD/lm.yaml"]}.get(
-        first, [first]
-    )
-    code, _, error = run(*(part.replace("WORLD", str(world)) for part in [*start, *rest]))
-    lines = [line for line in error.splitlines() if line.startswith("error: ")]
-    assert code == 2
-    assert len(lines) == 1
-    assert says in lines[0]
-    assert error.rstrip().endswith(lines[0])
-    assert "Traceback" not in error
-
-
 def test_a_checkpoint_of_another_model(run, world):
     assert run("fit", "--config", world / "lm.yaml", "--trainer.max_steps", 1)[0] == 0
     options = "--config", world / "lm.yaml", "--ckpt_path", "last", "--model.shape.hidden_size", 16
     code, _, error = run("validate", *options)
     assert code == 2
     assert error.rstrip().splitlines()[-1].startswith("error: the checkpoint runs/lm/fit/checkpoints/last.ckpt")
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("model: [\n", "line 2"),
-        ("modle: {target: a}\n", "unknown key modle.target in the configuration: did you mean 'model'?"),
-        ("model: {target: a, draf: b}\n", "did you mean 'model.draft'?"),
-        ("data: {train: {pat: x}}\nmodel: {target: a}\n", "Source has no option 'pat', did you mean 'path'?"),
-    ],
-)
-def test_a_wrong_configuration_is_one_line(text, says, run, tmp_path):
-    (tmp_path / "c.yaml").write_text(text)
-    code, _, error = run("fit", "--config", "c.yaml")
-    assert code == 2
-    assert says in error
-    assert error.count("\n") == 1
 
 
 FITTED = ("--model.sweep.draft_temperatures", "[same, fitted]", "--model.sweep.target_temperatures", "[0.0, 1.0]")

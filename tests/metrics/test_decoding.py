@@ -21,9 +21,11 @@ from tempspec.metrics.decoding import (
     DraftAcceptance,
     ForeseenLength,
     JointAcceptance,
+    KLFromTarget,
     OverheadShare,
     SweepMetrics,
     TokensPerSecond,
+    TotalVariationFromTarget,
     compare,
     speedup,
 )
@@ -57,6 +59,10 @@ def reference_mbsu(rows):
     return mean_tokens_per_round(rows) / (0.1 * length + 1)
 
 
+def per_tested(rows, name):
+    return sum(sum(row[name]) for row in rows) / sum(len(outcomes(*pair)) for pair in rounds(rows))
+
+
 def mean_tokens_per_round(rows):
     return sum(len(row["tokens"]) for row in rows) / len(rounds(rows))
 
@@ -72,7 +78,7 @@ MATRIX = {
     ),
     "analytic": (
         lambda **kw: AnalyticAcceptance(**kw),
-        lambda rows: sum(sum(row["expected"]) for row in rows) / sum(len(outcomes(*pair)) for pair in rounds(rows)),
+        lambda rows: per_tested(rows, "expected"),
     ),
     "draft_acceptance": (
         lambda **kw: DraftAcceptance(**kw),
@@ -86,6 +92,11 @@ MATRIX = {
         lambda **kw: ForeseenLength(**kw),
         lambda rows: mean(value for row in rows for value in row["foreseen"]),
     ),
+    "total_variation": (
+        lambda **kw: TotalVariationFromTarget(**kw),
+        lambda rows: per_tested(rows, "total_variation"),
+    ),
+    "kl": (lambda **kw: KLFromTarget(**kw), lambda rows: per_tested(rows, "kl")),
     "block_efficiency": (lambda **kw: BlockEfficiency(**kw), mean_tokens_per_round),
     "mbsu": (lambda **kw: MBSU(0.1, **kw), reference_mbsu),
     "conditional": (lambda **kw: ConditionalAcceptance(K, **kw), reference_conditional),

@@ -1,3 +1,6 @@
+import json
+import math
+
 import pytest
 import torch
 
@@ -9,7 +12,10 @@ from tempspec.metrics.decoding import SweepMetrics
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.store import RowStore
 from tempspec.plugins.drafters import PromptLookup
+from tempspec.plugins.lengths import Goodput
+from tempspec.plugins.lossy import MARS, Ensemble
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, TokenwiseRejection
+from tempspec.reporting.records import write_metrics_json
 
 VERIFIERS = {"token": TokenwiseRejection(), "block": BlockVerification(), "greedy": GreedyMatch()}
 
@@ -176,6 +182,43 @@ def test_estimates_of_a_sweep_cover_every_cell(make, data, trainer):
         sums = [share[cell].acceptance_rate.sums() for share in split]
         whole = metrics[cell].acceptance_rate.sums()
         torch.testing.assert_close((sums[0] + sums[1]).numerator_SW, whole.numerator_SW)
+
+
+def test_goodput_measures_the_pair_once_and_keeps_it_with_the_run(make, data, trainer, tmp_path, monkeypatch):
+    sweep = Sweep([0.0, 1.0], max_new_tokens=8, slots=2, timing_prompts=0)
+    options = {"verifiers": {"token": TokenwiseRejection()}, "length": Goodput(longest=3)}
+    rows = predict(make(sweep, **options), data, trainer)
+    assert len(rows) == 16
+    (path,) = tmp_path.rglob("step_times.json")
+    seconds = json.loads(path.read_text())["seconds"]
+    assert len(seconds["verify"]) == 4
+    assert min(seconds["draft"], *seconds["verify"]) > 0
+
+    def measured_again(engine, text):
+        raise AssertionError("step times were kept")
+
+    monkeypatch.setattr(Engine, "step_times", measured_again)
+    more = Sweep([0.0, 1.0, 1.5], max_new_tokens=8, slots=2, timing_prompts=0)
+    module = make(more, **options)
+    assert len(predict(module, data, trainer)) == 24
+    assert module.runner.length is options["length"]
+
+
+def test_a_lossy_rule_reports_its_distance_and_infinity_is_null(make, data, trainer, tmp_path):
+    rules = {"token": TokenwiseRejection(), "mixed": Ensemble(0.5), "mars": MARS()}
+    rows = predict(make(Sweep([0.0, 1.0], max_new_tokens=8, timing_prompts=0), verifiers=rules), data, trainer)
+    estimates = SweepMetrics.of_rows(rows).estimates()
+    write_metrics_json(tmp_path / "metrics.json", estimates)
+    cells = json.loads((tmp_path / "metrics.json").read_text())["cells"]
+    found = {(cell["verifier"], cell["target_temperature"]): cell["metrics"] for cell in cells}
+    warm, cold = found["mixed", 1.0], found["mixed", 0.0]
+    assert 0 < warm["total_variation_from_target"]["value"] < 0.5
+    assert warm["kl_from_target"]["low"] > 0
+    assert cold["kl_from_target"]["value"] is None
+    assert cold["kl_from_target"]["prompts"] > 0 < cold["total_variation_from_target"]["value"]
+    for cell in (found["token", 1.0], found["mars", 0.0]):
+        assert all(cell[name]["prompts"] == 0 for name in ("kl_from_target", "total_variation_from_target"))
+    assert any(math.isinf(value) for row in rows for value in row["kl"])
 
 
 def test_generate_writes_the_targets_text_with_exact_ids(make, data, trainer):

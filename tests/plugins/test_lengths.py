@@ -3,7 +3,7 @@ import torch
 
 from tempspec import registry
 from tempspec.errors import UserError
-from tempspec.interfaces import LastRound
+from tempspec.interfaces import LastRound, StepTimes
 from tempspec.plugins.lengths import SVIP, AdaEDL, ConfidenceThreshold, FixedLength, Goodput, Heuristic
 from tempspec.testing import check_length
 
@@ -51,15 +51,30 @@ def test_a_certain_draft_goes_on_at_the_strictest_threshold(rule):
     assert rule.proceed(torch.tensor([1]), torch.tensor([[0.0, 1.0]]).log()).tolist() == [True]
 
 
+COSTS = [1.0, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35]
+
+
+def test_goodput_goes_by_the_times_it_is_told():
+    nothing = torch.tensor([-1])
+    first = LastRound(nothing, nothing, nothing)
+    free = Goodput().timed(StepTimes(0.0, (2.0,) * 9))
+    dear = Goodput().timed(StepTimes(9.0, (2.0,) * 9))
+    assert Goodput().needs_step_times
+    assert not free.needs_step_times
+    assert (free.limit(first).item(), dear.limit(first).item()) == (8, 0)
+    told, given = Goodput(longest=3).timed(StepTimes(0.4, (2.0, 2.0, 2.5, 3.0))), Goodput(0.2, (1.0, 1.0, 1.25, 1.5))
+    assert vars(told) == vars(given)
+    check_length(told)
+
+
 def test_goodput_drafts_more_where_more_is_accepted_and_nothing_where_it_does_not_pay():
     nothing = torch.tensor([-1])
     first = LastRound(nothing, nothing, nothing)
     rates = (0.05, 0.3, 0.6, 0.9)
-    limits = [Goodput(0.2, acceptance=rate).limit(first).item() for rate in rates]
+    limits = [Goodput(0.2, COSTS, acceptance=rate).limit(first).item() for rate in rates]
     assert limits == sorted(limits)
     assert limits[0] == 0 < limits[-1]
-    costs = [1.0, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35]
-    goodput = [sum(0.6**i for i in range(k + 1)) / (0.2 * k + cost) for k, cost in enumerate(costs)]
+    goodput = [sum(0.6**i for i in range(k + 1)) / (0.2 * k + cost) for k, cost in enumerate(COSTS)]
     best = goodput.index(max(goodput))
     assert limits[2] == best
 
@@ -81,8 +96,11 @@ def test_goodput_learns_from_the_last_round():
         (lambda: AdaEDL(longest=-1), "longest must be 0 or more"),
         (lambda: SVIP(threshold=-1.0), "threshold must be 0 or more"),
         (lambda: SVIP(longest=-1), "longest must be 0 or more"),
-        (lambda: Goodput(draft_cost=-0.1), "draft_cost must be 0 or more"),
-        (lambda: Goodput(verify_costs=[]), "verify_costs must hold positive numbers"),
+        (lambda: Goodput(-0.1, COSTS), "draft_cost must be 0 or more"),
+        (lambda: Goodput(0.1, []), "verify_costs must hold positive numbers"),
+        (lambda: Goodput(0.1, [1.0, float("inf")]), "verify_costs must hold positive numbers"),
+        (lambda: Goodput(draft_cost=0.1), "expected draft_cost and verify_costs, or neither"),
+        (lambda: Goodput(longest=-1), "longest must be 0 or more"),
         (lambda: Goodput(acceptance=1.5), "acceptance must be in"),
         (lambda: Goodput(confidence=0.0), "confidence must be above 0"),
         (lambda: ConfidenceThreshold(longest=-2), "longest must be 0 or more, got -2"),

@@ -59,10 +59,11 @@ OPTIONS = {
     "ConfidenceThreshold": {"threshold": 0.4, "longest": 8},
     "FixedLength": {"tokens": 4},
     "Goodput": {
-        "draft_cost": 0.15,
-        "verify_costs": (1.0, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35),
+        "draft_cost": None,
+        "verify_costs": None,
         "acceptance": 0.7,
         "confidence": 4.0,
+        "longest": 8,
     },
     "Heuristic": {"first": 5, "longest": 16},
     "SVIP": {"threshold": 1.0, "longest": 8},

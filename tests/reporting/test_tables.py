@@ -1,4 +1,5 @@
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -37,6 +38,21 @@ def test_nothing_is_cut_or_too_wide(make, estimates, width):
     assert max(map(len, text.splitlines())) <= width
     assert WORDS <= set(text.split())
     assert ".650" in text.split()
+
+
+@pytest.mark.parametrize("width", [54, 62, 80, 100, 120, 200])
+def test_a_lossy_rule_brings_its_distance_whatever_the_room(estimates, width):
+    nothing = {"total_variation_from_target": Estimate.nothing(), "kl_from_target": Estimate.nothing()}
+    assert "KL" not in rendered(DecodingTable({cell: found | nothing for cell, found in estimates.items()}), width)
+    far = {
+        "total_variation_from_target": Estimate(0.123, 0.1, 0.15, 24),
+        "kl_from_target": Estimate(math.nan, math.nan, math.nan, 24),
+    }
+    lossy = {replace(cell, verifier="Ensemble"): found | far for cell, found in estimates.items()}
+    text = rendered(DecodingTable(estimates | lossy), width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert {"TV", "KL", ".123", "acceptance", "speed-up"} <= set(text.split())
 
 
 def test_the_caption_states_what_ran_outside_the_models(estimates):
