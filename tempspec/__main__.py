@@ -20,6 +20,7 @@ COMMANDS = {
     "test": ("tempspec.cli.lightning", "as validate, on the test sets"),
     "predict": ("tempspec.cli.lightning", "speculative decoding: verifiers x temperatures x prompt sets"),
     "generate": ("tempspec.cli.lightning", "the target's own text at a chosen temperature"),
+    "report": ("tempspec.cli.report", "a page with figures and tables of finished runs or studies"),
     "export": ("tempspec.cli.export", "an ordinary checkpoint of a temperature-conditioned draft"),
     "import-results": ("tempspec.cli.import_results", "an engine's accepted lengths (vLLM, SGLang), beside ours"),
     "study": ("tempspec.cli.study", "a grid of drafts, verifiers and temperatures, one command"),

@@ -27,6 +27,7 @@ from tempspec.cli.parser import Parser
 from tempspec.cli.progress import Progress
 from tempspec.cli.quiet import quiet
 from tempspec.cli.tables import print_metrics
+from tempspec.data.environment import write_environment
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 from tempspec.files import replacing, write_atomically
@@ -188,13 +189,15 @@ class GeneratingTrainer(Trainer):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration to the stage's folder, whatever logger is used."""
+    """Writes the resolved configuration and the environment to the stage's folder, whatever logger is used."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write `config.yaml`; every subcommand can read it again."""
+        """Write `config.yaml`, which every subcommand can read again, and `environment.json`."""
         folder = Path(trainer.default_root_dir)
         with replacing(folder / "config.yaml") as partial:
             self.parser.save(self.config, str(partial), skip_none=False, overwrite=True, multifile=False)
+        device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
+        write_environment(folder, data.sources(stage), device=str(device), processes=trainer.world_size)
 
 
 class CommandLine(LightningCLI):

@@ -129,6 +129,19 @@ class TextDataModule(LightningDataModule):
         order = [Slot(row, False) for row in range(start, len(rows))]
         return DataLoader(rows, sampler=order, batch_size=self.eval_batch_size, collate_fn=self._collate())
 
+    def sources(self, stage: str) -> dict[str, list[Source]]:
+        """What a stage may read, by names such as `train`, `validation/code`, `prompts/chat`.
+
+        Args:
+            stage: Lightning's name of it: fit, validate, test or predict.
+        """
+        if stage == "predict":
+            return {f"prompts/{name}": [source] for name, source in self.prompt_sources.items()}
+        named = {f"validation/{name}": [source] for name, source in self.validation_sources.items()}
+        if stage == "test":
+            named |= {f"test/{name}": [source] for name, source in self.test_sources.items()}
+        return named | ({"train": self.train_sources} if self.train_sources else {})
+
     @cached_property
     def tokenizer(self) -> Any:
         """The transformers tokenizer."""

@@ -11,14 +11,14 @@ from tempspec.data.digest import digest_file, digest_folder
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
 
-__all__ = ["Provenance", "digest_file", "digest_folder", "read_provenance", "versions", "write_provenance"]
+__all__ = ["Provenance", "digest_file", "digest_folder", "now", "read_provenance", "versions", "write_provenance"]
 
 FILE = "provenance.json"
 
 
 def versions() -> dict[str, str]:
     """The installed versions of what decides the samples."""
-    return {name: _version(name) for name in ("tempspec", "torch", "transformers")}
+    return {name: _version(name) for name in ("tempspec", "torch", "lightning", "transformers")}
 
 
 def _version(name: str) -> str:
@@ -28,7 +28,8 @@ def _version(name: str) -> str:
         return "unknown"
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -64,7 +65,7 @@ class Provenance:
     count: int
     server: dict[str, str] | None = None
     versions: dict[str, str] = field(default_factory=versions)
-    date: str = field(default_factory=_now)
+    date: str = field(default_factory=now)
 
 
 def write_provenance(folder: str | Path, record: Provenance) -> Path:

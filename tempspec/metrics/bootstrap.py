@@ -26,6 +26,7 @@ __all__ = [
     "Sums",
     "bootstrap_compute",
     "bootstrap_update",
+    "contrast_estimate",
     "difference_estimate",
     "quotient",
     "replicate_weights",
@@ -35,7 +36,7 @@ __all__ = [
 REPLICATES = 1000
 """Replicates by default: the 2.5% quantile then rests on 25 of them."""
 
-_TAILS = (0.025, 0.975)
+_TAIL = 0.025
 _POISSON_CDF = torch.tensor([math.exp(-1) / math.factorial(k) for k in range(20)], dtype=torch.float64).cumsum(0)
 
 
@@ -188,6 +189,27 @@ def difference_estimate(a: Sums, b: Sums) -> Tensor:
     return _compute(_ratio(a.numerator_SW, a.denominator_SW) - _ratio(b.numerator_SW, b.denominator_SW), _prompts(a))
 
 
+def contrast_estimate(*terms: tuple[float, Sums], among: int = 1) -> Tensor:
+    """The weighted sum of ratios, laid out as `bootstrap_compute`.
+
+    Terms over the same prompts share their weights, so that they are paired; terms over different prompts have
+    independent ones. The number of prompts is the least of any term.
+
+    Args:
+        terms: (weight, ratio), at least one; such as (1, a), (-1, b) for a difference.
+        among: out of how many contrasts one is picked by looking: all of their intervals hold at once with 95%
+            (Bonferroni; Dunn, "Multiple Comparisons Among Means", 1961). Beyond 25 of 1000 replicates, the ends are
+            the outermost replicates.
+
+    >>> a = bootstrap_update(torch.tensor([[1.0]]), torch.tensor([[2.0]]), torch.tensor([7]))
+    >>> contrast_estimate((1, a), (-1, a)).tolist()
+    [[0.0, nan, nan, 1.0]]
+    """
+    ratios_SW = (weight * _ratio(sums.numerator_SW, sums.denominator_SW) for weight, sums in terms)
+    prompts_S = torch.stack([_prompts(sums) for _, sums in terms]).amin(0)
+    return _compute(torch.stack(list(ratios_SW)).sum(0), prompts_S, among)
+
+
 def quotient(a: Sums, b: Sums) -> Sums:
     """`a / b` of two ratios over the same prompts, as sums again: its replicates are the quotients of theirs.
 
@@ -219,8 +241,8 @@ def _prompts(sums: Sums) -> Tensor:
     return sums.seen_M2.unique(dim=0)[:, 1].bincount(minlength=len(sums.numerator_SW))
 
 
-def _compute(ratio_SW: Tensor, prompts_S: Tensor) -> Tensor:
-    tail_2 = torch.tensor(_TAILS, dtype=torch.float64, device=ratio_SW.device)
+def _compute(ratio_SW: Tensor, prompts_S: Tensor, among: int = 1) -> Tensor:
+    tail_2 = torch.tensor([_TAIL / among, 1 - _TAIL / among], dtype=torch.float64, device=ratio_SW.device)
     bound_2S = ratio_SW[:, 1:].nanquantile(tail_2, dim=1)
     bound_2S = torch.where(prompts_S >= 2, bound_2S, torch.nan)
     return torch.stack([ratio_SW[:, 0], *bound_2S, prompts_S.double()], 1)

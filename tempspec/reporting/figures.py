@@ -18,11 +18,11 @@ from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell
 from tempspec.reporting.records import Estimates
 
-__all__ = ["temperature_figure", "write_figure"]
+__all__ = ["MARKERS", "PALETTE", "temperature_figure", "write_figure"]
 
 # Okabe and Ito, "Color Universal Design", 2008; black and yellow left out. Vermillion and blue first.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = "osD^vP"
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
 _STYLES = ("-", "--", ":", "-.")
 _LABELS = {
     "acceptance_rate": "acceptance rate\n(accepted / tested)",
@@ -102,11 +102,11 @@ def _variant(cell: Cell, estimates: Estimates) -> str:
 def _panel(axes: Axes, runs: Sequence[str], curves: Mapping[tuple[str, str], Sequence[_Point]]) -> None:
     variants = list(dict.fromkeys(variant for _, variant in curves))
     for (run, variant), points in curves.items():
-        color = _PALETTE[runs.index(run) % len(_PALETTE)]
+        color = PALETTE[runs.index(run) % len(PALETTE)]
         place = variants.index(variant)
         label = run if len(variants) == 1 else f"{run}: {variant}"
         x = [temperature for temperature, _ in points]
-        style, marker = _STYLES[place % len(_STYLES)], _MARKERS[place % len(_MARKERS)]
+        style, marker = _STYLES[place % len(_STYLES)], MARKERS[place % len(MARKERS)]
         axes.plot(x, [e.value for _, e in points], style, marker=marker, markersize=4, color=color, label=label)
         axes.fill_between(x, [e.low for _, e in points], [e.high for _, e in points], color=color, alpha=0.18, lw=0)
     axes.set_xticks(sorted({temperature for points in curves.values() for temperature, _ in points}))

@@ -10,24 +10,19 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tempspec.files import write_atomically
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.rows import Cell
 
-__all__ = [
-    "Estimates",
-    "prompt_rows",
-    "summary_rows",
-    "write_metrics_json",
-    "write_parquet",
-    "write_summary_csv",
-]
+if TYPE_CHECKING:  # it would import torchmetrics, and that matplotlib.pyplot
+    from tempspec.metrics.prefixes import PromptSums
+
+__all__ = ["Estimates", "prompt_rows", "summary_rows", "write_metrics_json", "write_parquet", "write_summary_csv"]
 
 Estimates = Mapping[Cell, Mapping[str, Estimate]]
 """What `SweepMetrics.estimates` returns."""
@@ -95,7 +90,7 @@ def write_metrics_json(path: Path, estimates: Estimates, **facts: Any) -> None:
 
 
 def prompt_rows(
-    prompt_set: str, found: Mapping[tuple[str, float, float], PromptSums]
+    prompt_set: str, found: Mapping[tuple[str, float, float], "PromptSums"]
 ) -> list[dict[str, str | int | float]]:
     """One flat record for each prompt, metric and pair of temperatures of a set that `validate` measured.
 

@@ -104,7 +104,7 @@ class StudyIndex:
 def write_study(folder: str | Path, index: StudyIndex) -> Path:
     """Write the index into a study's folder, whole or not at all; returns the file."""
     file = Path(folder) / FILE
-    write_atomically(file, json.dumps(asdict(index), indent=1, ensure_ascii=False).encode() + b"\n")
+    write_atomically(file, json.dumps(asdict(index), indent=1, ensure_ascii=False) + "\n")
     return file
 
 
@@ -126,6 +126,9 @@ def read_study(folder: str | Path) -> StudyIndex:
     names = {part.name for part in fields(StudyIndex)}
     if not isinstance(held, dict) or held.get("version") != VERSION or set(held) != names:
         raise UserError(f"{file}: expected an index of version {VERSION}; run `tempspec study` again to write it")
-    drafts = {name: DraftIndex(**draft) for name, draft in held["drafts"].items()}
-    parts = {"drafts": drafts, "prefixes": Prefixes(**held["prefixes"]), "status": Status(**held["status"])}
+    try:
+        drafts = {name: DraftIndex(**draft) for name, draft in held["drafts"].items()}
+        parts = {"drafts": drafts, "prefixes": Prefixes(**held["prefixes"]), "status": Status(**held["status"])}
+    except (AttributeError, TypeError) as error:
+        raise UserError(f"{file}: expected a study's index, got other fields; run `tempspec study` again") from error
     return StudyIndex(**(held | parts))

@@ -5,6 +5,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tempspec.data.digest import digest_file
+
 
 def rows(path):
     with path.open(newline="") as file:
@@ -15,7 +17,12 @@ def test_a_language_model_from_nothing_to_a_folder(run, world, tmp_path):
     code, _, error = run("fit", "--config", world / "lm.yaml")
     assert code == 0, error
     fit = tmp_path / "runs" / "lm" / "fit"
-    assert sorted(path.name for path in fit.iterdir()) == ["checkpoints", "config.yaml", "metrics.csv", "model"]
+    left = ["checkpoints", "config.yaml", "environment.json", "metrics.csv", "model"]
+    assert sorted(path.name for path in fit.iterdir()) == left
+    environment = json.loads((fit / "environment.json").read_text())
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["device"] == "cpu"
+    assert environment["data"]["train"] == digest_file(world / "text.jsonl")
     assert AutoModelForCausalLM.from_pretrained(fit / "model").config.num_hidden_layers == 1
     assert AutoTokenizer.from_pretrained(fit / "model").get_vocab()["</s>"] == 0
     steps = [row for row in rows(fit / "metrics.csv") if row["train/loss"]]

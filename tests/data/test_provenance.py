@@ -24,7 +24,7 @@ def test_a_record_comes_back_as_it_was_written_and_leaves_nothing_else(tmp_path,
     file = write_provenance(tmp_path, record)
     assert read_provenance(tmp_path) == record
     assert list(tmp_path.iterdir()) == [file]
-    assert set(record.versions) == {"tempspec", "torch", "transformers"}
+    assert set(record.versions) == {"tempspec", "torch", "lightning", "transformers"}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from tempspec.metrics.bootstrap import (
     Sums,
     bootstrap_compute,
     bootstrap_update,
+    contrast_estimate,
     difference_estimate,
     quotient,
     replicate_weights,
@@ -176,3 +177,11 @@ def test_estimates_print_three_digits(value, low, high, text):
     estimate = Estimate(value, low, high, prompts=5)
     assert str(estimate) == text
     assert estimate.to_dict().keys() == {"value", "low", "high", "prompts"}
+
+
+def test_intervals_that_hold_together_contain_the_ones_that_hold_alone():
+    generator = torch.Generator().manual_seed(0)
+    sums = bootstrap_update(torch.rand(30, 1, generator=generator), torch.ones(30, 1), torch.arange(30))
+    ends = [contrast_estimate((1, sums), among=count)[0, 1:3].tolist() for count in (1, 4, 16)]
+    assert ends[2][0] < ends[1][0] < ends[0][0] < ends[0][1] < ends[1][1] < ends[2][1]
+    assert ends[0] == bootstrap_compute(sums)[0, 1:3].tolist()

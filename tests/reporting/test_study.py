@@ -29,7 +29,16 @@ def test_a_folder_without_an_index_is_named(tmp_path):
         read_study(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", json.dumps(dataclasses.asdict(INDEX) | {"version": 2}), "{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        json.dumps(dataclasses.asdict(INDEX) | {"version": 2}),
+        json.dumps(dataclasses.asdict(INDEX) | {"drafts": []}),
+        "{}",
+    ],
+)
 def test_what_is_no_index_is_refused_in_one_line(tmp_path, text):
     (tmp_path / FILE).write_text(text)
     with pytest.raises(UserError, match="again") as refused:

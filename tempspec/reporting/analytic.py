@@ -1,0 +1,118 @@
+"""The sections that one forward pass of each model is enough for (floor 5)."""
+
+from collections.abc import Iterator
+
+from tempspec.metrics.bootstrap import Estimate, bootstrap_compute
+from tempspec.metrics.prefixes import prefix_split
+from tempspec.metrics.ratio import to_estimate
+from tempspec.reporting.answers import contrast
+from tempspec.reporting.charts import Chart, curves, forest, heatmap
+from tempspec.reporting.runs import Collection, Draft
+from tempspec.reporting.section import TEMPERATURE, Section, slug
+from tempspec.reporting.sheets import Field, Sheet
+
+__all__ = ["drafting", "prefixes", "temperatures"]
+
+
+def temperatures(collection: Collection) -> Section:
+    """Maps over the two temperatures, and acceptance against the entropy of the target."""
+    charts: list[Chart] = []
+    rows: list[list[Field]] = []
+    nothing = Estimate.nothing()
+    entropy: dict[str, dict[str, dict[float, Estimate]]] = {}
+    for draft in collection.drafts:
+        for name in dict.fromkeys(key[0] for key in draft.analytic):
+            found = {(k[2], k[3]): e for k, e in _analytic_estimates(draft, name, "analytic_acceptance").items()}
+            best = [max((k for k in found if k[0] == t), key=lambda k: found[k].value) for t in {k[0] for k in found}]
+            title = f"Analytic acceptance: {draft.name}, {name}"
+            axes = {"x": TEMPERATURE, "y": "draft temperature (1)", "mark": "best draft temperature"}
+            rows += [[draft.name, name, *key, found[key], found.get((key[0], key[0]), nothing)] for key in sorted(best)]
+            charts.append(heatmap(slug("map", draft.name, name), title, found, sorted(best), **axes))
+            heat = {k[2]: e.value for k, e in _analytic_estimates(draft, name, "target_entropy").items()}
+            points = {heat[t]: found[t, t] for t in heat if (t, t) in found}
+            entropy.setdefault(name, {})[draft.name] = points
+    for name, found_curves in entropy.items():
+        x, y = "entropy of the target (nats)", "analytic acceptance (1)"
+        charts.append(
+            curves(
+                slug("entropy", name),
+                f"Entropy against acceptance: {name}",
+                found_curves,
+                x=x,
+                y=y,
+                top=1.0,
+                ticks=False,
+            )
+        )
+    columns = ["draft", "prompts", "T", "best draft T", "analytic acceptance", "at draft T = T"]
+    return Section(
+        "analytic",
+        "Temperatures of target and draft",
+        "From one forward pass of each model.",
+        [*charts, *_trained(collection)],
+        [Sheet("draft-temperatures", "Best draft temperatures", columns, rows)] if rows else [],
+    )
+
+
+def _trained(collection: Collection) -> Iterator[Chart]:
+    """Train temperature x decoding temperature, where two or more drafts differ in it."""
+    drafts = {
+        d.labels["train_temperature"]: d
+        for d in reversed(collection.drafts)
+        if isinstance(d.labels.get("train_temperature"), int | float)
+    }
+    if len(drafts) < 2:
+        return
+    for name in dict.fromkeys(key[0] for draft in drafts.values() for key in draft.analytic):
+        found = {
+            (key[2], float(heat)): estimate
+            for heat, draft in drafts.items()
+            for key, estimate in _analytic_estimates(draft, name, "analytic_acceptance").items()
+            if key[2] == key[3]
+        }
+        diagonal = [key for key in found if key[0] == key[1]]
+        axes = {"x": TEMPERATURE, "y": "train temperature (1)", "mark": "equal temperatures"}
+        yield heatmap(slug("trained", name), f"Trained at, decoded at: {name}", found, diagonal, **axes)
+
+
+def drafting(collection: Collection) -> Section:
+    """Proposals that are sampled against proposals of the likeliest token."""
+    charts = []
+    for draft in collection.drafts:
+        for name in dict.fromkeys(key[0] for key in draft.analytic):
+            sums = draft.analytic_sums
+            pairs = {
+                k[2]: (k, (name, "argmax_acceptance", k[2], k[3]))
+                for k in sums
+                if k[:2] == (name, "analytic_acceptance") and k[2] == k[3] > 0
+            }
+            found = {f"T = {t:g}": contrast((1, sums[a]), (-1, sums[b])) for t, (a, b) in pairs.items() if b in sums}
+            if found:
+                title = f"Sampled minus argmax drafting: {draft.name}, {name}"
+                charts.append(forest(slug("argmax", draft.name, name), title, found, x="difference in acceptance (1)"))
+    text = "What proposals sampled at the target's temperature gain over proposing the likeliest token, paired."
+    return Section("drafting", "Sampled against argmax drafting", text, charts)
+
+
+def prefixes(collection: Collection) -> Section:
+    """How much acceptance falls because of the laws, and how much because of the prefixes."""
+    charts, ref = [], collection.reference
+    for draft in collection.drafts:
+        for name, fixed in collection.prefixes.fixed.items():
+            found: dict[str, Estimate] = {}
+            for heat, sampled in collection.prefixes.sampled.get(name, {}).items():
+                t, metric = float(heat), "analytic_acceptance"
+                keys = [(fixed, metric, ref, ref), (fixed, metric, t, t), (sampled, metric, t, t)]
+                if all(key in draft.analytic for key in keys):
+                    split = prefix_split(*(draft.analytic[key] for key in keys))
+                    found |= {f"T = {t:g}, laws": split.laws, f"T = {t:g}, prefixes": split.prefixes}
+            if found:
+                title = f"Fixed against sampled prefixes: {draft.name}, {name}"
+                charts.append(forest(slug("prefixes", draft.name, name), title, found, x="fall of acceptance (1)"))
+    text = f"What acceptance loses from T = {ref:g}: because the laws differ, and because the prefixes do."
+    return Section("prefixes", "Fixed against sampled prefixes", text, charts)
+
+
+def _analytic_estimates(draft: Draft, name: str, metric: str) -> dict[tuple[str, str, float, float], Estimate]:
+    sums = {key: value for key, value in draft.analytic_sums.items() if key[:2] == (name, metric)}
+    return {key: to_estimate(bootstrap_compute(value))[0] for key, value in sums.items()}

@@ -1,0 +1,43 @@
+"""The report: one HTML page without network or script, and its figures and tables as files (floor 5)."""
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from tempspec.files import write_atomically
+from tempspec.reporting.answers import answers
+from tempspec.reporting.figures import write_figure
+from tempspec.reporting.runs import Collection
+from tempspec.reporting.sections import sections
+from tempspec.reporting.sheets import to_csv, to_latex
+from tempspec.reporting.svg import inline_svg
+
+__all__ = ["write_report"]
+
+
+def write_report(collection: Collection, folder: Path) -> Path:
+    """Write `report.html`, `figures/` (PNG and SVG) and `tables/` (CSV and LaTeX); returns the page.
+
+    Args:
+        collection: what was read.
+        folder: where to.
+    """
+    made = sections(collection)
+    shown = []
+    for section in made:
+        figures = []
+        for chart in section.charts:
+            write_figure(chart.figure, folder / "figures" / chart.name)
+            figures.append((chart, Markup(inline_svg(chart))))  # made and escaped by an XML writer
+        for sheet in section.sheets:
+            write_atomically(folder / "tables" / f"{sheet.name}.csv", to_csv(sheet))
+            write_atomically(folder / "tables" / f"{sheet.name}.tex", to_latex(sheet))
+        shown.append(vars(section) | {"figures": figures})
+    environment = Environment(loader=PackageLoader("tempspec.reporting"), autoescape=True, undefined=StrictUndefined)
+    names = ", ".join(draft.name for draft in collection.drafts)
+    text = environment.get_template("page.html").render(
+        title=collection.title, drafts=names, notes=collection.notes, answers=answers(collection), sections=shown
+    )
+    write_atomically(folder / "report.html", text)
+    return folder / "report.html"

@@ -1,0 +1,296 @@
+"""Finished runs and studies, read for a report (floor 5).
+
+A stage that is not finished is left out with a note; a file that cannot be read is an error.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml  # type: ignore[import-untyped]
+
+from tempspec.errors import UserError
+from tempspec.metrics.bootstrap import Sums
+from tempspec.metrics.decoding import SweepMetrics
+from tempspec.metrics.prefixes import PromptSums
+from tempspec.metrics.rows import Row
+from tempspec.reporting.records import Estimates
+from tempspec.reporting.study import FILE as STUDY_FILE
+from tempspec.reporting.study import Prefixes, read_study
+
+__all__ = ["AnalyticKey", "Collection", "Draft", "Run", "collect", "read_run"]
+
+STAGES = {
+    "fit": "config.yaml",
+    "generate": "generated.parquet",
+    "validate": "metrics.json",
+    "predict": "predictions.parquet",
+}
+"""Each stage and the file that says that it came to an end (fit: that it began)."""
+_NEEDED = {"key", "pass", "verifier", "prompt_set", "prompt_key", "tokens", "drafted", "tested", "accepted", "expected"}
+
+AnalyticKey = tuple[str, str, float, float]
+"""(prompt set, metric, target temperature, draft temperature)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        name: what to call it.
+        folder: where it is.
+        configs: `config.yaml` by stage.
+        environments: `environment.json` by stage.
+        rows: of predict.
+        analytic_rows: of validate; see `tempspec.reporting.records.prompt_rows`.
+        parameter_ratio: the draft's parameters over the target's, where predict says so.
+        notes: what was left out.
+    """
+
+    name: str
+    folder: Path
+    configs: Mapping[str, Mapping[str, Any]]
+    environments: Mapping[str, Mapping[str, Any]]
+    rows: Sequence[Row] = ()
+    analytic_rows: Sequence[Mapping[str, Any]] = ()
+    parameter_ratio: float | None = None
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One draft, with a run a seed; estimates pool the seeds, and resample prompts.
+
+    Attributes:
+        name: what to call it.
+        labels: what sets it apart; see `tempspec.reporting.study`.
+        runs: by seed.
+    """
+
+    name: str
+    labels: Mapping[str, Any]
+    runs: Mapping[str, Run]
+
+    @cached_property
+    def metrics(self) -> SweepMetrics:
+        """The decoding metrics of all seeds' rows."""
+        ratios = [run.parameter_ratio for run in self.runs.values() if run.rows]
+        ratio = ratios[0] if len(set(ratios)) == 1 else None
+        return SweepMetrics.of_rows(self.rows, parameter_ratio=ratio)
+
+    @cached_property
+    def estimates(self) -> Estimates:
+        """Their estimates by cell."""
+        return self.metrics.estimates()
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all seeds."""
+        return [row for run in self.runs.values() for row in run.rows]
+
+    @cached_property
+    def analytic(self) -> Mapping[AnalyticKey, PromptSums]:
+        """Each prompt's analytic sums by cell and metric, over all seeds."""
+        grouped: dict[AnalyticKey, list[Mapping[str, Any]]] = {}
+        for run in self.runs.values():
+            for row in run.analytic_rows:
+                key = (row["prompt_set"], row["metric"], row["target_temperature"], row["draft_temperature"])
+                grouped.setdefault(key, []).append(row)
+        return {key: PromptSums.of_rows(rows) for key, rows in grouped.items()}
+
+    @cached_property
+    def analytic_sums(self) -> Mapping[AnalyticKey, Sums]:
+        """What intervals of the analytic metrics are computed from."""
+        return {key: sums.sums() for key, sums in self.analytic.items()}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All that one report is made from.
+
+    Attributes:
+        title: what to call it.
+        drafts: in the order in which to show them; the first is the one that others are compared with.
+        domains: `in` or `out` by prompt set, where known.
+        reference: the temperature that falls are counted from.
+        prefixes: see `tempspec.reporting.study.Prefixes`.
+        notes: what was left out, and other warnings.
+    """
+
+    title: str
+    drafts: Sequence[Draft]
+    domains: Mapping[str, str] = field(default_factory=dict)
+    reference: float = 1.0
+    prefixes: Prefixes = field(default_factory=Prefixes)
+    notes: Sequence[str] = ()
+
+    @property
+    def runs(self) -> list[Run]:
+        """Every run of every draft."""
+        return [run for draft in self.drafts for run in draft.runs.values()]
+
+
+def collect(folders: Sequence[str | Path]) -> Collection:
+    """Read run folders and studies.
+
+    Args:
+        folders: at least one.
+
+    Raises:
+        UserError: a folder is missing, holds no finished run, or a file in it cannot be read.
+    """
+    paths = [Path(folder) for folder in folders]
+    parts = [_study(path) if (path / STUDY_FILE).is_file() else _single(path, paths) for path in paths]
+    drafts = _unique([draft for part in parts for draft in part.drafts])
+    merged = Collection(
+        title=", ".join(part.title for part in parts),
+        drafts=drafts,
+        domains={name: domain for part in parts for name, domain in part.domains.items()},
+        reference=parts[0].reference,
+        prefixes=parts[0].prefixes,
+        notes=[note for part in parts for note in part.notes],
+    )
+    if not any(run.rows or run.analytic_rows for run in merged.runs):
+        raise UserError(
+            f"{', '.join(map(str, paths))}: expected a finished validate or predict, got none; "
+            "run `tempspec validate` or `tempspec predict` first"
+        )
+    return Collection(**(vars(merged) | {"notes": [*merged.notes, *_version_notes(merged.runs)]}))
+
+
+def read_run(folder: Path, name: str = "") -> Run:
+    """Read one run folder.
+
+    Raises:
+        UserError: no such folder, no stage in it, or a broken file.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected a run folder, got no folder; check the path")
+    begun = [stage for stage in STAGES if (folder / stage).is_dir()]
+    if not begun:
+        raise UserError(f"{folder}: expected a run folder with {', '.join(STAGES)}, got none of these{_inside(folder)}")
+    finished = [stage for stage in begun if (folder / stage / STAGES[stage]).is_file()]
+    notes = [f"{folder / stage} is not finished: left out" for stage in begun if stage not in finished]
+    rows: list[Any] = []
+    analytic: list[Any] = []
+    facts: Mapping[str, Any] = {}
+    if "predict" in finished:
+        rows = _parquet(folder / "predict" / "predictions.parquet", _NEEDED)
+        facts = _optional(folder / "predict" / "metrics.json", json.loads)
+    if "validate" in finished and (folder / "validate" / "acceptance.parquet").is_file():
+        analytic = _parquet(folder / "validate" / "acceptance.parquet", {"metric", "numerator", "denominator"})
+    elif "validate" in finished:
+        notes.append(f"{folder / 'validate'} has no acceptance.parquet: left out; run validate again")
+    return Run(
+        name=name or _clean(folder.resolve().name),
+        folder=folder,
+        configs={stage: _optional(folder / stage / "config.yaml", yaml.safe_load) for stage in begun},
+        environments={stage: _optional(folder / stage / "environment.json", json.loads) for stage in begun},
+        rows=rows,
+        analytic_rows=analytic,
+        parameter_ratio=facts.get("parameter_ratio"),
+        notes=notes,
+    )
+
+
+def _study(path: Path) -> Collection:
+    index = read_study(path)
+    drafts: list[Draft] = []
+    notes: list[str] = []
+    for name, draft in index.drafts.items():
+        runs = {}
+        for seed, place in draft.seeds.items():
+            if (path / place).is_dir():
+                runs[seed] = read_run(path / place, _clean(f"{name}, seed {seed}"))
+                notes += runs[seed].notes
+            else:
+                notes.append(f"{path / place} is not there yet: left out")
+        if runs:
+            drafts.append(Draft(_clean(name), draft.labels, runs))
+    if index.status.done < index.status.total:
+        notes.append(f"the study is not finished: {index.status.done} of {index.status.total} cells")
+    domains = {name: facts["domain"] for name, facts in index.prompt_sets.items() if "domain" in facts}
+    return Collection(_clean(index.name), drafts, domains, index.reference_temperature, index.prefixes, notes)
+
+
+def _single(path: Path, beside: Sequence[Path]) -> Collection:
+    names = [other.resolve().name for other in beside]
+    own = path.resolve()
+    run = read_run(path, _clean(own.name if names.count(own.name) == 1 else f"{own.parent.name}/{own.name}"))
+    return Collection(run.name, [Draft(run.name, _labels(run), {"": run})], notes=run.notes)
+
+
+def _labels(run: Run) -> dict[str, Any]:
+    """The train temperature of a fit whose schedule is constant."""
+    schedule = (run.configs.get("fit", {}).get("model") or {}).get("temperature")
+    if isinstance(schedule, Mapping) and str(schedule.get("class_path", "")).endswith(".Constant"):
+        schedule = (schedule.get("init_args") or {}).get("value")
+    return {"train_temperature": float(schedule)} if isinstance(schedule, int | float) else {}
+
+
+def _unique(drafts: Sequence[Draft]) -> list[Draft]:
+    """Drafts with names of their own: a later one of the same name is numbered."""
+    seen: dict[str, int] = {}
+    named = []
+    for draft in drafts:
+        seen[draft.name] = seen.get(draft.name, 0) + 1
+        name = draft.name if seen[draft.name] == 1 else f"{draft.name} ({seen[draft.name]})"
+        named.append(Draft(name, draft.labels, draft.runs))
+    return named
+
+
+def _version_notes(runs: Sequence[Run]) -> list[str]:
+    found = {
+        environment["versions"].get("tempspec", "unknown")
+        for run in runs
+        for environment in run.environments.values()
+        if isinstance(environment.get("versions"), Mapping)
+    }
+    return [f"made with different versions of tempspec: {', '.join(sorted(found))}"] if len(found) > 1 else []
+
+
+def _inside(folder: Path) -> str:
+    """A hint at the runs one folder further down."""
+    inner = [child for child in sorted(folder.iterdir()) if any((child / stage).is_dir() for stage in STAGES)]
+    return f"; did you mean {' '.join(map(str, inner))}?" if inner else "; name a folder that a subcommand left"
+
+
+def _parquet(file: Path, needed: set[str]) -> list[dict[str, Any]]:
+    try:
+        table = pq.read_table(file)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{file}: expected a Parquet file, got a broken one; run the stage again") from error
+    missing = sorted(needed - set(table.column_names))
+    if missing:
+        raise UserError(f"{file}: expected the column {missing[0]}, got a file of another version; run it again")
+    return table.to_pylist()
+
+
+def _optional(file: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    """A mapping from a file; empty where there is none.
+
+    Raises:
+        UserError: the file is not what it should be.
+    """
+    try:
+        held = parse(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{file}: expected {file.suffix[1:].upper()}, got a broken file; run the stage again"
+        ) from error
+    if not isinstance(held, Mapping):
+        raise UserError(f"{file}: expected a mapping, got {type(held).__name__}; run the stage again")
+    return held
+
+
+def _clean(name: str) -> str:
+    """A name without control characters."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)

@@ -1,0 +1,48 @@
+"""What the sections of a report have in common (floor 5)."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from tempspec.interfaces import BASELINE
+from tempspec.metrics.rows import Cell
+from tempspec.reporting.charts import Chart
+from tempspec.reporting.runs import Draft
+from tempspec.reporting.sheets import Sheet
+
+__all__ = ["TEMPERATURE", "Section", "groups", "slug"]
+
+TEMPERATURE = "target temperature T (1)"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence, figures and tables."""
+
+    id: str
+    title: str
+    text: str
+    charts: Sequence[Chart] = field(default_factory=list)
+    sheets: Sequence[Sheet] = field(default_factory=list)
+
+
+def groups(drafts: Sequence[Draft]) -> Iterator[tuple[Draft, str, list[Cell]]]:
+    """(draft, place, cells by temperature) for each prompt set, verifier and rule for the draft temperature."""
+    for draft in drafts:
+        grouped: dict[str, list[Cell]] = {}
+        for cell in sorted(draft.estimates, key=lambda cell: cell.target_temperature):
+            if cell.verifier != BASELINE:
+                own = cell.draft_temperature != cell.target_temperature
+                place = f"{cell.prompt_set}, {cell.verifier}" + (
+                    f", draft T = {cell.draft_temperature:g}" if own else ""
+                )
+                grouped.setdefault(place, []).append(cell)
+        for place, cells in grouped.items():
+            yield draft, place, cells
+
+
+def slug(*names: str) -> str:
+    """A file name and an HTML id; a digest keeps names apart that look the same without their punctuation."""
+    text = "-".join(names)
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+    return plain if plain == text else f"{plain}-{sum(ord(c) * (i + 1) for i, c in enumerate(text)) % 65536:04x}"

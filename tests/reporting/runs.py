@@ -1,0 +1,116 @@
+"""Small finished runs and a study, written by the writers that the subcommands use."""
+
+import random
+
+import torch
+
+from tempspec.data.environment import write_environment
+from tempspec.files import write_atomically
+from tempspec.interfaces import BASELINE
+from tempspec.metrics.prefixes import PromptSums
+from tempspec.modules.store import RowStore
+from tempspec.reporting.records import prompt_rows, write_metrics_json, write_parquet
+from tempspec.reporting.study import DraftIndex, Prefixes, Status, StudyIndex, write_study
+
+HOSTILE = "<img src=x onerror=alert(1)>&\"' {{7*191}} $\\frac$ _"
+PROMPTS = 12
+ROUNDS = 20
+
+
+def row(generator, rate, verifier, prompt_set, temperature, draft_temperature, prompt, pass_):
+    """The record of a request whose drafted tokens are each accepted with probability `rate`; 3 a round."""
+    plain = verifier == BASELINE
+    drafted = [0 if plain else 3] * ROUNDS
+    accepted = [next((i for i in range(most) if generator.random() >= rate), most) for most in drafted]
+    key = f"{verifier}/{prompt_set}/{temperature}/{draft_temperature}/{prompt}/{pass_}"
+    return {
+        "key": key,
+        "pass": pass_,
+        "verifier": verifier,
+        "prompt_set": prompt_set,
+        "prompt_index": prompt,
+        "prompt_key": prompt if prompt_set == "in" else prompt + 1000,
+        "category": "math" if prompt % 2 else "",
+        "turn": 1,
+        "sample": 0,
+        "target_temperature": temperature,
+        "draft_temperature": draft_temperature,
+        "seed": 1,
+        "prompt_tokens": 5,
+        "tokens": [3] * (sum(accepted) + ROUNDS),
+        "finish": "length",
+        "drafted": drafted,
+        "tested": [min(count + 1, most) for count, most in zip(accepted, drafted, strict=True)],
+        "accepted": accepted,
+        "expected": [],
+        "seconds_prefill": 0.01,
+        "seconds_draft": 0.0 if plain else 0.2,
+        "seconds_verify": 1.0,
+        "seconds_overhead": 0.1,
+    }
+
+
+def write_predict(folder, rates, *, sets=("in",), verifier="token", draft_temperatures=(None,)):
+    """Leave what predict leaves: `rates` is acceptance by target temperature; None drafts at the same temperature."""
+    generator = random.Random(0)
+    cells = [(verifier, t if d is None else d, t, rate) for t, rate in rates.items() for d in draft_temperatures]
+    cells += [(BASELINE, t, t, 0.0) for t in rates]
+    rows = [
+        row(generator, rate, name, prompt_set, t, d, prompt, pass_)
+        for name, d, t, rate in cells
+        for prompt_set in sets
+        for pass_ in ("acceptance", "timing")
+        for prompt in range(PROMPTS)
+    ]
+    store = RowStore(folder / "predict", "predictions", {})
+    store.append(rows)
+    store.finish([row["key"] for row in rows])
+    write_metrics_json(folder / "predict" / "metrics.json", {}, parameter_ratio=0.25)
+    write_atomically(
+        folder / "predict" / "config.yaml", f"seed_everything: 1\nrun: {folder.name}\nrates: {list(rates.values())}\n"
+    )
+    write_environment(folder / "predict", {}, device="cpu")
+    return folder
+
+
+def write_validate(folder, fall, sets=("in",), temperatures=(0.0, 1.0, 1.5)):
+    """Leave what validate leaves: acceptance falls by `fall` for each unit of temperature."""
+    key_U = torch.arange(PROMPTS)
+    noise_U1 = torch.rand(PROMPTS, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
+
+    def measured(value):
+        return PromptSums.of(10 * (value + noise_U1), torch.full((PROMPTS, 1), 10.0), key_U)
+
+    found = {
+        ("acceptance", t, d): measured(0.8 - fall * t - abs(t - d) / 4) for t in temperatures for d in temperatures
+    }
+    found |= {("argmax", t, t): measured(0.6 - fall * t) for t in temperatures}
+    found |= {("entropy", t, t): measured(t) for t in temperatures}
+    rows = [record for name in sets for record in prompt_rows(name, found)]
+    write_parquet(folder / "validate" / "acceptance.parquet", rows)
+    write_metrics_json(folder / "validate" / "metrics.json", {})
+    return folder
+
+
+def write_small_study(folder, name="small"):
+    """A study of two drafts, trained at 1 and at 1.5, with both domains, prefixes, and a cell that is missing."""
+    for draft, heat in (("cold", 0.5), ("hot", 0.8)):
+        place = write_predict(folder / draft, {0.0: 0.8, 1.0: 0.7, 1.5: heat}, sets=("in", "out"))
+        write_validate(place, 0.1, sets=("in", "in sampled@1.5"))
+    drafts = {
+        HOSTILE: DraftIndex({"train_temperature": 1.0}, {"0": "cold", "1": "missing"}),
+        "hot": DraftIndex({"train_temperature": 1.5}, {"0": "hot"}),
+    }
+    index = StudyIndex(
+        name=name,
+        kind="custom",
+        drafts=drafts,
+        prompt_sets={"in": {"domain": "in"}, "out": {"domain": "out"}},
+        target_temperatures=[0.0, 1.0, 1.5],
+        draft_temperatures=["same"],
+        reference_temperature=1.0,
+        prefixes=Prefixes({"in": "in"}, {"in": {"1.5": "in sampled@1.5"}}),
+        status=Status(11, 12),
+    )
+    write_study(folder, index)
+    return folder

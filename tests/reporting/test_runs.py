@@ -1,0 +1,65 @@
+import pytest
+
+from tempspec.errors import UserError
+from tempspec.reporting.runs import collect
+from tempspec.reporting.study import FILE
+from tests.reporting.runs import write_predict, write_small_study, write_validate
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("predict/predictions.parquet", b"PAR1", "predictions.parquet: expected a Parquet file, got a broken one"),
+        ("predict/config.yaml", b"a: [", "config.yaml: expected YAML, got a broken file"),
+        ("predict/config.yaml", b"- 1", "config.yaml: expected a mapping, got list"),
+        ("predict/metrics.json", b"\xff", "metrics.json: expected JSON, got a broken file"),
+        ("predict/environment.json", b"{", "environment.json: expected JSON, got a broken file"),
+        ("validate/acceptance.parquet", b"", "acceptance.parquet: expected a Parquet file, got a broken one"),
+    ],
+)
+def test_a_broken_file_is_named_in_one_line(tmp_path, file, content, said):
+    run = write_validate(write_predict(tmp_path / "run", {1.0: 0.5}), 0.1)
+    (run / file).write_bytes(content)
+    with pytest.raises(UserError, match=said) as refused:
+        collect([run])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_that_is_no_run_leads_to_the_runs_in_it(tmp_path):
+    write_predict(tmp_path / "inner", {1.0: 0.5})
+    with pytest.raises(UserError, match=r"got none of these; did you mean .*inner"):
+        collect([tmp_path])
+
+
+def test_what_is_not_finished_is_left_out_with_a_note(tmp_path):
+    run = write_validate(tmp_path / "run", 0.1)
+    (run / "predict" / "predictions.parts").mkdir(parents=True)
+    collection = collect([run])
+    assert collection.notes == [f"{run / 'predict'} is not finished: left out"]
+    assert collection.drafts[0].analytic
+    assert not collection.drafts[0].rows
+
+
+def test_nothing_finished_is_an_error(tmp_path):
+    (tmp_path / "run" / "predict").mkdir(parents=True)
+    with pytest.raises(UserError, match="expected a finished validate or predict, got none"):
+        collect([tmp_path / "run"])
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    runs = [write_predict(tmp_path / name / "run", {1.0: 0.5}) for name in "ab"]
+    assert [draft.name for draft in collect([*runs, runs[0]]).drafts] == ["a/run", "b/run", "a/run (2)"]
+
+
+def test_a_study_is_read_with_what_it_lacks(tmp_path):
+    collection = collect([write_small_study(tmp_path / "study")])
+    assert collection.domains == {"in": "in", "out": "out"}
+    assert [draft.labels["train_temperature"] for draft in collection.drafts] == [1.0, 1.5]
+    assert any("missing is not there yet" in note for note in collection.notes)
+    assert "the study is not finished: 11 of 12 cells" in collection.notes
+
+
+def test_a_name_keeps_to_its_line(tmp_path):
+    study = write_small_study(tmp_path / "study", name="two\nlines\x1b[31m")
+    assert (study / FILE).is_file()
+    assert collect([study]).title.isprintable()
