@@ -193,11 +193,15 @@ class SaveConfig(SaveConfigCallback):
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write `config.yaml`, which every subcommand can read again, and `environment.json`."""
+        self.write(trainer, trainer.datamodule, stage)  # type: ignore[attr-defined]
+
+    def write(self, trainer: Trainer, data: TextDataModule, stage: str) -> None:
+        """The same for a trainer that has not been given its data, because it runs nothing."""
         folder = Path(trainer.default_root_dir)
         with replacing(folder / "config.yaml") as partial:
             self.parser.save(self.config, str(partial), skip_none=False, overwrite=True, multifile=False)
-        device, data = trainer.strategy.root_device, trainer.datamodule  # type: ignore[attr-defined]
-        write_environment(folder, data.sources(stage), device=str(device), processes=trainer.world_size)
+        device = str(trainer.strategy.root_device)
+        write_environment(folder, data.sources(stage), device=device, processes=trainer.world_size)
 
 
 class CommandLine(LightningCLI):
@@ -410,7 +414,7 @@ class CommandLine(LightningCLI):
         """Write the target's own text and where it comes from."""
         server = self._server()
         if server is not None:
-            SaveConfig(self.parser, self.config).save_config(self.trainer, self.model, "predict")
+            SaveConfig(self.parser, self.config).write(self.trainer, self.datamodule, "predict")
             self._results().generate_served(self.model, self.datamodule, server, self.folder)
             return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)

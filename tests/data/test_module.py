@@ -23,6 +23,7 @@ KINDS = {
     "loss_mask": (torch.bool, 2),
     "generation_temperature": (torch.float32, 1),
     "key": (torch.int64, 1),
+    "row": (torch.int64, 1),
     "set_index": (torch.int64, 1),
     "weight": (torch.float32, 1),
 }
