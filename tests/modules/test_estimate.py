@@ -16,7 +16,7 @@ from tempspec.models.loading import ModelOptions, save_model
 from tempspec.modules.estimate import Way, estimate, sizes, ways
 from tempspec.modules.pair import Pair
 
-FACTOR = 2
+FACTOR = 3
 """How far the estimate may be off, as docs/scale.md says."""
 WORDS = 8000
 
