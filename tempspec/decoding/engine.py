@@ -9,7 +9,6 @@ Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token 
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 
 import torch
@@ -21,6 +20,7 @@ from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
 from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
+from tempspec.decoding.rounds import Foresight, Turn, append_round, no_numbers
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.decoding.step_times import pass_seconds
 from tempspec.errors import UserError
@@ -45,60 +45,6 @@ PREFILL_CHUNK = 512
 
 ALIGNMENT = 8
 """Capacities are multiples of this, which keeps the rows of masks and caches aligned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one round starts from.
-
-    Attributes:
-        rows: the rows of the batch, None in an empty slot.
-        laws: their sampling parameters.
-        noise: this round's randomness.
-        token_BT: prompt and emitted tokens.
-        lengths: tokens of each row, on the host.
-        length_B: the same on the device.
-        limits: the most tokens that each row may draft, on the host.
-        limit_B: the same on the device.
-        rule: the draft length of this round; None for plain decoding.
-    """
-
-    rows: list[Row | None]
-    laws: Laws
-    noise: RoundNoise
-    token_BT: Tensor
-    lengths: list[int]
-    length_B: Tensor
-    limits: list[int]
-    limit_B: Tensor
-    rule: DraftLength | None
-
-
-@dataclass(frozen=True, slots=True)
-class Foresight:
-    """A round's closed forms, on the host; None where the verifier has no such form.
-
-    Attributes:
-        acceptance: of every drafted token.
-        length: the accepted length.
-        distance: TV and KL of a lossy rule's law from the target's at every drafted position.
-    """
-
-    acceptance: list[list[float]] | None = None
-    length: list[float] | None = None
-    distance: tuple[list[list[float]], list[list[float]]] | None = None
-
-    def append(self, completion: Completion, index: int) -> None:
-        """Add a row's share to what it has counted, its round already appended."""
-        tested = completion.tested[-1]
-        if self.acceptance is not None:
-            completion.expected.append(sum(self.acceptance[index][:tested]))
-        if self.length is not None:
-            completion.foreseen.append(self.length[index])
-        if self.distance is not None:
-            variation, kl = self.distance
-            completion.total_variation.append(sum(variation[index][:tested]))
-            completion.kl.append(sum(kl[index][:tested]))
 
 
 class Engine:
@@ -314,14 +260,15 @@ class Engine:
     def _round(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> None:
         began = perf_counter()
         turn = self._begin(slots, laws, noise)
-        draft, fed, finite_B = self._propose(turn)
+        draft, fed, largest_B = self._propose(turn)
         last_B1 = turn.token_BT.gather(1, turn.length_B[:, None] - 1)
         token_BN = torch.cat([last_B1, draft.token_BK], 1)
         logits_BNV = self._target.forward(
             token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1, visible_RNN=_visible(draft)
         )
         logp_BNV = logits_BNV[..., : self._vocabulary]
-        finite_B2 = torch.stack([finite_B, _finite(logp_BNV)], 1)
+        # A sum of largest logits is finite unless some position has NaN, +inf, or -inf alone: what gives no law.
+        finite_B2 = torch.stack([largest_B, logp_BNV.amax(-1).sum(-1).float()], 1).isfinite()
         if self._verifier is None or not self._verifier.reads_logits:
             logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
         verdict = self._verify(logp_BNV, draft, turn.noise)
@@ -366,13 +313,13 @@ class Engine:
             set_temperature(self._models[1], temperature_R)
 
     def _propose(self, turn: Turn) -> tuple[Draft, int, Tensor]:
-        """The drafts of this round, how many drafted tokens the draft model was fed, and whose logits were numbers."""
+        """The drafts of this round, how many drafted tokens the draft model was fed, and its largest logits, summed."""
         longest = max(turn.limits)
-        finite_B = turn.limit_B >= 0
+        largest_B = torch.zeros_like(turn.limit_B, dtype=torch.float32)
         if self._drafter is None or turn.rule is None or longest == 0:
             none_B0 = turn.token_BT[:, :0]
             law_B0V = torch.empty(*none_B0.shape, self._vocabulary, device=none_B0.device)
-            return Draft(none_B0, turn.limit_B, law_B0V), -1, finite_B
+            return Draft(none_B0, turn.limit_B, law_B0V), -1, largest_B
         steps = None
         if self._draft is not None:
             self._condition(turn.laws.draft_temperature_B)
@@ -389,7 +336,7 @@ class Engine:
 
         def law(logits_BMV: Tensor) -> Tensor:
             fit_BMV = self._fit(logits_BMV)
-            finite_B.logical_and_(_finite(fit_BMV))
+            largest_B.add_(fit_BMV.amax(-1).sum(-1))
             return log_law(fit_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
 
         given = DraftTurn(
@@ -404,7 +351,7 @@ class Engine:
             law,
             noise.nodes,
         )
-        return self._drafter.propose(given), steps.fed if steps is not None else -1, finite_B
+        return self._drafter.propose(given), steps.fed if steps is not None else -1, largest_B
 
     def _fit(self, logits_BV: Tensor) -> Tensor:
         """The draft's logits over the target's real ids: padding cut off, ids that the draft lacks without mass."""
@@ -450,8 +397,8 @@ class Engine:
             if row is not None:
                 draft_finite, target_finite, accepted, drafted, tested, *emitted = counts[index]
                 if not (draft_finite and target_finite):
-                    raise UserError(_no_numbers("target" if draft_finite else "draft", row))
-                _append(row, emitted[: accepted + 1], drafted, tested)
+                    raise UserError(no_numbers("target" if draft_finite else "draft", row))
+                append_round(row, emitted[: accepted + 1], drafted, tested)
                 foresight.append(row.completion, index)
                 so_far = row.last[3] + tested, row.last[4] + accepted
                 row.last = (turn.limits[index], drafted, accepted, *so_far)
@@ -500,33 +447,3 @@ def _distance(verifier: Verifier, logp_BKV: Tensor, draft: Draft) -> tuple[list[
         return None
     variation_BK, kl_BK = distance(emitted_BKV, logp_BKV)
     return variation_BK.tolist(), kl_BK.tolist()
-
-
-def _finite(logits_BNV: Tensor) -> Tensor:
-    """Which rows' logits give a law: no NaN, no +inf, and not -inf alone; bool `[B]`."""
-    return logits_BNV.amax(-1).isfinite().all(-1)
-
-
-def _no_numbers(model: str, row: Row) -> str:
-    """The message for a row whose logits are no numbers."""
-    return (
-        f"the {model}'s logits are NaN or infinite for request {row.request.key or '(no key)'}, behind "
-        f"{row.length} tokens: check its weights, or load it in another precision (model.loading.dtype: float32)"
-    )
-
-
-def _append(row: Row, emitted: list[int], drafted: int, tested: int) -> None:
-    """Count one round of a row, up to its stop token if it emitted one."""
-    completion = row.completion
-    accepted = len(emitted) - 1
-    stop = next((at for at, token in enumerate(emitted) if token in row.request.stop_ids), None)
-    if stop is not None:
-        completion.finish = "stop"
-        emitted = emitted[: stop + 1]
-        if stop < accepted:
-            accepted = drafted = tested = stop + 1
-    completion.tokens += emitted
-    completion.drafted.append(drafted)
-    completion.accepted.append(accepted)
-    completion.tested.append(tested)
-    row.length += len(emitted)

@@ -12,6 +12,7 @@ from tempspec.core.verification import (
     log_ratio,
     next_weight,
     of_token,
+    probabilities,
     residual,
     typical_log_threshold,
 )
@@ -44,7 +45,7 @@ def test_ratio_at_the_edges_of_both_laws():
 
 def test_residual_of_equal_laws_is_the_target():
     logp = laws(4, 5)
-    torch.testing.assert_close(residual(logp, logp), logp.exp())
+    assert torch.equal(residual(logp, logp), probabilities(logp))
 
 
 def test_residual_of_one_hot_draft_is_the_target_without_it():
@@ -56,9 +57,9 @@ def test_residual_of_one_hot_draft_is_the_target_without_it():
 def test_next_weight_reads_the_position_behind_the_accepted():
     logp, logq = laws(3, 4, 5, seed=1), laws(3, 3, 5, seed=2)
     weight = next_weight(logp, logq, torch.tensor([0, 2, 3]), torch.tensor([3, 2, 3]))
-    torch.testing.assert_close(weight[0], residual(logp[:1, 0], logq[:1, 0])[0])
-    torch.testing.assert_close(weight[1], logp[1, 2].exp())
-    torch.testing.assert_close(weight[2], logp[2, 3].exp())
+    assert torch.equal(weight[0], residual(logp[:1, 0], logq[:1, 0])[0])
+    assert torch.equal(weight[1], probabilities(logp[1, 2]))
+    assert torch.equal(weight[2], probabilities(logp[2, 3]))
 
 
 def test_counts_equal_a_loop():
@@ -133,3 +134,9 @@ def test_typical_threshold_follows_the_entropy():
     uniform = torch.zeros(1, 1, 10).log_softmax(-1)
     assert typical_log_threshold(uniform, epsilon=0.09, delta=0.3).exp().item() == pytest.approx(0.03)
     assert typical_log_threshold(uniform, epsilon=0.02, delta=0.3).exp().item() == pytest.approx(0.02)
+
+
+def test_probabilities_are_the_exponential_of_a_law():
+    logp = laws(4, 5).masked_fill(torch.eye(4, 5, dtype=torch.bool), -INF).log_softmax(-1)
+    torch.testing.assert_close(probabilities(logp), logp.exp(), rtol=1e-15, atol=1e-16)
+    assert probabilities(one_hot_log(torch.tensor([2]), 4)).tolist() == [[0.0, 0.0, 1.0, 0.0]]

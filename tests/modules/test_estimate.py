@@ -16,18 +16,22 @@ from tempspec.models.loading import ModelOptions, save_model
 from tempspec.modules.estimate import Way, estimate, sizes, ways
 from tempspec.modules.pair import Pair
 
-FACTOR = 3
+FACTOR = 2
 """How far the estimate may be off, as docs/scale.md says."""
 WORDS = 8000
 
 FIT = """
-import json, resource, sys
+import gc, json, resource, sys
 from tempspec.__main__ import main
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def held():
+    gc.collect()
+    with open("/proc/self/statm") as pages:
+        return int(pages.read().split()[1]) * resource.getpagesize()
 first, second = json.loads(sys.argv[1])
 assert main(first) == 0
-before = peak()
+before = held()
 assert main(second) == 0
 print("bytes", peak() - before)
 """
