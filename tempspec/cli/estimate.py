@@ -23,7 +23,7 @@ _ILLUSTRATION = 8
 
 
 def report(options: Any) -> None:
-    """Print a line for each way to spread the pair over devices.
+    """Print a column for each way to spread the pair over devices.
 
     Args:
         options: fit's parsed configuration.
@@ -57,13 +57,14 @@ def _optimizer(chosen: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer] | N
 
 
 def _table(found: Sizes, chosen: list[Way]) -> Table:
-    columns = [field.name for field in fields(Memory)]
-    table = Table(title="GiB on each device", title_justify="left", box=None)
-    table.add_column("strategy")
-    for name in ("devices", *columns, "total"):
-        table.add_column(name, justify="right")
+    parts = [field.name for field in fields(Memory)] + ["total"]
+    memories = [estimate(found, way) for way in chosen]
+    unit, size = ("GiB", 2**30) if max(memory.total for memory in memories) >= 2**30 else ("MiB", 2**20)
+    table = Table(title=f"{unit} on each device", title_justify="left", box=None, pad_edge=False)
+    table.add_column("strategy", no_wrap=True)
     for way in chosen:
-        memory = estimate(found, way)
-        shown = [f"{getattr(memory, name) / 2**30:.2f}" for name in (*columns, "total")]
-        table.add_row(way.name, str(way.devices), *shown)
+        table.add_column(way.name, justify="right", max_width=8)
+    table.add_row("devices", *(str(way.devices) for way in chosen))
+    for part in parts:
+        table.add_row(part, *(f"{getattr(memory, part) / size:.3g}" for memory in memories))
     return table

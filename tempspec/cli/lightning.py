@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: whatever a user can do something about.
     """
-    run(arguments)
+    _command(arguments)
     return 0
 
 
@@ -75,7 +75,7 @@ def run(
     earlier: LightningModule | None = None,
     command_line: type["CommandLine"] | None = None,
 ) -> LightningModule:
-    """Run one of the Lightning subcommands, in a process that may run several.
+    """Run one of the Lightning subcommands, in a process that may run several. Not for `--estimate`, which builds none.
 
     Args:
         arguments: the subcommand and its options.
@@ -88,6 +88,15 @@ def run(
     Raises:
         UserError: whatever a user can do something about.
     """
+    return cast(LightningModule, _command(arguments, earlier, command_line).model)
+
+
+def _command(
+    arguments: Sequence[str],
+    earlier: LightningModule | None = None,
+    command_line: type["CommandLine"] | None = None,
+) -> "CommandLine":
+    """See `run`."""
     quiet()
     register_fsdp2()
     _allow_imports()
@@ -97,12 +106,11 @@ def run(
         raise UserError(f"task must be one of {', '.join(TASKS)}, got {before['task']!r}")
     kind = command_line or CommandLine
     try:
-        done = kind(before.get("task") or "distillation", before["run"], list(arguments), earlier)
+        return kind(before.get("task") or "distillation", before["run"], list(arguments), earlier)
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except torch.OutOfMemoryError as error:
         raise UserError("out of memory: lower data.batch_size, data.max_length or model.sweep.slots") from error
-    return cast(LightningModule, done.model)
 
 
 def _allow_imports() -> None:

@@ -161,3 +161,12 @@ def test_predict_uses_the_draft_temperatures_that_validate_fitted(run, world, tm
     code, _, error = run("predict", "--config", world / "pair.yaml", *FITTED, *SMALL, *other)
     assert code == 2
     assert "fitted for another pair (changed: draft)" in error
+
+
+def test_an_estimate_is_printed_and_nothing_is_run(world, run, tmp_path):
+    code, printed, error = run("fit", "--config", world / "pair.yaml", "--run", tmp_path / "run", "--estimate")
+    assert code == 0, error
+    for word in ("MiB on each device", "one", "fsdp2", "gradients", "total"):
+        assert word in printed
+    assert "…" not in printed
+    assert not (tmp_path / "run/fit/draft").exists()

@@ -187,3 +187,10 @@ def test_what_no_study_could_be_is_refused_in_one_line(change, message, study, r
     assert code == 2
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_an_ordinary_configuration_is_told_what_a_study_is(world, run):
+    code, _, error = run("study", "--config", world / "pair.yaml", "--dry-run")
+    assert code == 2
+    assert "a study's file names `study`, `experiment` and `drafts`" in error
+    assert len(error.splitlines()) == 1

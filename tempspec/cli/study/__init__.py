@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from jsonargparse import ArgumentParser
 
@@ -19,6 +20,11 @@ __all__ = ["main"]
 
 class _Parser(OneLineErrors, ArgumentParser):
     """Reports a wrong option in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """As every parser of ours; a configuration of another kind is told what a study's looks like."""
+        hint = "; a study's file names `study`, `experiment` and `drafts`: see configs/studies"
+        super().error(message + hint if "is not accepted" in message else message, ex)
 
 
 def main(arguments: Sequence[str]) -> int:
