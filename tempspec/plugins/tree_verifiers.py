@@ -23,6 +23,16 @@ def _verdict(node_B: Tensor, draft: Draft, next_token_B: Tensor) -> Verdict:
     return Verdict(trees.path(node_B, draft.tree_BK).sum(-1), next_token_B, node_B)
 
 
+def _recursive(logp_BKV: Tensor, draft: Draft, noise: Noise, *, joint: bool) -> Verdict:
+    """Recursive rejection of the tree's nodes, each alone from the root down, or jointly from the leaves up."""
+    parts = (logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
+    coins = multidraft.tree_coins(*parts, joint=joint)
+    descend = trees.first_from_leaves if joint else trees.walk
+    node_B = descend(noise.coins(coins.coin_BN), draft.tree_BK)
+    weight_BV = multidraft.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+    return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
+
+
 class RecursiveRejection(Verifier):
     """Tests the children of a node one after the other, each against what the earlier ones left of p; exact.
 
@@ -41,11 +51,7 @@ class RecursiveRejection(Verifier):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        parts = (logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
-        coins = multidraft.tree_coins(*parts, joint=False)
-        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK)
-        weight_BV = multidraft.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
-        return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
+        return _recursive(logp_BKV, draft, noise, joint=False)
 
 
 class KSequential(Verifier):
@@ -81,8 +87,4 @@ class Traversal(Verifier):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        parts = (logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
-        coins = multidraft.tree_coins(*parts, joint=True)
-        node_B = trees.first_from_leaves(noise.coins(coins.coin_BN), draft.tree_BK)
-        weight_BV = multidraft.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
-        return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
+        return _recursive(logp_BKV, draft, noise, joint=True)
