@@ -16,9 +16,9 @@ from tempspec.data.engine_logs import EngineLog, read_engine_log
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.metrics.decoding import SweepMetrics
 from tempspec.metrics.ratio import ClusteredRatio
 from tempspec.metrics.rows import Row
+from tempspec.metrics.sweep import SweepMetrics
 
 __all__ = ["main"]
 

@@ -11,8 +11,8 @@ from tempspec.data.module import TextDataModule
 from tempspec.data.provenance import Provenance, write_provenance
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.metrics.decoding import SweepMetrics
 from tempspec.metrics.rows import Cell, category_cell_of
+from tempspec.metrics.sweep import SweepMetrics
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.fitted import write_fitted
 from tempspec.modules.prediction import pair_identity

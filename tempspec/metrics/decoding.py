@@ -1,30 +1,22 @@
-"""The decoding metrics over rows, one written definition each, and their collection over a sweep (floor 4).
+"""The decoding metrics over rows, one written definition each (floor 4). Their collection over a sweep: `sweep.py`.
 
 Every metric is token-weighted: a ratio of two sums over rows, with a 95% interval from a bootstrap over prompts. What
 is counted is in `tempspec.metrics.functional`; a class here is such a function plus its remembered options.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 
-from tempspec.interfaces import BASELINE
 from tempspec.metrics import functional as F
 from tempspec.metrics.bootstrap import (
     REPLICATES,
     Estimate,
-    Sums,
-    bootstrap_compute,
-    difference_estimate,
-    quotient,
-    same_prompts,
 )
-from tempspec.metrics.ratio import BootstrapRatio, paired_ratio, to_estimate
-from tempspec.metrics.rows import Cell, Row, cell_of
+from tempspec.metrics.ratio import BootstrapRatio, paired_ratio
+from tempspec.metrics.rows import Row
 
 __all__ = [
     "MBSU",
@@ -33,18 +25,17 @@ __all__ = [
     "AcceptedLengthHistogram",
     "AnalyticAcceptance",
     "BlockEfficiency",
+    "ByPosition",
     "ConditionalAcceptance",
-    "DecodingMetrics",
     "DraftAcceptance",
     "ForeseenLength",
     "JointAcceptance",
     "KLFromTarget",
     "OverheadShare",
     "RowRatio",
-    "SweepMetrics",
     "TokensPerSecond",
     "TotalVariationFromTarget",
-    "compare",
+    "longest_draft",
     "speedup",
 ]
 
@@ -223,7 +214,7 @@ class MBSU(RowRatio):
         return F.mbsu_counts(row, self.parameter_ratio)
 
 
-class _ByPosition(RowRatio):
+class ByPosition(RowRatio):
     """A ratio per position of the round.
 
     Args:
@@ -252,7 +243,7 @@ class _ByPosition(RowRatio):
         super().update(*rows)
 
 
-class ConditionalAcceptance(_ByPosition):
+class ConditionalAcceptance(ByPosition):
     """Acceptance at position i = 1..K given that all earlier ones were accepted: accepted / tested there.
 
     >>> metric = ConditionalAcceptance(longest=2)
@@ -266,7 +257,7 @@ class ConditionalAcceptance(_ByPosition):
         return F.conditional_acceptance_counts(row, self.longest)
 
 
-class JointAcceptance(_ByPosition):
+class JointAcceptance(ByPosition):
     """The chance that positions 1..i are all accepted, out of the rounds that drafted position i = 1..K.
 
     >>> metric = JointAcceptance(longest=2)
@@ -280,7 +271,7 @@ class JointAcceptance(_ByPosition):
         return F.joint_acceptance_counts(row, self.longest)
 
 
-class AcceptedLengthHistogram(_ByPosition):
+class AcceptedLengthHistogram(ByPosition):
     """The share of rounds that accepted exactly j = 0..K tokens; sums to 1.
 
     >>> metric = AcceptedLengthHistogram(longest=2)
@@ -340,186 +331,3 @@ def speedup(fast: TokensPerSecond, plain: TokensPerSecond) -> Estimate:
 def longest_draft(rows: Iterable[Row]) -> int:
     """The most tokens that any round of these rows drafted."""
     return max((drafted for row in rows for drafted in row["drafted"]), default=0)
-
-
-class DecodingMetrics(nn.Module):
-    """All decoding metrics of one cell.
-
-    Rows of the acceptance pass feed all but tokens per second and the overhead's share, which the timing pass feeds
-    alone: a batched request's seconds say nothing about its latency.
-
-    Args:
-        longest: the most tokens that a round drafts.
-        parameter_ratio: the draft's parameters over the target's, None where no draft model is used (no MBSU).
-        replicates: bootstrap replicates.
-    """
-
-    def __init__(self, longest: int, parameter_ratio: float | None = None, replicates: int = REPLICATES) -> None:
-        super().__init__()
-        self.acceptance_rate = AcceptanceRate(replicates=replicates)
-        self.analytic_acceptance = AnalyticAcceptance(replicates=replicates)
-        self.draft_acceptance = DraftAcceptance(replicates=replicates)
-        self.accepted_length = AcceptedLength(replicates=replicates)
-        self.foreseen_length = ForeseenLength(replicates=replicates)
-        self.block_efficiency = BlockEfficiency(replicates=replicates)
-        self.total_variation_from_target = TotalVariationFromTarget(replicates=replicates)
-        self.kl_from_target = KLFromTarget(replicates=replicates)
-        self.conditional_acceptance = ConditionalAcceptance(longest, replicates=replicates)
-        self.joint_acceptance = JointAcceptance(longest, replicates=replicates)
-        self.accepted_length_share = AcceptedLengthHistogram(longest, replicates=replicates)
-        self.mbsu = None if parameter_ratio is None else MBSU(parameter_ratio, replicates=replicates)
-        self.tokens_per_second = TokensPerSecond(replicates=replicates)
-        self.overhead_share = OverheadShare(replicates=replicates)
-
-    def update(self, *rows: Row) -> None:
-        """Count requests of this cell."""
-        for pass_ in {row["pass"] for row in rows}:
-            members = [row for row in rows if row["pass"] == pass_]
-            for metric in self.of_pass(pass_):
-                metric.update(*members)
-
-    def of_pass(self, pass_: str) -> list[RowRatio]:
-        """The metrics that rows of a pass feed."""
-        metrics = [metric for metric in self.children() if isinstance(metric, RowRatio)]
-        timed = TokensPerSecond, OverheadShare
-        return [metric for metric in metrics if isinstance(metric, timed) == (pass_ == "timing")]
-
-    def scalars(self) -> dict[str, RowRatio]:
-        """The metrics of one number, by name."""
-        named = {name: metric for name, metric in self.named_children() if isinstance(metric, RowRatio)}
-        return {name: metric for name, metric in named.items() if not isinstance(metric, _ByPosition)}
-
-    def estimates(self) -> dict[str, Estimate]:
-        """Every estimate by name. A collective under DDP: every rank must call it.
-
-        Metrics by position have their position behind their name (`joint_acceptance_3`); positions that no round
-        reached are left out. `acceptance_gap` is the acceptance rate minus its analytic twin, paired.
-        """
-        found = {name: metric.estimate() for name, metric in self.scalars().items()}
-        found["acceptance_gap"] = _difference(self.acceptance_rate.sums(), self.analytic_acceptance.sums())
-        for name, metric in self.named_children():
-            if isinstance(metric, _ByPosition):
-                entries = enumerate(metric.estimates(), start=metric.first)
-                found |= {f"{name}_{position}": estimate for position, estimate in entries if estimate.prompts}
-        return found
-
-
-class SweepMetrics(nn.Module):
-    """The metrics of every cell of a sweep. Cells are declared, because ranks see different ones and must agree.
-
-    Args:
-        cells: the cells that rows may belong to, the same on every rank; repetitions mean nothing.
-        longest: the most tokens that a round of any cell drafts.
-        parameter_ratio: the draft's parameters over the target's, None where no draft model is used.
-        replicates: bootstrap replicates.
-        cell: the cell of a row: `category_cell_of` tells the categories of a set apart.
-    """
-
-    def __init__(
-        self,
-        cells: Iterable[Cell],
-        *,
-        longest: int,
-        parameter_ratio: float | None = None,
-        replicates: int = REPLICATES,
-        cell: Callable[[Row], Cell] = cell_of,
-    ) -> None:
-        super().__init__()
-        self._cell = cell
-        self.cells = tuple(dict.fromkeys(cells))
-        self.metrics = nn.ModuleList(DecodingMetrics(longest, parameter_ratio, replicates) for _ in self.cells)
-        self._of_cell = {cell: index for index, cell in enumerate(self.cells)}
-
-    def __getitem__(self, cell: Cell) -> DecodingMetrics:
-        """The metrics of a declared cell."""
-        metrics = self.metrics[self._of_cell[cell]]
-        assert isinstance(metrics, DecodingMetrics)
-        return metrics
-
-    def __contains__(self, cell: Cell) -> bool:
-        return cell in self._of_cell
-
-    @classmethod
-    def of_rows(
-        cls,
-        rows: Sequence[Row],
-        *,
-        parameter_ratio: float | None = None,
-        rank: int = 0,
-        world: int = 1,
-        cell: Callable[[Row], Cell] = cell_of,
-    ) -> "SweepMetrics":
-        """The metrics of a finished sweep; under DDP every rank counts its share of the same rows.
-
-        Args:
-            rows: all rows, in the same order on every rank.
-            parameter_ratio: the draft's parameters over the target's, None where no draft model is used.
-            rank: this process's number.
-            world: the number of processes.
-            cell: the cell of a row.
-        """
-        metrics = cls(map(cell, rows), longest=longest_draft(rows), parameter_ratio=parameter_ratio, cell=cell)
-        metrics.update(*rows[rank::world])
-        return metrics
-
-    def update(self, *rows: Row) -> None:
-        """Count requests, new or replayed from disk.
-
-        Raises:
-            ValueError: a row's cell was not declared.
-        """
-        by_cell: dict[Cell, list[Row]] = {}
-        for row in rows:
-            by_cell.setdefault(self._cell(row), []).append(row)
-        for cell, members in by_cell.items():
-            if cell not in self:
-                raise ValueError(f"expected a row of one of the {len(self.cells)} declared cells, got {cell}")
-            self[cell].update(*members)
-
-    def baseline_of(self, cell: Cell) -> Cell | None:
-        """The plain decoding of the same prompts at the same target temperature, if declared."""
-        plain = replace(cell, verifier=BASELINE, draft_temperature=cell.target_temperature)
-        return plain if plain in self else None
-
-    def estimates(self) -> dict[Cell, dict[str, Estimate]]:
-        """Every estimate of every cell, `speedup` included where plain decoding was timed on the same prompts.
-
-        A collective under DDP: every rank must call it.
-        """
-        found = {cell: self[cell].estimates() for cell in self.cells}
-        for cell in self.cells:
-            if (sums := self.speedup_sums(cell)) is not None:
-                found[cell]["speedup"] = to_estimate(bootstrap_compute(sums))[0]
-        return found
-
-    def speedup_sums(self, cell: Cell) -> Sums | None:
-        """Tokens per second over those of plain decoding; None where it was not timed on the same prompts."""
-        plain = self.baseline_of(cell)
-        if plain is None or plain == cell:
-            return None
-        fast_sums, plain_sums = (self[which].tokens_per_second.sums() for which in (cell, plain))
-        return quotient(fast_sums, plain_sums) if same_prompts(fast_sums, plain_sums) else None
-
-    def scalar_sums(self, cell: Cell) -> dict[str, Sums]:
-        """The sums of every metric of one number, for paired comparisons with another sweep."""
-        found = {name: metric.sums() for name, metric in self[cell].scalars().items()}
-        timed = self.speedup_sums(cell)
-        return found if timed is None else found | {"speedup": timed}
-
-
-def compare(before: SweepMetrics, after: SweepMetrics) -> dict[Cell, dict[str, Estimate]]:
-    """Paired differences `after - before` of every metric of one number, in the cells that both sweeps declare.
-
-    Where the two runs did not count the same prompts, the difference is `Estimate.nothing()`. A collective under DDP.
-    """
-    return {cell: _compare_cell(before, after, cell) for cell in before.cells if cell in after}
-
-
-def _compare_cell(before: SweepMetrics, after: SweepMetrics, cell: Cell) -> dict[str, Estimate]:
-    old, new = before.scalar_sums(cell), after.scalar_sums(cell)
-    return {name: _difference(new[name], old[name]) for name in old if name in new}
-
-
-def _difference(a: Sums, b: Sums) -> Estimate:
-    """The paired difference, or nothing where the prompts differ."""
-    return to_estimate(difference_estimate(a, b))[0] if same_prompts(a, b) else Estimate.nothing()

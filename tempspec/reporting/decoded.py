@@ -6,10 +6,10 @@ import torch
 
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate, bootstrap_compute
-from tempspec.metrics.decoding import SweepMetrics, compare
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell, Row, category_cell_of, cell_of
+from tempspec.metrics.sweep import SweepMetrics, compare
 from tempspec.reporting.charts import Chart, bars, curves, forest
 from tempspec.reporting.runs import Collection, Draft
 from tempspec.reporting.section import TEMPERATURE, Section, groups, slug

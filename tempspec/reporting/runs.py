@@ -16,9 +16,9 @@ import yaml  # type: ignore[import-untyped]
 
 from tempspec.errors import UserError
 from tempspec.metrics.bootstrap import Sums
-from tempspec.metrics.decoding import SweepMetrics
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.rows import Row
+from tempspec.metrics.sweep import SweepMetrics
 from tempspec.reporting.records import Estimates
 from tempspec.reporting.study import FILE as STUDY_FILE
 from tempspec.reporting.study import Prefixes, read_study

@@ -17,19 +17,17 @@ from tempspec.metrics.decoding import (
     AnalyticAcceptance,
     BlockEfficiency,
     ConditionalAcceptance,
-    DecodingMetrics,
     DraftAcceptance,
     ForeseenLength,
     JointAcceptance,
     KLFromTarget,
     OverheadShare,
-    SweepMetrics,
     TokensPerSecond,
     TotalVariationFromTarget,
-    compare,
     speedup,
 )
 from tempspec.metrics.rows import Cell, cell_of
+from tempspec.metrics.sweep import DecodingMetrics, SweepMetrics, compare
 
 K = 4  # the longest round of the rows fixture
 

@@ -8,7 +8,7 @@ from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Request
-from tempspec.metrics.decoding import SweepMetrics
+from tempspec.metrics.sweep import SweepMetrics
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.store import RowStore
 from tempspec.plugins.drafters import PromptLookup

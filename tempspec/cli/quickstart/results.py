@@ -6,8 +6,8 @@ from typing import cast
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from tempspec.metrics.decoding import SweepMetrics, compare
 from tempspec.metrics.rows import Row
+from tempspec.metrics.sweep import SweepMetrics, compare
 from tempspec.reporting.figures import temperature_figure, write_figure
 from tempspec.reporting.tables import ComparisonTable
 
