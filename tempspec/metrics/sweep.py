@@ -32,6 +32,7 @@ from tempspec.metrics.decoding import (
     RowRatio,
     TokensPerSecond,
     TotalVariationFromTarget,
+    longest_draft,
 )
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell, Row, cell_of
