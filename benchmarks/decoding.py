@@ -349,7 +349,7 @@ def goals_of(pair: Pair, quick: bool, compiled: bool, parts: str) -> Iterator[Go
     if "1" in parts:
         yield from batch_one(pair, few, compiled and pair.name in "bd")
     if "2" in parts and pair.name in "abd":
-        slots = (32,) if quick else ((32, 64) if pair.name == "b" else (16, 32))
+        slots = (32,) if quick else (32, 64)
         yield from sweep(pair, 4 if quick else 32, slots, 4 if quick else 8)
     if "3" in parts and pair.name in "abd":
         yield from over_bare(pair, few)
