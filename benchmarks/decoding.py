@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Llam
 from tempspec.core.acceptance import survey
 from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
+from tempspec.models.cache import cache_argument
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.verifiers import TokenwiseRejection
@@ -177,7 +178,7 @@ def replay(pair: Pair, calls: list[tuple[int, int, int]]) -> float:
         token_RN = torch.ones(1, width, dtype=torch.int64, device=model.device)
         synchronise()
         began = clock()
-        model(input_ids=token_RN, past_key_values=cache, logits_to_keep=0 if start else 1)
+        model(input_ids=token_RN, logits_to_keep=0 if start else 1, **{cache_argument(model): cache})
         synchronise()
         total += clock() - began
     return total

@@ -7,13 +7,19 @@ masked out by position, until the next pass overwrites it: taking tokens back co
 Axes: S slots (all rows), R rows of the call, N new tokens, H heads, D head size, L positions viewed.
 """
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What the model's forward pass calls its cache: `cache` from transformers 5.24 on, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @dataclass(slots=True)

@@ -11,9 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from tempspec.core.trees import ancestry
 from tempspec.errors import UserError
-from tempspec.models.cache import RaggedCache
+from tempspec.models.cache import RaggedCache, cache_argument
 from tempspec.models.compiling import compiled
 from tempspec.models.stopwatch import Stopwatch
+from tempspec.models.thin import ThinProducts
 
 BUCKET = 64
 """Lengths are rounded up to a multiple of this, so that few distinct shapes occur."""
@@ -71,6 +72,7 @@ class RaggedModel:
         # A draft may lack ids that the target emits: it sees its last one instead, which no law depends on.
         self._largest_id = model.get_input_embeddings().weight.shape[0] - 1
         self.cache = RaggedCache(config.num_hidden_layers, slots, capacity)
+        self._cached = {cache_argument(model): self.cache}
         self._window: int = getattr(config, "sliding_window", None) or 0
         self._by_kind = "sliding_attention" in kinds
         # Models of one kind with a window and no layer types (Mistral) cut their only mask.
@@ -79,6 +81,7 @@ class RaggedModel:
         self._seen = torch.zeros((), dtype=model.dtype, device=self.device)
         self._hidden = torch.full((), torch.finfo(model.dtype).min, dtype=model.dtype, device=self.device)
         self.stopwatch = Stopwatch(self.device)
+        self._thin = ThinProducts(model)
         self._reachable = capacity <= self.context  # else padding, and it alone, may lie beyond the context
         self._widths = tuple(widths)
         self._compiled = compiled(self._pass, self.device) if widths else self._pass
@@ -145,7 +148,7 @@ class RaggedModel:
         keep: int,
         visible_RNN: Tensor | None = None,
     ) -> Tensor:
-        with self.stopwatch.running():
+        with self.stopwatch.running(), self._thin:
             if rows is None and visible_RNN is None and self._widths and token_RN.shape[1] <= self._widths[-1]:
                 return self._static(token_RN, start_R, longest, keep)
             view = min(bucketed(longest + token_RN.shape[1]), self.cache.capacity)
@@ -185,9 +188,9 @@ class RaggedModel:
             input_ids=token_RN.clamp(max=self._largest_id),
             position_ids=position_RN if self._reachable else position_RN.clamp(max=self.context - 1),
             attention_mask=self._masks(key_1L, position_RN, hidden_RNL),
-            past_key_values=self.cache,
             use_cache=True,
             logits_to_keep=keep,
+            **self._cached,
         )
         self.cache.end()
         return output.logits

@@ -6,6 +6,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from tempspec.errors import UserError
+from tempspec.models import thin
 from tempspec.models.ragged import RaggedModel, bucketed
 
 SHAPE = {
@@ -52,7 +53,8 @@ CONFIGS = {
 
 
 @pytest.fixture(params=CONFIGS, ids=str)
-def model(request):
+def model(request, monkeypatch):
+    monkeypatch.setattr(thin, "LEAST_WEIGHTS", 0)  # else no layer of models as small as these is turned
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS[request.param]).eval()
     with torch.no_grad():
