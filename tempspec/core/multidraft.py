@@ -140,7 +140,7 @@ class _Law:
         there_B, at_B = child_B >= 0, self._first_B + child_B.clamp(min=0)
         factor_B = torch.where(there_B, self.scale_B, 0.0).to(self.law_BV.dtype)
         left_B = torch.empty_like(self.reach_B)
-        for rows in strips(self.law_BV):
+        for rows in strips(len(self.law_BV), self.law_BV):
             law_BV = self.law_BV[rows]
             excess_BV = probabilities(self._logd.index_select(0, at_B[rows])).neg_()
             excess_BV.addcmul_(law_BV, factor_B[rows, None]).clamp_(min=0.0)
@@ -324,7 +324,7 @@ def sequential_coins(
             continue
         first_B = children.node_BNK[:, place, 0].clamp(min=0)
         count_B = (children.node_BNK[:, place] >= 0).sum(-1).clamp(min=1)
-        for rows in strips(logp_BNV):
+        for rows in strips(len(logp_BNV), logp_BNV):
             p_BV = probabilities(logp_BNV[rows, place])
             q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
             rho_BN[rows, place] = sequential_division(p_BV, q_BV, count_B[rows])
@@ -352,7 +352,7 @@ def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins:
     count_B, first_B = (child_BK >= 0).sum(-1), child_BK[:, 0].clamp(min=0)
     rho_B = coins.rho_BN.gather(1, node_B[:, None] + 1).squeeze(1)
     parts = []
-    for rows in strips(logp_BNV):
+    for rows in strips(len(logp_BNV), logp_BNV):
         p_BV = probabilities(at_position(logp_BNV[rows], node_B[rows] + 1))
         q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
         parts.append(sequential_residual(p_BV, q_BV, rho_B[rows], count_B[rows]))

@@ -16,7 +16,7 @@ from torch import Tensor
 # A drafted token has q > 0, so this bound on log(p / q) binds only behind a row's length, where it keeps sums finite.
 _MAX_LOG_RATIO = 1e4
 
-_STRIP = 1 << 16
+_STRIP = 1 << 17
 """Numbers of a law that a CPU works on at once: what one operation writes is in its cache for the next."""
 
 
@@ -41,11 +41,11 @@ def of_token(law_BKV: Tensor, token_BK: Tensor) -> Tensor:
     return law_BKV[:, : token_BK.shape[1]].gather(-1, token_BK[..., None]).squeeze(-1)
 
 
-def at_position(law_BKV: Tensor, position_B: Tensor) -> Tensor:
-    """One law per row, `[B, V]`: the one at `position_B`."""
+def at_position(law_BKV: Tensor, position_R: Tensor, row_R: Tensor | None = None) -> Tensor:
+    """One law each of some rows, `[R, V]`: the one at `position_R` of row `row_R`; None means one of every row."""
     rows, positions = law_BKV.shape[:2]
-    flat_B = torch.arange(rows, device=law_BKV.device) * positions + position_B
-    return law_BKV.reshape(rows * positions, -1).index_select(0, flat_B)
+    row_R = torch.arange(rows, device=law_BKV.device) if row_R is None else row_R
+    return law_BKV.reshape(rows * positions, -1).index_select(0, row_R * positions + position_R)
 
 
 def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
@@ -53,19 +53,15 @@ def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
     return torch.arange(token_BK.shape[1], device=token_BK.device) < length_B[:, None]
 
 
-def strips(law_BV: Tensor) -> list[slice]:
-    """The rows of a batch in strips that fit a CPU's cache; all rows in one on other devices.
+def strips(rows: int, law: Tensor) -> list[slice]:
+    """Rows of laws like `law [..., V]` in strips that fit a CPU's cache; all rows in one on other devices.
 
-    Args:
-        law_BV: `[B, ..., V]`; one position of a strip's rows is what has to fit.
-
-    >>> strips(torch.zeros(3, 40_000))
+    >>> strips(3, torch.zeros(100_000))
     [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
-    >>> strips(torch.zeros(3, 1_000))
-    [slice(0, 65, None)]
+    >>> strips(3, torch.zeros(1_000))
+    [slice(0, 131, None)]
     """
-    rows = max(1, len(law_BV))
-    step = max(1, _STRIP // law_BV.shape[-1]) if law_BV.device.type == "cpu" else rows
+    step = max(1, _STRIP // law.shape[-1]) if law.device.type == "cpu" else max(1, rows)
     return [slice(first, first + step) for first in range(0, rows, step)]
 
 
@@ -150,7 +146,7 @@ def next_weight(
 ) -> Tensor:
     """The unnormalised law of the token behind the accepted ones, `[B, V]`: the residual, or p if all were accepted.
 
-    Only one position per row is exponentiated, whatever K.
+    One law of the target per row is exponentiated, and one of the draft where a token was rejected, whatever K.
 
     Args:
         logp_BKV: the target's log-laws, `[B, K+1, V]`.
@@ -159,31 +155,18 @@ def next_weight(
         length_B: how many were drafted.
         survival_B: see `residual`.
     """
-    parts = [
-        _next_weight(
-            logp_BKV[rows],
-            logq_BKV[rows],
-            accepted_B[rows],
-            length_B[rows],
-            None if survival_B is None else survival_B[rows],
-        )
-        for rows in strips(logp_BKV)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _next_weight(
-    logp_BKV: Tensor, logq_BKV: Tensor, accepted_B: Tensor, length_B: Tensor, survival_B: Tensor | None
-) -> Tensor:
-    p_BV = probabilities(at_position(logp_BKV, accepted_B))
-    if logq_BKV.shape[1] == 0:
-        return p_BV
-    q_BV = probabilities(at_position(logq_BKV, accepted_B.clamp(max=logq_BKV.shape[1] - 1)))
-    # Behind all drafted tokens nothing is taken off p, whatever stands there.
-    all_accepted_B = accepted_B == length_B
-    q_BV.nan_to_num_(nan=0.0).mul_((~all_accepted_B)[:, None].to(q_BV.dtype))
-    survival_B = None if survival_B is None else torch.where(all_accepted_B, 1.0, survival_B)
-    return _excess(p_BV, q_BV, survival_B)
+    row_B = torch.arange(len(logp_BKV), device=logp_BKV.device)
+    weight_BV = precise(logp_BKV[:0]).new_empty(len(logp_BKV), logp_BKV.shape[-1])
+    for part in strips(len(row_B), logp_BKV):
+        weight_BV[part] = probabilities(at_position(logp_BKV, accepted_B[part], row_B[part]))
+    rejected_R = row_B[accepted_B < length_B]
+    for part in strips(len(rejected_R), logp_BKV):
+        row_R = rejected_R[part]
+        q_RV = probabilities(at_position(logq_BKV, accepted_B[row_R], row_R))
+        survival_R = None if survival_B is None else survival_B[row_R]
+        excess_RV = _excess(weight_BV.index_select(0, row_R), q_RV, survival_R)
+        weight_BV.index_copy_(0, row_R, excess_RV.to(weight_BV.dtype))
+    return weight_BV
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,7 +189,29 @@ def block_survival(logratio_BK: Tensor) -> Tensor:
     return (sum_BK - sum_BK.cummax(-1).values).exp()
 
 
-def block_acceptance(logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, length_B: Tensor) -> Tensor:
+def block_undecided(passed_BK: Tensor, survival_BK: Tensor, length_B: Tensor) -> Tensor:
+    """Whose `h_i` still matters once every coin was tossed with `P_i`, which is never less: bool `[B, K]`.
+
+    Not where the coin failed even so, nor where `h_i = P_i` (the row's last real token, and `P_i = 1`), nor before a
+    success that is certain: the largest i wins.
+
+    Args:
+        passed_BK: which coins succeeded with P.
+        survival_BK: `block_survival`, `[B, K+1]`.
+        length_B: how many were drafted.
+
+    >>> passed, survival = torch.tensor([[True, True, False]]), torch.tensor([[1.0, 0.5, 0.5, 0.25]])
+    >>> block_undecided(passed, survival, torch.tensor([3])), block_undecided(passed, survival, torch.tensor([2]))
+    (tensor([[ True,  True, False]]), tensor([[False, False, False]]))
+    """
+    passed_BK = passed_BK & real(passed_BK, length_B)
+    certain_BK = passed_BK & ((survival_BK[:, 1:] == 1.0) | _last(passed_BK, length_B))
+    return passed_BK & (certain_BK.flip(-1).cumsum(-1).flip(-1) == 0)
+
+
+def block_acceptance(
+    logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, length_B: Tensor, wanted_BK: Tensor | None = None
+) -> Tensor:
     """The coin probabilities `h_1..h_K`, float64 `[B, K]`; the largest i whose coin succeeds is tau.
 
     `h_i = m_i / (m_i + 1 - P_i)` with `m_i = sum_y (P_i p(y | x_<=i) - q(y | x_<=i))+`, 0/0 counting as 1; the row's
@@ -217,26 +222,28 @@ def block_acceptance(logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, le
         logq_BKV: the draft's log-laws, `[B, K, V]`, K may be 0.
         survival_BK: `block_survival`, `[B, K+1]`.
         length_B: how many were drafted.
+        wanted_BK: where h is worked out, at the cost of two laws each; elsewhere its upper bound P stands. None means
+            everywhere.
     """
-    drafted = logq_BKV.shape[1]
-    inner_BK = survival_BK[:, 1:drafted]
-    excess_BK = torch.cat([_inner_excess(logp_BKV[rows], logq_BKV[rows], inner_BK[rows]) for rows in strips(logp_BKV)])
-    total_BK = excess_BK + 1.0 - inner_BK
-    certain_BK = total_BK == 0
     h_BK = survival_BK[:, 1:].clone()
-    h_BK[:, :-1] = (excess_BK / total_BK.masked_fill(certain_BK, 1.0)).masked_fill(certain_BK, 1.0)
-    last_BK = torch.arange(1, drafted + 1, device=h_BK.device) == length_B[:, None]
-    return torch.where(last_BK, survival_BK[:, 1:], h_BK)
+    inner_BK = real(h_BK, length_B) & ~_last(h_BK, length_B)
+    row_M, at_M = (inner_BK if wanted_BK is None else inner_BK & wanted_BK).nonzero(as_tuple=True)
+    survival_M = h_BK[row_M, at_M]
+    excess_M = torch.empty_like(survival_M)
+    for part in strips(len(row_M), logp_BKV):
+        p_MV, q_MV = (
+            probabilities(at_position(law_BKV, at_M[part] + 1, row_M[part])) for law_BKV in (logp_BKV, logq_BKV)
+        )
+        left_MV = p_MV.mul_(survival_M[part, None].to(p_MV.dtype)).sub_(q_MV).clamp_(min=0.0)
+        excess_M[part] = left_MV.sum(-1).double()
+    total_M = excess_M + 1.0 - survival_M
+    h_BK[row_M, at_M] = torch.where(total_M == 0, 1.0, excess_M / torch.where(total_M == 0, 1.0, total_M))
+    return h_BK
 
 
-def _inner_excess(logp_BKV: Tensor, logq_BKV: Tensor, inner_BK: Tensor) -> Tensor:
-    """`sum_y (P_i p - q)+` behind every drafted token but the last, like `inner_BK` `[B, K - 1]`."""
-    excess_BK = torch.empty_like(inner_BK)
-    for position, factor_B in enumerate(inner_BK.unbind(1), start=1):
-        p_BV, q_BV = probabilities(logp_BKV[:, position]), probabilities(logq_BKV[:, position])
-        left_BV = p_BV.mul_(factor_B[:, None].to(p_BV.dtype)).sub_(q_BV).clamp_(min=0.0)
-        excess_BK[:, position - 1] = left_BV.sum(-1)
-    return excess_BK
+def _last(token_BK: Tensor, length_B: Tensor) -> Tensor:
+    """Which token is the row's last real one, bool `[B, K]`."""
+    return torch.arange(1, token_BK.shape[1] + 1, device=token_BK.device) == length_B[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -244,17 +251,35 @@ def _inner_excess(logp_BKV: Tensor, logq_BKV: Tensor, inner_BK: Tensor) -> Tenso
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def typical_log_threshold(logp_BKV: Tensor, epsilon: float, delta: float) -> Tensor:
-    """`log min(epsilon, delta exp(-H(p)))`, `[B, K]`: a token is typical when its log-probability exceeds it.
+def typical_log_threshold(logp: Tensor, epsilon: float, delta: float) -> Tensor:
+    """`log min(epsilon, delta exp(-H(p)))`, `[...]`: a token is typical when its log-probability exceeds it.
 
     The higher the target's entropy H (nats), the less likely a token need be.
 
-    >>> typical_log_threshold(torch.tensor([[[0.5, 0.5]]]).log(), epsilon=1.0, delta=0.5).exp()
-    tensor([[0.2500]])
+    >>> typical_log_threshold(torch.tensor([[0.5, 0.5]]).log(), epsilon=1.0, delta=0.5).exp()
+    tensor([0.2500])
     """
-    entropy_BK = torch.empty(logp_BKV.shape[:2], dtype=precise(logp_BKV[:0]).dtype, device=logp_BKV.device)
-    for rows in strips(logp_BKV):
-        for position, logp_BV in enumerate(logp_BKV[rows].unbind(1)):
-            finite_BV = precise(logp_BV).clamp(min=-_MAX_LOG_RATIO)
-            entropy_BK[rows, position] = -torch.linalg.vecdot(probabilities(logp_BV), finite_BV)
-    return (delta * torch.exp(-entropy_BK)).clamp(max=epsilon).log()
+    logp_NV = logp.reshape(-1, logp.shape[-1])
+    entropy_N = torch.empty(len(logp_NV), dtype=precise(logp[:0]).dtype, device=logp.device)
+    for part in strips(len(logp_NV), logp):
+        finite_NV = precise(logp_NV[part]).clamp(min=-_MAX_LOG_RATIO)
+        entropy_N[part] = -finite_NV.mul_(probabilities(logp_NV[part])).sum(-1)
+    return (delta * torch.exp(-entropy_N)).clamp(max=epsilon).log().view(logp.shape[:-1])
+
+
+def typical_accepted(logp_BKV: Tensor, token_BK: Tensor, length_B: Tensor, epsilon: float, delta: float) -> Tensor:
+    """How many drafted tokens are typical before the first that is not, int64 `[B]` in 0..length.
+
+    No law behind a row's failure is looked at.
+
+    >>> logp = torch.tensor([[[0.75, 0.25], [0.75, 0.25], [0.75, 0.25]]]).log()
+    >>> typical_accepted(logp, torch.tensor([[0, 1]]), torch.tensor([2]), epsilon=0.5, delta=1.0)
+    tensor([1])
+    """
+    accepted_B = torch.zeros_like(length_B)
+    for position, token_B in enumerate(token_BK.unbind(1)):
+        row_R = ((accepted_B == position) & (length_B > position)).nonzero().squeeze(1)
+        logp_RV = precise(at_position(logp_BKV, torch.full_like(row_R, position), row_R))
+        logp_R = logp_RV.gather(1, token_B[row_R, None]).squeeze(1)
+        accepted_B[row_R] += logp_R > typical_log_threshold(logp_RV, epsilon, delta)
+    return accepted_B

@@ -22,7 +22,11 @@ class Noise(ABC):
 
     @abstractmethod
     def coins(self, probability_BK: Tensor) -> Tensor:
-        """Independent accept coins, bool `[B, K]`: True with the given probability (u < h, so 0 never accepts)."""
+        """Independent accept coins, bool `[B, K]`: True with the given probability (u < h, so 0 never accepts).
+
+        A round has one u for each row and place, however often it is asked: what failed fails again with a smaller
+        probability. A rule may toss with upper bounds first, and work out exact probabilities where those succeeded.
+        """
 
     @abstractmethod
     def draw(self, weight: Tensor, stream: Stream = Stream.RESIDUAL) -> Tensor:

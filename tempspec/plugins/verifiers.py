@@ -100,7 +100,9 @@ class BlockVerification(Verifier):
         """See `Verifier.verify`."""
         logp_BK, logq_BK = core.of_token(logp_BKV, draft.token_BK), core.of_token(draft.logq_BKV, draft.token_BK)
         survival_BK = core.block_survival(core.log_ratio(logp_BK, logq_BK))
-        h_BK = core.block_acceptance(logp_BKV, draft.logq_BKV, survival_BK, draft.length_B)
+        # h <= P: what fails with P fails with h, and most rounds are decided before any law is exponentiated.
+        wanted_BK = core.block_undecided(noise.coins(survival_BK[:, 1:]), survival_BK, draft.length_B)
+        h_BK = core.block_acceptance(logp_BKV, draft.logq_BKV, survival_BK, draft.length_B, wanted_BK)
         accepted_B = core.last_success(noise.coins(h_BK), draft.length_B)
         survival_B = survival_BK.gather(1, accepted_B[:, None]).squeeze(1)
         weight_BV = core.next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B, survival_B)
@@ -180,9 +182,7 @@ class Typical(Verifier):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        threshold_BK = core.typical_log_threshold(logp_BKV[:, :-1], self.epsilon, self.delta)
-        typical_BK = core.precise(core.of_token(logp_BKV, draft.token_BK)) > threshold_BK
-        accepted_B = core.first_rejection(typical_BK, draft.length_B)
+        accepted_B = core.typical_accepted(logp_BKV, draft.token_BK, draft.length_B, self.epsilon, self.delta)
         weight_BV = core.probabilities(core.at_position(logp_BKV, accepted_B))
         return Verdict(accepted_B, noise.draw(weight_BV, Stream.TARGET))
 

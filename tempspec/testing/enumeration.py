@@ -9,6 +9,7 @@ Axes: B rows, K drafted, V vocabulary, G groups of rows (one law each).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ __all__ = [
     "outcomes",
 ]
 
-_OWN_STREAMS = frozenset({Stream.DRAFT, Stream.SHARED})
+_NOT_DRAWN_FROM = frozenset({Stream.DRAFT, Stream.SHARED, Stream.ACCEPT})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -55,19 +56,38 @@ class _ForcedNoise(Noise):
     def __init__(self, choices: list[int], rows: int, where: str) -> None:
         self.choices = choices
         self.counts: list[int] = []
-        self.weight_B = torch.ones(rows, dtype=torch.float64)
+        self._drawn_B = torch.ones(rows, dtype=torch.float64)
+        self._low_BK = torch.zeros(rows, 0, dtype=torch.float64)
+        self._high_BK = self._low_BK
         self._where = where
         self._used: set[Stream] = set()
 
+    @property
+    def weight_B(self) -> Tensor:
+        """The probability of all outcomes so far: of what was drawn, and that every coin's u lies where it must."""
+        return self._drawn_B * (self._high_BK - self._low_BK).prod(-1)
+
     def coins(self, probability_BK: Tensor) -> Tensor:
-        """One of the 2^K patterns, the same in every row."""
-        self._use(Stream.ACCEPT)
+        """One of the patterns that some row can show, the same in every row.
+
+        Each coin's u is known to lie in an interval, [0, 1) at first; every toss cuts it at h and keeps one side.
+        """
         self._require(~probability_BK.isnan().any(-1), "coins have probabilities", "NaN")
-        h_BK = probability_BK.double().nan_to_num().clamp(0.0, 1.0)
-        drafted = h_BK.shape[1]
-        pattern_K = all_chains(2, drafted)[self._choose(2**drafted)].bool()
-        self.weight_B = self.weight_B * torch.where(pattern_K, h_BK, 1.0 - h_BK).prod(-1)
-        return pattern_K.expand_as(h_BK).clone()
+        tossed = probability_BK.shape[1]
+        more = max(0, tossed - self._low_BK.shape[1])
+        self._low_BK = torch.nn.functional.pad(self._low_BK, (0, more))
+        self._high_BK = torch.nn.functional.pad(self._high_BK, (0, more), value=1.0)
+        low_BK, high_BK = self._low_BK[:, :tossed], self._high_BK[:, :tossed]
+        cut_BK = probability_BK.double().nan_to_num().clamp(low_BK, high_BK)
+        alive_B1 = self.weight_B[:, None] > 0
+        fails_K = (alive_B1 & (cut_BK < high_BK)).any(0).tolist()
+        wins_K = (alive_B1 & (low_BK < cut_BK)).any(0).tolist()
+        sides_K = [[False] * fails + [True] * wins or [False] for fails, wins in zip(fails_K, wins_K, strict=True)]
+        patterns = list(product(*sides_K))
+        pattern_K = torch.tensor(patterns[self._choose(len(patterns))], dtype=torch.bool)
+        self._low_BK = torch.cat([torch.where(pattern_K, low_BK, cut_BK), self._low_BK[:, tossed:]], 1)
+        self._high_BK = torch.cat([torch.where(pattern_K, cut_BK, high_BK), self._high_BK[:, tossed:]], 1)
+        return pattern_K.expand_as(cut_BK).clone()
 
     def draw(self, weight: Tensor, stream: Stream = Stream.RESIDUAL) -> Tensor:
         """One of the V (or V^N) outcomes, the same in every row."""
@@ -79,7 +99,7 @@ class _ForcedNoise(Noise):
         token_N = all_chains(vocabulary, count)[self._choose(vocabulary**count)]
         chosen_BN = weight_BNV.gather(-1, token_N.expand(len(weight), -1)[..., None]).squeeze(-1)
         share_BN = torch.where(fine_BN, chosen_BN / weight_BNV.sum(-1), 0.0)
-        self.weight_B = self.weight_B * share_BN.prod(-1)
+        self._drawn_B = self._drawn_B * share_BN.prod(-1)
         return token_N.expand(len(weight), -1).reshape(weight.shape[:-1])
 
     def shared_gumbel(self, count: int, vocabulary: int) -> Tensor:
@@ -96,8 +116,8 @@ class _ForcedNoise(Noise):
 
     def _use(self, stream: Stream) -> None:
         """Refuse noise that the round has used already, here or for its drafts."""
-        if stream in self._used or stream in _OWN_STREAMS:
-            law = "a verifier uses each noise stream of a round once, and none of the drafter's"
+        if stream in self._used or stream in _NOT_DRAWN_FROM:
+            law = "a verifier draws once from a stream, and from none of the drafter's or the coins'"
             raise ConformanceError(law, self._where, f"{stream.name} noise was used again")
         self._used.add(stream)
 

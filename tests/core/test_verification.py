@@ -7,6 +7,7 @@ from tempspec.core.verification import (
     acceptance_probability,
     block_acceptance,
     block_survival,
+    block_undecided,
     first_rejection,
     last_success,
     log_ratio,
@@ -14,6 +15,7 @@ from tempspec.core.verification import (
     of_token,
     probabilities,
     residual,
+    typical_accepted,
     typical_log_threshold,
 )
 
@@ -100,6 +102,23 @@ def test_block_coins_equal_the_formula():
     assert torch.equal(ragged[:, 1], survival[:, 2])
 
 
+@pytest.mark.parametrize("zeros", [False, True])
+def test_block_decides_the_same_with_fewer_laws(zeros):
+    rows, longest = 400, 4
+    logp, logq = laws(rows, longest + 1, 6, seed=1, zeros=zeros), laws(rows, longest, 6, seed=2, zeros=zeros)
+    logq = torch.logaddexp(logq, logp[:, :-1] + 1.0).log_softmax(-1)
+    token, length = logq[..., 1:].argmax(-1) + 1, torch.arange(rows) % (longest + 1)
+    survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
+    noise = torch.rand(rows, longest, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain = block_acceptance(logp, logq, survival, length)
+    wanted = block_undecided(noise < survival[:, 1:], survival, length)
+    few = block_acceptance(logp, logq, survival, length, wanted)
+    assert 0 < wanted.sum() < wanted.numel() / 4
+    assert torch.equal(few[wanted], plain[wanted])
+    assert (plain <= survival[:, 1:] + 1e-12).all()
+    assert torch.equal(last_success(noise < few, length), last_success(noise < plain, length))
+
+
 def test_block_coin_of_equal_laws_is_certain():
     logp = laws(2, 3, 4)
     assert block_acceptance(logp, logp[:, :2], torch.ones(2, 3).double(), torch.full((2,), 2)).tolist() == [[1, 1]] * 2
@@ -140,3 +159,13 @@ def test_probabilities_are_the_exponential_of_a_law():
     logp = laws(4, 5).masked_fill(torch.eye(4, 5, dtype=torch.bool), -INF).log_softmax(-1)
     torch.testing.assert_close(probabilities(logp), logp.exp(), rtol=1e-15, atol=1e-16)
     assert probabilities(one_hot_log(torch.tensor([2]), 4)).tolist() == [[0.0, 0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_typical_tokens_are_counted_to_the_first_that_is_not(zeros):
+    logp = laws(60, 5, 6, zeros=zeros)
+    token, length = torch.arange(240).reshape(60, 4) % 6, torch.arange(60) % 5
+    typical = of_token(logp, token) > typical_log_threshold(logp[:, :-1], 0.3, 0.9)
+    accepted = typical_accepted(logp, token, length, 0.3, 0.9)
+    assert torch.equal(accepted, first_rejection(typical, length))
+    assert set(accepted.tolist()) >= {0, 1, 2}

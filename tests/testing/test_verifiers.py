@@ -20,6 +20,7 @@ from tests.controls import (
     SharedNoiseResidual,
     Wrong,
     WrongTemperature,
+    block_terms,
     ratio_coins,
 )
 
@@ -44,6 +45,19 @@ class OneStream(Wrong):
         accepted_B = ratio_coins(logp_BKV, draft, noise)
         weight_BV = core.next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B)
         return Verdict(accepted_B, noise.draw(weight_BV, Stream.ACCEPT))
+
+
+class CoinsTakenForFresh(Wrong):
+    """Tosses with P, then with h / P, as if the second coins were independent of the first."""
+
+    def verify(self, logp_BKV, draft, noise):
+        survival_BK, h_BK = block_terms(logp_BKV, draft)
+        bound_BK = survival_BK[:, 1:]
+        success_BK = noise.coins(bound_BK) & noise.coins(torch.where(bound_BK > 0, h_BK / bound_BK, 0.0))
+        accepted_B = core.last_success(success_BK, draft.length_B)
+        survival_B = survival_BK.gather(1, accepted_B[:, None]).squeeze(1)
+        weight_BV = core.next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B, survival_B)
+        return Verdict(accepted_B, noise.draw(weight_BV))
 
 
 class UndeclaredSharedNoise(SharedNoiseResidual):
@@ -141,7 +155,8 @@ def test_noise_reuse_is_off_by_what_theory_says(verifier, total_variation):
         (BlockPlainResidual(), "have the target's law"),
         (WrongTemperature(), "have the target's law"),
         (SharedNoiseResidual(), "have the target's law"),
-        (OneStream(), "uses each noise stream of a round once"),
+        (CoinsTakenForFresh(), "have the target's law"),
+        (OneStream(), "draws once from a stream"),
         (UndeclaredSharedNoise(), "asks for shared noise"),
         (OwnRandomness(), "all randomness comes from the noise"),
         (IgnoresLength(), "accepted_B is in its range"),
@@ -216,3 +231,9 @@ def test_sampled_noise_streams_are_independent():
     coins = noise.coins(flat[:, :1] / 2).squeeze(1).long()
     for one, other in ((first, second), (first, coins), (second, coins)):
         assert chi_square((2 * one + other).bincount(minlength=4), torch.ones(4)).p_value > 1e-3
+
+
+def test_a_coin_asked_again_has_the_same_noise():
+    noise, chance = SampledNoise(torch.arange(1000)), torch.rand(1000, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(noise.coins(chance), noise.coins(chance))
+    assert not (noise.coins(chance / 2) & ~noise.coins(chance)).any()
