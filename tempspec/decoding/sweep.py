@@ -26,6 +26,7 @@ class Sweep:
         generation_temperatures: temperatures that generate samples the target's own text at.
         draft_temperatures: temperatures that drafts are sampled at: `same` (as the target's), a number, `fitted` (what
             validate found to be accepted most, without truncation), or a list of these.
+        fitted_on: validation sets that `fitted` is found on; all by default.
         samples: completions of every prompt at every temperature; one is enough at temperature 0.
         max_new_tokens: tokens to decode at most.
         top_k: keep the k most likely tokens; 0 keeps all.
@@ -42,6 +43,7 @@ class Sweep:
     target_temperatures: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5])
     generation_temperatures: list[float] = field(default_factory=lambda: [1.0])
     draft_temperatures: list[float | Literal["same", "fitted"]] | float | Literal["same", "fitted"] = "same"
+    fitted_on: list[str] = field(default_factory=list)
     samples: int = 1
     max_new_tokens: int = 128
     top_k: int = 0

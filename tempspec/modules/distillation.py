@@ -517,6 +517,10 @@ class DistillationModule(pl.LightningModule):
                 "fitted expected an ordinary draft, got one that is conditioned on the temperature; "
                 "fold it with `tempspec export --draft FOLDER --temperature T --output FOLDER`"
             )
+        names, wanted = self.trainer.datamodule.validation_names, self.runner.sweep.fitted_on  # type: ignore[attr-defined]
+        if unknown := [name for name in wanted if name not in names]:
+            raise UserError(f"fitted_on names {unknown[0]!r}, which is none of the validation sets {', '.join(names)}")
+        self._fitted_on = torch.tensor([names.index(name) for name in wanted or names], device=self.device)
         self.fit_of_temperatures = DraftTemperatureFit(self.runner.sweep.target_temperatures).to(self.device)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
@@ -533,7 +537,8 @@ class DistillationModule(pl.LightningModule):
         key_N, weight_N, set_N = (
             batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
         )
-        found = self._survey(self.draft, batch, keep_BT, key_N, weight_N)
+        fitting_N = weight_N if self.fit_of_temperatures is None else weight_N * torch.isin(set_N, self._fitted_on)
+        found = self._survey(self.draft, batch, keep_BT, key_N, fitting_N)
         for index, grid in enumerate(self.grids.values()):
             here = set_N == index
             if here.any():
@@ -546,8 +551,13 @@ class DistillationModule(pl.LightningModule):
                     weight_N[here],
                 )
 
-    def _survey(self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor, key_N: Tensor, weight_N: Tensor) -> Survey:
-        """An ordinary draft is run once; a conditioned one is another model at every draft temperature."""
+    def _survey(
+        self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor, key_N: Tensor, fitting_N: Tensor
+    ) -> Survey:
+        """An ordinary draft is run once; a conditioned one is another model at every draft temperature.
+
+        `fitting_N` is the weight of each token in the fit of draft temperatures.
+        """
         temperatures = self.validation_temperatures
         target = self._output(self.pair.target_model, batch, keep_BT)
 
@@ -559,7 +569,7 @@ class DistillationModule(pl.LightningModule):
                 fit = self.fit_of_temperatures
                 if fit is not None:
                     found_NTC = acceptance_grid(p_NV, q_NV, fit.target_temperatures, fit.candidates)
-                    fit.update(found_NTC, key_N[here], weight_N[here])
+                    fit.update(found_NTC, key_N[here], fitting_N[here])
                 found.append(survey(p_NV, q_NV, temperatures))
             return _joined(found)
 

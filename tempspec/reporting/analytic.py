@@ -8,7 +8,7 @@ from tempspec.metrics.ratio import to_estimate
 from tempspec.reporting.answers import contrast
 from tempspec.reporting.charts import Chart, curves, forest, heatmap
 from tempspec.reporting.runs import Collection, Draft
-from tempspec.reporting.section import TEMPERATURE, Section, slug
+from tempspec.reporting.section import TEMPERATURE, Section, drafting_pairs, slug
 from tempspec.reporting.sheets import Field, Sheet
 
 __all__ = ["drafting", "prefixes", "temperatures"]
@@ -79,8 +79,9 @@ def drafting(collection: Collection) -> Section:
     """Proposals that are sampled against proposals of the likeliest token."""
     charts = []
     for draft in collection.drafts:
-        for name in dict.fromkeys(key[0] for key in draft.analytic):
-            sums = draft.analytic_sums
+        sums = draft.analytic_sums
+        decoded = (cell.prompt_set for cell in draft.estimates)
+        for name in dict.fromkeys([*(key[0] for key in draft.analytic), *decoded]):
             pairs = {
                 k[2]: (k, (name, "argmax_acceptance", k[2], k[3]))
                 for k in sums
@@ -90,8 +91,22 @@ def drafting(collection: Collection) -> Section:
             if found:
                 title = f"Sampled minus argmax drafting: {draft.name}, {name}"
                 charts.append(forest(slug("argmax", draft.name, name), title, found, x="difference in acceptance (1)"))
+            if gains := _decoded_gains(draft, name):
+                title = f"Sampled minus argmax drafting, decoded: {draft.name}, {name}"
+                x = "difference in block efficiency (tokens / call)"
+                charts.append(forest(slug("argmax-decoded", draft.name, name), title, gains, x=x))
     text = "What proposals sampled at the target's temperature gain over proposing the likeliest token, paired."
     return Section("drafting", "Sampled against argmax drafting", text, charts)
+
+
+def _decoded_gains(draft: Draft, name: str) -> dict[str, Estimate]:
+    """Block efficiency of sampled minus argmax proposals, by verifier and temperature; where both were decoded."""
+    found = {}
+    for sampled, argmax in drafting_pairs(draft):
+        if sampled.prompt_set == name:
+            gain, loss = (draft.metrics[cell].block_efficiency.sums() for cell in (sampled, argmax))
+            found[f"T = {sampled.target_temperature:g}, {sampled.verifier}"] = contrast((1, gain), (-1, loss))
+    return found
 
 
 def prefixes(collection: Collection) -> Section:

@@ -5,12 +5,14 @@ A sentence claims a direction only where the 95% interval leaves zero out; other
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate, Sums, contrast_estimate
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell
 from tempspec.reporting.runs import Collection, Draft
+from tempspec.reporting.section import drafting_pairs
 
 __all__ = ["Answer", "answers", "contrast", "shown", "verdict"]
 
@@ -22,6 +24,21 @@ class Answer:
     question: str
     sentence: str
     shown: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """What changes, by how much, and where that was measured."""
+
+    what: str
+    found: Estimate
+    where: str
+
+    def said(self) -> str:
+        """In words, without a full stop."""
+        tail = f"{self.found:+} (95% interval, n = {self.found.prompts} prompts: {self.where})"
+        known = shown(self.found)
+        return f"{self.what} {verdict(self.found)}: {tail}" if known else f"not shown: {self.what} changes by {tail}"
 
 
 def answers(collection: Collection) -> list[Answer]:
@@ -60,10 +77,20 @@ def _temperature(collection: Collection) -> Answer:
             if low.target_temperature == high.target_temperature:
                 continue
             first, last = (draft.metrics[cell].block_efficiency.sums() for cell in (low, high))
-            found = contrast((1, last), (-1, first))
             span = f"from T = {low.target_temperature:g} to {high.target_temperature:g}"
-            return _answer(question, f"block efficiency {span}", found, f"{draft.name}, {_place(low)}")
+            where = f"{draft.name}, {_place(low)}"
+            change = Change(f"block efficiency {span}", contrast((1, last), (-1, first)), where)
+            return _answer(question, change, *_sampled_or_argmax(draft, high))
     return Answer(question, "Not measured here: it needs predict at two or more target temperatures.")
+
+
+def _sampled_or_argmax(draft: Draft, cell: Cell) -> Iterator[Change]:
+    """What sampled proposals change against the likeliest token, where both were decoded."""
+    for sampled, argmax in drafting_pairs(draft):
+        if sampled == cell:
+            gain, loss = (draft.metrics[c].block_efficiency.sums() for c in (sampled, argmax))
+            what = f"block efficiency at T = {cell.target_temperature:g} when proposals are sampled instead of argmax"
+            yield Change(what, contrast((1, gain), (-1, loss)), "the same place")
 
 
 def _consistency(collection: Collection) -> Answer:
@@ -84,28 +111,90 @@ def _consistency(collection: Collection) -> Answer:
                 sums = (draft.metrics[cell].acceptance_rate.sums() for draft in (trained[heat], reference))
                 found = contrast(*zip((1, -1), sums, strict=True))
                 what = f"acceptance at T = {heat:g} when trained there instead of at {collection.reference:g}"
-                return _answer(question, what, found, _place(cell))
+                return _answer(question, Change(what, found, _place(cell)))
     return Answer(question, "Not measured here: no draft was decoded at the temperature it was trained at.")
 
 
 def _domains(collection: Collection) -> Answer:
     question = "What happens out of domain and out of the trained range?"
+    changes = [*_other_text(collection), *_other_range(collection)]
+    if not changes:
+        return Answer(
+            question,
+            "Not measured here: it needs a study with prompt sets in and out of the domain, or one draft whose trained "
+            "temperatures leave out some that another was trained at.",
+        )
+    return _answer(question, *changes)
+
+
+def _other_text(collection: Collection) -> Iterator[Change]:
+    """Acceptance out of the domain against that in it, at the reference temperature, of the first draft with both."""
     for draft in collection.drafts:
-        cells = _drafting(draft)
-        inside, outside = ([c for c in cells if collection.domains.get(c.prompt_set) == d] for d in ("in", "out"))
-        pairs = [
-            (one, other)
-            for one in inside
-            for other in outside
-            if one.verifier == other.verifier
-            and {t for c in (one, other) for t in (c.target_temperature, c.draft_temperature)} == {collection.reference}
-        ]
-        for one, other in pairs[:1]:
-            sums = (draft.metrics[cell].acceptance_rate.sums() for cell in (other, one))
-            found = contrast(*zip((1, -1), sums, strict=True))
-            what = f"acceptance at T = {collection.reference:g} out of domain ({other.prompt_set})"
-            return _answer(question, what, found, f"{draft.name}, against {one.prompt_set}, unpaired")
-    return Answer(question, "Not measured here: it needs a study with prompt sets in and out of the domain.")
+        for (inside, _), (outside, _) in _domain_pairs(draft, collection, collection.reference):
+            what = f"acceptance at T = {collection.reference:g} out of domain ({outside.prompt_set})"
+            where = f"{draft.name}, against {inside.prompt_set}, unpaired"
+            yield Change(what, contrast((1, _accepted(draft, outside)), (-1, _accepted(draft, inside))), where)
+            return
+
+
+def _other_range(collection: Collection) -> Iterator[Change]:
+    """A draft against one that was trained at T too, where T is out of its own range; then out of the domain as well.
+
+    What separates the two drafts at the reference temperature is taken off: it is nothing that the range did.
+    """
+    for narrow, wide, heat in _ranges(collection):
+        ref = collection.reference
+        places = _domain_pairs(narrow, collection, ref, heat) or [(pair,) for pair in _at(narrow, ref, heat)]
+        for place in places:
+            if not all(cell in wide.metrics for pair in place for cell in pair):
+                continue
+            (base, _), *_ = place
+            off = [(-1.0, _accepted(narrow, base)), (1.0, _accepted(wide, base))]
+            for name, (_, hot) in zip(("", f" and out of domain ({place[-1][0].prompt_set})"), place, strict=False):
+                found = contrast((1, _accepted(narrow, hot)), (-1, _accepted(wide, hot)), *off)
+                where = f"{narrow.name}, {_span(narrow)}, against {wide.name}, {_span(wide)}, from T = {ref:g}"
+                yield Change(f"acceptance at T = {heat:g} out of the trained range{name}", found, where)
+            return
+
+
+def _ranges(collection: Collection) -> Iterator[tuple[Draft, Draft, float]]:
+    """(a draft, another, T): T is out of the range of the one and in that of the other; the farthest T first."""
+    known = [draft for draft in collection.drafts if draft.trained and draft.rows]
+    for narrow, wide in permutations(known, 2):
+        heats = {cell.target_temperature for cell in _drafting(narrow)}
+        out = [t for t in heats if _inside(wide, t) and not _inside(narrow, t)]
+        both = all(_inside(draft, collection.reference) for draft in (narrow, wide))
+        for heat in sorted(out, key=lambda t: abs(t - collection.reference), reverse=True) if both else ():
+            yield narrow, wide, heat
+
+
+def _inside(draft: Draft, heat: float) -> bool:
+    assert draft.trained is not None
+    return draft.trained[0] <= heat <= draft.trained[1]
+
+
+def _span(draft: Draft) -> str:
+    low, high = draft.trained or (0.0, 0.0)
+    return f"trained at {low:g} to {high:g}" if low < high else f"trained at {low:g}"
+
+
+def _at(draft: Draft, *heats: float) -> list[tuple[Cell, ...]]:
+    """Cells of one verifier and prompt set at each of some temperatures, proposals at the same one."""
+    found = [{c.target_temperature: c for c in cells} for cells in _by_temperature(draft)]
+    return [tuple(cells[t] for t in heats) for cells in found if all(t in cells for t in heats)]
+
+
+def _domain_pairs(
+    draft: Draft, collection: Collection, first: float, second: float | None = None
+) -> list[tuple[tuple[Cell, ...], tuple[Cell, ...]]]:
+    """Cells in the domain and cells out of it, of one verifier, at one or two temperatures."""
+    cells = _at(draft, first, first if second is None else second)
+    inside, outside = ([c for c in cells if collection.domains.get(c[0].prompt_set) == side] for side in ("in", "out"))
+    return [(one, other) for one in inside for other in outside if one[0].verifier == other[0].verifier]
+
+
+def _accepted(draft: Draft, cell: Cell) -> Sums:
+    return draft.metrics[cell].acceptance_rate.sums()
 
 
 def _remedies(collection: Collection) -> Answer:
@@ -131,14 +220,13 @@ def _remedies(collection: Collection) -> Answer:
     best = max(found, key=lambda label: found[label].value)
     count = f"the best of {len(tried)}, intervals simultaneous" if len(tried) > 1 else "the only one tried"
     what = f"block efficiency at T = {hottest:g} with {best} ({count})"
-    return _answer(question, what, found[best], f"against {base.name}, {_place(plain)}")
+    return _answer(question, Change(what, found[best], f"against {base.name}, {_place(plain)}"))
 
 
-def _answer(question: str, what: str, found: Estimate, where: str) -> Answer:
-    tail = f"{found:+} (95% interval, n = {found.prompts} prompts; {where})."
-    if shown(found):
-        return Answer(question, f"{what[0].upper()}{what[1:]} {verdict(found)}: {tail}", True)
-    return Answer(question, f"Not shown: {what} changes by {tail}")
+def _answer(question: str, *changes: Change) -> Answer:
+    """One sentence of all changes, each claimed only where its interval leaves zero out."""
+    sentence = "; ".join(change.said() for change in changes)
+    return Answer(question, f"{sentence[0].upper()}{sentence[1:]}.", any(shown(change.found) for change in changes))
 
 
 def _drafting(draft: Draft | None) -> list[Cell]:

@@ -5,7 +5,7 @@ A stage that is not finished is left out with a note; a file that cannot be read
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ class Run:
         rows: of predict.
         analytic_rows: of validate; see `tempspec.reporting.records.prompt_rows`.
         parameter_ratio: the draft's parameters over the target's, where predict says so.
+        fitted: pairs of temperatures (target, draft) that validate found for `draft_temperatures: fitted`.
         notes: what was left out.
     """
 
@@ -60,6 +61,7 @@ class Run:
     rows: Sequence[Row] = ()
     analytic_rows: Sequence[Mapping[str, Any]] = ()
     parameter_ratio: float | None = None
+    fitted: Sequence[tuple[float, float]] = ()
     notes: Sequence[str] = ()
 
 
@@ -77,6 +79,15 @@ class Draft:
     labels: Mapping[str, Any]
     runs: Mapping[str, Run]
 
+    @property
+    def trained(self) -> tuple[float, float] | None:
+        """The least and the largest temperature that it was trained at, where its label says so."""
+        try:
+            ends = [float(end) for end in str(self.labels.get("train_temperature")).split(" to ")]
+        except ValueError:
+            return None
+        return min(ends), max(ends)
+
     @cached_property
     def metrics(self) -> SweepMetrics:
         """The decoding metrics of all seeds' rows."""
@@ -93,6 +104,11 @@ class Draft:
     def rows(self) -> list[Row]:
         """The rows of all seeds."""
         return [row for run in self.runs.values() for row in run.rows]
+
+    @property
+    def fitted(self) -> set[tuple[float, float]]:
+        """The pairs of temperatures that were fitted."""
+        return {pair for run in self.runs.values() for pair in run.fitted}
 
     @cached_property
     def analytic(self) -> Mapping[AnalyticKey, PromptSums]:
@@ -180,6 +196,7 @@ def read_run(folder: Path, name: str = "") -> Run:
     rows: list[Any] = []
     analytic: list[Any] = []
     facts: Mapping[str, Any] = {}
+    fits = _optional(folder / "validate" / "draft_temperatures.json", json.loads)
     if "predict" in finished:
         rows = _parquet(folder / "predict" / "predictions.parquet", _NEEDED)
         facts = _optional(folder / "predict" / "metrics.json", json.loads)
@@ -195,19 +212,25 @@ def read_run(folder: Path, name: str = "") -> Run:
         rows=rows,
         analytic_rows=analytic,
         parameter_ratio=facts.get("parameter_ratio"),
+        fitted=[(fit["target_temperature"], fit["draft_temperature"]) for fit in fits.get("fits", [])],
         notes=notes,
     )
 
 
 def _study(path: Path) -> Collection:
     index = read_study(path)
+    shown = {
+        *index.prefixes.fixed.values(),
+        *(name for sets in index.prefixes.sampled.values() for name in sets.values()),
+    }
     drafts: list[Draft] = []
     notes: list[str] = []
     for name, draft in index.drafts.items():
         runs = {}
         for seed, place in draft.seeds.items():
             if (path / place).is_dir():
-                runs[seed] = read_run(path / place, _clean(f"{name}, seed {seed}"))
+                run = read_run(path / place, _clean(f"{name}, seed {seed}"))
+                runs[seed] = replace(run, analytic_rows=[r for r in run.analytic_rows if r["prompt_set"] in shown])
                 notes += runs[seed].notes
             else:
                 notes.append(f"{path / place} is not there yet: left out")
@@ -227,11 +250,16 @@ def _single(path: Path, beside: Sequence[Path]) -> Collection:
 
 
 def _labels(run: Run) -> dict[str, Any]:
-    """The train temperature of a fit whose schedule is constant."""
+    """The train temperature of a fit whose schedule is constant or uniform."""
     schedule = (run.configs.get("fit", {}).get("model") or {}).get("temperature")
-    if isinstance(schedule, Mapping) and str(schedule.get("class_path", "")).endswith(".Constant"):
-        schedule = (schedule.get("init_args") or {}).get("value")
-    return {"train_temperature": float(schedule)} if isinstance(schedule, int | float) else {}
+    if isinstance(schedule, int | float):
+        return {"train_temperature": float(schedule)}
+    if not isinstance(schedule, Mapping):
+        return {}
+    kind, given = str(schedule.get("class_path", "")).rpartition(".")[2], schedule.get("init_args") or {}
+    if kind == "Constant":
+        return {"train_temperature": float(given.get("temperature", 1.0))}
+    return {"train_temperature": f"{given['low']:g} to {given['high']:g}"} if kind == "Uniform" else {}
 
 
 def _unique(drafts: Sequence[Draft]) -> list[Draft]:

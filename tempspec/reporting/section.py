@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.rows import Cell
@@ -10,7 +10,7 @@ from tempspec.reporting.charts import Chart
 from tempspec.reporting.runs import Draft
 from tempspec.reporting.sheets import Sheet
 
-__all__ = ["TEMPERATURE", "Section", "groups", "slug"]
+__all__ = ["TEMPERATURE", "Section", "drafting_pairs", "groups", "slug"]
 
 TEMPERATURE = "target temperature T (1)"
 
@@ -32,13 +32,27 @@ def groups(drafts: Sequence[Draft]) -> Iterator[tuple[Draft, str, list[Cell]]]:
         grouped: dict[str, list[Cell]] = {}
         for cell in sorted(draft.estimates, key=lambda cell: cell.target_temperature):
             if cell.verifier != BASELINE:
-                own = cell.draft_temperature != cell.target_temperature
-                place = f"{cell.prompt_set}, {cell.verifier}" + (
-                    f", draft T = {cell.draft_temperature:g}" if own else ""
-                )
+                place = f"{cell.prompt_set}, {cell.verifier}{_rule(draft, cell)}"
                 grouped.setdefault(place, []).append(cell)
         for place, cells in grouped.items():
             yield draft, place, cells
+
+
+def drafting_pairs(draft: Draft) -> Iterator[tuple[Cell, Cell]]:
+    """(proposals sampled at T, proposals by argmax) of each verifier and prompt set, for every T > 0 with both."""
+    for cell in draft.estimates:
+        argmax = replace(cell, draft_temperature=0.0)
+        sampled = cell.draft_temperature == cell.target_temperature > 0 and cell.verifier != BASELINE
+        if sampled and argmax in draft.estimates:
+            yield cell, argmax
+
+
+def _rule(draft: Draft, cell: Cell) -> str:
+    """The rule for the draft temperature where it is not the target's; a fitted one is another at every T."""
+    pair = cell.target_temperature, cell.draft_temperature
+    if pair[0] == pair[1]:
+        return ""
+    return ", draft T fitted" if pair in draft.fitted else f", draft T = {pair[1]:g}"
 
 
 def slug(*names: str) -> str:

@@ -3,9 +3,9 @@
 A study folder holds ordinary run folders, as the other subcommands leave them, and this index:
 
 - `drafts`: each draft's `labels` and the run folder of each seed. The labels that a report may rely on are
-  `train_temperature` (of the loss; a number, or words for a schedule), `generation_temperature` (of the text that the
-  draft was trained on, absent where it is no model's text), `divergence`, and `fitted` (false for a draft taken as it
-  is); the others are free.
+  `train_temperature` (of the loss; a number, `LOW to HIGH` for a range, or other words for a schedule),
+  `generation_temperature` (of the text that the draft was trained on, absent where it is no model's text),
+  `divergence`, and `fitted` (false for a draft taken as it is); the others are free.
 - `prompt_sets`: each set that `predict` decoded, with its `domain`: `in` or `out` of what the draft was trained on.
 - `prefixes`: where `validate/` has the analytic acceptance of a set. `fixed` names the validation set over one text for
   all temperatures, `sampled` the ones over text that the target wrote, by the temperature that it wrote at. All

@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -56,8 +57,8 @@ def numbers(folder):
 def test_the_plan_is_shown_and_nothing_run(study, run):
     code, printed, error = run("study", "--config", study, "--dry-run")
     assert (code, error) == (0, "")
-    assert printed.startswith("plan: 16 cells in 2 runs\n  plain-s0                    8 cells\n")
-    assert "left: about" in printed
+    assert printed.startswith("plan: 16 cells in 2 runs, 0 MB on disk\n  plain-s0                    8 cells\n")
+    assert "left: roughly 0 min (all of it guessed from the quickstart's pair on one free core)" in printed
     assert [path.name for path in Path("made").iterdir()] == ["configs"]
 
 
@@ -125,27 +126,74 @@ def test_a_finished_study_does_nothing(study, whole, run, monkeypatch):
     assert numbers(whole) == before
 
 
+def files(folder):
+    """How many files a study has left so far; one that is moved meanwhile may be missed."""
+    return sum(len(names) for _, _, names in os.walk(folder))
+
+
+def killed(study, due):
+    """Start the study and kill it as soon as `due()`; returns whether it was killed before its end."""
+    command = [sys.executable, "-m", "tempspec", "study", "--config", str(study)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not due():
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
 @pytest.mark.parametrize(
     "moment",
     [
-        pytest.param("steps/shared/sampled.json", marks=pytest.mark.slow),
-        pytest.param("runs/plain-s0/predict/predictions.parts", marks=pytest.mark.slow),
+        "steps/shared/sampled.json",
+        "runs/plain-s0/predict/predictions.parts",
         "runs/fitted-s0/fit/checkpoints/last.ckpt",
-        pytest.param("runs/fitted-s0/fit/draft/config.json", marks=pytest.mark.slow),
+        "runs/fitted-s0/fit/draft/config.json",
     ],
 )
-def test_a_killed_study_ends_with_the_same_numbers(moment, study, whole, run):
-    command = [sys.executable, "-m", "tempspec", "study", "--config", str(study)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not Path("made", moment).exists():
-        assert process.poll() is None
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+@pytest.mark.slow
+def test_a_study_killed_where_it_writes_ends_with_the_same_numbers(moment, study, whole, run):
+    assert killed(study, Path("made", moment).exists)
     assert not Path("made/steps/fitted-s0/predict.json").exists()
     code, _, error = run("study", "--config", study)
     assert code == 0, error
     assert numbers(Path("made")) == numbers(whole)
+
+
+@pytest.mark.parametrize(
+    ("seed", "kills"), [(0, 1), *(pytest.param(seed, 3, marks=pytest.mark.slow) for seed in range(1, 6))]
+)
+def test_a_study_killed_at_random_moments_ends_with_the_same_numbers(seed, kills, study, whole, run):
+    """A moment is a number of files and some milliseconds more, so that any part of a study is hit on any machine."""
+    generator = random.Random(seed)
+    for _ in range(kills):
+        moment, pause = generator.randint(files("made"), max(files(whole), files("made"))), generator.uniform(0, 0.3)
+        killed(study, lambda moment=moment, pause=pause: files("made") >= moment and not time.sleep(pause))
+    code, _, error = run("study", "--config", study)
+    assert code == 0, error
+    assert numbers(Path("made")) == numbers(whole)
+
+
+def test_draft_temperatures_are_fitted_on_answers_to_other_prompts(study, world, run, tmp_path):
+    config = yaml.safe_load(study.read_text())
+    config["drafts"] = {"plain": {"fit": False}}
+    config["experiment"]["model"]["sweep"] |= {"target_temperatures": [1.0], "draft_temperatures": ["same", "fitted"]}
+    config["experiment"]["data"]["prompts"].pop("q")
+    config["fitting_prompts"] = {"path": f"{world}/text.jsonl", "limit": 3, "prompt_tokens": 4}
+    config.pop("out_of_domain")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    code, _, error = run("study", "--config", tmp_path / "mine.yaml")
+    assert code == 2
+    assert "fitting_prompts: expected prompts that are not measured, got 3 of data.prompts" in error
+    config["fitting_prompts"]["prompt_tokens"] = 6
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    code, _, error = run("study", "--config", tmp_path / "mine.yaml")
+    assert code == 0, error
+    fits = json.loads(Path("made/runs/plain-s0/validate/draft_temperatures.json").read_text())
+    fitted = [(fit["target_temperature"], fit["draft_temperature"]) for fit in fits["fits"]]
+    decoded = pq.read_table("made/runs/plain-s0/predict/predictions.parquet").to_pylist()
+    assert {(row["target_temperature"], row["draft_temperature"]) for row in decoded} == {(1.0, 1.0), *fitted}
+    answers = pq.read_table("made/shared/fitting-1.parquet").to_pylist()
+    assert fits["fits"][0]["acceptance"]["prompts"] == len({tuple(row["prompt_ids"]) for row in answers}) == 3
 
 
 def test_two_shards_merged_equal_one_run(study, whole, run, tmp_path, monkeypatch):
@@ -177,7 +225,7 @@ def test_a_shard_that_is_none_is_refused(shard, study, run):
         ({"experiment": {"data": {}}}, "experiment.model is missing"),
         ({"drafts": {"d": {"options": {"model.nothing": 1}}}}, "nothing"),
         ({"drafts": {"d": {"options": {"model.target.deep": 1}}}}, "target"),
-        ({"drafts": {"d": {"options": {"model.sweep.draft_temperatures": "fitted"}}}}, "got fitted"),
+        ({"drafts": {"d": {"options": {"model.sweep.draft_temperatures": "fitted"}}}}, "need fitting_prompts"),
         ({"drafts": {"d": {"generation_temperatures": [1.0]}}}, "training_prompts"),
     ],
 )

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from tempspec.metrics.bootstrap import contrast_estimate
@@ -40,6 +42,31 @@ def test_training_at_the_temperature_is_credited_with_what_it_gains(study):
 def test_domains_that_accept_alike_are_not_told_apart(study):
     assert "out of domain (out)" in study[2].sentence
     assert not study[2].shown
+
+
+@pytest.mark.parametrize(("fall", "shown"), [(0.4, True), (0.0, False)])
+def test_the_trained_range_is_credited_with_what_another_draft_keeps_beyond_it(tmp_path, fall, shown):
+    rates = {"narrow": {1.0: 0.8, 2.0: 0.8 - fall}, "wide": {1.0: 0.7, 2.0: 0.7}}
+    folder = write_small_study(tmp_path / "study")
+    for name, trained in (("narrow", "0.5 to 1"), ("wide", "0.25 to 2")):
+        write_predict(folder / name, rates[name], sets=("in", "out"))
+        draft = {"labels": {"train_temperature": trained}, "seeds": {"0": name}}
+        index = json.loads((folder / "study.json").read_text())
+        index["drafts"] = {k: v for k, v in index["drafts"].items() if k in rates} | {name: draft}
+        (folder / "study.json").write_text(json.dumps(index))
+    third = answers(collect([folder]))[2]
+    other, outside, both = third.sentence.lower().split("; ")
+    assert "acceptance at t = 1 out of domain (out)" in other
+    assert ("acceptance at t = 2 out of the trained range falls: -" in outside) == shown
+    assert ("out of the trained range and out of domain (out) falls: -" in both) == shown
+    assert "narrow, trained at 0.5 to 1, against wide, trained at 0.25 to 2, from t = 1" in outside
+    assert third.shown == shown
+    assert ("not shown: acceptance at T = 2" in third.sentence) != shown
+
+
+def test_sampled_and_argmax_proposals_are_told_apart_where_both_were_decoded(tmp_path):
+    run = write_predict(tmp_path / "run", {1.0: 0.7, 2.0: 0.5}, draft_temperatures=(None, 0.0))
+    assert "at T = 2 when proposals are sampled instead of argmax" in answers(collect([run]))[0].sentence
 
 
 def test_the_best_of_several_has_the_interval_of_all_of_them(tmp_path):

@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
 from tempspec.errors import UserError
 from tempspec.reporting.runs import collect
+from tempspec.reporting.section import groups
 from tempspec.reporting.study import FILE
 from tests.reporting.runs import write_predict, write_small_study, write_validate
 
@@ -63,3 +66,33 @@ def test_a_name_keeps_to_its_line(tmp_path):
     study = write_small_study(tmp_path / "study", name="two\nlines\x1b[31m")
     assert (study / FILE).is_file()
     assert collect([study]).title.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("schedule", "trained"),
+    [
+        ("0.5", (0.5, 0.5)),
+        ("{class_path: tempspec.plugins.schedules.Constant, init_args: {temperature: 1.5}}", (1.5, 1.5)),
+        ("{class_path: tempspec.plugins.schedules.Uniform, init_args: {low: 0.5, high: 1.0}}", (0.5, 1.0)),
+        ("{class_path: tempspec.plugins.schedules.Linear, init_args: {start: 2.0, end: 1.0}}", None),
+    ],
+)
+def test_a_single_run_knows_the_temperatures_of_its_fit(tmp_path, schedule, trained):
+    run = write_predict(tmp_path / "run", {1.0: 0.5})
+    (run / "fit").mkdir()
+    (run / "fit" / "config.yaml").write_text(f"model: {{temperature: {schedule}}}\n")
+    assert collect([run]).drafts[0].trained == trained
+
+
+def test_fitted_draft_temperatures_are_one_rule_and_other_temperatures_another(tmp_path):
+    run = write_predict(tmp_path / "run", {1.0: 0.5, 2.0: 0.4}, draft_temperatures=(None, 0.75, 1.25))
+    fits = [{"target_temperature": t, "draft_temperature": d} for t, d in ((1.0, 0.75), (2.0, 1.25))]
+    (run / "validate").mkdir()
+    (run / "validate" / "draft_temperatures.json").write_text(json.dumps({"fits": fits}))
+    places = {place: [c.target_temperature for c in cells] for _, place, cells in groups(collect([run]).drafts)}
+    assert places == {
+        "in, token": [1.0, 2.0],
+        "in, token, draft T fitted": [1.0, 2.0],
+        "in, token, draft T = 1.25": [1.0],
+        "in, token, draft T = 0.75": [2.0],
+    }

@@ -67,6 +67,8 @@ def _execute(study: Study, *, dry: bool, shard: str) -> None:
     for run in mine:
         run_steps(jobs.of_run(run), markers / run.name)
         _write_index(study, jobs, plan)
+        plan = plan.now(study, jobs, mine)
+        print(f"\n{run.name} is finished", plan.left, sep="\n" if plan.left else "", flush=True)
     print(f"\nstudy: {_write_index(study, jobs, plan)}")
 
 

@@ -14,8 +14,8 @@ __all__ = ["Candidate", "Config", "Purpose", "Run", "Study"]
 
 Config = dict[str, Any]
 
-Purpose = Literal["sampled", "training"]
-"""What the target's own texts are for: to measure acceptance on, or to train drafts on."""
+Purpose = Literal["sampled", "training", "fitting"]
+"""What the target's own texts are for: to measure acceptance on, to train drafts on, to fit draft temperatures on."""
 
 
 @dataclass
@@ -71,6 +71,8 @@ class Study:
             for files of prompts alone, what the target `sampled` at the reference temperature.
         out_of_domain: the prompt sets that are unlike what the drafts were trained on.
         training_prompts: where the target's own training texts begin; a prompt source as under `data.prompts`.
+        fitting_prompts: where the target's own texts begin that `fitted` draft temperatures are found on: none of the
+            prompts that are measured.
         quickstart: make the quickstart's corpus, target and draft in this folder if the experiment names them.
     """
 
@@ -83,6 +85,7 @@ class Study:
     fixed: Literal["continuation", "sampled"] = "continuation"
     out_of_domain: list[str] = field(default_factory=list)
     training_prompts: dict[str, Any] | None = None
+    fitting_prompts: dict[str, Any] | None = None
     quickstart: str | None = None
 
     @classmethod
@@ -113,6 +116,11 @@ class Study:
         if self.training_temperatures and self.training_prompts is None:
             raise ValueError(
                 "generation_temperatures need training_prompts: the prompts that training texts begin with"
+            )
+        if self.fitting_prompts is None and any(map(self._fitted, self.runs)):
+            raise ValueError(
+                "fitted draft temperatures need fitting_prompts: prompts other than those that are measured, whose "
+                "answers they are fitted on"
             )
 
     @property
@@ -151,6 +159,25 @@ class Study:
     def training_temperatures(self) -> list[float]:
         """That the target writes at for training."""
         return sorted({t for draft in self.drafts.values() for t in draft.generation_temperatures})
+
+    @property
+    def purposes(self) -> list[Purpose]:
+        """What the target writes texts for."""
+        found: list[Purpose] = ["sampled"]
+        found += ["training"] if self.training_temperatures else []
+        return [*found, "fitting"] if any(map(self._fitted, self.runs)) else found
+
+    def purposes_of(self, run: Run) -> list[Purpose]:
+        """What the target writes texts for that a run reads."""
+        found: list[Purpose] = ["sampled"]
+        found += ["training"] if run.candidate.generation_temperatures else []
+        return [*found, "fitting"] if self._fitted(run) else found
+
+    def temperatures_of(self, purpose: Purpose) -> list[float]:
+        """What the target writes the texts of a purpose at."""
+        if purpose == "sampled":
+            return self.sampled_temperatures
+        return self.training_temperatures if purpose == "training" else self.target_temperatures
 
     @property
     def runs(self) -> list[Run]:
@@ -192,22 +219,36 @@ class Study:
         grid = [*self.sampled_temperatures, *(float(t) for t in self.draft_temperatures if not isinstance(t, str))]
         config["model"]["validation_temperatures"] = sorted(set(grid))
         if run.candidate.generation_temperatures:
-            paths = [self.texts / f"training-{t:g}.parquet" for t in run.candidate.generation_temperatures]
-            config["data"]["train"] = [{"path": path.as_posix()} for path in paths]
+            config["data"]["train"] = [self._text_file("training", t) for t in run.candidate.generation_temperatures]
         for option, value in run.candidate.options.items():
             _set(config, option, value)
         config["data"]["validation"] = dict(self._validation())
+        if self._fitted(run):
+            fitting = {f"fitting sampled@{t:g}": self._text_file("fitting", t) for t in self.target_temperatures}
+            config["data"]["validation"] |= fitting
+            config["model"]["sweep"]["fitted_on"] = list(fitting)
         return config
 
     def texts_config(self, name: Purpose) -> Config:
         """The configuration that generates the texts of one purpose, at all their temperatures in one batch."""
         config = self._base(self.texts / name, self.seeds[0])
-        temperatures = self.sampled_temperatures if name == "sampled" else self.training_temperatures
-        _set(config, "model.sweep.generation_temperatures", temperatures)
+        _set(config, "model.sweep.generation_temperatures", self.temperatures_of(name))
         _set(config, "model.sweep.samples", 1)
-        if name == "training":
-            config["data"]["prompts"] = {"training": copy.deepcopy(self.training_prompts)}
+        if name != "sampled":
+            prompts = self.training_prompts if name == "training" else self.fitting_prompts
+            config["data"]["prompts"] = {name: copy.deepcopy(prompts)}
         return config
+
+    def _fitted(self, run: Run) -> bool:
+        """Whether a draft temperature of the run is to be fitted."""
+        sweep = self.experiment["model"].get("sweep") or {}
+        given = run.candidate.options.get("model.sweep.draft_temperatures", sweep.get("draft_temperatures"))
+        return "fitted" in (given if isinstance(given, list) else [given])
+
+    def _text_file(self, *parts: str | float) -> dict[str, str]:
+        """The source of a file of shared texts."""
+        stem = "-".join(part if isinstance(part, str) else f"{part:g}" for part in parts)
+        return {"path": (self.texts / f"{stem}.parquet").as_posix()}
 
     def _base(self, folder: Path, seed: int) -> Config:
         config = copy.deepcopy(self.experiment)
@@ -219,9 +260,9 @@ class Study:
     def _validation(self) -> Iterator[tuple[str, Mapping[str, str]]]:
         for name in self.prompts:
             if self.fixed == "continuation":
-                yield name, {"path": (self.texts / f"fixed-{name}.parquet").as_posix()}
+                yield name, self._text_file("fixed", name)
             for temperature, label in self.prefixes.sampled[name].items():
-                yield label, {"path": (self.texts / f"sampled-{name}-{temperature}.parquet").as_posix()}
+                yield label, self._text_file("sampled", name, temperature)
 
 
 def _set(config: Config, option: str, value: Any) -> None:

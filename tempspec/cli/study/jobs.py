@@ -1,7 +1,6 @@
 """The steps of a study: shared texts first, then each run's fit, validate and predict, in one process (floor 6)."""
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,28 +36,30 @@ class Jobs:
         self._earlier: DistillationModule | None = None
 
     def preparation(self) -> list[Step]:
-        """The quickstart's corpus and pair, as far as the study asks for them."""
+        """The quickstart's corpus, target and draft, up to the last that is named: each needs those before it."""
         if self.study.quickstart is None:
             return []
-        return [step for step in quickstart_steps(Path(self.study.quickstart)) if step.name in _PREPARATION]
+        steps = [step for step in quickstart_steps(Path(self.study.quickstart)) if step.name in _PREPARATION]
+        configs = [*map(self.study.run_config, self.study.runs), *map(self.study.texts_config, self.study.purposes)]
+        named = "".join(map(_text, configs))
+        needed = [number for number, step in enumerate(steps, 1) if any(f"{path}/" in named for path in step.leaves)]
+        return steps[: max(needed, default=0)]
 
     def shared(self) -> list[Step]:
         """The texts that all runs share."""
-        study = self.study
-        names: list[Purpose] = ["sampled", "training"] if study.training_temperatures else ["sampled"]
-        return [self._texts(name) for name in names]
+        return [self._texts(name) for name in self.study.purposes]
 
     def of_run(self, run: Run) -> list[Step]:
         """A run's own steps."""
         config = self.study.run_config(run)
         path = self._write(run.name, config)
         folder = Path(config["run"])
-        before = tuple(_text(self.study.texts_config(name)) for name in self._texts_of(run))
+        texts = {name: _text(self.study.texts_config(name)) for name in self.study.purposes_of(run)}
         line: tuple[str, ...] = ("--config", str(path))
         steps = []
         if run.candidate.fit:
             fit = ("fit", *line, "--trainer.limit_val_batches", "0")
-            depends = (*before, _text(_fitting(config)))
+            depends = (texts.get("training", ""), _text(_without_measuring(config)))
             leaves = (folder / "fit",)
             steps.append(
                 Step("fit", f"{run.name}: distil", _shown(fit), lambda: self._fit(fit, folder), leaves, depends)
@@ -67,24 +68,20 @@ class Jobs:
             made = [option for option in ("draft_layers", "draft_width") if option in config["model"]]
             line += tuple(word for option in made for word in (f"--model.{option}", "null"))
         for command, title in (("validate", "acceptance at every temperature"), ("predict", "decode")):
-            steps.append(self._stage(f"{run.name}: {title}", (command, *line), folder, (*before, _text(config))))
+            steps.append(
+                self._stage(f"{run.name}: {title}", (command, *line), folder, (*texts.values(), _text(config)))
+            )
         return steps
 
     def module(self, run: Run) -> DistillationModule:
         """The run's module as it would be built, with all its options checked and no model loaded.
 
         Raises:
-            UserError: a wrong option, or a draft temperature that is to be fitted.
+            UserError: a wrong option.
         """
         path = self._write(run.name, self.study.run_config(run))
         arguments = ["predict", "--config", str(path)]
-        module = cast(DistillationModule, lightning.run(arguments, command_line=_Rehearsal))
-        if module.runner.sweep.fitted:
-            raise UserError(
-                "a study expected draft temperatures of same or numbers, got fitted: they would be fitted on the very "
-                "prompts that they are measured on; name some numbers instead"
-            )
-        return module
+        return cast(DistillationModule, lightning.run(arguments, command_line=_Rehearsal))
 
     def _stage(self, title: str, line: tuple[str, ...], folder: Path, depends: tuple[str, ...]) -> Step:
         return Step(line[0], title, _shown(line), lambda: self._call(line), (folder / line[0],), depends)
@@ -100,15 +97,10 @@ class Jobs:
             last.unlink()
             self._call(line)
 
-    def _texts_of(self, run: Run) -> Iterator[Purpose]:
-        yield "sampled"
-        if run.candidate.generation_temperatures:
-            yield "training"
-
     def _texts(self, name: Purpose) -> Step:
         config = self.study.texts_config(name)
         line = ("generate", "--config", str(self._write(name, config)))
-        title = "the target's own texts to " + ("train on" if name == "training" else "measure on")
+        title = f"the target's own texts to {_USES[name]} on"
 
         def execute() -> None:
             self._call(line)
@@ -116,17 +108,34 @@ class Jobs:
 
         return Step(name, title, _shown(line), execute, (Path(config["run"]),), (_text(config),))
 
-    def _split(self, name: str) -> None:
+    def _split(self, name: Purpose) -> None:
         """A file for each temperature, and for each prompt set of what is measured on; and the fixed texts."""
         rows = pq.read_table(self.study.texts / name / "generate" / "generated.parquet").to_pylist()
         files: dict[str, list[Any]] = {}
         for row in rows:
-            part = "" if name == "training" else f"{row['prompt_set']}-"
+            part = f"{row['prompt_set']}-" if name == "sampled" else ""
             files.setdefault(f"{name}-{part}{row['generation_temperature']:g}", []).append(row)
         if name == "sampled" and self.study.fixed == "continuation":
             files |= self._fixed()
+        if name == "fitting":
+            self._keep_apart(rows)
         for stem, members in files.items():
             write_parquet(self.study.texts / f"{stem}.parquet", members)
+
+    def _keep_apart(self, fitting: list[Any]) -> None:
+        """Refuse to fit on what is measured.
+
+        Raises:
+            UserError: a prompt is in both.
+        """
+        files = self.study.texts.glob("sampled-*.parquet")
+        measured = {tuple(ids) for file in files for ids in pq.read_table(file).column("prompt_ids").to_pylist()}
+        shared = {tuple(row["prompt_ids"]) for row in fitting} & measured
+        if shared:
+            raise UserError(
+                f"fitting_prompts: expected prompts that are not measured, got {len(shared)} of data.prompts; "
+                "name others, or their draft temperatures would look better than they are"
+            )
 
     def _fixed(self) -> dict[str, list[Any]]:
         assert self._earlier is not None
@@ -153,10 +162,11 @@ class _Rehearsal(lightning.CommandLine):
         """Nothing is run."""
 
 
+_USES: dict[Purpose, str] = {"sampled": "measure", "training": "train", "fitting": "fit draft temperatures"}
 _PREPARATION = ("corpus", "target-fit", "draft-fit")
 
 
-def _fitting(config: Config) -> Config:
+def _without_measuring(config: Config) -> Config:
     """What a fit depends on."""
     model = {name: value for name, value in config["model"].items() if name not in _MEASURING}
     data = {name: value for name, value in config["data"].items() if name not in ("prompts", "validation")}
