@@ -68,11 +68,11 @@ def trained(run: Path) -> object:
 
 
 def studied(study: Path) -> object:
-    """The index, every draft that was fitted, and all rows of texts, validations and decodings."""
+    """The index but for its name, every draft that was fitted, all rows of texts, measurements and decodings."""
     fitted = sorted(path.parents[1] for path in study.glob("runs/*/fit/draft"))
     tables = sorted(study.glob("**/*.parquet"))
     return (
-        json.loads((study / "study.json").read_text()),
+        json.loads((study / "study.json").read_text()) | {"name": ""},
         [(path.name, trained(path)) for path in fitted],
         [(path.relative_to(study).as_posix(), rows(path)) for path in tables],
     )
@@ -134,8 +134,9 @@ def make_pair(folder: Path) -> None:
         },
     }
     (folder / "pair.yaml").write_text(yaml.safe_dump(configuration))
-    configuration["trainer"]["max_steps"] = 60
-    configuration["model"]["sweep"]["target_temperatures"] = [0.0, 1.0]
+    configuration["trainer"]["max_steps"] = 40
+    configuration["model"]["sweep"] |= {"target_temperatures": [0.0, 1.0], "max_new_tokens": 12}
+    configuration["data"]["prompts"]["p"]["limit"] = 12
     del configuration["data"]["validation"]  # a study measures on texts of its own
     drafts = {"given": {"fit": False}, "fitted": {"labels": {"train_temperature": 1.0}}}
     study = {"study": str(folder / "study"), "drafts": drafts, "experiment": configuration}
