@@ -1,25 +1,32 @@
 """Random files, configurations and requests: whatever comes in, the answer is rows or one `UserError` line.
 
-Files are seeds of every format, cut, repeated, shuffled and overwritten at random; configurations are mappings of known
-and unknown keys with odd values, put through the whole parser; requests hold odd numbers.
+Files are seeds of every format, cut, repeated, shuffled and overwritten at random; configurations are a good one with
+odd values, unknown keys and lost sections, put through the parser of a random subcommand, which is built once; requests
+hold odd numbers.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import io
 import json
 import random
 import tempfile
 from argparse import ArgumentParser
 from collections import Counter
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from goals import Goal, finish
 
+from tempspec.cli import lightning
 from tempspec.data.sources import Source, read
 from tempspec.errors import UserError
+from tempspec.interfaces import Request
 
 TEXTS = ["", " ", "a b", "\x00", "\u202e", "ä" * 300, '"', "1e999", "null", "{}", "../../etc/passwd", "\\ud800", "%s"]
 TEXT_LINES = "".join(json.dumps({"text": text, "generation_temperature": 1}) + "\n" for text in TEXTS)
@@ -39,7 +46,45 @@ VALUES: list[object] = [
     "os.system",
     {"class_path": "os"},
 ]
-KEYS = ["model", "data", "trainer", "run", "task", "model.target", "train", "divergence", "temperature", "sweep", "x"]
+KEYS = [
+    "model",
+    "data",
+    "trainer",
+    "run",
+    "task",
+    "model.target",
+    "train",
+    "divergnce",
+    "temperature",
+    "sweep",
+    "x",
+    "",
+]
+CONFIGURATION: dict[str, Any] = {
+    "run": "runs/x",
+    "trainer": {"max_steps": 5, "precision": "bf16-mixed", "gradient_clip_val": 1.0, "accelerator": "cpu"},
+    "model": {
+        "target": "x",
+        "draft": "y",
+        "loading": {"dtype": "float32"},
+        "divergence": {"class_path": "JensenShannon", "init_args": {"beta": 0.3}},
+        "temperature": {"class_path": "Uniform", "init_args": {"low": 0.5, "high": 1.5}},
+        "optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.001}},
+        "verifiers": {"token": "TokenwiseRejection", "block": {"class_path": "BlockVerification"}},
+        "drafter": "CausalLM",
+        "length": {"class_path": "FixedLength", "init_args": {"tokens": 4}},
+        "sweep": {"target_temperatures": [0.0, 1.0], "draft_temperatures": ["same", 0.0], "max_new_tokens": 8},
+    },
+    "data": {
+        "train": {"path": "a.jsonl"},
+        "validation": {"held": {"path": "b.jsonl", "limit": 4}},
+        "prompts": {"p": {"path": "c.jsonl"}},
+        "max_length": 16,
+    },
+}
+COMMANDS = ("fit", "validate", "test", "predict", "generate")
+EVERY = 25
+"""One input of so many is a configuration: they take a thousand times as long."""
 
 
 def seeds(folder: Path) -> dict[str, list[bytes]]:
@@ -82,33 +127,53 @@ def one_file(draw: random.Random, path: Path, content: bytes) -> None:
 
 def one_request(draw: random.Random) -> None:
     """Make a request of odd numbers."""
-    from tempspec.interfaces import Request
-
     numbers = [-1, 0, 1, 0.5, 1e308, float("nan"), float("inf"), -0.0]
     prompt = tuple(draw.choice([-1, 0, 2**40]) for _ in range(draw.randint(0, 3)))
     Request(prompt, *(draw.choice(numbers) for _ in range(5)))  # type: ignore[arg-type]
 
 
+class OneParser(lightning.CommandLine):
+    """The command line, whose parser of a task is built once."""
+
+    _built: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def setup_parser(self, *arguments: Any) -> None:
+        """Build it, or take the earlier one."""
+        before = set(vars(self))
+        if self.task not in self._built:
+            super().setup_parser(*arguments)
+            self._built[self.task] = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(self._built[self.task])
+
+
 def one_configuration(draw: random.Random, path: Path) -> None:
-    """Put a random configuration through the parser."""
-    from tempspec.__main__ import _dispatch
+    """Put a configuration with up to three changes through the parser of a subcommand."""
+    configuration = copy.deepcopy(CONFIGURATION)
+    for _ in range(draw.randint(0, 3)):
+        _change(draw, configuration)
+    path.write_text(yaml.safe_dump(configuration))
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        lightning.run([draw.choice(COMMANDS), "--config", str(path), "--print_config"], command_line=OneParser)
 
-    def tree(depth: int) -> object:
-        if depth == 0 or draw.random() < 0.4:
-            return draw.choice(VALUES)
-        return {draw.choice(KEYS): tree(depth - 1) for _ in range(draw.randint(1, 3))}
 
-    path.write_text(
-        yaml.safe_dump({"model": {"target": "x"} | {draw.choice(KEYS): tree(2)}, draw.choice(KEYS): tree(3)})
-    )
-    _dispatch(["fit", "--config", str(path), "--print_config"])
+def _change(draw: random.Random, section: dict[Any, Any]) -> None:
+    """Replace, remove, add or misspell an entry of a random section."""
+    while (inner := [value for value in section.values() if isinstance(value, dict) and value]) and draw.random() < 0.7:
+        section = draw.choice(inner)
+    key = draw.choice(list(section)) if section else "x"
+    match draw.randrange(4):
+        case 0:
+            section[key] = draw.choice(VALUES)
+        case 1:
+            section.pop(key, None)
+        case 2:
+            section[draw.choice(KEYS)] = draw.choice(VALUES)
+        case _:
+            section[str(key)[:-1] + draw.choice(["", "s", ".x", " "])] = section.pop(key, None)
 
 
 def main() -> None:
     """Count what comes back."""
-    import contextlib
-    import io
-
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -123,14 +188,13 @@ def main() -> None:
         for number in range(count):
             suffix = draw.choice(list(whole))
             content = mutated(draw.choice(whole[suffix]), draw)
-            if number % 500 == 0:
+            if number % EVERY == 0:
                 kind = "configuration"
             else:
                 kind = "request" if number % 3 == 0 else suffix
             try:
                 if kind == "configuration":
-                    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                        one_configuration(draw, folder / "c.yaml")
+                    one_configuration(draw, folder / "c.yaml")
                 elif kind == "request":
                     one_request(draw)
                 else:
@@ -144,7 +208,8 @@ def main() -> None:
             except Exception as error:
                 answer = f"BROKEN {type(error).__name__}"
             if answer.startswith("BROKEN") and not answers[kind, answer]:
-                print(kind, answer, content[:200], flush=True)
+                shown = (folder / "c.yaml").read_bytes() if kind == "configuration" else content[:200]
+                print(kind, answer, shown, flush=True)
             answers[kind, answer] += 1
     print(f"{count} inputs, seed {options.seed}")
     for (kind, answer), number in sorted(answers.items()):

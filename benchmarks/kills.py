@@ -1,13 +1,16 @@
 """Runs that are killed at random moments, again and again, and end as if nothing had happened.
 
-fit, predict and generate of a small pair are stopped by SIGKILL, SIGTERM and SIGINT at moments drawn over their whole
-life, start-up included, started again with the same command line, and at last left to finish. What they leave is
-compared with what an unbroken run leaves: weights byte for byte, logged losses, every row but its clock times.
+fit, predict and generate of a small pair, and a study of two drafts, are stopped by SIGKILL, SIGTERM and SIGINT at
+moments drawn over their whole life, start-up included, started again with the same command line, and at last left to
+finish. What they leave is compared with what an unbroken run leaves: weights byte for byte, logged losses, every row
+but its clock times.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
+import json
 import os
 import random
 import signal
@@ -36,23 +39,23 @@ class Command:
 
     Attributes:
         name: the subcommand.
-        options: what follows the configuration.
         outcome: what a finished run leaves, of its folder.
+        config: the configuration's file name.
+        folder: the option that names the folder.
+        options: what follows.
     """
 
     name: str
-    options: tuple[str, ...]
     outcome: Callable[[Path], object]
+    config: str = "pair.yaml"
+    folder: str = "--run"
+    options: tuple[str, ...] = ()
 
 
-def rows(name: str) -> Callable[[Path], object]:
+def rows(path: Path) -> list[dict[str, object]]:
     """The rows of a Parquet file without their clock times."""
-
-    def read(run: Path) -> object:
-        table = pq.read_table(run / name).to_pylist()
-        return [{key: value for key, value in row.items() if not key.startswith("seconds_")} for row in table]
-
-    return read
+    table = pq.read_table(path).to_pylist()
+    return [{key: value for key, value in row.items() if not key.startswith("seconds_")} for row in table]
 
 
 def trained(run: Path) -> object:
@@ -64,15 +67,27 @@ def trained(run: Path) -> object:
     return (run / "fit/draft/model.safetensors").read_bytes(), logged
 
 
+def studied(study: Path) -> object:
+    """The index but for its name, every draft that was fitted, all rows of texts, measurements and decodings."""
+    fitted = sorted(path.parents[1] for path in study.glob("runs/*/fit/draft"))
+    tables = sorted(study.glob("**/*.parquet"))
+    return (
+        json.loads((study / "study.json").read_text()) | {"name": ""},
+        [(path.name, trained(path)) for path in fitted],
+        [(path.relative_to(study).as_posix(), rows(path)) for path in tables],
+    )
+
+
 COMMANDS = (
-    Command("fit", ("--ckpt_path", "auto"), trained),
-    Command("predict", (), rows("predict/predictions.parquet")),
-    Command("generate", (), rows("generate/generated.parquet")),
+    Command("fit", trained, options=("--ckpt_path", "auto")),
+    Command("predict", lambda run: rows(run / "predict/predictions.parquet")),
+    Command("generate", lambda run: rows(run / "generate/generated.parquet")),
+    Command("study", studied, config="study.yaml", folder="--study"),
 )
 
 
-def make_pair(folder: Path) -> Path:
-    """A small pair with dropout in the draft, a corpus, and the configuration; returns the latter."""
+def make_pair(folder: Path) -> None:
+    """A small pair with dropout in the draft, a corpus, and the configurations of a run and of a study."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -118,30 +133,26 @@ def make_pair(folder: Path) -> Path:
             "cache_dir": str(folder / "cache"),
         },
     }
-    path = folder / "pair.yaml"
-    path.write_text(yaml.safe_dump(configuration))
-    return path
-
-
-def start(command: Command, config: Path, run: Path) -> subprocess.Popen[str]:
-    """The command, as a user starts it."""
-    arguments = [sys.executable, "-m", "tempspec", command.name, "--config", str(config), "--run", str(run)]
-    return subprocess.Popen(
-        [*arguments, *command.options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    (folder / "pair.yaml").write_text(yaml.safe_dump(configuration))
+    configuration["trainer"]["max_steps"] = 40
+    configuration["model"]["sweep"] |= {"target_temperatures": [0.0, 1.0], "max_new_tokens": 12}
+    configuration["data"]["prompts"]["p"]["limit"] = 12
+    del configuration["data"]["validation"]  # a study measures on texts of its own
+    drafts = {"given": {"fit": False}, "fitted": {"labels": {"train_temperature": 1.0}}}
+    study = {"study": str(folder / "study"), "drafts": drafts, "experiment": configuration}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
 
 
 class Harness:
     """Kills and counts.
 
     Args:
-        config: what is run.
-        folder: where runs go.
+        folder: where the configurations are and runs go.
         seed: of signals and moments.
     """
 
-    def __init__(self, config: Path, folder: Path, seed: int) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder = folder
         self.draw = random.Random(seed)
         self.kills = self.tracebacks = self.unequal = 0
         self.slowest = 0.0
@@ -151,19 +162,32 @@ class Harness:
         began = time.monotonic()
         whole = self._finished(command, self.folder / f"{command.name}-whole")
         lifetime = time.monotonic() - began
-        for episode in range(-(-kills // 4)):
+        due = self.kills + kills
+        for episode in itertools.count():
+            if self.kills == due:
+                break
             run = self.folder / f"{command.name}-{episode}"
-            due = self.kills + min(4, kills - 4 * episode)
+            last = min(due, self.kills + 4)
             for _ in range(8):  # a run that is nearly done may finish before its moment
-                if self.kills < due:
+                if self.kills < last:
                     self._kill(command, run, lifetime)
             if (found := self._finished(command, run)) != whole:
                 self.unequal += 1
                 print(f"{command.name}, run {episode} differs: {_difference(found, whole)}", flush=True)
         print(f"{command.name}: {kills} kills over a life of {lifetime:.1f} s", flush=True)
 
+    def _start(self, command: Command, run: Path) -> subprocess.Popen[str]:
+        """The command, as a user starts it."""
+        options = ["--config", str(self.folder / command.config), command.folder, str(run), *command.options]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tempspec", command.name, *options],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
     def _finished(self, command: Command, run: Path) -> object:
-        process = start(command, self.config, run)
+        process = self._start(command, run)
         error = process.communicate()[1]
         if process.returncode:
             raise RuntimeError(f"{command.name} did not finish: {error}")
@@ -173,7 +197,7 @@ class Harness:
         """Start it, let it live for a random part of a whole life, mostly of its second half, and kill it."""
         share = self.draw.uniform(0.0, 1.0) if self.draw.random() < 0.3 else self.draw.uniform(0.5, 1.0)
         number = self.draw.choice(SIGNALS)
-        process = start(command, self.config, run)
+        process = self._start(command, run)
         try:
             process.wait(timeout=share * lifetime)
         except subprocess.TimeoutExpired:
@@ -200,19 +224,20 @@ def _difference(found: object, whole: object) -> str:
 def main() -> None:
     """Kill, compare, report."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--kills", type=int, default=42, help="over all commands")
+    parser.add_argument("--kills", type=int, default=40, help="over all commands")
     parser.add_argument("--commands", nargs="+", default=[command.name for command in COMMANDS])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="three kills")
+    parser.add_argument("--quick", action="store_true", help="one kill of each")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory() as scratch:
-        harness = Harness(make_pair(Path(scratch)), Path(scratch), options.seed)
+        make_pair(Path(scratch))
+        harness = Harness(Path(scratch), options.seed)
         for command in (command for command in COMMANDS if command.name in options.commands):
             harness.punish(command, 1 if options.quick else -(-options.kills // len(options.commands)))
     finish(
         [
-            Goal("kills that met a living run", harness.kills, low=1 if options.quick else 30, digits=0),
+            Goal("kills that met a living run", harness.kills, low=1 if options.quick else 40, digits=0),
             Goal("finished runs that differ from an unbroken one", harness.unequal, high=0, digits=0),
             Goal("tracebacks", harness.tracebacks, high=0, digits=0),
             Goal("seconds from SIGTERM to the end, the slowest", harness.slowest, high=IN_TIME, digits=1),

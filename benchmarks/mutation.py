@@ -4,8 +4,9 @@
 
 A seeded sample of mutants, each one small change of one file: another operator, another number, the other of two
 functions. The tests of the file's name (`tests/core/test_NAME.py`, `tests/plugins/test_NAME.py`, its doctests) run on
-each until the first fails. Torch is imported once, and a child is forked for every mutant. Results are appended to a
-file; a run that was stopped goes on behind them.
+each until the first fails; without a change they must pass, or every mutant would count as killed. Torch is imported
+once, and a child is forked for every mutant. Results are appended to a file; a run that was stopped goes on behind
+them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import random
 import re
 import resource
 import signal
+import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
@@ -276,6 +278,13 @@ def measure(chosen: list[Mutant], results: Path, limit: int) -> Iterator[tuple[M
         yield mutant, known[mutant.key]
 
 
+def check_without_change(paths: list[str], results: Path, limit: int) -> None:
+    """End here if the tests of a file fail while it is as it is."""
+    for mutant, outcome in measure([Mutant(path, 1, 0, 0, "") for path in paths], results, limit):
+        if outcome.killed_by is not None:
+            sys.exit(f"{mutant.path}: its tests fail without a change, at {outcome.killed_by}: mend that first")
+
+
 def main() -> None:
     """Print every mutant's fate, a table by file, and the goal."""
     parser = ArgumentParser(description=__doc__.partition("\n")[0])
@@ -288,6 +297,7 @@ def main() -> None:
     os.chdir(ROOT)
     torch.zeros(1)  # what a child would pay for again
     chosen = sample(10 if options.quick else options.count, options.seed)
+    check_without_change(sorted({mutant.path for mutant in chosen}), options.results, options.limit)
     begin, tally = time.time(), dict[str, list[bool]]()
     for mutant, outcome in measure(chosen, options.results, options.limit):
         tally.setdefault(mutant.path, []).append(outcome.killed_by is not None)

@@ -6,6 +6,8 @@ Importing Lightning takes seconds; `tempspec --help` and a mistyped subcommand m
 import difflib
 import errno
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,9 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments without the program's name; the process' own by default.
 
     Returns:
-        The exit code: 0, or 2 for bad input, 130 or 143 after an interruption.
+        The exit code: 0, or 2 for bad input, 130 or 143 after an interruption, 141 where nobody reads what is printed.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _answer(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # As a program that SIGPIPE ends, without a word: `tempspec plugins | head -1` is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return code
+
+
+def _answer(arguments: list[str]) -> int:
+    """The exit code; what a user can mend is told on stderr."""
     try:
         return _dispatch(arguments)
     except UserError as error:
@@ -56,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # which Lightning turns into exit code 1
             return 130
+        if isinstance(stop.__context__, BrokenPipeError):  # and rich this
+            raise stop.__context__ from None
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)
             return 2

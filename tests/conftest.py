@@ -1,10 +1,16 @@
-"""Real third-party packages for the tests of the registry and of the command line."""
+"""Real third-party packages for the tests of the registry and of the command line; how many examples a property gets."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same few examples every time, so that the suite stays quick; --hypothesis-profile=long looks for new ones.
+settings.register_profile("quick", max_examples=25, deadline=None, derandomize=True)
+settings.register_profile("long", max_examples=2000, deadline=None)
+settings.load_profile("quick")
 
 TESTS = Path(__file__).parent
 EXAMPLE = TESTS.parent / "examples" / "tempspec-plugin"

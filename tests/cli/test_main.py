@@ -1,5 +1,6 @@
 import errno
 import os
+import signal
 import subprocess
 import sys
 
@@ -70,3 +71,13 @@ def test_interruptions_have_their_exit_code(stop, code, monkeypatch):
 
     monkeypatch.setattr("tempspec.__main__._dispatch", fail)
     assert main(["fit"]) == code
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plugins", "--load", "false"]], ids=" ".join)
+def test_a_reader_that_leaves_ends_the_command_without_a_word(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "tempspec", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")

@@ -1,5 +1,7 @@
 import gzip
 import json
+import tempfile
+from pathlib import Path
 
 import datasets
 import huggingface_hub.constants
@@ -7,8 +9,11 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tempspec.data.sources import Source, fingerprint, form_of, read
+from tempspec.data.readers import READERS
+from tempspec.data.sources import EXACT, Source, fingerprint, form_of, read
 from tempspec.errors import UserError
 
 AWKWARD = ["12", "NA", "2024-01-01", 'a,"quoted"\nline', "null"]
@@ -167,3 +172,67 @@ def test_lines_may_be_packed_and_a_torn_package_is_one_line(tmp_path):
 def test_questions_without_answers_are_nothing_to_train_on(jsonl):
     with pytest.raises(UserError, match=r"questions without answers.*`tempspec generate` writes"):
         read(Source(jsonl([{"question_id": 1, "category": "writing", "turns": ["a"]}])))
+
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+COLUMNS = ("text", "prompt", "response", "messages", "turns", "generation_temperature", "category", *EXACT)
+
+
+@given(rows=st.lists(st.fixed_dictionaries({"question": TEXT, "answer": TEXT}), min_size=1, max_size=6))
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.parquet", "d.csv"])
+def test_whatever_the_texts_are_they_come_back_as_they_were(name, rows):
+    kept = [row for row in rows if row["question"].strip() and row["answer"].strip()]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        write_rows(path, rows)
+        source = Source(str(path), prompt="question", response="answer")
+        if kept:
+            found = [(row["prompt"], row["response"]) for row in read(source)]
+            assert found == [(row["question"], row["answer"]) for row in kept]
+        else:
+            with pytest.raises(UserError, match="every row is blank"):
+                read(source)
+
+
+def rows_or_one_line(path, **options):
+    """Read a file; the answer is rows in normal form, or one line that names the file."""
+    try:
+        found = read(Source(str(path)), **options)
+    except UserError as error:
+        assert str(path) in str(error)
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert len(found) > 0
+
+
+@given(content=st.binary(max_size=80), need_response=st.booleans())
+@pytest.mark.parametrize("name", [f"d{suffix}" for suffix in READERS])
+def test_any_bytes_are_rows_or_one_line(name, content, need_response):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        rows_or_one_line(path, need_response=need_response)
+
+
+@given(
+    rows=st.lists(st.dictionaries(st.sampled_from(COLUMNS), JSON, min_size=1), min_size=1, max_size=4),
+    need_response=st.booleans(),
+)
+def test_any_values_in_known_columns_are_rows_or_one_line(rows, need_response):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "d.jsonl")
+        write_rows(path, rows)
+        rows_or_one_line(path, need_response=need_response)
+
+
+@given(rows=st.lists(TEXT, min_size=1, max_size=8), limit=st.integers(1, 9))
+def test_a_limit_is_a_beginning(rows, limit):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "d.jsonl")
+        write_rows(path, [{"text": "whole"}, *({"text": row} for row in rows)])
+        assert read(Source(str(path), limit=limit))["text"] == read(Source(str(path)))["text"][:limit]

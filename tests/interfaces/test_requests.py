@@ -1,0 +1,38 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tempspec.interfaces import Request
+
+NUMBERS = st.floats() | st.integers(-3, 300) | st.sampled_from([0.0, -0.0, 1.0, 1e308, math.inf, math.nan])
+
+
+@given(
+    prompt=st.lists(st.integers(), max_size=3).map(tuple),
+    target_temperature=NUMBERS,
+    draft_temperature=st.none() | NUMBERS,
+    top_k=st.integers(),
+    top_p=NUMBERS,
+    min_p=NUMBERS,
+    max_new_tokens=st.integers(),
+)
+def test_a_request_is_one_that_can_be_decoded_or_is_refused_in_one_line_that_names_the_field(**fields):
+    inside = {
+        "prompt": len(fields["prompt"]) > 0,
+        "target_temperature": 0 <= fields["target_temperature"] < math.inf,
+        "draft_temperature": fields["draft_temperature"] is None or 0 <= fields["draft_temperature"] < math.inf,
+        "top_k": fields["top_k"] >= 0,
+        "top_p": 0 < fields["top_p"] <= 1,
+        "min_p": 0 <= fields["min_p"] <= 1,
+        "max_new_tokens": fields["max_new_tokens"] >= 1,
+    }
+    if all(inside.values()):
+        request = Request(**fields)
+        assert 0 <= request.proposal_temperature < math.inf
+        assert request.shortened(1).max_new_tokens == 1
+        return
+    wrong = next(name for name, fine in inside.items() if not fine)
+    with pytest.raises(ValueError, match=rf"^{wrong} must be [^\n]*, got [^\n]*$"):
+        Request(**fields)
