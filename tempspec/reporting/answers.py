@@ -144,7 +144,8 @@ def _other_range(collection: Collection) -> Iterator[Change]:
     """
     for narrow, wide, heat in _ranges(collection):
         ref = collection.reference
-        places = _domain_pairs(narrow, collection, ref, heat) or [(pair,) for pair in _at(narrow, ref, heat)]
+        places: list[tuple[tuple[Cell, ...], ...]] = [*_domain_pairs(narrow, collection, ref, heat)]
+        places = places or [(pair,) for pair in _at(narrow, ref, heat)]
         for place in places:
             if not all(cell in wide.metrics for pair in place for cell in pair):
                 continue

@@ -57,7 +57,7 @@ def numbers(folder):
 def test_the_plan_is_shown_and_nothing_run(study, run):
     code, printed, error = run("study", "--config", study, "--dry-run")
     assert (code, error) == (0, "")
-    assert printed.startswith("plan: 16 cells in 2 runs, 0 MB on disk\n  plain-s0                    8 cells\n")
+    assert printed.startswith("plan: 16 cells in 2 runs\n  plain-s0                    8 cells\n")
     assert "left: roughly 0 min (all of it guessed from the quickstart's pair on one free core)" in printed
     assert [path.name for path in Path("made").iterdir()] == ["configs"]
 

@@ -93,7 +93,8 @@ class Plan:
     def __str__(self) -> str:
         lines = [f"  {name:24} {count:4} cells{self._mark(name)}" for name, count in self.cells.items()]
         total = f"{sum(self.cells.values())} cells in {len(self.cells)} runs"
-        return "\n".join([f"plan: {total}, {self.megabytes:.0f} MB on disk", *lines, self.left]).rstrip()
+        disk = f"on disk: about {self.megabytes:.0f} MB"
+        return "\n".join([f"plan: {total}", *lines, disk, self.left]).rstrip()
 
     def _mark(self, name: str) -> str:
         return "  finished" if "predict" in self.took.get(name, {}) else ""
