@@ -1,13 +1,14 @@
 """Every objective at loss temperatures 1 and 2 on a real pair, equal steps: acceptance at every temperature.
 
-Needs `--assets FOLDER`. The whole study is hours of CPU time: it goes on where it stopped, and `--only`, `--budgets`,
-`--seeds`, `--text` and `--minutes` take a part of it.
+Needs `--assets FOLDER` to run anything. The whole study is hours of CPU time: it goes on where it stopped, and
+`--only`, `--budgets`, `--seeds`, `--text` and `--minutes` take a part of it.
 
     OMP_NUM_THREADS=1 python benchmarks/objectives.py --assets FOLDER --budgets 400
+    python benchmarks/objectives.py --minutes 0             # the tables of the runs that are done
 """
 
 from goals import Goal, finish
-from runs import KINDS, Run, Study, study_options, table
+from runs import KINDS, Rows, Run, Study, difference, study_options, table, value
 
 OBJECTIVES = {
     "ForwardKL": {"class": "ForwardKL"},
@@ -36,7 +37,7 @@ def runs(name: str, heat: float, steps: int, seeds: int, text: str) -> list[Run]
     return [Run(f"{name}, {heat:g}", spec, schedule, steps, seed, text) for seed in range(seeds)]
 
 
-def ordering(rows: dict[str, dict[str, dict[str, float]]]) -> list[Goal]:
+def ordering(rows: Rows) -> list[Goal]:
     """The statements of the first probe (400 steps, fixed prefixes) that the runs at hand can judge."""
     statements = [
         ("-log acceptance less forward KL, both at 1, at T = 1", "NegativeLogAcceptance, 1", "ForwardKL, 1", "1"),
@@ -45,11 +46,12 @@ def ordering(rows: dict[str, dict[str, dict[str, float]]]) -> list[Goal]:
         ("forward KL less reverse KL, both at 1, at T = 0.5", "ForwardKL, 1", "ReverseKL, 1", "0.5"),
         ("LK hybrid less total variation, both at 1, at T = 1", "LKHybrid, 1", "TotalVariation, 1", "1"),
     ]
-    return [
-        Goal(f"{claim} (first probe: above 0)", rows[one][heat]["value"] - rows[other][heat]["value"], low=0.0)
-        for claim, one, other, heat in statements
-        if one in rows and other in rows
-    ]
+    goals = []
+    for claim, one, other, heat in statements:
+        if one in rows and other in rows:
+            found, half = difference([rows[one][heat]], [rows[other][heat]])
+            goals.append(Goal(f"{claim}, ± {half:.3f} over seeds (first probe: above 0)", found, low=0.0))
+    return goals
 
 
 def main() -> None:
@@ -77,7 +79,7 @@ def main() -> None:
     goals = ordering(study.rows(planned[SHORT], "as served", "fixed")) if SHORT in planned else []
     if options.quick:
         rows = study.rows(planned[15], "as served", "fixed")
-        goals = [Goal("acceptance at T = 1 after 15 steps", rows["ForwardKL, 1"]["1"]["value"], low=0.02)]
+        goals = [Goal("acceptance at T = 1 after 15 steps", value(rows["ForwardKL, 1"]["1"]), low=0.02)]
     finish(goals)
 
 

@@ -1,30 +1,34 @@
 """Short distillations of one pair, each measured at every temperature: what two of the studies share.
 
-Finished runs are lines of one file: a study that is stopped goes on behind them, and a part of it is a study. Both
-studies keep their runs in the same file by default, so that none is done twice.
+Finished runs are lines of one file, which is kept beside the scripts: a study that is stopped goes on behind them, a
+part of it is a study, and with `--minutes 0` its tables are printed from the file alone. Both studies keep their runs
+in the same file, so that none is done twice.
 """
 
 import json
-import logging
 import time
-import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 from goals import parse
-from texts import PROMPT, RESPONSE, Texts, remembering
+from texts import Texts
 
 TEMPERATURES = [0.0, 0.5, 1.0, 1.5, 2.0]
 DRAFT_TEMPERATURES = sorted({*TEMPERATURES, 0.6, 0.7, 0.8, 0.9, 1.2, 1.8, 2.5, 3.0})
 """What a fitted draft temperature is chosen from."""
-BATCH, LENGTH = 12, PROMPT + RESPONSE
 KINDS = ("fixed", "sampled")
 """Prefixes of a measurement: held-out stories at every temperature, or text that the target sampled at that one."""
 SPLITS = ("as served", "fitted")
 """The draft at the target's temperature, or at the one that was best on other text."""
+RESULTS = Path(__file__).parent / "results/studies.jsonl"
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""97.5% points of Student's law, by the number of seeds (Fisher and Yates 1938, table III)."""
+
+Rows = dict[str, dict[str, list[dict]]]
+"""By name and temperature: one cell a seed."""
 
 
 @dataclass(frozen=True)
@@ -52,18 +56,14 @@ class Run:
     @property
     def key(self) -> str:
         """What makes two runs one, whatever they are called."""
-        return json.dumps(asdict(self) | {"name": "", "batch": BATCH, "length": LENGTH}, sort_keys=True)
-
-
-def plugin(module, spec: dict):
-    """An instance of a built-in, from its class name and options."""
-    return getattr(module, spec["class"])(**{name: value for name, value in spec.items() if name != "class"})
+        return json.dumps(asdict(self) | {"name": ""}, sort_keys=True)
 
 
 def study_options(description: str, **defaults: object) -> Namespace:
     """The arguments of a study; `defaults` are options of its own with their defaults."""
     parser = ArgumentParser(description=description)
-    parser.add_argument("--output", type=Path, default=Path("runs/studies"), help="finished runs and their texts")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="finished runs, a line each")
+    parser.add_argument("--output", type=Path, default=Path("runs/studies"), help="the texts of the runs")
     parser.add_argument("--budgets", default="400,4000", help="optimiser steps, joined by commas")
     parser.add_argument("--seeds", type=int, default=3, help="runs that differ in nothing else")
     parser.add_argument("--text", default="1", help="`fixed`, or the temperature of the target's text")
@@ -71,9 +71,8 @@ def study_options(description: str, **defaults: object) -> Namespace:
     for name, default in defaults.items():
         parser.add_argument(f"--{name}", default=default)
     options = parse(parser)
-    if options.assets is None:
+    if options.assets is None and options.minutes != 0:
         parser.error("--assets FOLDER is needed: the folder with weights/ and data/")
-    options.assets = Path(options.assets)
     return options
 
 
@@ -85,127 +84,105 @@ class Study:
     """
 
     def __init__(self, options: Namespace) -> None:
-        self.folder, self.assets, self.quick = options.output, options.assets, options.quick
-        self.limit = options.minutes
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.file = self.folder / ("quick.jsonl" if self.quick else "results.jsonl")
-        if self.quick:
+        self.options, self.heats = options, [1.0] if options.quick else TEMPERATURES
+        self.file = options.output / "quick.jsonl" if options.quick else options.results
+        if options.quick:
             self.file.unlink(missing_ok=True)
         lines = self.file.read_text().splitlines() if self.file.exists() else []
-        self.done: dict[str, dict] = {row["key"]: row for row in map(json.loads, lines)}
-        self.texts = Texts(self.folder, self.assets, self.quick)
-        self.heats = [1.0] if self.quick else TEMPERATURES
-        self._target = None
+        self.done: dict[str, dict] = {Run(**row["run"]).key: row for row in map(json.loads, lines)}
 
     def finish(self, runs: list[Run]) -> None:
-        """Do the runs that are not done, seed by seed, until the time is up."""
+        """Do the runs that are not done, short ones first and seed by seed, until the time is up."""
         left = list({run.key: run for run in runs if run.key not in self.done}.values())
         left.sort(key=lambda run: (run.steps, run.seed))
         print(f"{len(left)} runs to do, {len(runs) - len(left)} done before", flush=True)
+        if not left or self.options.minutes == 0:
+            return
+        from drafts import Distillery
+
+        texts = Texts(self.options.output, Path(self.options.assets), self.options.quick)
+        distillery = Distillery(texts, self.heats, DRAFT_TEMPERATURES)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         for number, run in enumerate(left, start=1):
             passed = time.monotonic() - began
-            if self.limit is not None and passed > 60 * self.limit:
+            if self.options.minutes is not None and passed > 60 * self.options.minutes:
                 print(f"{len(left) - number + 1} runs left out: the time is up; the same command goes on", flush=True)
                 return
-            row = {"key": run.key} | self._measure(run)
+            row = {"run": asdict(run)} | self._measure(distillery, run)
             with self.file.open("a") as lines:
-                lines.write(json.dumps(row) + "\n")
+                lines.write(json.dumps(row, separators=(",", ":")) + "\n")
             self.done[run.key] = row
-            each = (time.monotonic() - began) / number
             shown = " ".join(f"{cell['value']:.3f}" for cell in row["as served"]["sampled"].values())
+            each = (time.monotonic() - began) / number
             print(
                 f"[{number}/{len(left)}] {run.name}, text {run.text}, {run.steps} steps, seed {run.seed}: {shown}; "
-                f"{each:.0f} s a run, {each * (len(left) - number) / 60:.0f} minutes left",
+                f"{each:.1f} s a run",
                 flush=True,
             )
 
-    def rows(self, runs: list[Run], split: str, kind: str) -> dict[str, dict[str, dict[str, float]]]:
-        """Of the runs that are done: by name and temperature, the means over seeds and the range of the seeds."""
-        found: dict[str, list[dict]] = {}
+    def rows(self, runs: list[Run], split: str, kind: str) -> Rows:
+        """Of the runs that are done, the cells of all seeds."""
+        found: Rows = {}
         for run in runs:
             if run.key in self.done:
-                found.setdefault(run.name, []).append(self.done[run.key][split][kind])
-        return {name: {heat: _mean([row[heat] for row in rows]) for heat in rows[0]} for name, rows in found.items()}
+                for heat, cell in self.done[run.key][split][kind].items():
+                    found.setdefault(run.name, {}).setdefault(heat, []).append(cell)
+        return found
 
-    def _measure(self, run: Run) -> dict[str, dict]:
-        import lightning.pytorch as pl
-        import torch
+    def _measure(self, distillery, run: Run) -> dict[str, dict]:
+        draft = distillery.distil(run.divergence, run.temperature, run.text, run.steps, run.seed, run.conditioning)
+        found: dict[str, dict] = {split: {kind: {} for kind in KINDS} for split in SPLITS}
+        for kind, heat, grids in self._grids(distillery, draft):
+            fitted = DRAFT_TEMPERATURES[int(grids["fit"][:, 0].argmax())]
+            for split, own in zip(SPLITS, (heat, fitted), strict=True):
+                value, low, high, _ = grids["measured"][DRAFT_TEMPERATURES.index(own)].tolist()
+                cell = {"value": value, "low": low, "high": high}
+                found[split][kind][f"{heat:g}"] = {name: round(number, 5) for name, number in cell.items()}
+            found["fitted"][kind][f"{heat:g}"]["draft_temperature"] = fitted
+        return found
 
-        from tempspec.data.module import TextDataModule
-        from tempspec.modules.distillation import DistillationModule
-        from tempspec.modules.optim import WarmupCosine
-        from tempspec.plugins import divergences, schedules
-
-        warnings.simplefilter("ignore")
-        for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        pl.seed_everything(run.seed, verbose=False)
-        data = TextDataModule(
-            tokenizer=self.texts.target,
-            train=self.texts.training(run.text),
-            validation=self.texts.measured(self.heats),
-            fold_whitespace=True,
-            max_length=LENGTH,
-            batch_size=BATCH,
-            eval_batch_size=4 * BATCH,
-            seed=run.seed,
-        )
-        module = DistillationModule(
-            self.texts.target,
-            draft_layers=1,
-            divergence=plugin(divergences, run.divergence),
-            temperature=plugin(schedules, run.temperature),
-            conditioning_rank=run.conditioning,
-            chunk_tokens=0,
-            optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=3e-3, weight_decay=0.0),
-            lr_scheduler=lambda optimizer: WarmupCosine(optimizer, warmup=20),
-            validation_temperatures=DRAFT_TEMPERATURES,
-            seed=run.seed,
-        )
-        if self._target is None:
-            self._target = remembering(module.pair.target_model)
-        module.pair.target_model = self._target
-        quiet = {
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-        }
-        pl.Trainer(max_steps=run.steps, limit_val_batches=0, gradient_clip_val=1.0, **quiet).fit(module, data)
-        pl.Trainer(**quiet).validate(module, data, verbose=False)
-        grids = {name: grid.grid().acceptance for name, grid in module.grids.items()}
-        return {split: {kind: dict(self._cells(grids, split, kind)) for kind in KINDS} for split in SPLITS}
-
-    def _cells(self, grids: dict[str, dict], split: str, kind: str) -> Iterator[tuple[str, dict[str, float]]]:
-        """Acceptance by target temperature on one kind of prefixes, from the grids of all validation sets."""
-        for heat in self.heats:
-            name = "fixed" if kind == "fixed" else f"{heat:g}"
-            other, own = grids[f"fit {name}"], heat
-            if split == "fitted":
-                own = max(DRAFT_TEMPERATURES, key=lambda draft: other[heat, draft].value)
-            found = grids[f"measured {name}"][heat, own]
-            yield f"{heat:g}", {"value": found.value, "low": found.low, "high": found.high, "draft_temperature": own}
+    def _grids(self, distillery, draft) -> Iterator[tuple[str, float, dict]]:
+        """By kind of prefixes and target temperature: acceptance over draft temperatures, to measure and to fit on."""
+        parts = ("measured", "fit")
+        fixed = {part: distillery.acceptance(draft, f"{part} fixed", self.heats) for part in parts}
+        for index, heat in enumerate(self.heats):
+            yield "fixed", heat, {part: grid[index] for part, grid in fixed.items()}
+            yield "sampled", heat, {part: distillery.acceptance(draft, f"{part} {heat:g}", [heat])[0] for part in parts}
 
 
-def _mean(cells: list[dict[str, float]]) -> dict[str, float]:
-    """The mean of some seeds, the half-width of the mean interval over prompts, and the range of the seeds."""
-    values = [cell["value"] for cell in cells]
-    half = mean((cell["high"] - cell["low"]) / 2 for cell in cells)
-    return {
-        "value": mean(values),
-        "half": half,
-        "range": max(values) - min(values),
-        "draft_temperature": mean(cell["draft_temperature"] for cell in cells),
-        "seeds": len(cells),
-    }
+def value(cells: list[dict]) -> float:
+    """The mean over seeds."""
+    return mean(cell["value"] for cell in cells)
 
 
-def table(rows: dict[str, dict[str, dict[str, float]]], *, fitted: bool = False) -> str:
+def mean_value(row: dict[str, list[dict]]) -> float:
+    """The mean acceptance over temperatures and seeds."""
+    return mean(map(value, row.values()))
+
+
+def difference(one: list[list[dict]], other: list[list[dict]]) -> tuple[float, float]:
+    """The mean over temperatures of one row's acceptance less another's, and its 95% half-width over the seeds.
+
+    Runs of one seed saw the same rows in the same order where their text is the same, and are measured on the same
+    prefixes: differences are paired by seed (Student's t). NaN with a single seed.
+
+    Args:
+        one: for each temperature, the cells of all seeds.
+        other: of the other row; seeds that only one of them has are left out.
+    """
+    seeds = min(len(cells) for cells in (*one, *other))
+    paired = [
+        mean(a[seed]["value"] - b[seed]["value"] for a, b in zip(one, other, strict=True)) for seed in range(seeds)
+    ]
+    half = STUDENT[seeds] * stdev(paired) / seeds**0.5 if seeds > 1 else float("nan")
+    return mean(paired), half
+
+
+def table(rows: Rows, *, fitted: bool = False) -> str:
     """A Markdown table: a line a name, a column a temperature.
 
-    The sign +- has the 95% interval over prompts; a bracket the fitted draft temperature; the last columns are the
+    The sign ± has the 95% interval over prompts; a bracket the fitted draft temperature; the last columns are the
     largest difference between two seeds and the number of seeds.
     """
     if not rows:
@@ -214,16 +191,14 @@ def table(rows: dict[str, dict[str, dict[str, float]]], *, fitted: bool = False)
     lines = ["| run | " + " | ".join(f"T = {heat}" for heat in heats) + " | mean | seeds' range | seeds |"]
     lines.append("|---" * (len(heats) + 4) + "|")
     for name, row in rows.items():
-        cells = [f"{cell['value']:.3f} ± {cell['half']:.3f}" for cell in row.values()]
-        if fitted:
-            cells = [
-                f"{text} ({cell['draft_temperature']:.2g})" for text, cell in zip(cells, row.values(), strict=True)
-            ]
-        seeds, largest = min(cell["seeds"] for cell in row.values()), max(cell["range"] for cell in row.values())
-        lines.append(f"| {name} | {' | '.join(cells)} | {mean_value(row):.3f} | {largest:.3f} | {seeds} |")
+        shown = []
+        for cells in row.values():
+            half = mean(cell["high"] - cell["low"] for cell in cells) / 2
+            heat = f" ({mean(cell['draft_temperature'] for cell in cells):.2g})" if fitted else ""
+            shown.append(f"{value(cells):.3f} ± {half:.3f}{heat}")
+        spread = max(
+            max(cell["value"] for cell in cells) - min(cell["value"] for cell in cells) for cells in row.values()
+        )
+        seeds = min(map(len, row.values()))
+        lines.append(f"| {name} | {' | '.join(shown)} | {mean_value(row):.3f} | {spread:.3f} | {seeds} |")
     return "\n".join(lines)
-
-
-def mean_value(row: dict[str, dict[str, float]]) -> float:
-    """The mean acceptance over the temperatures."""
-    return mean(cell["value"] for cell in row.values())

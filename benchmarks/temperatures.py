@@ -3,13 +3,15 @@
 The same pair, divergence and steps throughout: specialists at each loss temperature on text sampled at 1 and at their
 own temperature, then `Uniform`, `Grid` and a conditioned draft on text of all temperatures. Each is measured on fixed
 stories and on text that the target sampled at the decoding temperature, with the draft at that temperature and at one
-that was fitted on other text. Needs `--assets FOLDER`; hours in full, goes on where it stopped, and takes parts.
+that was fitted on other text. Needs `--assets FOLDER` to run anything; hours in full, goes on where it stopped, and
+takes parts.
 
     OMP_NUM_THREADS=1 python benchmarks/temperatures.py --assets FOLDER --budgets 400
+    python benchmarks/temperatures.py --minutes 0           # the tables of the runs that are done
 """
 
 from goals import Goal, finish
-from runs import KINDS, SPLITS, TEMPERATURES, Run, Study, mean_value, study_options, table
+from runs import KINDS, SPLITS, TEMPERATURES, Rows, Run, Study, mean_value, study_options, table, value
 
 HEATS = [heat for heat in TEMPERATURES if heat > 0]
 ALL_HEATS = ",".join(f"{heat:g}" for heat in HEATS)
@@ -19,8 +21,6 @@ GENERAL = {
     "grid": ({"class": "Grid", "temperatures": HEATS}, 0),
     "conditioned, rank 8": ({"class": "Uniform", **WHOLE}, 8),
 }
-
-Rows = dict[str, dict[str, dict[str, float]]]
 
 
 def drafts(text: str) -> dict[str, tuple[dict, str, int]]:
@@ -40,16 +40,16 @@ def judge(served: Rows, fitted: Rows, kind: str) -> list[Goal]:
     """
     heats = [f"{heat:g}" for heat in TEMPERATURES]
     special = {name: row for name, row in served.items() if name.startswith("loss")}
-    best = {heat: max(row[heat]["value"] for row in special.values()) for heat in heats}
+    best = {heat: max(value(row[heat]) for row in special.values()) for heat in heats}
     general = {name: row for name, row in served.items() if name not in special}
     general |= {f"{name}, fitted": row for name, row in fitted.items()}
-    worst = {name: min(row[heat]["value"] / best[heat] for heat in heats) for name, row in general.items()}
+    worst = {name: min(value(row[heat]) / best[heat] for heat in heats) for name, row in general.items()}
     means = {name: mean_value(row) for name, row in general.items()}
     near, ahead = max(worst, key=worst.__getitem__), max(means, key=means.__getitem__)
     diagonal = [
         Goal(
             f"{kind} prefixes: the loss at T less the best loss, at T = {heat} (0 where the diagonal wins)",
-            special[f"loss {heat}"][heat]["value"] - best[heat],
+            value(special[f"loss {heat}"][heat]) - best[heat],
             low=0.0,
         )
         for heat in heats
@@ -93,7 +93,7 @@ def main() -> None:
             goals += judge(served, fitted, kind) if whole else []
     if options.quick:
         rows = study.rows(planned[3], "as served", "fixed")
-        goals = [Goal("acceptance at T = 1 after 3 steps", rows["grid"]["1"]["value"], low=0.0)]
+        goals = [Goal("acceptance at T = 1 after 3 steps", value(rows["grid"]["1"]), low=0.0)]
     finish(goals)
 
 

@@ -13,10 +13,9 @@ from tempspec.data.sources import Source
 
 TRAINING, MEASURED = 3800, 3888
 """Stories that runs may train on come first, then those that they are measured on, then those for fitting."""
-FIXED = 30
-"""Whole stories of a validation set; more of them give prompts."""
 PROMPT, RESPONSE = 32, 96
 """Characters of a prompt, and those that the target adds."""
+LENGTH = PROMPT + RESPONSE
 
 
 class Texts:
@@ -44,7 +43,7 @@ class Texts:
     def measured(self, heats: list[float]) -> dict[str, Source]:
         """Validation sets by name: held-out stories and text sampled at each temperature, to measure and to fit on."""
         parts = ("measured", "fit")
-        fixed = {f"{part} fixed": Source(str(self._stories(part)), limit=FIXED) for part in parts}
+        fixed = {f"{part} fixed": Source(str(self._stories(part))) for part in parts}
         return fixed | {f"{part} {heat:g}": Source(str(self._sampled(heat, part))) for part in parts for heat in heats}
 
     def _stories(self, part: str) -> Path:

@@ -32,10 +32,11 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
         module: after validate or test.
         folder: the stage's folder.
     """
-    grids = {name: grid.grid() for name, grid in module.grids.items()}
-    fit = module.fit_of_temperatures
+    measured = module.measurement
+    grids = {name: grid.grid() for name, grid in measured.grids.items()}
+    fit = measured.fit
     fits, text = ([], []) if fit is None else (fit.fits(), fit.text())
-    counted = [row for name, grid in module.grids.items() for row in prompt_rows(name, grid.by_prompt())]
+    counted = [row for name, grid in measured.grids.items() for row in prompt_rows(name, grid.by_prompt())]
     if not module.trainer.is_global_zero:
         return
     for name, grid in grids.items():

@@ -7,8 +7,7 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -20,9 +19,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import Survey, acceptance_grid, survey
 from tempspec.core.noise import fold
-from tempspec.core.sparse import SparseLogits
 from tempspec.decoding.sweep import Sweep, WorkItem
 from tempspec.errors import UserError
 from tempspec.interfaces import (
@@ -33,24 +30,23 @@ from tempspec.interfaces import (
     TemperatureSchedule,
     Verifier,
 )
-from tempspec.metrics.acceptance_grid import AcceptanceGrid
-from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, is_conditioned, set_temperature
-from tempspec.models.heads import hidden_states, linear_head
-from tempspec.models.identity import tokenizer_digest, weights_digest
 from tempspec.models.loading import ModelOptions, Spacing
 from tempspec.models.ragged import context_length
+from tempspec.modules.caching import open_cache, write_cache
 from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, stop_asked
 from tempspec.modules.consistency import Span, inconsistency, loss_span
 from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
-from tempspec.modules.objective import Head
+from tempspec.modules.measurement import Measurement
 from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
-from tempspec.modules.pair import Pair, common_ids
+from tempspec.modules.outputs import Outputs, linear_heads
+from tempspec.modules.pair import Pair
 from tempspec.modules.prediction import PromptSets, SweepRunner
+from tempspec.modules.processes import of_all
 from tempspec.modules.sharding import is_sharding, shard, shard_layers
-from tempspec.modules.teacher import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
+from tempspec.modules.teacher import CachedTeacher, TeacherCache
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
@@ -145,7 +141,7 @@ class DistillationModule(pl.LightningModule):
         self.online = online
         self.teacher = teacher
         self.chunk_tokens = chunk_tokens
-        self.validation_temperatures = list(dict.fromkeys(temperatures))
+        self.measurement = Measurement(list(dict.fromkeys(temperatures)))
         self.runner = SweepRunner(
             self.pair,
             Sweep() if sweep is None else sweep,
@@ -156,15 +152,12 @@ class DistillationModule(pl.LightningModule):
         self.seed = seed
         self.draft: PreTrainedModel | None = None
         self._adopted: list[PreTrainedModel] = []  # a list, to stay out of the module tree until it is needed
-        self.grids: dict[str, AcceptanceGrid] = {}
-        self.fit_of_temperatures: DraftTemperatureFit | None = None
         self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
         self._writer: OnlineWriter | None = None
         self._cache: TeacherCache | None = None
-        self._resumed_text: list[list[dict[str, Any]]] = []
         self._began = 0.0
         self._number = BatchInStep()
-        self._linear: bool | None = None
+        self._outputs: Outputs | None = None
         self._spread = False
         self._observed: list[tuple[Tensor, Moment]] = []
         self._optimizer = optimizer
@@ -201,6 +194,8 @@ class DistillationModule(pl.LightningModule):
             if self.conditioning_rank and not is_conditioned(self.draft):
                 condition(self.draft, self.conditioning_rank)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
+            if self.online is not None:
+                self._writer = self._online_writer(self.online, self.draft)
         if self._sharded and self.draft is not None:
             self._refuse_what_cannot_be_sharded()
             shard(self.draft, self.trainer)
@@ -254,51 +249,29 @@ class DistillationModule(pl.LightningModule):
         if stage != "predict" and data is not None:
             self.pair.check_rows(data.max_length)
         if stage == "fit" and self.teacher is not None:
-            self._open_cache(self.teacher, data)
+            self._take_up_cache(self.teacher, data)
 
     @property
     def _from_cache(self) -> bool:
         """Whether this stage learns from a cached teacher, without the target."""
         return self.teacher is not None and self.stage == "fit"
 
-    def _open_cache(self, options: CachedTeacher, data: Any) -> None:
-        """Take up the cached teacher, if everything that fit asks of it can be had; no validation without a target."""
-        kept = options.keep
-        cache = TeacherCache(options, self._origin(data))
-        name = type(self.divergence).__name__
-        asked = (
-            (
-                self.pair.draft is not None,
-                "model.draft",
-                "draft_layers cuts them from the target: cut and save them first",
-            ),
-            (
-                self.online is None,
-                "no model.online",
-                "text that is written while training was never seen by the target",
-            ),
-            (self._reference is None, "no model.selection", "it compares with the target's whole laws"),
-            (not self.temperature.needs, "another schedule", f"{type(self.temperature).__name__} looks at whole laws"),
-            (
-                cache.whole or kept in self.divergence.cached,
-                "another divergence",
-                f"{name} cannot be had from {kept} tokens; " + _REMEDY[kept],
-            ),
+    def _take_up_cache(self, options: CachedTeacher, data: Any) -> None:
+        """Learn from the cached teacher; nothing is validated without a target."""
+        self._cache = open_cache(
+            options,
+            self.pair,
+            data,
+            self.divergence,
+            self.temperature,
+            writes=self.online is not None,
+            selects=self._reference is not None,
         )
-        for fine, expected, reason in asked:
-            if not fine:
-                raise UserError(f"a cached teacher needs {expected}: {reason}")
-        self._cache = cache
         self.trainer.limit_val_batches = 0
         rank_zero_info(
             "fit learns from a cached teacher, without a target: validate afterwards, with `tempspec validate`"
         )
 
-    def _origin(self, data: Any) -> TeacherOrigin:
-        text, tokens = fingerprint(data.train_rows)
-        return TeacherOrigin(text, tokenizer_digest(self.tokenizer), len(data.train_rows), tokens)
-
-    @torch.no_grad()
     def cache_teacher(self, data: Any, device: torch.device) -> None:
         """Write the cache that `teacher` describes, from where it stopped.
 
@@ -311,28 +284,7 @@ class DistillationModule(pl.LightningModule):
         """
         if self.teacher is None:
             raise UserError("--cache-teacher needs model.teacher: name at least its folder")
-        data.setup("fit")
-        target = self.pair.target_model.to(device)
-        origin = replace(
-            self._origin(data),
-            vocabulary=self.pair.vocabulary,
-            target=self.pair.target,
-            weights=weights_digest(self.pair.target),
-            seed=self.seed,
-        )
-        writer = CacheWriter(self.teacher, origin)
-        rank_zero_info(str(writer))
-        writer.write(self._kept_rows(self.teacher, target, data.in_order(writer.begun), device))
-
-    def _kept_rows(
-        self, options: CachedTeacher, target: PreTrainedModel, batches: Any, device: torch.device
-    ) -> Iterator[SparseLogits]:
-        """What is kept of every row, in order."""
-        for batch in batches:
-            batch = {name: value.to(device) for name, value in batch.items()}
-            logits_BTV = target(**_inputs(batch)).logits[:, :-1, : self.pair.vocabulary]
-            for index, keep_T in enumerate(response(batch)):
-                yield options.kept(logits_BTV[index][keep_T], int(batch["row"][index]), self.seed)
+        write_cache(self.teacher, self.pair, data, self.seed, device)
 
     def _needs_draft(self) -> bool:
         if self.stage != "predict":
@@ -369,8 +321,8 @@ class DistillationModule(pl.LightningModule):
         key = fold(self.seed, step, self._number(step), self.trainer.global_rank)
         # The key makes a resumed run draw what an unbroken one draws.
         moment = Moment(step, self._total_steps(), int(key))
-        if self.online is not None:
-            batch = self._written(batch, moment, self.online)
+        if self._writer is not None:
+            batch = self._written(batch, moment, self._writer)
         if is_conditioned(self.draft):
             set_temperature(self.draft, self.loss.draft_temperature(batch, moment))
         sides, reference = self._sides(batch)
@@ -386,7 +338,7 @@ class DistillationModule(pl.LightningModule):
         """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
         self._began = time.perf_counter()
         self._number = BatchInStep()
-        self._chunks()
+        self._begin_reading()
         online = self.online
         if online is not None and online.share == 1 and online.high is not None:
             generation = [online.low, online.high]
@@ -395,36 +347,29 @@ class DistillationModule(pl.LightningModule):
         note = inconsistency(
             Span.of(generation),
             loss_span(self.temperature, generation, self._total_steps()),
-            Span.of(self.validation_temperatures),
+            Span.of(self.measurement.temperatures),
         )
         if note is not None:
             rank_zero_info(note)
 
-    def _written(self, batch: Batch, moment: Moment, options: OnlineText) -> Batch:
+    def _online_writer(self, options: OnlineText, draft: PreTrainedModel) -> OnlineWriter:
+        context = min(context_length(model.config) for model in (self.pair.target_model, draft))
+        return OnlineWriter(options, self.pair.vocabulary, self.pair.stop_ids, context)
+
+    def _written(self, batch: Batch, moment: Moment, writer: OnlineWriter) -> Batch:
         """The batch with rows that the draft or the target writes now; logs their share of the time."""
         assert self.draft is not None
-        pair, target = self.pair, self.pair.target_model
-        if self._writer is None:
-            context = min(context_length(model.config) for model in (target, self.draft))
-            self._writer = OnlineWriter(options, pair.vocabulary, pair.stop_ids, context)
-            if self._resumed_text:
-                self._writer.written = self._resumed_text[self.trainer.global_rank]
-        author = self.draft if options.writer == "draft" else target
-        helper = self.draft if options.writer == "both" else None
-        batch = self._writer(batch, author, moment.step, moment.key, helper)
+        by = writer.options.writer
+        author = self.draft if by == "draft" else self.pair.target_model
+        batch = writer(batch, author, moment.step, moment.key, self.draft if by == "both" else None)
         elapsed = time.perf_counter() - self._began
-        self.log("train/generation_share", min(self._writer.seconds / max(elapsed, 1e-9), 1.0))
+        self.log("train/generation_share", min(writer.seconds / max(elapsed, 1e-9), 1.0))
         return batch
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the text that was written last, of all ranks: it may be used again before the next is written."""
-        if self.online is None or self.online.every == 1 or self._writer is None:
-            return
-        texts: list[Any] = [self._writer.written]
-        if torch.distributed.is_initialized():
-            texts = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(texts, self._writer.written)
-        checkpoint["online_text"] = texts
+        if self._writer is not None and self._writer.options.every > 1:
+            checkpoint["online_text"] = of_all(self._writer.written)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the text that was written last.
@@ -432,12 +377,15 @@ class DistillationModule(pl.LightningModule):
         Raises:
             UserError: another number of processes wrote it.
         """
-        self._resumed_text = checkpoint.get("online_text", [])
-        if self._resumed_text and len(self._resumed_text) != self.trainer.world_size:
+        texts = checkpoint.get("online_text")
+        if self._writer is None or texts is None:
+            return
+        if len(texts) != self.trainer.world_size:
             raise UserError(
-                f"expected the {len(self._resumed_text)} processes that wrote the checkpoint's text, got "
-                f"{self.trainer.world_size}: resume with as many"
+                f"expected the {len(texts)} processes that wrote the checkpoint's text, got {self.trainer.world_size}: "
+                "resume with as many"
             )
+        self._writer.written = texts[self.trainer.global_rank]
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell the divergence how the step went."""
@@ -448,45 +396,31 @@ class DistillationModule(pl.LightningModule):
     def _sides(self, batch: Batch) -> tuple[Sides, Sides | None]:
         """The target's outputs with the draft's, and with the reference's where tokens are selected."""
         assert self.draft is not None
-        keep_BT = response(batch)
+        assert self._outputs is not None
+        outputs, keep_BT = self._outputs, response(batch)
         if self._cache is not None:
             teacher = self._cache(batch["row"], batch["weight"])
-            draft = self._output(self.draft, batch, keep_BT)
+            draft = outputs.of(self.draft, batch, keep_BT)
             return Cached(teacher, draft, self._cache.vocabulary, self.chunk_tokens), None
         with torch.no_grad():
-            target = self._output(self.pair.target_model, batch, keep_BT)
-            reference = None if self._reference is None else self._output(self._reference(), batch, keep_BT)
-        draft = self._output(self.draft, batch, keep_BT)
-        return self._join(target, draft), None if reference is None else self._join(target, reference)
+            target = outputs.of(self.pair.target_model, batch, keep_BT)
+            reference = None if self._reference is None else outputs.of(self._reference(), batch, keep_BT)
+        draft = outputs.of(self.draft, batch, keep_BT)
+        return outputs.join(target, draft), None if reference is None else outputs.join(target, reference)
 
-    def _output(self, model: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Head | Tensor:
-        """A model's hidden states and head, or whole logits `[N, V]`, at the kept positions."""
-        if not self._chunks():
-            return self._logits(model, batch, keep_BT)
-        head = model.get_output_embeddings()
-        return Head(hidden_states(model, **_inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
-
-    def _join(self, target: Head | Tensor, draft: Head | Tensor) -> Heads | Logits:
-        if isinstance(target, Head) and isinstance(draft, Head):
-            common = min(len(target.weight_VH), len(draft.weight_VH), self.pair.vocabulary)
-            return Heads(target, draft, common, self.chunk_tokens)
-        assert isinstance(target, Tensor)
-        assert isinstance(draft, Tensor)
-        return Logits(*common_ids(target, draft, self.pair.vocabulary))
-
-    def _chunks(self) -> bool:
-        """Whether the loss is computed chunk by chunk: every head is linear, and nobody asked for whole logits."""
-        if self._linear is None:
-            fitting = self._reference is not None and self.stage == "fit"
-            models = [self.draft, *([self._reference()] if fitting and self._reference else [])]
-            models += [] if self._from_cache else [self.pair.target_model]
-            wanted = self.chunk_tokens != 0 and not self._sharded  # a sharded head is whole in its own forward alone
-            self._linear = wanted and all(linear_head(model) is not None for model in models)
-        return self._linear
-
-    def _logits(self, model: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Tensor:
-        """A model's logits that predict the kept tokens, `[N, V]`."""
-        return model(**_inputs(batch)).logits[:, :-1][keep_BT]
+    def _begin_reading(self) -> None:
+        """Read models in chunks where every head is linear and nobody asked for whole logits; tried before any step."""
+        if self._outputs is not None:
+            return
+        assert self.draft is not None
+        models = [self.draft]
+        if self._reference is not None and self.stage == "fit":
+            models.append(self._reference())
+        if not self._from_cache:
+            models.append(self.pair.target_model)
+        # A sharded head is whole in its own forward alone.
+        whole = self.chunk_tokens == 0 or self._sharded or not linear_heads(models)
+        self._outputs = Outputs(self.pair, self.chunk_tokens, whole)
 
     def _total_steps(self) -> int | None:
         if self.trainer.max_steps > 0:
@@ -498,30 +432,17 @@ class DistillationModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start an empty grid for each validation set."""
-        self._start_grids(self.trainer.datamodule.validation_names)  # type: ignore[attr-defined]
+        self._begin_reading()
+        self.measurement.start(self.trainer.datamodule.validation_names, self.device)  # type: ignore[attr-defined]
         if self.stage == "validate" and self.runner.sweep.fitted:
-            self._start_fit_of_temperatures()
+            assert self.draft is not None
+            sweep = self.runner.sweep
+            self.measurement.start_fit(self.draft, sweep.target_temperatures, sweep.fitted_on, self.device)
 
     def on_test_epoch_start(self) -> None:
         """Start an empty grid for each test set."""
-        self._start_grids(self.trainer.datamodule.test_names)  # type: ignore[attr-defined]
-
-    def _start_grids(self, names: Sequence[str]) -> None:
-        temperatures = self.validation_temperatures
-        self.grids = {name: AcceptanceGrid(temperatures, temperatures).to(self.device) for name in names}
-
-    def _start_fit_of_temperatures(self) -> None:
-        assert self.draft is not None
-        if is_conditioned(self.draft):
-            raise UserError(
-                "fitted expected an ordinary draft, got one that is conditioned on the temperature; "
-                "fold it with `tempspec export --draft FOLDER --temperature T --output FOLDER`"
-            )
-        names, wanted = self.trainer.datamodule.validation_names, self.runner.sweep.fitted_on  # type: ignore[attr-defined]
-        if unknown := [name for name in wanted if name not in names]:
-            raise UserError(f"fitted_on names {unknown[0]!r}, which is none of the validation sets {', '.join(names)}")
-        self._fitted_on = torch.tensor([names.index(name) for name in wanted or names], device=self.device)
-        self.fit_of_temperatures = DraftTemperatureFit(self.runner.sweep.target_temperatures).to(self.device)
+        self._begin_reading()
+        self.measurement.start(self.trainer.datamodule.test_names, self.device)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """One forward of each model gives the acceptance at every pair of temperatures."""
@@ -533,60 +454,14 @@ class DistillationModule(pl.LightningModule):
 
     def _measure(self, batch: Batch) -> None:
         assert self.draft is not None
-        keep_BT = response(batch)
-        key_N, weight_N, set_N = (
-            batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
-        )
-        fitting_N = weight_N if self.fit_of_temperatures is None else weight_N * torch.isin(set_N, self._fitted_on)
-        found = self._survey(self.draft, batch, keep_BT, key_N, fitting_N)
-        for index, grid in enumerate(self.grids.values()):
-            here = set_N == index
-            if here.any():
-                grid.update(
-                    found.acceptance_NAD[here],
-                    found.argmax_NA[here],
-                    found.match_NA[here],
-                    found.entropy_NA[here],
-                    key_N[here],
-                    weight_N[here],
-                )
+        assert self._outputs is not None
+        draft, outputs, keep_BT = self.draft, self._outputs, response(batch)
+        target = outputs.of(self.pair.target_model, batch, keep_BT)
 
-    def _survey(
-        self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor, key_N: Tensor, fitting_N: Tensor
-    ) -> Survey:
-        """An ordinary draft is run once; a conditioned one is another model at every draft temperature.
+        def sides() -> Heads | Logits:
+            return outputs.join(target, outputs.of(draft, batch, keep_BT))
 
-        `fitting_N` is the weight of each token in the fit of draft temperatures.
-        """
-        temperatures = self.validation_temperatures
-        target = self._output(self.pair.target_model, batch, keep_BT)
-
-        def one() -> Survey:
-            found: list[Survey] = []
-            tokens = 0
-            for p_NV, q_NV in self._join(target, self._output(draft, batch, keep_BT)).pieces():
-                here, tokens = slice(tokens, tokens + len(p_NV)), tokens + len(p_NV)
-                fit = self.fit_of_temperatures
-                if fit is not None:
-                    found_NTC = acceptance_grid(p_NV, q_NV, fit.target_temperatures, fit.candidates)
-                    fit.update(found_NTC, key_N[here], fitting_N[here])
-                found.append(survey(p_NV, q_NV, temperatures))
-            return _joined(found)
-
-        if not is_conditioned(draft):
-            return one()
-        found = []
-        for heat in (0.0, *temperatures):  # the first is the argmax draft
-            set_temperature(draft, heat)
-            found.append(one())
-        set_temperature(draft, None)
-        columns = list(enumerate(found[1:]))
-        return Survey(
-            torch.stack([each.acceptance_NAD[..., index] for index, each in columns], -1),
-            torch.stack([each.match_NA[..., index] for index, each in columns], -1),
-            found[0].argmax_NA,
-            found[0].entropy_NA,
-        )
+        self.measurement.count(batch, draft, sides)
 
     def on_validation_epoch_end(self) -> None:
         """Log the acceptance of every set at equal temperatures, and its mean, which checkpoints follow."""
@@ -597,14 +472,13 @@ class DistillationModule(pl.LightningModule):
         self._log_grids("test")
 
     def _log_grids(self, prefix: str) -> None:
-        diagonals = []
-        for name, grid in self.grids.items():
-            found = grid.grid().acceptance
-            same = [found[temperature, temperature].value for temperature in self.validation_temperatures]
-            diagonals.append(sum(same) / len(same))
-            for temperature, value in zip(self.validation_temperatures, same, strict=True):
+        means = []
+        for name in self.measurement.grids:
+            same = self.measurement.diagonal(name)
+            means.append(sum(same.values()) / len(same))
+            for temperature, value in same.items():
                 self.log(f"{prefix}/{name}/acceptance_T{temperature:g}", value, rank_zero_only=True)
-        self.log(f"{prefix}/acceptance", sum(diagonals) / max(len(diagonals), 1), prog_bar=True)
+        self.log(f"{prefix}/acceptance", sum(means) / max(len(means), 1), prog_bar=True)
 
     # -- predict, generate --------------------------------------------------------------------------------------------
 
@@ -629,20 +503,3 @@ class DistillationModule(pl.LightningModule):
         if batch["filler"]:
             return []
         return self.runner.decode(batch["items"], self.draft, stop=lambda: stop_asked(self.trainer))
-
-
-_REMEDY = {
-    "top": "keep the whole vocabulary, or take a divergence of laws, such as ForwardKL or NegativeLogAcceptance",
-    "sampled": "keep top tokens, or take a mean under p of a function of q / p, such as ForwardKL or TotalVariation",
-}
-
-
-def _joined(parts: Sequence[Survey]) -> Survey:
-    """One survey of all tokens, from those of some."""
-    names = ("acceptance_NAD", "match_NA", "argmax_NA", "entropy_NA")
-    return Survey(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
-
-def _inputs(batch: Batch) -> dict[str, Tensor | bool]:
-    """What a model's forward takes."""
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}

@@ -51,7 +51,7 @@ def test_validation_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_p
     def measured(folder):
         other = DistillationModule(str(pair / "target"), draft=str(folder), validation_temperatures=[0.0, 0.5, 1.0])
         trainer().validate(other, data, verbose=False)
-        return other.grids["held"].grid()
+        return other.measurement.grids["held"].grid()
 
     together = measured(tmp_path / "draft")
     for heat in (0.0, 0.5, 1.0):

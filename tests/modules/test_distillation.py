@@ -55,10 +55,10 @@ def test_only_the_draft_is_trained_and_kept(pair, data, trainer):
 def test_distillation_raises_the_acceptance(pair, data, trainer):
     module = DistillationModule(str(pair / "target"), draft_layers=1, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))
     trainer(max_epochs=1).validate(module, data)
-    before = module.grids["held"].grid().acceptance[1.0, 1.0].value
+    before = module.measurement.grids["held"].grid().acceptance[1.0, 1.0].value
     trainer(max_epochs=12, limit_val_batches=0).fit(module, data)
     trainer().validate(module, data)
-    assert module.grids["held"].grid().acceptance[1.0, 1.0].value > before + 0.02
+    assert module.measurement.grids["held"].grid().acceptance[1.0, 1.0].value > before + 0.02
 
 
 def test_the_loss_is_the_token_weighted_divergence_of_the_response(pair, data, trainer):
@@ -141,8 +141,8 @@ def test_validation_is_the_closed_form_at_every_pair_of_temperatures(pair, data,
     temperatures = [0.0, 0.7, 1.0]
     module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=temperatures)
     trainer().validate(module, data)
-    found = module.grids["held"].grid()
-    assert module.grids["again"].grid() == found
+    found = module.measurement.grids["held"].grid()
+    assert module.measurement.grids["again"].grid() == found
     target, draft = load_model(str(pair / "target")), load_model(str(pair / "draft"))
     sums, count = {}, 0
     for batch in data.val_dataloader()[0]:
@@ -223,7 +223,7 @@ def test_validation_holds_the_logits_of_a_few_tokens_at_a_time(pair, data, train
         module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), chunk_tokens=chunk)
         with Largest({24, 32}) as noted:
             trainer().validate(module, data, verbose=False)
-        grids[chunk] = module.grids["held"].grid().acceptance
+        grids[chunk] = module.measurement.grids["held"].grid().acceptance
         assert noted.rows > 24 if chunk == 0 else noted.rows <= 24
     for temperatures, estimate in grids[0].items():
         assert grids[5][temperatures].value == pytest.approx(estimate.value, abs=1e-6)

@@ -55,7 +55,7 @@ def test_no_target_is_loaded_and_nothing_is_validated(make, data, trainer):
     module = make(options, divergence=divergences.NegativeLogAcceptance())
     fit(module, data, trainer)
     assert "target_model" not in vars(module.pair)
-    assert module.grids == {}
+    assert module.measurement.grids == {}
 
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from tempspec.errors import UserError
+from tempspec.modules.processes import of_all
 
 __all__ = ["FiniteLoss"]
 
@@ -38,19 +39,10 @@ class FiniteLoss(Callback):
         if not trainer.strategy.reduce_boolean_decision(broken, all=False):
             return
         found = (loss.item(), self._keys) if broken else None
-        value, keys = next(one for one in _of_all(trainer, found) if one is not None)
+        value, keys = next(one for one in of_all(found) if one is not None)
         rest = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
         raise UserError(
             f"the loss is {value} at step {trainer.global_step} (rows with keys {', '.join(map(str, keys[:_NAMED]))}"
             f"{rest}): lower the learning rate, clip gradients (trainer.gradient_clip_val: 1.0), or train in "
             "bf16-mixed, not 16-mixed"
         )
-
-
-def _of_all(trainer: Trainer, value: Any) -> list[Any]:
-    """What every process has; collective."""
-    values = [value]
-    if trainer.world_size > 1:
-        values = [None] * trainer.world_size
-        torch.distributed.all_gather_object(values, value)
-    return values
