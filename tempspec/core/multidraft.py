@@ -16,7 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tempspec.core.acceptance import overlap
 from tempspec.core.sampling import one_hot_log
+from tempspec.core.trees import elder
 from tempspec.core.verification import at_position, of_token, precise, probabilities, real, strips
 
 Siblings = Literal["independent", "distinct", "top", "greedy"]
@@ -244,6 +246,23 @@ def tree_weight(logp_BNV: Tensor, logd_BNV: Tensor, node_B: Tensor, coins: TreeC
     return law.law_BV
 
 
+def match_steps(logp_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor) -> Tensor:
+    """P(the target's own token leads to each node | it stands at the parent), `[B, N]`: p of the node's token.
+
+    0 for a token that an elder sibling has, and behind the row's length.
+
+    Args:
+        logp_BNV: the target's log-laws behind the root and every node but the last at least, `[B, N, V]`.
+        token_BN: the nodes' tokens.
+        parent_BN: their parents.
+        length_B: the first nodes that are real.
+    """
+    row_B1 = torch.arange(len(token_BN), device=token_BN.device)[:, None]
+    own_BN = precise(logp_BNV[row_B1, parent_BN + 1, token_BN]).exp()
+    twin_BN = (elder(parent_BN) & (token_BN[:, :, None] == token_BN[:, None])).any(-1)
+    return own_BN.masked_fill(twin_BN | ~real(token_BN, length_B), 0.0)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # K-SEQ: Sun et al. 2023, SpecTr (2310.15141)
 # ---------------------------------------------------------------------------------------------------------------------
@@ -364,8 +383,8 @@ def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def optimal_acceptance(logp: Tensor, logq: Tensor, count: int) -> Tensor:
-    """The most that any rule can accept of K independent drafts, `[...]` from log-laws `[..., V]`.
+def optimal_acceptance(logp: Tensor, logq: Tensor, count: int | Tensor) -> Tensor:
+    """The most that any rule can accept of K independent drafts, `[...]` from log-laws `[..., V]`; K may be `[...]`.
 
     `1 + min_H [p(H) - q(H)^K]` over the sets H of the tokens with the least p / q: the value of an optimal transport
     (Sun et al. 2023, 2310.15141; in this form Hu et al. 2025, 2502.18779).
@@ -375,9 +394,36 @@ def optimal_acceptance(logp: Tensor, logq: Tensor, count: int) -> Tensor:
     (tensor(0.8600), tensor(0.9880))
     """
     p, q = precise(logp).exp(), precise(logq).exp()
+    count = count[..., None] if isinstance(count, Tensor) else count
     order = torch.where(q > 0, p / torch.where(q > 0, q, 1.0), torch.inf).argsort(-1)
     head_p, head_q = p.gather(-1, order).cumsum(-1), q.gather(-1, order).cumsum(-1)
     return (1.0 + (head_p - head_q.clamp(max=1.0) ** count).amin(-1)).clamp(max=1.0)
+
+
+def optimal_siblings(
+    logp_BV: Tensor, logd_BNV: Tensor, token_BN: Tensor, child_BK: Tensor, siblings: Siblings
+) -> Tensor:
+    """The most that any rule can accept at one place of each row's tree, `[B]`; nothing where there are no children.
+
+    Independent children: `optimal_acceptance`. Chosen ones: p's mass on them, and with one drawn from d beside them
+    (`greedy`) `sum min(p, d)` more, d having no mass on them. Distinct ones have no such form.
+
+    Args:
+        logp_BV: the target's log-law at the place.
+        logd_BNV: the log-law that each node was drawn from, given its elder siblings.
+        token_BN: the nodes' tokens.
+        child_BK: the place's children in the order they were drawn, -1 for none; see `Children`.
+        siblings: how they were drawn; any but `distinct`.
+    """
+    there_BK, at_BK = child_BK >= 0, child_BK.clamp(min=0)
+    logd_BV = at_position(logd_BNV, at_BK[:, 0])
+    if siblings == "independent":
+        best_B = optimal_acceptance(logp_BV, logd_BV, there_BK.sum(-1).clamp(min=1))
+        return torch.where(there_BK[:, 0], best_B, 0.0)
+    mass_BK = precise(logp_BV.gather(1, token_BN.gather(1, at_BK))).exp().masked_fill(~there_BK, 0.0)
+    if siblings == "top":
+        return mass_BK.sum(-1)
+    return torch.where(there_BK[:, 0], overlap(logp_BV, logd_BV) + mass_BK[:, 1:].sum(-1), 0.0)
 
 
 def recursive_acceptance(logp: Tensor, logq: Tensor, count: int) -> Tensor:

@@ -78,10 +78,20 @@ def postorder(parent_BN: Tensor) -> Tensor:
     """
     on_BNN = ancestry(parent_BN)
     size_BN = on_BNN.sum(1)
-    node_N = torch.arange(parent_BN.shape[1], device=parent_BN.device)
-    elder_BNN = (parent_BN[:, :, None] == parent_BN[:, None, :]) & (node_N < node_N[:, None])
-    skipped_BN = (elder_BNN * size_BN[:, None]).sum(-1)  # the subtrees of the node's elder siblings
+    skipped_BN = (elder(parent_BN) * size_BN[:, None]).sum(-1)  # the subtrees of the node's elder siblings
     return (on_BNN * skipped_BN[:, None]).sum(-1) + size_BN - 1
+
+
+def elder(parent_BN: Tensor) -> Tensor:
+    """Which nodes are elder siblings of each node, bool `[B, N, N]`, `[b, i, j]` for j an elder sibling of i.
+
+    >>> elder(torch.tensor([[-1, -1, 0]])).int()
+    tensor([[[0, 0, 0],
+             [1, 0, 0],
+             [0, 0, 0]]], dtype=torch.int32)
+    """
+    node_N = torch.arange(parent_BN.shape[1], device=parent_BN.device)
+    return (parent_BN[:, :, None] == parent_BN[:, None, :]) & (node_N < node_N[:, None])
 
 
 def walk(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
@@ -125,6 +135,57 @@ def path(node_B: Tensor, parent_BN: Tensor) -> Tensor:
         on_BN[:, node] = reached_B
         here_B = torch.where(reached_B, parent_BN[:, node], here_B)
     return on_BN
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a tree's coins lead to, without tossing them
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def steps(coin_BN: Tensor, parent_BN: Tensor) -> Tensor:
+    """P(`walk` goes to each node | it stands at its parent): the node's coin succeeds, its elder siblings' failed.
+
+    >>> steps(torch.tensor([[0.5, 0.5, 1.0]]), torch.tensor([[-1, -1, 0]]))
+    tensor([[0.5000, 0.2500, 1.0000]])
+    """
+    failed_BNN = torch.where(elder(parent_BN), 1.0 - coin_BN[:, None], 1.0)
+    return coin_BN * failed_BNN.prod(-1)
+
+
+def onward(step_BN: Tensor, parent_BN: Tensor) -> Tensor:
+    """P(some child stands | place i was reached), `[B, N]`; place 0 is the root and place i node i - 1.
+
+    The last node has no children.
+
+    >>> onward(torch.tensor([[0.5, 0.25, 1.0]]), torch.tensor([[-1, -1, 0]]))
+    tensor([[0.7500, 1.0000, 0.0000]])
+    """
+    return torch.zeros_like(step_BN).scatter_add_(1, parent_BN + 1, step_BN)
+
+
+def walked_depth(step_BN: Tensor, parent_BN: Tensor) -> Tensor:
+    """E[depth of the node that `walk` ends at], `[B]`, from `steps`: every node's chance to be passed, summed.
+
+    >>> walked_depth(torch.tensor([[0.5, 0.25, 1.0]]), torch.tensor([[-1, -1, 0]]))
+    tensor([1.2500])
+    """
+    return torch.where(ancestry(parent_BN), step_BN[:, None], 1.0).prod(-1).sum(-1)
+
+
+def depth_from_leaves(coin_BN: Tensor, parent_BN: Tensor) -> Tensor:
+    """E[depth of `first_from_leaves`], `[B]`, from the probabilities of the nodes' coins.
+
+    >>> depth_from_leaves(torch.tensor([[0.5, 0.5]]), torch.tensor([[-1, 0]]))
+    tensor([1.2500])
+    """
+    place_BN = postorder(parent_BN)
+    failed_BNN = torch.where(place_BN[:, None] < place_BN[..., None], 1.0 - coin_BN[:, None], 1.0)
+    return (coin_BN * failed_BNN.prod(-1) * ancestry(parent_BN).sum(-1)).sum(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The best static tree
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def optimal_parents(rank_acceptance: Sequence[float], nodes: int, deepest: int) -> tuple[int, ...]:

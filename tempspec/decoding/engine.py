@@ -20,7 +20,7 @@ from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
 from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
-from tempspec.decoding.rounds import Foresight, Turn, append_round, no_numbers
+from tempspec.decoding.rounds import Foresight, Outcome, Turn, append_round, no_numbers, optimum
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.decoding.step_times import pass_seconds
 from tempspec.errors import UserError
@@ -272,7 +272,8 @@ class Engine:
         if self._verifier is None or not self._verifier.reads_logits:
             logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
         verdict = self._verify(logp_BNV, draft, turn.noise)
-        self._commit(turn, draft, verdict, self._foresee(logp_BNV, draft), fed, finite_B2)
+        outcome = self._outcome(draft, verdict, turn.length_B)
+        self._commit(turn, verdict, outcome, self._foresee(logp_BNV, draft, outcome), fed, finite_B2)
         self._charge(turn, began)
 
     def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> Turn:
@@ -365,34 +366,36 @@ class Engine:
             return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET))
         return self._verifier.verify(logp_BNV, draft, noise)
 
-    def _foresee(self, logp_BNV: Tensor, draft: Draft) -> Foresight:
-        """What the verifier expects of a chain, if it was asked for and has closed forms."""
-        if not self._analytic or self._verifier is None or draft.parent_BK is not None:
+    def _foresee(self, logp_BNV: Tensor, draft: Draft, outcome: Outcome) -> Foresight:
+        """What the verifier expects, if it was asked for and has closed forms."""
+        if not self._analytic or self._verifier is None:
             return Foresight()
         acceptance_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft)
         length_B = self._verifier.expected_length(logp_BNV, draft)
+        siblings = self._drafter.siblings if self._drafter is not None else None
         return Foresight(
-            None if acceptance_BK is None else acceptance_BK.tolist(),
+            None if acceptance_BK is None else acceptance_BK.gather(1, outcome.place_BD).tolist(),
             None if length_B is None else length_B.tolist(),
+            None if siblings is None else optimum(logp_BNV, draft, siblings, outcome),
             _distance(self._verifier, logp_BNV[:, :-1], draft),
         )
 
     # -- commit -------------------------------------------------------------------------------------------------------
 
     def _commit(
-        self, turn: Turn, draft: Draft, verdict: Verdict, foresight: Foresight, fed: int, finite_B2: Tensor
+        self, turn: Turn, verdict: Verdict, outcome: Outcome, foresight: Foresight, fed: int, finite_B2: Tensor
     ) -> None:
         """Append what stands to the rows. The round's one transfer to the host is here.
 
         Raises:
             UserError: a row's logits, of the draft or of the target, are no numbers.
         """
-        path_BK, depth_B, tested_B = self._outcome(draft, verdict, turn.length_B)
         accepted_B1, next_B1 = verdict.accepted_B[:, None], verdict.next_token_B[:, None]
-        emitted_BN = torch.cat([path_BK, next_B1], 1).scatter_(1, accepted_B1, next_B1)
+        emitted_BN = torch.cat([outcome.token_BD, next_B1], 1).scatter_(1, accepted_B1, next_B1)
         column_BN = turn.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
         turn.token_BT.scatter_(1, column_BN, emitted_BN)
-        counts = torch.cat([finite_B2, accepted_B1, depth_B[:, None], tested_B[:, None], emitted_BN], 1).tolist()
+        count_B2 = torch.stack([outcome.depth_B, outcome.tested_B], 1)
+        counts = torch.cat([finite_B2, accepted_B1, count_B2, emitted_BN], 1).tolist()
         for index, row in enumerate(turn.rows):
             if row is not None:
                 draft_finite, target_finite, accepted, drafted, tested, *emitted = counts[index]
@@ -406,13 +409,12 @@ class Engine:
                     # What the draft was fed stays valid as far as it was accepted.
                     row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, fed))
 
-    def _outcome(self, draft: Draft, verdict: Verdict, length_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The accepted tokens (and rubbish behind them) `[B, D]`, the longest drafted path and the tokens tested.
-
-        The target's cache of a tree becomes that of the path.
-        """
+    def _outcome(self, draft: Draft, verdict: Verdict, length_B: Tensor) -> Outcome:
+        """What the verdict means; the target's cache of a tree becomes that of the accepted path."""
         if draft.parent_BK is None or verdict.node_B is None:
-            return draft.token_BK, draft.length_B, torch.minimum(verdict.accepted_B + 1, draft.length_B)
+            tested_B = torch.minimum(verdict.accepted_B + 1, draft.length_B)
+            place_K = torch.arange(draft.token_BK.shape[1], device=length_B.device)
+            return Outcome(draft.token_BK, draft.length_B, tested_B, place_K.expand_as(draft.token_BK))
         parent_BK, nodes = draft.parent_BK, draft.token_BK.shape[1]
         real_BK = torch.arange(nodes, device=length_B.device) < draft.length_B[:, None]
         depth_BK = ancestry(parent_BK).sum(-1)
@@ -422,7 +424,8 @@ class Engine:
         node_BK = node_K.expand_as(parent_BK).masked_fill(~on_BK, nodes).sort(-1).values.clamp(max=nodes - 1)
         self._target.keep_path(length_B, node_BK)
         deepest_B = (depth_BK * real_BK).amax(-1)
-        return draft.token_BK.gather(1, node_BK), deepest_B, verdict.accepted_B + (~childless_B)
+        place_BK = torch.nn.functional.pad(node_BK[:, :-1] + 1, (1, 0))
+        return Outcome(draft.token_BK.gather(1, node_BK), deepest_B, verdict.accepted_B + (~childless_B), place_BK)
 
     def _release(self, slots: Slots) -> Iterator[Completion]:
         for index, row in enumerate(slots.rows):

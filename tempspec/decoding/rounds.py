@@ -5,11 +5,14 @@ Axes: B rows of the batch, T token buffer.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from tempspec.core.multidraft import Children, Siblings, optimal_siblings
+from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.slots import Laws, Row
-from tempspec.interfaces import Completion, DraftLength
+from tempspec.interfaces import Completion, Draft, DraftLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +43,37 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Foresight:
-    """A round's closed forms, on the host; None where the verifier has no such form.
+class Outcome:
+    """What a verdict means for the rows.
 
     Attributes:
-        acceptance: of every drafted token.
+        token_BD: the accepted tokens, and rubbish behind them.
+        depth_B: the longest drafted path.
+        tested_B: tokens whose earlier ones were all accepted; siblings count once.
+        place_BD: where each tested token was proposed: 0 behind the text so far, i behind the draft's token i - 1; and
+            rubbish behind them.
+    """
+
+    token_BD: Tensor
+    depth_B: Tensor
+    tested_B: Tensor
+    place_BD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """A round's closed forms, on the host; None where the verifier, or the way to draft, has no such form.
+
+    Attributes:
+        acceptance: of every token that may have been tested, in order.
         length: the accepted length.
+        optimum: the most that any rule accepts of a tree's siblings, where one was accepted or none.
         distance: TV and KL of a lossy rule's law from the target's at every drafted position.
     """
 
     acceptance: list[list[float]] | None = None
     length: list[float] | None = None
+    optimum: list[list[float]] | None = None
     distance: tuple[list[list[float]], list[list[float]]] | None = None
 
     def append(self, completion: Completion, index: int) -> None:
@@ -60,6 +83,8 @@ class Foresight:
             completion.expected.append(sum(self.acceptance[index][:tested]))
         if self.length is not None:
             completion.foreseen.append(self.length[index])
+        if self.optimum is not None:
+            completion.optimum.append(sum(self.optimum[index][:tested]))
         if self.distance is not None:
             variation, kl = self.distance
             completion.total_variation.append(sum(variation[index][:tested]))
@@ -81,6 +106,27 @@ def append_round(row: Row, emitted: list[int], drafted: int, tested: int) -> Non
     completion.accepted.append(accepted)
     completion.tested.append(tested)
     row.length += len(emitted)
+
+
+def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: Outcome) -> list[list[float]] | None:
+    """The most that can be accepted at each tested place of a tree, on the host; None if it has no closed form.
+
+    Args:
+        logp_BNV: the target's log-laws behind the root and every node.
+        draft: the trees.
+        siblings: how their siblings were drawn.
+        outcome: which places were tested.
+    """
+    if siblings == "distinct":
+        return None
+    children = Children.of(draft.tree_BK, draft.length_B)
+    found = [
+        optimal_siblings(
+            at_position(logp_BNV, place_B), draft.logq_BKV, draft.token_BK, children.at(place_B - 1), siblings
+        )
+        for place_B in outcome.place_BD[:, : int(outcome.tested_B.max())].unbind(1)
+    ]
+    return torch.stack(found, 1).tolist() if found else [[] for _ in outcome.tested_B]
 
 
 def no_numbers(model: str, row: Row) -> str:

@@ -111,6 +111,8 @@ class Completion:
         expected: the analytic acceptance (the verifier's `expected_acceptance`) summed over the tested tokens; empty
             when the engine was not asked for it or the verifier has none.
         foreseen: the verifier's `expected_length` of each round, cut by no stop token; empty likewise.
+        optimum: the most that any rule which decides node by node accepts of a tree's siblings, summed over the tested
+            tokens; empty likewise, for chains, and for siblings whose optimum has no closed form.
         total_variation: TV between a lossy verifier's `emitted_law` and the target's, summed over the tested tokens;
             empty likewise, and for a lossless verifier.
         kl: KL(emitted || target) in nats, summed likewise; infinite where the law leaves the target's support.
@@ -125,6 +127,7 @@ class Completion:
     accepted: list[int] = field(default_factory=list)
     expected: list[float] = field(default_factory=list)
     foreseen: list[float] = field(default_factory=list)
+    optimum: list[float] = field(default_factory=list)
     total_variation: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
     seconds: Seconds = field(default_factory=Seconds)

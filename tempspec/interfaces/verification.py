@@ -89,6 +89,9 @@ class Verifier(ABC):
         """P(token i is accepted | earlier ones were), over the draft's own randomness, `[B, K]`; None if no such form.
 
         The analytic twin of the acceptance rate: `sum min(p, q)` for token-wise rejection. `logp_BKV` is `[B, K, V]`.
+
+        In a tree, P(some child of place i is accepted | the place was reached), given the drafted tokens; place 0 is
+        the root and place i node i - 1 (the last node has no children).
         """
         return None
 

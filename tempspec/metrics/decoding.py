@@ -31,6 +31,7 @@ __all__ = [
     "ForeseenLength",
     "JointAcceptance",
     "KLFromTarget",
+    "OptimalAcceptance",
     "OverheadShare",
     "RowRatio",
     "TokensPerSecond",
@@ -131,6 +132,24 @@ class ForeseenLength(RowRatio):
     def counts(self, row: Row) -> F.Counts:
         """See `tempspec.metrics.functional.foreseen_length_counts`."""
         return F.foreseen_length_counts(row)
+
+
+class OptimalAcceptance(RowRatio):
+    """The most that any rule could have accepted of a tree's siblings, averaged over the tested places.
+
+    The value of the optimal transport between the target's law and the siblings' (Sun et al. 2023; Hu et al. 2025): no
+    rule that decides node by node exceeds it. Traversal, which decides whole paths, may. Rows of chains, and of
+    distinct siblings, for whom no closed form is known, do not count.
+
+    >>> metric = OptimalAcceptance()
+    >>> metric.update({"prompt_key": 7, "tested": [2, 2], "optimum": [1.75, 1.25]})
+    >>> metric.estimate().value
+    0.75
+    """
+
+    def counts(self, row: Row) -> F.Counts:
+        """See `tempspec.metrics.functional.optimal_acceptance_counts`."""
+        return F.optimal_acceptance_counts(row)
 
 
 class TotalVariationFromTarget(RowRatio):

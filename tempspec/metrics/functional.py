@@ -22,6 +22,7 @@ __all__ = [
     "joint_acceptance_counts",
     "kl_from_target_counts",
     "mbsu_counts",
+    "optimal_acceptance_counts",
     "overhead_share_counts",
     "tokens_per_second_counts",
     "total_variation_from_target_counts",
@@ -44,6 +45,12 @@ def foreseen_length_counts(row: Row) -> Counts:
     """Expected accepted lengths, out of the rounds that have one."""
     foreseen = row.get("foreseen", [])
     return [sum(foreseen)], [len(foreseen)]
+
+
+def optimal_acceptance_counts(row: Row) -> Counts:
+    """What the optimal transport accepts of a tree's siblings, out of tested tokens; nothing for a row without it."""
+    optimum = row.get("optimum", [])
+    return [sum(optimum)], [sum(row["tested"]) if optimum else 0]
 
 
 def total_variation_from_target_counts(row: Row) -> Counts:

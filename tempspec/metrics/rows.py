@@ -35,6 +35,7 @@ Row = TypedDict(
         "accepted": list[int],
         "expected": list[float],  # empty where the verifier has no analytic acceptance or it was not asked for
         "foreseen": NotRequired[list[float]],  # expected accepted length of each round; empty likewise
+        "optimum": NotRequired[list[float]],  # the optimal transport's acceptance of a tree's siblings; empty likewise
         "total_variation": NotRequired[list[float]],  # a lossy rule's from the target, each round; empty likewise
         "kl": NotRequired[list[float]],  # in nats, likewise; may be infinite
         "seconds_prefill": float,
@@ -124,6 +125,7 @@ def row_from_completion(
         "accepted": list(completion.accepted),
         "expected": list(completion.expected),
         "foreseen": list(completion.foreseen),
+        "optimum": list(completion.optimum),
         "total_variation": list(completion.total_variation),
         "kl": list(completion.kl),
         "seconds_prefill": seconds.prefill,

@@ -28,6 +28,7 @@ from tempspec.metrics.decoding import (
     ForeseenLength,
     JointAcceptance,
     KLFromTarget,
+    OptimalAcceptance,
     OverheadShare,
     RowRatio,
     TokensPerSecond,
@@ -60,6 +61,7 @@ class DecodingMetrics(nn.Module):
         self.accepted_length = AcceptedLength(replicates=replicates)
         self.foreseen_length = ForeseenLength(replicates=replicates)
         self.block_efficiency = BlockEfficiency(replicates=replicates)
+        self.optimal_acceptance = OptimalAcceptance(replicates=replicates)
         self.total_variation_from_target = TotalVariationFromTarget(replicates=replicates)
         self.kl_from_target = KLFromTarget(replicates=replicates)
         self.conditional_acceptance = ConditionalAcceptance(longest, replicates=replicates)

@@ -5,6 +5,7 @@ Each is a function of `tempspec.core.multidraft`, its coins and one draw. A chai
 Axes: B batch, K drafted (tree nodes), V vocabulary. Inside `verify`, `logp_BKV` is `[B, K+1, V]`.
 """
 
+from abc import abstractmethod
 from typing import ClassVar, get_args
 
 from torch import Tensor
@@ -23,17 +24,42 @@ def _verdict(node_B: Tensor, draft: Draft, next_token_B: Tensor) -> Verdict:
     return Verdict(trees.path(node_B, draft.tree_BK).sum(-1), next_token_B, node_B)
 
 
+def _parts(logp_BKV: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the coins of a tree depend on."""
+    return logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B
+
+
 def _recursive(logp_BKV: Tensor, draft: Draft, noise: Noise, *, joint: bool) -> Verdict:
     """Recursive rejection of the tree's nodes, each alone from the root down, or jointly from the leaves up."""
-    parts = (logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
-    coins = multidraft.tree_coins(*parts, joint=joint)
+    coins = multidraft.tree_coins(*_parts(logp_BKV, draft), joint=joint)
     descend = trees.first_from_leaves if joint else trees.walk
     node_B = descend(noise.coins(coins.coin_BN), draft.tree_BK)
     weight_BV = multidraft.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
     return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
 
 
-class RecursiveRejection(Verifier):
+class _TopDown(Verifier):
+    """A rule that tosses its coins on the way down: what it accepts is known from their probabilities."""
+
+    lossless: ClassVar[bool] = True
+
+    @abstractmethod
+    def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """The probability of each node's coin, float64 `[B, K]`; 0 behind the row's length."""
+
+    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`1 - prod (1 - c)` over the coins of a place's children."""
+        return trees.onward(self._steps(logp_BKV, draft), draft.tree_BK)
+
+    def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """The chance of every node to be passed, summed."""
+        return trees.walked_depth(self._steps(logp_BKV, draft), draft.tree_BK)
+
+    def _steps(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        return trees.steps(self.coin_probability(logp_BKV, draft), draft.tree_BK)
+
+
+class RecursiveRejection(_TopDown):
     """Tests the children of a node one after the other, each against what the earlier ones left of p; exact.
 
     From the root down: a child is accepted with min(1, r/d), d being the law it was drawn from given its elder
@@ -42,7 +68,6 @@ class RecursiveRejection(Verifier):
     two children).
     """
 
-    lossless: ClassVar[bool] = True
     source: ClassVar[str] = (
         "Miao et al. 2023, SpecInfer, arXiv 2305.09781; Jeon et al. 2024, RSD, arXiv 2402.14160; "
         "Hu et al. 2025, greedy drafts, arXiv 2502.18779"
@@ -53,25 +78,31 @@ class RecursiveRejection(Verifier):
         """See `Verifier.verify`."""
         return _recursive(logp_BKV, draft, noise, joint=False)
 
+    def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`min(1, r / d)` with r what the elder siblings left of p."""
+        return multidraft.tree_coins(*_parts(logp_BKV, draft), joint=False).coin_BN
 
-class KSequential(Verifier):
+
+class KSequential(_TopDown):
     """Tests independent children alike, each with min(1, p / (rho q)), rho in [1, K] chosen for the pair; exact.
 
     SpecTr's K-SEQ: at least (1 - 1/e) of what the optimal transport accepts. From the root down; with one child a node
     it is token-wise rejection.
     """
 
-    lossless: ClassVar[bool] = True
     source: ClassVar[str] = "Sun et al. 2023, SpecTr, arXiv 2310.15141"
     siblings: ClassVar[frozenset[Siblings]] = frozenset({"independent"})
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        parts = (logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
-        coins = multidraft.sequential_coins(*parts)
+        coins = multidraft.sequential_coins(*_parts(logp_BKV, draft))
         node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK)
         weight_BV = multidraft.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
         return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
+
+    def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`min(1, p / (rho q))`."""
+        return multidraft.sequential_coins(*_parts(logp_BKV, draft)).coin_BN
 
 
 class Traversal(Verifier):
@@ -88,3 +119,8 @@ class Traversal(Verifier):
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         return _recursive(logp_BKV, draft, noise, joint=True)
+
+    def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """Every node's depth times the chance that its coin is the first to succeed, from the leaves up."""
+        coins = multidraft.tree_coins(*_parts(logp_BKV, draft), joint=True)
+        return trees.depth_from_leaves(coins.coin_BN, draft.tree_BK)

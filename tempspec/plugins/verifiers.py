@@ -10,7 +10,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
-from tempspec.core import acceptance, trees
+from tempspec.core import acceptance, multidraft, trees
 from tempspec.core import verification as core
 from tempspec.core.noise import Stream
 from tempspec.errors import UserError
@@ -36,25 +36,39 @@ def _while_equal(token_BK: Tensor, draft: Draft) -> Verdict:
     return Verdict(accepted_B, token_BK.gather(1, accepted_B[:, None]).squeeze(1))
 
 
-class GreedyMatch(Verifier):
+class _Match(Verifier):
+    """A rule that emits the target's own tokens and accepts while they are the drafted ones; of any tree."""
+
+    lossless: ClassVar[bool] = True
+    siblings: ClassVar[frozenset[Siblings]] = _ALL
+
+    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`sum p q`: two independent samples agree. In a tree p's mass on a place's children."""
+        if draft.parent_BK is None:
+            return acceptance.agreement(logp_BKV, draft.logq_BKV)
+        return trees.onward(self._steps(logp_BKV, draft), draft.parent_BK)
+
+    def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """Every drafted token's probability, with those before it, summed."""
+        return trees.walked_depth(self._steps(logp_BKV, draft), draft.tree_BK)
+
+    def _steps(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        return multidraft.match_steps(logp_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
+
+
+class GreedyMatch(_Match):
     """Accepts a token while it is the target's most likely one. For target temperature 0; exact there.
 
     The shortest rule and the cheapest: one argmax per position, no noise. Ties go to the lowest id, as in the one-hot
     law that temperature 0 stands for.
     """
 
-    lossless: ClassVar[bool] = True
     source: ClassVar[str] = "Stern et al. 2018, Blockwise Parallel Decoding, arXiv 1811.03115"
     greedy_only: ClassVar[bool] = True
-    siblings: ClassVar[frozenset[Siblings]] = _ALL
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         return _while_equal(logp_BKV.argmax(-1), draft)
-
-    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
-        """`q(argmax p)`: the overlap of the laws, p being one-hot."""
-        return acceptance.overlap(logp_BKV, draft.logq_BKV)
 
 
 class TokenwiseRejection(Verifier):
@@ -115,24 +129,18 @@ class BlockVerification(Verifier):
         return (survival_BK * core.real(draft.token_BK, draft.length_B)).sum(-1)
 
 
-class SampledMatch(Verifier):
+class SampledMatch(_Match):
     """Accepts a token while it equals the target's own independent sample; exact at any temperature.
 
     Needs no draft law, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In a tree it
     is naive top-down verification: descend while a child is the target's sample.
     """
 
-    lossless: ClassVar[bool] = True
     source: ClassVar[str] = "no paper: the target's own samples are what is emitted"
-    siblings: ClassVar[frozenset[Siblings]] = _ALL
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         return _while_equal(noise.draw(core.probabilities(logp_BKV), Stream.TARGET), draft)
-
-    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
-        """`sum p q`: two independent samples agree."""
-        return acceptance.agreement(logp_BKV, draft.logq_BKV)
 
 
 class GumbelCoupling(Verifier):

@@ -27,6 +27,7 @@ _RULE = box.Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
 _COLUMNS = {
     "acceptance_rate": "acceptance rate",
     "analytic_acceptance": "analytic",
+    "optimal_acceptance": "optimum",
     "accepted_length": "accepted length",
     "block_efficiency": "block efficiency",
     "total_variation_from_target": "TV from target",
@@ -35,8 +36,8 @@ _COLUMNS = {
     "speedup": "speed-up",
 }
 
-_DISTANCES = ("total_variation_from_target", "kl_from_target")
-"""Columns of tables that show a lossy rule."""
+_OPTIONAL = ("optimal_acceptance", "total_variation_from_target", "kl_from_target")
+"""Columns that only a table with such figures has: those of trees, and of lossy rules."""
 
 Style = Callable[[Estimate, str], str]
 """(estimate, format spec) -> the text of a table's field."""
@@ -68,7 +69,7 @@ class _Layout:
         return {name: style for name, style in chosen.items() if style is not None}
 
 
-_POINTS: Mapping[str, Style | None] = dict.fromkeys(_DISTANCES, _point)
+_POINTS: Mapping[str, Style | None] = dict.fromkeys(_OPTIONAL, _point)
 
 # From roomy to scant. The closed forms are sharper than the counts beside them, so their intervals go first.
 _LAYOUTS = (
@@ -112,9 +113,9 @@ class _Sections:
         self.sections = sections
         self.caption = caption
         self.titles = _COLUMNS | {"tokens_per_second": f"tokens/s\nbatch {batch}"}
-        found = [line.metrics.get(name) for name in _DISTANCES for section in sections for line in section.lines]
-        lossy = any(estimate is not None and estimate.prompts for estimate in found)
-        self.columns = [name for name in _COLUMNS if lossy or name not in _DISTANCES]
+        lines = [line for section in sections for line in section.lines]
+        known = {name for line in lines for name, estimate in line.metrics.items() if estimate.prompts}
+        self.columns = [name for name in _COLUMNS if name in known or name not in _OPTIONAL]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         fitting = (layout for layout in _LAYOUTS if self._total(layout) <= options.max_width)

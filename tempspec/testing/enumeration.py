@@ -34,6 +34,8 @@ __all__ = [
     "law_error",
     "mean_accepted",
     "outcomes",
+    "path_codes",
+    "reached_law",
 ]
 
 _NOT_DRAWN_FROM = frozenset({Stream.DRAFT, Stream.SHARED, Stream.ACCEPT})
@@ -309,7 +311,7 @@ def emitted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws
         where: names the setting in errors.
     """
     vocabulary, groups = rounds.pair.vocabulary, len(rounds.groups)
-    code_BK1 = _codes(rounds.draft, vocabulary)
+    code_BK1 = path_codes(rounds.draft, vocabulary)
     mass = [torch.zeros(groups, vocabulary**depth, dtype=torch.float64) for depth in range(rounds.pair.longest + 2)]
     for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
         weight_B, accepted_B = rounds.weight_B * outcome.weight_B, outcome.verdict.accepted_B
@@ -322,7 +324,7 @@ def emitted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws
     return rounds.pair.complete(tuple(mass))
 
 
-def _codes(draft: Draft, vocabulary: int) -> Tensor:
+def path_codes(draft: Draft, vocabulary: int) -> Tensor:
     """The codes of the prefixes behind the root and each drafted token, int64 `[B, K+1]`."""
     code_BK = torch.zeros(len(draft.token_BK), draft.token_BK.shape[1] + 1, dtype=torch.int64)
     for node, (token_B, parent_B) in enumerate(zip(draft.token_BK.T, draft.tree_BK.T, strict=True)):
@@ -337,6 +339,17 @@ def accepted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of law
     for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
         law_BK += outcome.weight_B[:, None] * (outcome.verdict.accepted_B[:, None] == count_K)
     return law_BK
+
+
+def reached_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws") -> Tensor:
+    """P(each place stands) of each row, float64 `[B, K+1]`: the root, which always does, then every drafted token."""
+    reached_BK1 = torch.zeros(len(rounds.weight_B), rounds.draft.token_BK.shape[1] + 1, dtype=torch.float64)
+    for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
+        verdict = outcome.verdict
+        node_B = verdict.accepted_B - 1 if verdict.node_B is None else verdict.node_B
+        stands_BK1 = torch.nn.functional.pad(path(node_B, rounds.draft.tree_BK), (1, 0), value=True)
+        reached_BK1 += outcome.weight_B[:, None] * stands_BK1
+    return reached_BK1
 
 
 def check_range(verdict: Verdict, draft: Draft, vocabulary: int, where: str, possible_B: Tensor | None = None) -> None:

@@ -13,20 +13,21 @@ import torch
 from torch import Tensor
 
 from tempspec.core.noise import fold
+from tempspec.core.verification import real
 from tempspec.interfaces import Draft, Verdict, Verifier
 from tempspec.testing.enumeration import (
     LawError,
     Rounds,
-    accepted_law,
     all_rounds,
     all_trees,
     check_range,
     emitted_law,
     joined,
-    mean_accepted,
+    path_codes,
+    reached_law,
 )
 from tempspec.testing.errors import ConformanceError
-from tempspec.testing.laws import LawPair, law_cases, prefix_codes
+from tempspec.testing.laws import LawPair, law_cases
 from tempspec.testing.sampling import SampledNoise, SampledRounds, chi_square, sample_rounds, sampled_law
 
 __all__ = ["check_verifier"]
@@ -60,8 +61,8 @@ def check_verifier(
       inputs;
     - float32 and bfloat16 laws give almost the same law as float64.
 
-    A verifier of trees (`siblings`) is held to the same, but for the second, on trees of several shapes, for every way
-    to draw siblings that it names. One that is greedy only is checked on one-hot target laws alone. How far a lossy one
+    A verifier of trees (`siblings`) is held to the same on trees of several shapes, for every way to draw siblings that
+    it names. One that is greedy only is checked on one-hot target laws alone. How far a lossy one
     is from the target's law, `law_error` tells.
 
     Args:
@@ -82,11 +83,12 @@ def check_verifier(
             continue
         _check_enumerated(verifier, rounds, name)
         _check_expected(verifier, rounds, name)
-        _check_expected_length(verifier, rounds, name)
         if verifier.siblings and pair.longest >= 2:
             trees = _trees(verifier, LawPair(pair.logp[:3], pair.logq[:2]))
             _check_pure(verifier, trees, seed, f"{name}, trees")
             _check_enumerated(verifier, trees, name, _TOLERANCE if name in _RICH else _EXACT)
+            if name in _RICH:
+                _check_expected(verifier, trees, f"{name}, trees")
 
 
 def _cases(verifier: Verifier, vocabulary: int, longest: int, seed: int) -> Iterator[tuple[str, LawPair]]:
@@ -164,35 +166,41 @@ def _expected(verifier: Verifier, logp_BKV: Tensor, draft: Draft, where: str) ->
 
 
 def _check_expected(verifier: Verifier, rounds: Rounds, where: str) -> None:
-    """Behind every prefix the enumerated share of accepted tokens is the expected one."""
+    """What the verifier expects, if anything, is what is enumerated; see the two checks below."""
     expected_BK = _expected(verifier, rounds.logp_BKV, rounds.draft, where)
-    if expected_BK is None:
+    length_B = verifier.expected_length(rounds.logp_BKV, rounds.draft)
+    if expected_BK is None and length_B is None:
         return
-    least_BK1 = accepted_law(verifier, rounds, where).flip(-1).cumsum(-1).flip(-1)
-    code_BK1 = prefix_codes(rounds.draft.token_BK, rounds.pair.vocabulary)
-    for position in range(rounds.pair.longest):
-        drafted_B = rounds.draft.length_B > position
-        tested_B = rounds.weight_B * least_BK1[:, position] * drafted_B
-        accepted_B = rounds.weight_B * least_BK1[:, position + 1] * drafted_B
-        gap = torch.zeros(len(rounds.groups), rounds.pair.vocabulary**position, dtype=torch.float64)
-        difference_B = accepted_B - tested_B * expected_BK[:, position]
-        gap.index_put_((rounds.group_B, code_BK1[:, position]), difference_B, accumulate=True)
+    reached_BK1 = reached_law(verifier, rounds, where)
+    if expected_BK is not None:
+        _check_expected_acceptance(expected_BK, reached_BK1, rounds, where)
+    if length_B is not None:
+        _check_expected_length(length_B, reached_BK1, rounds, where)
+
+
+def _check_expected_acceptance(expected_BK: Tensor, reached_BK1: Tensor, rounds: Rounds, where: str) -> None:
+    """Behind every prefix the enumerated share of accepted tokens is the expected one."""
+    draft, vocabulary = rounds.draft, rounds.pair.vocabulary
+    real_BK, code_BK1 = real(draft.token_BK, draft.length_B), path_codes(draft, vocabulary)
+    for place in range(draft.token_BK.shape[1]):
+        child_BK = (draft.tree_BK == place - 1) & real_BK
+        accepted_B = (reached_BK1[:, 1:] * child_BK).sum(-1)
+        tested_B = torch.where(child_BK.any(-1), reached_BK1[:, place], 0.0)
+        difference_B = rounds.weight_B * (accepted_B - tested_B * expected_BK[:, place])
+        gap = torch.zeros(len(rounds.groups), vocabulary**rounds.pair.longest, dtype=torch.float64)
+        gap.index_put_((rounds.group_B, code_BK1[:, place]), difference_B, accumulate=True)
         if not gap.abs().max() <= _TOLERANCE[torch.float64]:
             raise ConformanceError(
                 "expected_acceptance is P(accepted | earlier ones were), behind every prefix",
-                f"{where}, drafted token {position + 1}",
+                f"{where}, behind {place} drafted tokens" if draft.parent_BK is None else f"{where}, place {place}",
                 f"off by {float(gap.abs().max()):.3g} (weighted by the prefix)",
             )
 
 
-def _check_expected_length(verifier: Verifier, rounds: Rounds, where: str) -> None:
+def _check_expected_length(length_B: Tensor, reached_BK1: Tensor, rounds: Rounds, where: str) -> None:
     """The expected length's mean over drafts is the enumerated one's, however the length is chosen."""
-    expected_B = verifier.expected_length(rounds.logp_BKV, rounds.draft)
-    if expected_B is None:
-        return
-    mean = torch.zeros(len(rounds.groups), dtype=torch.float64)
-    mean.index_add_(0, rounds.group_B, rounds.weight_B * expected_B.double())
-    gap = (mean - torch.tensor(mean_accepted(verifier, rounds, where), dtype=torch.float64)).abs().max()
+    difference_B = rounds.weight_B * (length_B.double() - reached_BK1[:, 1:].sum(-1))
+    gap = torch.zeros(len(rounds.groups), dtype=torch.float64).index_add_(0, rounds.group_B, difference_B).abs().max()
     if not gap <= _TOLERANCE[torch.float64]:
         raise ConformanceError("expected_length is E[accepted]", where, f"off by {float(gap):.3g}")
 

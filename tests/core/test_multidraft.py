@@ -1,9 +1,12 @@
 import pytest
 import torch
 
+from tempspec.core.acceptance import overlap
 from tempspec.core.multidraft import (
     greedy_draft_acceptance,
+    match_steps,
     optimal_acceptance,
+    optimal_siblings,
     recursive_acceptance,
     sequential_acceptance,
     sequential_beta,
@@ -11,6 +14,7 @@ from tempspec.core.multidraft import (
     sibling_law,
 )
 from tempspec.core.noise import gumbel
+from tempspec.core.sampling import one_hot_log
 
 SPREADS = {"flat": 0.3, "ordinary": 1.0, "sharp": 20.0}
 
@@ -79,3 +83,38 @@ def test_siblings_never_repeat_a_token_even_where_q_is_certain(siblings):
         seen.append(int(token))
         taken = taken.scatter(1, token, True)
     assert sorted(seen) == [0, 1, 2, 3, 4]
+
+
+def test_the_optimum_of_siblings_is_that_of_how_they_were_drawn():
+    logp, logq = laws(6, 1.0, 1, rows=4), laws(6, 1.0, 2, rows=4)
+    child = torch.tensor([[0, 2, 1], [0, 2, -1], [1, -1, -1], [-1, -1, -1]])
+    three, two, one = (optimal_acceptance(logp, logq, count) for count in (3, 2, 1))
+    token = torch.tensor([[3, 1, 4]] * 4)
+    found = optimal_siblings(logp, logq[:, None].expand(-1, 3, -1), token, child, "independent")
+    torch.testing.assert_close(found, torch.stack([three[0], two[1], one[2], torch.zeros(()).double()]))
+    certain = one_hot_log(token, 6, torch.float64)
+    mass = logp.exp().gather(1, token)
+    found = optimal_siblings(logp, certain, token, child, "top")
+    expected = torch.stack([mass[0].sum(), mass[1, [0, 2]].sum(), mass[2, 1], mass[3, 0] * 0])
+    torch.testing.assert_close(found, expected)
+
+
+def test_greedy_siblings_reach_their_optimum():
+    logp, logq = laws(6, 1.0, 1, rows=20), laws(6, 1.0, 2, rows=20)
+    taken, drawn, tokens = torch.zeros(20, 6, dtype=torch.bool), [], []
+    for rank in range(3):
+        drawn.append(sibling_law(logq, logq, taken, rank, 3, "greedy"))
+        tokens.append(drawn[-1].argmax(-1))
+        taken = taken.scatter(1, tokens[-1][:, None], True)
+    child = torch.arange(3).expand(20, -1)
+    found = optimal_siblings(logp, torch.stack(drawn, 1), torch.stack(tokens, 1), child, "greedy")
+    torch.testing.assert_close(found, greedy_draft_acceptance(logp, logq, 3))
+    assert (found >= overlap(logp, logq)).all()
+
+
+def test_the_targets_own_token_goes_to_the_first_child_that_has_it():
+    logp = laws(4, 1.0, 1, rows=2)[:, None].expand(-1, 4, -1)
+    token, parent = torch.tensor([[1, 1, 2, 1]] * 2), torch.tensor([[-1, -1, 0, 0]] * 2)
+    step = match_steps(logp, token, parent, torch.tensor([4, 3]))
+    p = logp[:, 0].exp()
+    torch.testing.assert_close(step, torch.stack([p[:, 1], 0 * p[:, 1], p[:, 2], p[:, 1] * torch.tensor([1, 0])], 1))

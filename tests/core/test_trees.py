@@ -4,14 +4,18 @@ import torch
 from tempspec.core.trees import (
     ancestry,
     chain_parents,
+    depth_from_leaves,
     depths,
     expected_path,
     first_from_leaves,
     level_parents,
+    onward,
     optimal_parents,
     path,
     postorder,
+    steps,
     walk,
+    walked_depth,
 )
 from tempspec.core.verification import first_rejection, last_success
 
@@ -109,3 +113,22 @@ def test_the_optimal_tree_is_the_best_of_all(chances, deepest):
     parents = optimal_parents(chances, 5, deepest)
     assert list(depths(parents)) == sorted(depths(parents))
     assert expected_path(parents, chances) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("parents", SHAPES, ids=str)
+def test_what_coins_lead_to_is_the_mean_over_all_their_outcomes(parents):
+    accept, generator = coins(len(parents)), torch.Generator().manual_seed(0)
+    parent, every = torch.tensor([parents]), torch.tensor(parents).expand_as(accept)
+    chance = torch.rand(1, len(parents), dtype=torch.float64, generator=generator)
+    weight = torch.where(accept, chance, 1 - chance).prod(-1)
+    step = steps(chance, parent)
+    for found, node in (
+        (walked_depth(step, parent), walk(accept, every)),
+        (depth_from_leaves(chance, parent), first_from_leaves(accept, every)),
+    ):
+        assert found.item() == pytest.approx(float((weight * path(node, every).sum(-1)).sum()), abs=1e-12)
+    passed = torch.nn.functional.pad(path(walk(accept, every), every), (1, 0), value=True)
+    for place, chance_on in enumerate(onward(step, parent)[0].tolist()):
+        here = weight * passed[:, place]
+        on = (passed[:, 1:] & (parent == place - 1)).any(-1)
+        assert float((here * on).sum()) == pytest.approx(chance_on * float(here.sum()), abs=1e-12)

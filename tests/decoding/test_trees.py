@@ -31,6 +31,23 @@ def test_the_joint_law_is_the_targets(target, draft, name):
     assert min(p_values(target, draft, verifier, 4000, drafter=drafter)) > 1e-4
 
 
+@pytest.mark.parametrize("name", PAIRS)
+def test_what_is_expected_without_coins_is_what_is_counted(target, draft, name):
+    verifier, drafter = PAIRS[name]
+    requests = [Request((1 + i % 3,), 1.0, max_new_tokens=8, seed=i, key=str(i)) for i in range(400)]
+    done = run(speculative(target, draft, verifier, drafter=drafter, slots=100, analytic=True), requests)
+    accepted, tested = sum(sum(c.accepted) for c in done), sum(sum(c.tested) for c in done)
+    spread = 5 * (tested / 4) ** 0.5
+    assert all(len(c.foreseen) == len(c.accepted) for c in done)
+    assert sum(sum(c.foreseen) for c in done) == pytest.approx(accepted, abs=spread)
+    assert all(len(c.expected) == (0 if isinstance(verifier, Traversal) else len(c.accepted)) for c in done)
+    if not isinstance(verifier, Traversal):
+        assert sum(sum(c.expected) for c in done) == pytest.approx(accepted, abs=spread)
+        if drafter.siblings != "distinct":
+            assert sum(sum(c.optimum) for c in done) >= accepted - spread
+    assert all(len(c.optimum) == (0 if drafter.siblings == "distinct" else len(c.accepted)) for c in done)
+
+
 def test_early_exit_drafts_with_the_targets_layers(wide_pair):
     target, _ = wide_pair
     full = speculative(target, None, BlockVerification(), drafter=EarlyExit(2), slots=2)

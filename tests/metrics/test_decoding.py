@@ -21,6 +21,7 @@ from tempspec.metrics.decoding import (
     ForeseenLength,
     JointAcceptance,
     KLFromTarget,
+    OptimalAcceptance,
     OverheadShare,
     TokensPerSecond,
     TotalVariationFromTarget,
@@ -90,6 +91,7 @@ MATRIX = {
         lambda **kw: ForeseenLength(**kw),
         lambda rows: mean(value for row in rows for value in row["foreseen"]),
     ),
+    "optimum": (lambda **kw: OptimalAcceptance(**kw), lambda rows: per_tested(rows, "optimum")),
     "total_variation": (
         lambda **kw: TotalVariationFromTarget(**kw),
         lambda rows: per_tested(rows, "total_variation"),
