@@ -424,7 +424,7 @@ class Engine:
         node_BK = node_K.expand_as(parent_BK).masked_fill(~on_BK, nodes).sort(-1).values.clamp(max=nodes - 1)
         self._target.keep_path(length_B, node_BK)
         deepest_B = (depth_BK * real_BK).amax(-1)
-        place_BK = torch.nn.functional.pad(node_BK[:, :-1] + 1, (1, 0))
+        place_BK = torch.nn.functional.pad((node_BK[:, :-1] + 1).clamp(max=nodes - 1), (1, 0))
         return Outcome(draft.token_BK.gather(1, node_BK), deepest_B, verdict.accepted_B + (~childless_B), place_BK)
 
     def _release(self, slots: Slots) -> Iterator[Completion]:
