@@ -1,7 +1,9 @@
-"""The wheel: what is in it, whether an index would take it, and how long an import and the first help take.
+"""The wheel: what is in it, whether an index would take it, how long it takes to begin, and whether it does the job.
 
 It is built from the checkout, listed against the files that the package needs, and unpacked into an empty folder, where
-both times are measured: the least of several fresh processes, since a busy machine only adds.
+the times of an import and of the first help are measured: the least of several fresh processes, since a busy machine
+only adds. Then it is installed into an empty environment with what it asks for, and the quickstart runs there to its
+end, outside of the checkout.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import venv
 import zipfile
 from argparse import ArgumentParser
 from pathlib import Path
@@ -70,11 +73,29 @@ def seconds(arguments: list[str], folder: Path, times: int) -> float:
     return min(found)
 
 
+def installed(wheel: Path, folder: Path) -> Path:
+    """The command of an environment that holds the wheel and what pip brings with it, and nothing else."""
+    venv.create(folder, with_pip=True)
+    subprocess.run([folder / "bin/python", *PIP[1:], "install", str(wheel)], check=True)
+    return folder / "bin/tempspec"
+
+
+def quickstart(command: Path, folder: Path) -> int:
+    """The exit code of the quickstart, from an empty folder and without this environment's paths."""
+    folder.mkdir()
+    outside = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
+    began = time.monotonic()
+    code = subprocess.run([command, "quickstart"], cwd=folder, env=outside).returncode
+    print(f"quickstart: exit code {code} after {time.monotonic() - began:.0f} s")
+    return code
+
+
 def main() -> None:
-    """Build, list, check, time."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="three processes a time instead of ten")
-    times = 3 if parser.parse_args().quick else 10
+    """Build, list, check, time, install."""
+    parser = ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="three processes a time instead of ten, no quickstart")
+    quick = parser.parse_args().quick
+    times = 3 if quick else 10
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         wheel = build(folder / "wheel")
@@ -86,8 +107,10 @@ def main() -> None:
             archive.extractall(folder / "unpacked")
         imported = seconds(["-c", "import tempspec"], folder / "unpacked", times)
         helped = seconds(["-m", "tempspec", "--help"], folder / "unpacked", times)
+        codes = [] if quick else [quickstart(installed(wheel, folder / "venv"), folder / "empty")]
     finish(
         [
+            *(Goal("exit code of the quickstart in an empty environment", code, high=0, digits=0) for code in codes),
             Goal("files that the wheel lacks", len(lacking), high=0, digits=0),
             Goal("files that it does not need", len(surplus), high=0, digits=0),
             Goal("faults that twine finds", fault, high=0, digits=0),

@@ -1,4 +1,4 @@
-"""Real third-party packages for the tests of the registry and of the command line; how many examples a property gets."""
+"""Real third-party packages for the tests of registry and command line; how many examples a property gets."""
 
 import subprocess
 import sys

@@ -338,7 +338,7 @@ class CommandLine(LightningCLI):
         """The Trainer, with this run's folder, metrics file and callbacks.
 
         Raises:
-            UserError: the task's module has no such stage.
+            UserError: the task's module has no such stage, or the launcher's variables do not fit (SLURM's, say).
         """
         if self.subcommand in ("predict", "generate") and not hasattr(self.model, "begin_generation"):
             raise UserError(f"{self.subcommand} needs task: distillation, whose model names a target; got {self.task}")
@@ -349,7 +349,10 @@ class CommandLine(LightningCLI):
         checkpoints = trainer.enable_checkpointing is not False
         kwargs["enable_checkpointing"] = checkpoints and self.subcommand == "fit"
         self.trainer_defaults = TRAINER_DEFAULTS | {"callbacks": self._callbacks(kwargs["enable_checkpointing"])}
-        return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
+        try:
+            return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
+        except RuntimeError as error:
+            raise UserError(" ".join(str(error).split())) from error
 
     def _metrics_file(self) -> MetricsFile:
         """metrics.csv, which every run has unless it logs nothing."""
@@ -379,7 +382,7 @@ class CommandLine(LightningCLI):
         """Run it, or say what it would take.
 
         Raises:
-            UserError: the checkpoint is of another model.
+            UserError: the checkpoint is of another model, or the job has other devices than the trainer.
         """
         if self._options.estimate:
             self._estimate()
@@ -393,6 +396,8 @@ class CommandLine(LightningCLI):
                     f"the checkpoint {path} does not fit this configuration's model or optimizer; give the one that "
                     "fit left, or the configuration that it was trained with (config.yaml beside checkpoints/)"
                 ) from error
+            if "SLURM" in str(error):  # devices or num_nodes are not those of the job
+                raise UserError(" ".join(str(error).split())) from error
             raise
 
     def _estimate(self) -> None:

@@ -1,11 +1,13 @@
-"""Two real processes over gloo, as `torchrun` starts them on two machines: what one process gives, row for row."""
+"""Two real processes over gloo, as launchers start them: what one process gives, row for row."""
 
 import csv
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -40,23 +42,33 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-def two_processes(commands):
-    """Run commands in both of two processes; the environment is what `torchrun --nnodes 2` sets."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-    shared |= {"TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, json.dumps(commands)],
-            env=os.environ | shared | {"RANK": str(rank), "GROUP_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+def torchruns(rank):
+    """What `torchrun --nnodes 2 --nproc-per-node 1` sets."""
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "test", "LOCAL_RANK": "0"}
+    return shared | {"RANK": str(rank), "GROUP_RANK": str(rank)}
+
+
+def slurms(rank):
+    """What `srun` sets for `--nodes 2 --ntasks-per-node 1`."""
+    shared = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "fit", "SLURM_NODELIST": "127.0.0.1", "SLURM_NNODES": "2"}
+    shared |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_LOCALID": "0"}
+    return shared | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)}
+
+
+def start(commands, launcher):
+    """Begin commands in both of two processes."""
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    line = [sys.executable, "-c", RANK, json.dumps(commands)]
+    return [
+        subprocess.Popen(line, env=shared | launcher(rank), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for rank in range(2)
     ]
+
+
+def ended(ranks, code=0):
+    """Wait for both."""
     printed = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(printed)
-    return printed
+    assert [rank.returncode for rank in ranks] == [code, code], "\n".join(printed)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +125,7 @@ def test_two_processes_are_one(experiment, run, tmp_path):
     machines = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
     fit, *rest = commands(experiment, two, *machines, "--data.batch_size", "4")
     ways = {way: [*fit, *more, "--run", str(tmp_path / way)] for way, more in SHARDED.items()}
-    two_processes([fit, *rest, *ways.values()])
+    ended(start([fit, *rest, *ways.values()], torchruns))
 
     for way in ways:
         assert losses(tmp_path / way) == pytest.approx(losses(one), abs=1e-5)
@@ -127,3 +139,47 @@ def test_two_processes_are_one(experiment, run, tmp_path):
         assert {name: found["value"] for name, found in left["metrics"].items()} == pytest.approx(
             {name: found["value"] for name, found in right["metrics"].items()}, abs=1e-6
         )
+
+
+def test_torchrun_starts_two_processes_on_one_machine(experiment, run, tmp_path):
+    one, two = ([*next(commands(experiment, tmp_path / name)), "--trainer.max_steps", "3"] for name in ("one", "two"))
+    assert run(*one)[0] == 0
+    ddp = ["--trainer.strategy", "ddp", "--trainer.devices", "2", "--data.batch_size", "4"]
+    # Behind `--` the options are ours: torchrun would take `--run` for the beginning of one of its own.
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    done = subprocess.run([*torchrun, "tempspec", *two, *ddp], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+
+
+@pytest.mark.slow  # four processes, one pair after the other
+def test_a_job_of_slurm_that_is_preempted_goes_on_when_it_is_requeued(experiment, tmp_path):
+    machines = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+    fit = [*next(commands(experiment, tmp_path / "run", *machines, "--data.batch_size", "4")), "--ckpt_path", "auto"]
+    endless = [*fit, "--trainer.max_steps", "1000000"]
+    ranks = start([endless], slurms)
+    while not (tmp_path / "run/fit/metrics.csv").exists():
+        assert [rank.poll() for rank in ranks] == [None, None]
+        time.sleep(0.05)
+    for rank in ranks:
+        rank.send_signal(signal.SIGTERM)
+    ended(ranks, 128 + signal.SIGTERM)
+    before = losses(tmp_path / "run")
+    ended(start([[*fit, "--trainer.max_steps", str(len(before) + 2)]], slurms))
+    assert losses(tmp_path / "run")[: len(before)] == before
+    assert len(losses(tmp_path / "run")) == len(before) + 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [("SLURM_NNODES", "3", "Set `num_nodes=3`"), ("SLURM_NTASKS_PER_NODE", None, "Use `--ntasks-per-node=2` instead")],
+)
+def test_a_job_of_slurm_that_does_not_fit_the_trainer_is_one_line(variable, value, says, experiment, run, monkeypatch):
+    for name, held in (slurms(0) | {variable: value}).items():
+        if held is not None:
+            monkeypatch.setenv(name, held)
+    fit = next(commands(experiment, "run", "--trainer.num_nodes", "2", "--trainer.devices", "1"))
+    code, _, error = run(*fit)
+    assert code == 2
+    assert says in error.splitlines()[-1]
+    assert "Traceback" not in error
