@@ -25,8 +25,7 @@ for command in json.loads(sys.argv[1]):
 TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
 DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.batch_size", "2"]
 FIT = ["--trainer.max_steps", "20", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
-
-
+MACHINES = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
 SHARDED = {
     "target": ["--model.loading.shard_target", "true"],
     "draft": ["--trainer.strategy", "fsdp2"],
@@ -110,8 +109,7 @@ def test_two_processes_are_one(experiment, run, tmp_path):
     for command in commands(experiment, one):
         code, _, error = run(*command)
         assert code == 0, error
-    machines = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
-    fit, *rest = commands(experiment, two, *machines, "--data.batch_size", "4")
+    fit, *rest = commands(experiment, two, *MACHINES, "--data.batch_size", "4")
     ways = {way: [*fit, *more, "--run", str(tmp_path / way)] for way, more in SHARDED.items()}
     two_processes([fit, *rest, *ways.values()])
 
@@ -127,3 +125,30 @@ def test_two_processes_are_one(experiment, run, tmp_path):
         assert {name: found["value"] for name, found in left["metrics"].items()} == pytest.approx(
             {name: found["value"] for name, found in right["metrics"].items()}, abs=1e-6
         )
+
+
+def test_text_that_two_processes_write_is_taken_up_again(experiment, tmp_path):
+    online = ["--model.online.every", "2", "--model.online.max_new_tokens", "4"]
+
+    def fit(name, steps):
+        line = ["fit", "--config", f"{experiment}/pair.yaml", "--run", str(tmp_path / name), *MACHINES, *FIT, *online]
+        return [*line, "--data.batch_size", "4", "--trainer.max_steps", str(steps)]
+
+    # Step 3 uses the text of step 2 again, which only the checkpoint has.
+    two_processes([fit("whole", 5), fit("stopped", 3), [*fit("stopped", 5), "--ckpt_path", "last"]])
+
+    kept = torch.load(tmp_path / "stopped/fit/checkpoints/last.ckpt", weights_only=False)["online_text"]
+    assert len(kept) == 2
+    assert kept[0] != kept[1]
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    drafts = [
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "fit/draft").state_dict() for name in ("whole", "stopped")
+    ]
+    torch.testing.assert_close(*drafts, rtol=0, atol=0)
+
+
+def test_a_teacher_is_cached_by_one_process(experiment, run, tmp_path):
+    line = ["generate", "--config", f"{experiment}/pair.yaml", "--cache-teacher", "--run", str(tmp_path / "run")]
+    code, _, error = run(*line, "--model.teacher.folder", str(tmp_path / "cache"), *MACHINES)
+    expected = "error: --cache-teacher expected one process, got 2: set trainer.num_nodes and trainer.devices to 1\n"
+    assert (code, error) == (2, expected)
