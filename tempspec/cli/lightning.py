@@ -188,8 +188,16 @@ class GeneratingTrainer(Trainer):
             datamodule: where the prompts come from.
             ckpt_path: a checkpoint file, or `last`.
             cache_teacher: cache the target's logits on the training rows, as model.teacher says; no text is written.
+
+        Raises:
+            UserError: a cache is to be written by several processes.
         """
         if cache_teacher:
+            if self.world_size > 1:
+                raise UserError(
+                    f"--cache-teacher expected one process, got {self.world_size}: set trainer.num_nodes and "
+                    "trainer.devices to 1"
+                )
             model.cache_teacher(datamodule, self.strategy.root_device)  # type: ignore[operator]
             return
         model.begin_generation()  # type: ignore[operator]

@@ -27,8 +27,7 @@ for command in json.loads(sys.argv[1]):
 TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
 DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.batch_size", "2"]
 FIT = ["--trainer.max_steps", "20", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
-
-
+MACHINES = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
 SHARDED = {
     "target": ["--model.loading.shard_target", "true"],
     "draft": ["--trainer.strategy", "fsdp2"],
@@ -122,8 +121,7 @@ def test_two_processes_are_one(experiment, run, tmp_path):
     for command in commands(experiment, one):
         code, _, error = run(*command)
         assert code == 0, error
-    machines = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
-    fit, *rest = commands(experiment, two, *machines, "--data.batch_size", "4")
+    fit, *rest = commands(experiment, two, *MACHINES, "--data.batch_size", "4")
     ways = {way: [*fit, *more, "--run", str(tmp_path / way)] for way, more in SHARDED.items()}
     ended(start([fit, *rest, *ways.values()], torchruns))
 
@@ -154,8 +152,7 @@ def test_torchrun_starts_two_processes_on_one_machine(experiment, run, tmp_path)
 
 @pytest.mark.slow  # four processes, one pair after the other
 def test_a_job_of_slurm_that_is_preempted_goes_on_when_it_is_requeued(experiment, tmp_path):
-    machines = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
-    fit = [*next(commands(experiment, tmp_path / "run", *machines, "--data.batch_size", "4")), "--ckpt_path", "auto"]
+    fit = [*next(commands(experiment, tmp_path / "run", *MACHINES, "--data.batch_size", "4")), "--ckpt_path", "auto"]
     endless = [*fit, "--trainer.max_steps", "1000000"]
     ranks = start([endless], slurms)
     while not (tmp_path / "run/fit/metrics.csv").exists():
@@ -183,3 +180,29 @@ def test_a_job_of_slurm_that_does_not_fit_the_trainer_is_one_line(variable, valu
     assert code == 2
     assert says in error.splitlines()[-1]
     assert "Traceback" not in error
+
+
+def test_text_that_two_processes_write_is_taken_up_again(experiment, tmp_path):
+    online = ["--model.online.every", "2", "--model.online.max_new_tokens", "4"]
+
+    def fit(name, steps):
+        line = ["fit", "--config", f"{experiment}/pair.yaml", "--run", str(tmp_path / name), *MACHINES, *FIT, *online]
+        return [*line, "--data.batch_size", "4", "--trainer.max_steps", str(steps)]
+
+    # Step 3 uses the text of step 2 again, which only the checkpoint has.
+    stopped = fit("stopped", 3), [*fit("stopped", 5), "--ckpt_path", "last"]
+    ended(start([fit("whole", 5), *stopped], torchruns))
+
+    kept = torch.load(tmp_path / "stopped/fit/checkpoints/last.ckpt", weights_only=False)["online_text"]
+    assert len(kept) == 2
+    assert kept[0] != kept[1]
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    drafts = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "fit/draft") for name in ("whole", "stopped")]
+    torch.testing.assert_close(*(draft.state_dict() for draft in drafts), rtol=0, atol=0)
+
+
+def test_a_teacher_is_cached_by_one_process(experiment, run, tmp_path):
+    line = ["generate", "--config", f"{experiment}/pair.yaml", "--cache-teacher", "--run", str(tmp_path / "run")]
+    code, _, error = run(*line, "--model.teacher.folder", str(tmp_path / "cache"), *MACHINES)
+    expected = "error: --cache-teacher expected one process, got 2: set trainer.num_nodes and trainer.devices to 1\n"
+    assert (code, error) == (2, expected)
