@@ -44,7 +44,7 @@ def at_position(law_BKV: Tensor, position_R: Tensor, row_R: Tensor | None = None
     """One law each of some rows, `[R, V]`: the one at `position_R` of row `row_R`; None means one of every row."""
     rows, positions = law_BKV.shape[:2]
     row_R = torch.arange(rows, device=law_BKV.device) if row_R is None else row_R
-    return law_BKV.reshape(rows * positions, -1).index_select(0, row_R * positions + position_R)
+    return law_BKV.flatten(0, 1).index_select(0, row_R * positions + position_R)
 
 
 def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
