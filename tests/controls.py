@@ -1,5 +1,7 @@
 """Verifiers that are wrong on purpose: the known ways to lose the target's law, each of which a check must refuse."""
 
+import torch
+
 from tempspec.core import verification as core
 from tempspec.core.noise import Stream
 from tempspec.interfaces import Draft, Verdict, Verifier
@@ -12,11 +14,22 @@ def ratio_coins(logp_BKV, draft, noise):
     return core.first_rejection(noise.coins(core.acceptance_probability(logp_BK, logq_BK)), draft.length_B)
 
 
+def block_coins(logp_BKV, logq_BKV, survival_BK, length_B):
+    """The coin probabilities of block verification by their formula, at every position."""
+    h_BK = survival_BK[:, 1:].clone()
+    for i in range(1, h_BK.shape[1]):
+        P_B = survival_BK[:, i]
+        m_B = (P_B[:, None] * logp_BKV[:, i].exp() - logq_BKV[:, i].exp()).clamp(min=0).sum(-1).double()
+        h_B = torch.where(m_B + 1 - P_B == 0, 1.0, m_B / (m_B + 1 - P_B))
+        h_BK[:, i - 1] = torch.where(length_B > i, h_B, P_B)
+    return h_BK
+
+
 def block_terms(logp_BKV, draft):
     """Survival and coin probabilities of block verification, as they should be."""
     logp_BK, logq_BK = core.of_token(logp_BKV, draft.token_BK), core.of_token(draft.logq_BKV, draft.token_BK)
     survival_BK = core.block_survival(core.log_ratio(logp_BK, logq_BK))
-    return survival_BK, core.block_acceptance(logp_BKV, draft.logq_BKV, survival_BK, draft.length_B)
+    return survival_BK, block_coins(logp_BKV, draft.logq_BKV, survival_BK, draft.length_B)
 
 
 class Wrong(Verifier):

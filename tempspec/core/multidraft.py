@@ -19,7 +19,7 @@ from torch import Tensor
 from tempspec.core.acceptance import overlap
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.trees import elder
-from tempspec.core.verification import at_position, of_token, precise, probabilities, real, strips
+from tempspec.core.verification import at_position, of_token, precise, probabilities, real
 
 Siblings = Literal["independent", "distinct", "top", "greedy"]
 """How the children of one node are drawn.
@@ -33,6 +33,9 @@ Siblings = Literal["independent", "distinct", "top", "greedy"]
 
 _NEWTON_STEPS = 10
 _SAFE_GAP = 1e-14
+
+_STRIP = 1 << 17
+"""Numbers of a law that a CPU works on at once: what one operation writes is in its cache for the next."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -77,6 +80,18 @@ def sibling_law(logq: Tensor, score: Tensor, taken: Tensor, rank: int, count: in
     none_left = (left == -torch.inf).all(-1, keepdim=True)
     best = one_hot_log(free.argmax(-1), vocabulary, logq.dtype)
     return torch.where(none_left, best, left.masked_fill(none_left, 0.0).log_softmax(-1))
+
+
+def _strips(rows: int, law: Tensor) -> list[slice]:
+    """Rows of laws like `law [..., V]` in strips that fit a CPU's cache; all rows in one on other devices.
+
+    >>> _strips(3, torch.zeros(100_000))
+    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
+    >>> _strips(3, torch.zeros(1_000))
+    [slice(0, 131, None)]
+    """
+    step = max(1, _STRIP // law.shape[-1]) if law.device.type == "cpu" else max(1, rows)
+    return [slice(first, first + step) for first in range(0, rows, step)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -142,7 +157,7 @@ class _Law:
         there_B, at_B = child_B >= 0, self._first_B + child_B.clamp(min=0)
         factor_B = torch.where(there_B, self.scale_B, 0.0).to(self.law_BV.dtype)
         left_B = torch.empty_like(self.reach_B)
-        for rows in strips(len(self.law_BV), self.law_BV):
+        for rows in _strips(len(self.law_BV), self.law_BV):
             law_BV = self.law_BV[rows]
             excess_BV = probabilities(self._logd.index_select(0, at_B[rows])).neg_()
             excess_BV.addcmul_(law_BV, factor_B[rows, None]).clamp_(min=0.0)
@@ -343,7 +358,7 @@ def sequential_coins(
             continue
         first_B = children.node_BNK[:, place, 0].clamp(min=0)
         count_B = (children.node_BNK[:, place] >= 0).sum(-1).clamp(min=1)
-        for rows in strips(len(logp_BNV), logp_BNV):
+        for rows in _strips(len(logp_BNV), logp_BNV):
             p_BV = probabilities(logp_BNV[rows, place])
             q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
             rho_BN[rows, place] = sequential_division(p_BV, q_BV, count_B[rows])
@@ -371,7 +386,7 @@ def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins:
     count_B, first_B = (child_BK >= 0).sum(-1), child_BK[:, 0].clamp(min=0)
     rho_B = coins.rho_BN.gather(1, node_B[:, None] + 1).squeeze(1)
     parts = []
-    for rows in strips(len(logp_BNV), logp_BNV):
+    for rows in _strips(len(logp_BNV), logp_BNV):
         p_BV = probabilities(at_position(logp_BNV[rows], node_B[rows] + 1))
         q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
         parts.append(sequential_residual(p_BV, q_BV, rho_B[rows], count_B[rows]))

@@ -10,14 +10,13 @@ give NaN, one-hot laws (T = 0) included.
 Axes: B batch, K drafted, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 # A drafted token has q > 0, so this bound on log(p / q) binds only behind a row's length, where it keeps sums finite.
 _MAX_LOG_RATIO = 1e4
-
-_STRIP = 1 << 17
-"""Numbers of a law that a CPU works on at once: what one operation writes is in its cache for the next."""
 
 
 def precise(law: Tensor) -> Tensor:
@@ -45,24 +44,12 @@ def at_position(law_BKV: Tensor, position_R: Tensor, row_R: Tensor | None = None
     """One law each of some rows, `[R, V]`: the one at `position_R` of row `row_R`; None means one of every row."""
     rows, positions = law_BKV.shape[:2]
     row_R = torch.arange(rows, device=law_BKV.device) if row_R is None else row_R
-    return law_BKV.reshape(rows * positions, -1).index_select(0, row_R * positions + position_R)
+    return law_BKV.flatten(0, 1).index_select(0, row_R * positions + position_R)
 
 
 def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
     """Which drafted tokens are real, bool `[B, K]`."""
     return torch.arange(token_BK.shape[1], device=token_BK.device) < length_B[:, None]
-
-
-def strips(rows: int, law: Tensor) -> list[slice]:
-    """Rows of laws like `law [..., V]` in strips that fit a CPU's cache; all rows in one on other devices.
-
-    >>> strips(3, torch.zeros(100_000))
-    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
-    >>> strips(3, torch.zeros(1_000))
-    [slice(0, 131, None)]
-    """
-    step = max(1, _STRIP // law.shape[-1]) if law.device.type == "cpu" else max(1, rows)
-    return [slice(first, first + step) for first in range(0, rows, step)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -155,17 +142,11 @@ def next_weight(
         length_B: how many were drafted.
         survival_B: see `residual`.
     """
-    row_B = torch.arange(len(logp_BKV), device=logp_BKV.device)
-    weight_BV = precise(logp_BKV[:0]).new_empty(len(logp_BKV), logp_BKV.shape[-1])
-    for part in strips(len(row_B), logp_BKV):
-        weight_BV[part] = probabilities(at_position(logp_BKV, accepted_B[part], row_B[part]))
-    rejected_R = row_B[accepted_B < length_B]
-    for part in strips(len(rejected_R), logp_BKV):
-        row_R = rejected_R[part]
-        q_RV = probabilities(at_position(logq_BKV, accepted_B[row_R], row_R))
-        survival_R = None if survival_B is None else survival_B[row_R]
-        excess_RV = _excess(weight_BV.index_select(0, row_R), q_RV, survival_R)
-        weight_BV.index_copy_(0, row_R, excess_RV.to(weight_BV.dtype))
+    weight_BV = probabilities(at_position(logp_BKV, accepted_B))
+    row_R = (accepted_B < length_B).nonzero().squeeze(1)
+    q_RV = probabilities(at_position(logq_BKV, accepted_B[row_R], row_R))
+    survival_R = None if survival_B is None else survival_B[row_R]
+    weight_BV[row_R] = _excess(weight_BV.index_select(0, row_R), q_RV, survival_R).to(weight_BV.dtype)
     return weight_BV
 
 
@@ -189,61 +170,37 @@ def block_survival(logratio_BK: Tensor) -> Tensor:
     return (sum_BK - sum_BK.cummax(-1).values).exp()
 
 
-def block_undecided(passed_BK: Tensor, survival_BK: Tensor, length_B: Tensor) -> Tensor:
-    """Whose `h_i` still matters once every coin was tossed with `P_i`, which is never less: bool `[B, K]`.
-
-    Not where the coin failed even so, nor where `h_i = P_i` (the row's last real token, and `P_i = 1`), nor before a
-    success that is certain: the largest i wins.
-
-    Args:
-        passed_BK: which coins succeeded with P.
-        survival_BK: `block_survival`, `[B, K+1]`.
-        length_B: how many were drafted.
-
-    >>> passed, survival = torch.tensor([[True, True, False]]), torch.tensor([[1.0, 0.5, 0.5, 0.25]])
-    >>> block_undecided(passed, survival, torch.tensor([3])), block_undecided(passed, survival, torch.tensor([2]))
-    (tensor([[ True,  True, False]]), tensor([[False, False, False]]))
-    """
-    passed_BK = passed_BK & real(passed_BK, length_B)
-    certain_BK = passed_BK & ((survival_BK[:, 1:] == 1.0) | _last(passed_BK, length_B))
-    return passed_BK & (certain_BK.flip(-1).cumsum(-1).flip(-1) == 0)
-
-
-def block_acceptance(
-    logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, length_B: Tensor, wanted_BK: Tensor | None = None
+def block_accepted(
+    logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, length_B: Tensor, toss: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The coin probabilities `h_1..h_K`, float64 `[B, K]`; the largest i whose coin succeeds is tau.
+    """How many drafted tokens stand, int64 `[B]`: the largest i whose coin succeeds, 0 if none does.
 
-    `h_i = m_i / (m_i + 1 - P_i)` with `m_i = sum_y (P_i p(y | x_<=i) - q(y | x_<=i))+`, 0/0 counting as 1; the row's
-    last real token uses `h = P`. Entries behind the row's length mean nothing.
+    Coin i succeeds with `h_i = m_i / (m_i + 1 - P_i)`, `m_i = sum_y (P_i p(y | x_<=i) - q(y | x_<=i))+`, 0/0 counting
+    as 1, and at the row's last real token with `P`. As `h <= P`, all are tossed with P first; the laws of a position
+    are looked at only where that settles nothing, from the last token back.
 
     Args:
         logp_BKV: the target's log-laws, `[B, K+1, V]`.
         logq_BKV: the draft's log-laws, `[B, K, V]`, K may be 0.
         survival_BK: `block_survival`, `[B, K+1]`.
         length_B: how many were drafted.
-        wanted_BK: where h is worked out, at the cost of two laws each; elsewhere its upper bound P stands. None means
-            everywhere.
+        toss: `probability_BK -> success_BK`, the same coins at every call: see `tempspec.interfaces.Noise.coins`.
     """
-    h_BK = survival_BK[:, 1:].clone()
-    inner_BK = real(h_BK, length_B) & ~_last(h_BK, length_B)
-    row_M, at_M = (inner_BK if wanted_BK is None else inner_BK & wanted_BK).nonzero(as_tuple=True)
-    survival_M = h_BK[row_M, at_M]
-    excess_M = torch.empty_like(survival_M)
-    for part in strips(len(row_M), logp_BKV):
-        p_MV, q_MV = (
-            probabilities(at_position(law_BKV, at_M[part] + 1, row_M[part])) for law_BKV in (logp_BKV, logq_BKV)
-        )
-        left_MV = p_MV.mul_(survival_M[part, None].to(p_MV.dtype)).sub_(q_MV).clamp_(min=0.0)
-        excess_M[part] = left_MV.sum(-1).double()
-    total_M = excess_M + 1.0 - survival_M
-    h_BK[row_M, at_M] = torch.where(total_M == 0, 1.0, excess_M / torch.where(total_M == 0, 1.0, total_M))
-    return h_BK
-
-
-def _last(token_BK: Tensor, length_B: Tensor) -> Tensor:
-    """Which token is the row's last real one, bool `[B, K]`."""
-    return torch.arange(1, token_BK.shape[1] + 1, device=token_BK.device) == length_B[:, None]
+    chance_BK = survival_BK[:, 1:].clone()
+    passed_BK = toss(chance_BK) & real(chance_BK, length_B)
+    number_K = torch.arange(1, chance_BK.shape[1] + 1, device=chance_BK.device)
+    sure_BK = passed_BK & ((chance_BK == 1.0) | (number_K == length_B[:, None]))
+    accepted_B = last_success(sure_BK, length_B)
+    for position in range(chance_BK.shape[1] - 1, 0, -1):
+        row_R = (passed_BK[:, position - 1] & (accepted_B < position)).nonzero().squeeze(1)
+        survival_R = chance_BK[row_R, position - 1]
+        at_R = torch.full_like(row_R, position)
+        p_RV, q_RV = (probabilities(at_position(law_BKV, at_R, row_R)) for law_BKV in (logp_BKV, logq_BKV))
+        mass_R = p_RV.mul_(survival_R[:, None].to(p_RV.dtype)).sub_(q_RV).clamp_(min=0.0).sum(-1).double()
+        chance_BK[row_R, position - 1] = mass_R / (mass_R + 1.0 - survival_R)
+        success_R = toss(chance_BK)[row_R, position - 1]
+        accepted_B[row_R[success_R]] = position
+    return accepted_B
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -251,35 +208,44 @@ def _last(token_BK: Tensor, length_B: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def typical_log_threshold(logp: Tensor, epsilon: float, delta: float) -> Tensor:
+def typical_log_threshold_(logp: Tensor, p: Tensor, epsilon: float, delta: float) -> Tensor:
     """`log min(epsilon, delta exp(-H(p)))`, `[...]`: a token is typical when its log-probability exceeds it.
 
     The higher the target's entropy H (nats), the less likely a token need be.
 
-    >>> typical_log_threshold(torch.tensor([[0.5, 0.5]]).log(), epsilon=1.0, delta=0.5).exp()
+    Args:
+        logp: the target's log-laws, `[..., V]`, in float32 or better; they are overwritten.
+        p: their `probabilities`.
+        epsilon: the cap.
+        delta: the entropy's factor.
+
+    >>> p = torch.tensor([[0.5, 0.5]])
+    >>> typical_log_threshold_(p.log(), p, epsilon=1.0, delta=0.5).exp()
     tensor([0.2500])
     """
-    logp_NV = logp.reshape(-1, logp.shape[-1])
-    entropy_N = torch.empty(len(logp_NV), dtype=precise(logp[:0]).dtype, device=logp.device)
-    for part in strips(len(logp_NV), logp):
-        finite_NV = precise(logp_NV[part]).clamp(min=-_MAX_LOG_RATIO)
-        entropy_N[part] = -finite_NV.mul_(probabilities(logp_NV[part])).sum(-1)
-    return (delta * torch.exp(-entropy_N)).clamp(max=epsilon).log().view(logp.shape[:-1])
+    entropy = -logp.clamp_(min=-_MAX_LOG_RATIO).mul_(p).sum(-1)
+    return (delta * torch.exp(-entropy)).clamp(max=epsilon).log()
 
 
-def typical_accepted(logp_BKV: Tensor, token_BK: Tensor, length_B: Tensor, epsilon: float, delta: float) -> Tensor:
-    """How many drafted tokens are typical before the first that is not, int64 `[B]` in 0..length.
+def typical_outcome(
+    logp_BKV: Tensor, token_BK: Tensor, length_B: Tensor, epsilon: float, delta: float
+) -> tuple[Tensor, Tensor]:
+    """How many tokens are typical before the first that is not, int64 `[B]` in 0..length, and p behind them, `[B, V]`.
 
     No law behind a row's failure is looked at.
 
-    >>> logp = torch.tensor([[[0.75, 0.25], [0.75, 0.25], [0.75, 0.25]]]).log()
-    >>> typical_accepted(logp, torch.tensor([[0, 1]]), torch.tensor([2]), epsilon=0.5, delta=1.0)
-    tensor([1])
+    >>> logp = torch.tensor([[[0.75, 0.25], [0.75, 0.25], [0.5, 0.5]]]).log()
+    >>> typical_outcome(logp, torch.tensor([[0, 1]]), torch.tensor([2]), epsilon=0.5, delta=1.0)
+    (tensor([1]), tensor([[0.7500, 0.2500]]))
     """
-    accepted_B = torch.zeros_like(length_B)
+    weight_BV = probabilities(logp_BKV[:, 0])
+    accepted_B, row_R, p_RV = torch.zeros_like(length_B), torch.arange(len(length_B), device=length_B.device), weight_BV
     for position, token_B in enumerate(token_BK.unbind(1)):
-        row_R = ((accepted_B == position) & (length_B > position)).nonzero().squeeze(1)
         logp_RV = precise(at_position(logp_BKV, torch.full_like(row_R, position), row_R))
         logp_R = logp_RV.gather(1, token_B[row_R, None]).squeeze(1)
-        accepted_B[row_R] += logp_R > typical_log_threshold(logp_RV, epsilon, delta)
-    return accepted_B
+        typical_R = logp_R > typical_log_threshold_(logp_RV, p_RV, epsilon, delta)
+        row_R = row_R[typical_R & (length_B[row_R] > position)]
+        accepted_B[row_R] += 1
+        p_RV = probabilities(at_position(logp_BKV, torch.full_like(row_R, position + 1), row_R))
+        weight_BV[row_R] = p_RV
+    return accepted_B, weight_BV

@@ -114,10 +114,7 @@ class BlockVerification(Verifier):
         """See `Verifier.verify`."""
         logp_BK, logq_BK = core.of_token(logp_BKV, draft.token_BK), core.of_token(draft.logq_BKV, draft.token_BK)
         survival_BK = core.block_survival(core.log_ratio(logp_BK, logq_BK))
-        # h <= P: what fails with P fails with h, and most rounds are decided before any law is exponentiated.
-        wanted_BK = core.block_undecided(noise.coins(survival_BK[:, 1:]), survival_BK, draft.length_B)
-        h_BK = core.block_acceptance(logp_BKV, draft.logq_BKV, survival_BK, draft.length_B, wanted_BK)
-        accepted_B = core.last_success(noise.coins(h_BK), draft.length_B)
+        accepted_B = core.block_accepted(logp_BKV, draft.logq_BKV, survival_BK, draft.length_B, noise.coins)
         survival_B = survival_BK.gather(1, accepted_B[:, None]).squeeze(1)
         weight_BV = core.next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B, survival_B)
         return Verdict(accepted_B, noise.draw(weight_BV, Stream.RESIDUAL))
@@ -190,18 +187,21 @@ class Typical(Verifier):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        accepted_B = core.typical_accepted(logp_BKV, draft.token_BK, draft.length_B, self.epsilon, self.delta)
-        weight_BV = core.probabilities(core.at_position(logp_BKV, accepted_B))
+        accepted_B, weight_BV = core.typical_outcome(logp_BKV, draft.token_BK, draft.length_B, self.epsilon, self.delta)
         return Verdict(accepted_B, noise.draw(weight_BV, Stream.TARGET))
 
     def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`q(A)`: the draft's mass on typical tokens."""
-        threshold_BK = core.typical_log_threshold(logp_BKV, self.epsilon, self.delta)
-        typical_BKV = core.precise(logp_BKV) > threshold_BK[..., None]
-        return torch.where(typical_BKV, core.precise(draft.logq_BKV).exp(), 0.0).sum(-1)
+        return self._kept(logp_BKV, draft.logq_BKV).sum(-1)
 
     def emitted_law(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
         """`q 1[A] + (1 - q(A)) p`."""
-        threshold_BK1 = core.typical_log_threshold(logp_BKV, self.epsilon, self.delta)[..., None]
-        kept_BKV = torch.where(core.precise(logp_BKV) > threshold_BK1, core.precise(logq_BKV).exp(), 0.0)
+        kept_BKV = self._kept(logp_BKV, logq_BKV)
         return (kept_BKV + (1.0 - kept_BKV.sum(-1, keepdim=True)) * core.precise(logp_BKV).exp()).log()
+
+    def _kept(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
+        """`q 1[A]`, `[B, K, V]`."""
+        logp_BKV = core.precise(logp_BKV)
+        parts = (logp_BKV.clone(), core.probabilities(logp_BKV))
+        threshold_BK = core.typical_log_threshold_(*parts, self.epsilon, self.delta)
+        return torch.where(logp_BKV > threshold_BK[..., None], core.precise(logq_BKV).exp(), 0.0)

@@ -5,9 +5,8 @@ from tempspec.core.noise import gumbel
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.verification import (
     acceptance_probability,
-    block_acceptance,
+    block_accepted,
     block_survival,
-    block_undecided,
     first_rejection,
     last_success,
     log_ratio,
@@ -15,9 +14,10 @@ from tempspec.core.verification import (
     of_token,
     probabilities,
     residual,
-    typical_accepted,
-    typical_log_threshold,
+    typical_log_threshold_,
+    typical_outcome,
 )
+from tests.controls import block_coins
 
 INF = torch.inf
 
@@ -77,7 +77,8 @@ def test_nothing_drafted_counts_nothing():
     accept, length = torch.zeros(3, 0, dtype=torch.bool), torch.zeros(3, dtype=torch.int64)
     assert first_rejection(accept, length).tolist() == last_success(accept, length).tolist() == [0, 0, 0]
     assert block_survival(torch.zeros(3, 0)).tolist() == [[1.0]] * 3
-    assert block_acceptance(laws(3, 1, 4), laws(3, 1, 4)[:, :0], torch.ones(3, 1), length).shape == (3, 0)
+    none = block_accepted(laws(3, 1, 4), laws(3, 1, 4)[:, :0], torch.ones(3, 1).double(), length, lambda h: h > 0.5)
+    assert none.tolist() == [0, 0, 0]
 
 
 def test_survival_equals_its_recursion():
@@ -89,39 +90,39 @@ def test_survival_equals_its_recursion():
         torch.testing.assert_close(survival[:, position + 1], expected, rtol=1e-12, atol=0)
 
 
-def test_block_coins_equal_the_formula():
-    logp, logq = laws(20, 4, 5, seed=1), laws(20, 3, 5, seed=2)
-    token = torch.arange(60).reshape(20, 3) % 5
-    survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
-    h = block_acceptance(logp, logq, survival, torch.full((20,), 3))
-    assert torch.equal(h[:, 2], survival[:, 3])
-    for i in (1, 2):
-        m = (survival[:, i, None] * logp[:, i].exp() - logq[:, i].exp()).clamp(min=0).sum(-1)
-        torch.testing.assert_close(h[:, i - 1], m / (m + 1 - survival[:, i]))
-    ragged = block_acceptance(logp, logq, survival, torch.full((20,), 2))
-    assert torch.equal(ragged[:, 1], survival[:, 2])
+class Tosses:
+    """The same u at every call, and how much was asked."""
+
+    def __init__(self, rows, drafted):
+        self.u = torch.rand(rows, drafted, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        self.asked = []
+
+    def __call__(self, chance):
+        self.asked.append(chance.clone())
+        return self.u < chance
 
 
 @pytest.mark.parametrize("zeros", [False, True])
-def test_block_decides_the_same_with_fewer_laws(zeros):
+def test_block_decides_what_the_formula_says(zeros):
     rows, longest = 400, 4
     logp, logq = laws(rows, longest + 1, 6, seed=1, zeros=zeros), laws(rows, longest, 6, seed=2, zeros=zeros)
     logq = torch.logaddexp(logq, logp[:, :-1] + 1.0).log_softmax(-1)
     token, length = logq[..., 1:].argmax(-1) + 1, torch.arange(rows) % (longest + 1)
     survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
-    noise = torch.rand(rows, longest, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain = block_acceptance(logp, logq, survival, length)
-    wanted = block_undecided(noise < survival[:, 1:], survival, length)
-    few = block_acceptance(logp, logq, survival, length, wanted)
-    assert 0 < wanted.sum() < wanted.numel() / 4
-    assert torch.equal(few[wanted], plain[wanted])
+    plain, toss = block_coins(logp, logq, survival, length), Tosses(rows, longest)
+    accepted = block_accepted(logp, logq, survival, length, toss)
+    assert torch.equal(accepted, last_success(toss.u < plain, length))
+    assert set(accepted.tolist()) == {0, 1, 2, 3, 4}
+    looked = toss.asked[-1] != survival[:, 1:]  # where a law was looked at
+    torch.testing.assert_close(toss.asked[-1][looked], plain[looked], rtol=1e-12, atol=1e-14)
+    assert 0 < looked.sum() < looked.numel() / 4
     assert (plain <= survival[:, 1:] + 1e-12).all()
-    assert torch.equal(last_success(noise < few, length), last_success(noise < plain, length))
 
 
-def test_block_coin_of_equal_laws_is_certain():
+def test_block_accepts_equal_laws_whole():
     logp = laws(2, 3, 4)
-    assert block_acceptance(logp, logp[:, :2], torch.ones(2, 3).double(), torch.full((2,), 2)).tolist() == [[1, 1]] * 2
+    accepted = block_accepted(logp, logp[:, :2], torch.ones(2, 3).double(), torch.full((2,), 2), Tosses(2, 2))
+    assert accepted.tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -130,29 +131,33 @@ def test_one_hot_laws_give_no_nan(dtype):
     logp, logq = one_hot_log(torch.tensor([[0, 1, 1, 0]] * 2), 4, dtype), one_hot_log(token, 4, dtype)
     length = torch.tensor([3, 2])
     survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
-    h = block_acceptance(logp, logq, survival, length)
     assert survival.tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
+    assert block_accepted(logp, logq, survival, length, Tosses(2, 3)).tolist() == [2, 0]
     for accepted in range(3):
         weight = next_weight(logp, logq, torch.full((2,), accepted), length, survival[:, accepted])
         assert weight.isfinite().all()
         assert (weight.sum(-1) > 0).all()
-    assert h.isfinite().all()
-    assert typical_log_threshold(logp, 0.09, 0.3).exp().tolist() == [[pytest.approx(0.09)] * 4] * 2
+    p = probabilities(logp)
+    assert typical_log_threshold_(logp.to(p), p, 0.09, 0.3).exp().tolist() == [[pytest.approx(0.09)] * 4] * 2
 
 
 def test_float32_is_close_to_float64_on_a_large_vocabulary():
     logp, logq = laws(4, 4, 20_000, seed=1, spread=1.0), laws(4, 3, 20_000, seed=2, spread=1.0)
     token = logq.argmax(-1)
     survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
-    exact = block_acceptance(logp, logq, survival, torch.full((4,), 3))
-    rounded = block_acceptance(logp.float(), logq.float(), survival, torch.full((4,), 3))
-    torch.testing.assert_close(rounded, exact, rtol=1e-5, atol=1e-6)
+    exact, rounded, full = Tosses(4, 3), Tosses(4, 3), torch.full((4,), 3)
+    exact.u = rounded.u = torch.zeros_like(exact.u)
+    exact.u[:, 2] = 1.0  # the last coin fails
+    accepted = block_accepted(logp, logq, survival, full, exact)
+    assert torch.equal(block_accepted(logp.float(), logq.float(), survival, full, rounded), accepted)
+    torch.testing.assert_close(rounded.asked[-1], exact.asked[-1], rtol=1e-5, atol=1e-6)
 
 
 def test_typical_threshold_follows_the_entropy():
     uniform = torch.zeros(1, 1, 10).log_softmax(-1)
-    assert typical_log_threshold(uniform, epsilon=0.09, delta=0.3).exp().item() == pytest.approx(0.03)
-    assert typical_log_threshold(uniform, epsilon=0.02, delta=0.3).exp().item() == pytest.approx(0.02)
+    for epsilon, expected in ((0.09, 0.03), (0.02, 0.02)):
+        threshold = typical_log_threshold_(uniform.clone(), uniform.exp(), epsilon, delta=0.3)
+        assert threshold.exp().item() == pytest.approx(expected)
 
 
 def test_probabilities_are_the_exponential_of_a_law():
@@ -165,7 +170,10 @@ def test_probabilities_are_the_exponential_of_a_law():
 def test_typical_tokens_are_counted_to_the_first_that_is_not(zeros):
     logp = laws(60, 5, 6, zeros=zeros)
     token, length = torch.arange(240).reshape(60, 4) % 6, torch.arange(60) % 5
-    typical = of_token(logp, token) > typical_log_threshold(logp[:, :-1], 0.3, 0.9)
-    accepted = typical_accepted(logp, token, length, 0.3, 0.9)
-    assert torch.equal(accepted, first_rejection(typical, length))
+    threshold = typical_log_threshold_(logp[:, :-1].clone(), probabilities(logp[:, :-1]), 0.3, 0.9)
+    before = logp.clone()
+    accepted, weight = typical_outcome(logp, token, length, 0.3, 0.9)
+    assert torch.equal(accepted, first_rejection(of_token(logp, token) > threshold, length))
+    torch.testing.assert_close(weight, logp[torch.arange(60), accepted].exp())
+    assert torch.equal(logp, before)
     assert set(accepted.tolist()) >= {0, 1, 2}
