@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tempspec.metrics.bootstrap import Estimate, bootstrap_compute
+from tempspec.metrics.bootstrap import Estimate, Sums, bootstrap_compute
 from tempspec.metrics.prefixes import prefix_split
 from tempspec.metrics.ratio import to_estimate
 from tempspec.reporting.answers import contrast
@@ -13,6 +13,9 @@ from tempspec.reporting.sheets import Field, Sheet
 
 __all__ = ["drafting", "prefixes", "temperatures"]
 
+Analytic = dict[tuple[str, float, float], Sums]
+"""(metric, target temperature, draft temperature) -> what its interval is computed from."""
+
 
 def temperatures(collection: Collection) -> Section:
     """Maps over the two temperatures, and acceptance against the entropy of the target."""
@@ -21,30 +24,21 @@ def temperatures(collection: Collection) -> Section:
     nothing = Estimate.nothing()
     entropy: dict[str, dict[str, dict[float, Estimate]]] = {}
     for draft in collection.drafts:
-        for name in dict.fromkeys(key[0] for key in draft.analytic):
-            found = {(k[2], k[3]): e for k, e in _analytic_estimates(draft, name, "analytic_acceptance").items()}
+        for name, sums in _texts(collection, draft).items():
+            found = _estimates(sums, "analytic_acceptance")
             best = [max((k for k in found if k[0] == t), key=lambda k: found[k].value) for t in {k[0] for k in found}]
             title = f"Analytic acceptance: {draft.name}, {name}"
             axes = {"x": TEMPERATURE, "y": "draft temperature (1)", "mark": "best draft temperature"}
             rows += [[draft.name, name, *key, found[key], found.get((key[0], key[0]), nothing)] for key in sorted(best)]
             charts.append(heatmap(slug("map", draft.name, name), title, found, sorted(best), **axes))
-            heat = {k[2]: e.value for k, e in _analytic_estimates(draft, name, "target_entropy").items()}
+            heat = {t: e.value for (t, _), e in _estimates(sums, "target_entropy").items()}
             points = {heat[t]: found[t, t] for t in heat if (t, t) in found}
             entropy.setdefault(name, {})[draft.name] = points
     for name, found_curves in entropy.items():
-        x, y = "entropy of the target (nats)", "analytic acceptance (1)"
-        charts.append(
-            curves(
-                slug("entropy", name),
-                f"Entropy against acceptance: {name}",
-                found_curves,
-                x=x,
-                y=y,
-                top=1.0,
-                ticks=False,
-            )
-        )
-    columns = ["draft", "prompts", "T", "best draft T", "analytic acceptance", "at draft T = T"]
+        words = {"x": "entropy of the target (nats)", "y": "analytic acceptance (1)"}
+        title = f"Entropy against acceptance: {name}"
+        charts.append(curves(slug("entropy", name), title, found_curves, top=1.0, ticks=False, **words))
+    columns = ["draft", "text", "T", "best draft T", "analytic acceptance", "at draft T = T"]
     return Section(
         "analytic",
         "Temperatures of target and draft",
@@ -57,18 +51,18 @@ def temperatures(collection: Collection) -> Section:
 def _trained(collection: Collection) -> Iterator[Chart]:
     """Train temperature x decoding temperature, where two or more drafts differ in it."""
     drafts = {
-        d.labels["train_temperature"]: d
+        d.labels["train_temperature"]: _texts(collection, d)
         for d in reversed(collection.drafts)
         if isinstance(d.labels.get("train_temperature"), int | float)
     }
     if len(drafts) < 2:
         return
-    for name in dict.fromkeys(key[0] for draft in drafts.values() for key in draft.analytic):
+    for name in dict.fromkeys(name for texts in drafts.values() for name in texts):
         found = {
-            (key[2], float(heat)): estimate
-            for heat, draft in drafts.items()
-            for key, estimate in _analytic_estimates(draft, name, "analytic_acceptance").items()
-            if key[2] == key[3]
+            (t, float(heat)): estimate
+            for heat, texts in drafts.items()
+            for (t, d), estimate in _estimates(texts.get(name, {}), "analytic_acceptance").items()
+            if t == d
         }
         diagonal = [key for key in found if key[0] == key[1]]
         axes = {"x": TEMPERATURE, "y": "train temperature (1)", "mark": "equal temperatures"}
@@ -79,18 +73,16 @@ def drafting(collection: Collection) -> Section:
     """Proposals that are sampled against proposals of the likeliest token."""
     charts = []
     for draft in collection.drafts:
-        sums = draft.analytic_sums
-        decoded = (cell.prompt_set for cell in draft.estimates)
-        for name in dict.fromkeys([*(key[0] for key in draft.analytic), *decoded]):
-            pairs = {
-                k[2]: (k, (name, "argmax_acceptance", k[2], k[3]))
-                for k in sums
-                if k[:2] == (name, "analytic_acceptance") and k[2] == k[3] > 0
+        for name, sums in _texts(collection, draft).items():
+            found = {
+                f"T = {t:g}": contrast((1, value), (-1, sums["argmax_acceptance", t, d]))
+                for (metric, t, d), value in sums.items()
+                if metric == "analytic_acceptance" and t == d > 0 and ("argmax_acceptance", t, d) in sums
             }
-            found = {f"T = {t:g}": contrast((1, sums[a]), (-1, sums[b])) for t, (a, b) in pairs.items() if b in sums}
             if found:
                 title = f"Sampled minus argmax drafting: {draft.name}, {name}"
                 charts.append(forest(slug("argmax", draft.name, name), title, found, x="difference in acceptance (1)"))
+        for name in dict.fromkeys(cell.prompt_set for cell in draft.estimates):
             if gains := _decoded_gains(draft, name):
                 title = f"Sampled minus argmax drafting, decoded: {draft.name}, {name}"
                 x = "difference in block efficiency (tokens / call)"
@@ -128,6 +120,26 @@ def prefixes(collection: Collection) -> Section:
     return Section("prefixes", "Fixed against sampled prefixes", text, charts)
 
 
-def _analytic_estimates(draft: Draft, name: str, metric: str) -> dict[tuple[str, str, float, float], Estimate]:
-    sums = {key: value for key, value in draft.analytic_sums.items() if key[:2] == (name, metric)}
-    return {key: to_estimate(bootstrap_compute(value))[0] for key, value in sums.items()}
+def _texts(collection: Collection, draft: Draft) -> dict[str, Analytic]:
+    """The analytic sums by the text that they were measured on.
+
+    Of a study: each prompt set's fixed text, and what the target wrote, where every T is measured on text of that T.
+    """
+    places: dict[str, list[tuple[str, float | None]]] = {}
+    for prompts, name in collection.prefixes.fixed.items():
+        places.setdefault(name, []).append((f"{prompts}, fixed text", None))
+    for prompts, sets in collection.prefixes.sampled.items():
+        for heat, name in sets.items():
+            places.setdefault(name, []).append((f"{prompts}, sampled at T", float(heat)))
+    found: dict[str, Analytic] = {text: {} for names in places.values() for text, _ in names}
+    for (name, metric, target, own), sums in draft.analytic_sums.items():
+        for text, heat in places.get(name, [(name, None)]):
+            if heat is None or heat == target:
+                found.setdefault(text, {})[metric, target, own] = sums
+    return {text: sums for text, sums in found.items() if sums}
+
+
+def _estimates(sums: Analytic, metric: str) -> dict[tuple[float, float], Estimate]:
+    """A metric by (T, draft T), in ascending order."""
+    own = sorted(key for key in sums if key[0] == metric)
+    return {key[1:]: to_estimate(bootstrap_compute(sums[key]))[0] for key in own}

@@ -3,7 +3,7 @@
 A sentence claims a direction only where the 95% interval leaves zero out; otherwise it says "not shown".
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -72,7 +72,7 @@ def verdict(estimate: Estimate) -> str:
 def _temperature(collection: Collection) -> Answer:
     question = "How does the decoding temperature change the gain?"
     for draft in collection.drafts:
-        for cells in _by_temperature(draft):
+        for cells in _by_temperature(draft, collection.domains):
             low, high = cells[0], cells[-1]
             if low.target_temperature == high.target_temperature:
                 continue
@@ -106,7 +106,7 @@ def _consistency(collection: Collection) -> Answer:
         needs = f"drafts trained at T = {collection.reference:g} and at another temperature"
         return Answer(question, f"Not measured here: it needs {needs}.")
     for heat in reversed(hot):
-        for cell in _drafting(trained[heat]):
+        for cell in _drafting(trained[heat], collection.domains):
             if cell.target_temperature == heat == cell.draft_temperature and cell in reference.metrics:
                 sums = (draft.metrics[cell].acceptance_rate.sums() for draft in (trained[heat], reference))
                 found = contrast(*zip((1, -1), sums, strict=True))
@@ -145,7 +145,7 @@ def _other_range(collection: Collection) -> Iterator[Change]:
     for narrow, wide, heat in _ranges(collection):
         ref = collection.reference
         places: list[tuple[tuple[Cell, ...], ...]] = [*_domain_pairs(narrow, collection, ref, heat)]
-        places = places or [(pair,) for pair in _at(narrow, ref, heat)]
+        places = places or [(pair,) for pair in _at(narrow, {}, ref, heat)]
         for place in places:
             if not all(cell in wide.metrics for pair in place for cell in pair):
                 continue
@@ -162,7 +162,7 @@ def _ranges(collection: Collection) -> Iterator[tuple[Draft, Draft, float]]:
     """(a draft, another, T): T is out of the range of the one and in that of the other; the farthest T first."""
     known = [draft for draft in collection.drafts if draft.trained and draft.rows]
     for narrow, wide in permutations(known, 2):
-        heats = {cell.target_temperature for cell in _drafting(narrow)}
+        heats = {cell.target_temperature for cell in _drafting(narrow, {})}
         out = [t for t in heats if _inside(wide, t) and not _inside(narrow, t)]
         both = all(_inside(draft, collection.reference) for draft in (narrow, wide))
         for heat in sorted(out, key=lambda t: abs(t - collection.reference), reverse=True) if both else ():
@@ -179,9 +179,9 @@ def _span(draft: Draft) -> str:
     return f"trained at {low:g} to {high:g}" if low < high else f"trained at {low:g}"
 
 
-def _at(draft: Draft, *heats: float) -> list[tuple[Cell, ...]]:
+def _at(draft: Draft, domains: Mapping[str, str], *heats: float) -> list[tuple[Cell, ...]]:
     """Cells of one verifier and prompt set at each of some temperatures, proposals at the same one."""
-    found = [{c.target_temperature: c for c in cells} for cells in _by_temperature(draft)]
+    found = [{c.target_temperature: c for c in cells} for cells in _by_temperature(draft, domains)]
     return [tuple(cells[t] for t in heats) for cells in found if all(t in cells for t in heats)]
 
 
@@ -189,7 +189,7 @@ def _domain_pairs(
     draft: Draft, collection: Collection, first: float, second: float | None = None
 ) -> list[tuple[tuple[Cell, ...], tuple[Cell, ...]]]:
     """Cells in the domain and cells out of it, of one verifier, at one or two temperatures."""
-    cells = _at(draft, first, first if second is None else second)
+    cells = _at(draft, collection.domains, first, first if second is None else second)
     inside, outside = ([c for c in cells if collection.domains.get(c[0].prompt_set) == side] for side in ("in", "out"))
     return [(one, other) for one in inside for other in outside if one[0].verifier == other[0].verifier]
 
@@ -201,7 +201,7 @@ def _accepted(draft: Draft, cell: Cell) -> Sums:
 def _remedies(collection: Collection) -> Answer:
     question = "What speeds up high temperatures?"
     base = next((draft for draft in collection.drafts if draft.rows), None)
-    cells = _drafting(base) if base else []
+    cells = _drafting(base, collection.domains) if base else []
     if base is None or not cells:
         return Answer(question, "Not measured here: it needs predict with a draft.")
     hottest = max(cell.target_temperature for cell in cells)
@@ -209,7 +209,7 @@ def _remedies(collection: Collection) -> Answer:
     plain = next((cell for cell in at if cell.draft_temperature == hottest), at[0])
     tried: dict[str, tuple[Sums, Sums]] = {}
     for draft in collection.drafts:
-        for cell in _drafting(draft):
+        for cell in _drafting(draft, collection.domains):
             place = (cell.prompt_set, cell.target_temperature)
             if place == (plain.prompt_set, hottest) and (draft, cell) != (base, plain):
                 label = f"{draft.name}, {cell.verifier}, draft T = {cell.draft_temperature:g}"
@@ -230,16 +230,16 @@ def _answer(question: str, *changes: Change) -> Answer:
     return Answer(question, f"{sentence[0].upper()}{sentence[1:]}.", any(shown(change.found) for change in changes))
 
 
-def _drafting(draft: Draft | None) -> list[Cell]:
-    """Cells in which something was drafted and accepted rows were counted."""
-    cells = draft.metrics.cells if draft else ()
-    return [cell for cell in cells if cell.verifier != BASELINE]
+def _drafting(draft: Draft, domains: Mapping[str, str]) -> list[Cell]:
+    """Cells in which something was drafted; those out of the domain come last."""
+    cells = [cell for cell in draft.metrics.cells if cell.verifier != BASELINE]
+    return sorted(cells, key=lambda cell: domains.get(cell.prompt_set) == "out")
 
 
-def _by_temperature(draft: Draft) -> Iterator[list[Cell]]:
+def _by_temperature(draft: Draft, domains: Mapping[str, str]) -> Iterator[list[Cell]]:
     """Cells at equal temperatures by ascending temperature, for each verifier and prompt set."""
     grouped: dict[tuple[str, str], list[Cell]] = {}
-    for cell in _drafting(draft):
+    for cell in _drafting(draft, domains):
         if cell.draft_temperature == cell.target_temperature:
             grouped.setdefault((cell.verifier, cell.prompt_set), []).append(cell)
     for cells in grouped.values():

@@ -52,7 +52,9 @@ def _rule(draft: Draft, cell: Cell) -> str:
     pair = cell.target_temperature, cell.draft_temperature
     if pair[0] == pair[1]:
         return ""
-    return ", draft T fitted" if pair in draft.fitted else f", draft T = {pair[1]:g}"
+    if pair in draft.fitted:
+        return ", draft T fitted"
+    return f", draft T = {pair[1]:g}" if pair[1] else ", argmax drafts"
 
 
 def slug(*names: str) -> str:

@@ -79,7 +79,7 @@ def test_a_study_fills_every_section(elements):
         "Speed",
         "Inside a round",
         "Temperatures of target and draft",
-        "Trained at, decoded at: in",
+        "Trained at, decoded at: in, fixed text",
         "Sampled against argmax drafting",
         "Fixed against sampled prefixes",
         "Differences between drafts",
