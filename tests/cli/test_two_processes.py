@@ -142,7 +142,8 @@ def test_text_that_two_processes_write_is_taken_up_again(experiment, tmp_path):
     assert kept[0] != kept[1]
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     drafts = [
-        AutoModelForCausalLM.from_pretrained(tmp_path / name / "fit/draft").state_dict() for name in ("whole", "stopped")
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "fit/draft").state_dict()
+        for name in ("whole", "stopped")
     ]
     torch.testing.assert_close(*drafts, rtol=0, atol=0)
 
