@@ -4,6 +4,9 @@
 temperatures. `fold` adds the change at one temperature to the weights: an ordinary model. On disk a conditioned draft
 is the ordinary checkpoint of tau = 1, with one more file beside it that only tempspec reads.
 
+A model knows the range of temperatures that it was trained at, and takes the nearest of them for any other: nothing
+holds its changes outside, and a draft trained from 0.5 upwards is useless at the changes that 0.1 would give it.
+
 Axes: B batch, F functions of log tau, R rank.
 """
 
@@ -22,6 +25,7 @@ from tempspec.errors import UserError
 __all__ = [
     "COLDEST",
     "FILE",
+    "RANGE",
     "condition",
     "features",
     "fold",
@@ -35,6 +39,8 @@ __all__ = [
 FILE = "conditioning.safetensors"
 COLDEST = 0.1
 """Temperatures below it, 0 included, are conditioned on as this one."""
+RANGE = "trained_temperatures"
+"""The buffer of a conditioned model with the least and the largest temperature that it was trained at."""
 
 
 def features(temperature: Tensor) -> Tensor:
@@ -117,6 +123,7 @@ def condition(model: PreTrainedModel, rank: int) -> PreTrainedModel:
         raise UserError(f"a {model.config.model_type} has no linear layers to condition on the temperature")
     for parent, child, module in places:
         setattr(parent, child, _Conditioned(module, rank, dial))
+    model.register_buffer(RANGE, torch.tensor([torch.inf, 0.0], device=model.device))
     return model
 
 
@@ -126,19 +133,28 @@ def is_conditioned(model: nn.Module) -> bool:
 
 
 def set_temperature(model: nn.Module, temperature: Tensor | float | None) -> None:
-    """Choose the temperatures of the coming forward passes.
+    """Choose the temperatures of the coming forward passes; a model in train mode is trained at them from now on.
 
     Args:
         model: a conditioned model; of others nothing is changed.
         temperature: one for all rows, or one for each, `[B]`; None is tau = 1.
     """
-    dials = {id(module.dial): module for module in model.modules() if isinstance(module, _Conditioned)}
-    for module in dials.values():
+    dials = {id(module.dial): module.dial for module in model.modules() if isinstance(module, _Conditioned)}
+    for dial in dials.values():
         if temperature is None:
-            module.dial.features_BF = None
-        else:
-            heat_B = torch.as_tensor(temperature, dtype=torch.float32, device=module.weight.device).reshape(-1)
-            module.dial.features_BF = features(heat_B)
+            dial.features_BF = None
+            continue
+        range_2 = model.get_buffer(RANGE)
+        heat_B = torch.as_tensor(temperature, dtype=torch.float32, device=range_2.device).reshape(-1)
+        if model.training:
+            range_2.copy_(torch.stack([range_2[0].minimum(heat_B.min()), range_2[1].maximum(heat_B.max())]))
+        dial.features_BF = features(_nearest_trained(heat_B, range_2))
+
+
+def _nearest_trained(heat_B: Tensor, range_2: Tensor) -> Tensor:
+    """Temperatures within the trained range; as they are where nothing was trained."""
+    low, high = range_2
+    return torch.where(low <= high, heat_B.clamp(low, high), heat_B)
 
 
 @torch.no_grad()
@@ -147,7 +163,7 @@ def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
 
     Args:
         model: a conditioned model, which is left alone.
-        temperature: at least 0; below `COLDEST` that one is taken.
+        temperature: at least 0; the nearest that the model was trained at is taken.
 
     Raises:
         UserError: the model is not conditioned.
@@ -157,7 +173,9 @@ def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
             "expected a draft that is conditioned on the temperature, got an ordinary one: it needs no fold"
         )
     folded = copy.deepcopy(model)
-    features_F = features(torch.tensor(float(temperature), dtype=torch.float32))
+    range_2 = folded.get_buffer(RANGE)
+    delattr(folded, RANGE)
+    features_F = features(_nearest_trained(range_2.new_tensor(float(temperature)), range_2))
     for place in _places(folded):
         layer = place.layer
         plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
@@ -168,7 +186,7 @@ def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
 
 def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of tau = 1, by the names of the ordinary model."""
-    changes = {f"{place.name}.{part}" for place in _places(model) for part in ("down", "up")}
+    changes = {RANGE} | {f"{place.name}.{part}" for place in _places(model) for part in ("down", "up")}
     return {name: value for name, value in model.state_dict().items() if name not in changes}
 
 
@@ -180,7 +198,7 @@ def save_conditioning(model: PreTrainedModel, folder: Path) -> None:
         for part in ("down", "up")
     }
     if changes:
-        save_file(changes, folder / FILE)
+        save_file(changes | {RANGE: model.get_buffer(RANGE)}, folder / FILE)
 
 
 def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
@@ -196,7 +214,7 @@ def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedM
     rank = next(iter(value.shape[0] for name, value in changes.items() if name.endswith(".down"))) // _FUNCTIONS
     condition(model, rank)
     try:
-        found = model.load_state_dict({name: value.to(model.dtype) for name, value in changes.items()}, strict=False)
+        found = model.load_state_dict(changes, strict=False)
     except RuntimeError as error:
         raise UserError(f"{file} belongs to another model: its tensors have other shapes") from error
     if found.unexpected_keys:

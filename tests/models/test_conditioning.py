@@ -5,11 +5,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from tempspec.errors import UserError
 from tempspec.models.conditioning import (
     FILE,
+    RANGE,
     condition,
     fold,
     is_conditioned,
     load_conditioning,
     plain_state,
+    save_conditioning,
     set_temperature,
 )
 from tempspec.models.loading import load_model, save_model
@@ -57,6 +59,35 @@ def test_folding_is_conditioning(temperature):
     torch.testing.assert_close(logits(folded), expected, rtol=1e-5, atol=1e-5)
     if temperature != 1:
         assert not torch.allclose(expected, logits(model, 1.0), atol=1e-2)
+
+
+def trained(low, high):
+    """A conditioned model that says it was trained between two temperatures."""
+    model = conditioned().train()
+    for temperature in (torch.tensor([high, low]), (low + high) / 2):
+        set_temperature(model, temperature)
+    return model.eval()
+
+
+@pytest.mark.parametrize(("asked", "nearest"), [(0.0, 0.5), (0.4, 0.5), (0.5, 0.5), (1.2, 1.2), (2.0, 2.0), (9.0, 2.0)])
+def test_outside_of_the_trained_range_the_nearest_temperature_is_taken(tmp_path, asked, nearest):
+    free, model = conditioned(), trained(0.5, 2.0)
+    expected = logits(free, nearest)
+    torch.testing.assert_close(logits(model, asked), expected)
+    torch.testing.assert_close(logits(model, torch.tensor([asked, asked])), expected)
+    torch.testing.assert_close(logits(fold(model, asked)), expected, rtol=1e-5, atol=1e-5)
+    model.save_pretrained(tmp_path, state_dict=plain_state(model))
+    save_conditioning(model, tmp_path)
+    loaded = load_conditioning(AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path)
+    torch.testing.assert_close(logits(loaded, asked), expected)
+    if asked != nearest:
+        assert not torch.allclose(expected, logits(free, asked), atol=1e-2)
+
+
+def test_measuring_does_not_widen_the_trained_range():
+    model = trained(0.5, 2.0)
+    logits(model, 9.0)
+    assert model.get_buffer(RANGE).tolist() == [0.5, 2.0]
 
 
 def test_rows_of_one_batch_have_their_own_temperatures():
