@@ -278,6 +278,36 @@ def match_steps(logp_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B:
     return own_BN.masked_fill(twin_BN | ~real(token_BN, length_B), 0.0)
 
 
+def match_coins(step_BN: Tensor, parent_BN: Tensor) -> Tensor:
+    """P(the target's own token leads to each node | to none of its elder siblings), float64 `[B, N]`.
+
+    Args:
+        step_BN: `match_steps`.
+        parent_BN: the nodes' parents.
+    """
+    step_BN = step_BN.double()
+    elder_BN = (elder(parent_BN) * step_BN[:, None]).sum(-1)
+    return _quotient(step_BN, 1.0 - elder_BN).clamp(max=1.0)
+
+
+def match_weight(logp_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor, node_B: Tensor) -> Tensor:
+    """The law of the target's own token when it leads to none of a node's children, not normalised, `[B, V]`.
+
+    Args:
+        logp_BNV: the target's log-laws behind the root and every node, `[B, N+1, V]`.
+        token_BN: the nodes' tokens.
+        parent_BN: their parents.
+        length_B: the first nodes that are real.
+        node_B: the node of each row, -1 for the root.
+    """
+    p_BV = probabilities(at_position(logp_BNV, node_B + 1))
+    child_BN = (parent_BN == node_B[:, None]) & real(token_BN, length_B)
+    least_BN = torch.where(child_BN, 0.0, torch.inf).to(p_BV.dtype)
+    rest_BV = p_BV.scatter_reduce(1, token_BN, least_BN, "amin")
+    # Children that have all of p are left only by rounding.
+    return torch.where((rest_BV.amax(-1) == 0)[:, None], p_BV, rest_BV)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # K-SEQ: Sun et al. 2023, SpecTr (2310.15141)
 # ---------------------------------------------------------------------------------------------------------------------

@@ -85,6 +85,11 @@ class Engine:
         if drafter is not None and drafter.needs_model and draft is None:
             raise UserError(f"drafter {type(drafter).__name__} needs a draft model, got none: name one")
         siblings = drafter.siblings if drafter is not None else None
+        if siblings is not None and verifier is not None and verifier.shared_noise:
+            raise UserError(
+                f"{type(verifier).__name__} verifies chains only, got a drafter of trees: siblings are drawn with "
+                "their own noise, which the target's samples cannot share: take another verifier, or draft chains"
+            )
         if siblings is not None and verifier is not None and siblings not in verifier.siblings:
             known = ", ".join(sorted(verifier.siblings)) or "chains only"
             raise UserError(

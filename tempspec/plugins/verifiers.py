@@ -130,14 +130,19 @@ class SampledMatch(_Match):
     """Accepts a token while it equals the target's own independent sample; exact at any temperature.
 
     Needs no draft law, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In a tree it
-    is naive top-down verification: descend while a child is the target's sample.
+    is naive top-down verification: descend while a child is the target's sample. That a sample is a drafted token is
+    decided by coins of its probability, and only the sample that is none of them is drawn: the same law, from one pass.
     """
 
     source: ClassVar[str] = "no paper: the target's own samples are what is emitted"
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        return _while_equal(noise.draw(core.probabilities(logp_BKV), Stream.TARGET), draft)
+        parts = (draft.token_BK, draft.tree_BK, draft.length_B)
+        chance_BK = multidraft.match_coins(self._steps(logp_BKV, draft), draft.tree_BK)
+        node_B = trees.walk(noise.coins(chance_BK), draft.tree_BK)
+        weight_BV = multidraft.match_weight(logp_BKV, *parts, node_B)
+        return Verdict(trees.path(node_B, draft.tree_BK).sum(-1), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
 
 
 class GumbelCoupling(Verifier):

@@ -9,7 +9,7 @@ from tempspec.plugins.drafters import EarlyExit
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
 from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
-from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, SampledMatch
+from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, SampledMatch
 
 from .test_engine import greedy_text, p_values, prompts, run, speculative
 
@@ -103,7 +103,11 @@ def test_a_draft_equal_to_the_target_is_accepted_to_the_leaf(wide_pair):
 
 
 def test_a_rule_refuses_trees_that_it_cannot_verify(target, draft):
-    for verifier, found in ((BlockVerification(), "chains only"), (KSequential(), "independent; got 'distinct'")):
+    for verifier, found in (
+        (BlockVerification(), "chains only"),
+        (KSequential(), "independent; got 'distinct'"),
+        (GumbelCoupling(), "siblings are drawn with their own noise"),
+    ):
         with pytest.raises(UserError, match=found):
             Engine(
                 target, 5, verifier=verifier, drafter=StaticTree([2], siblings="distinct"), length=FixedLength(2),

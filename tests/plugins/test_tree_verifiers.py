@@ -62,6 +62,14 @@ def test_two_levels_of_independent_children_of_case_a(rule):
     assert LawError.between(emitted_law(rule(), rounds), pair.target_law()).largest < 1e-10
 
 
+@pytest.mark.parametrize("case", ["unlike laws", "laws with zeros"])
+def test_of_trees_that_nothing_is_drawn_for_traversal_accepts_what_recursive_rejection_does(case):
+    """Both accept a path with the target's mass on it, whatever the order of the coins."""
+    pair = law_cases(3, 2)[case]
+    found = [mean(rule, pair, (-1, -1, 0, 0), "top") for rule in (RecursiveRejection, Traversal, SampledMatch)]
+    assert found == pytest.approx([found[0]] * 3, abs=1e-12)
+
+
 def test_top_children_are_accepted_with_the_targets_mass_on_them():
     assert mean(RecursiveRejection, context_free(P, Q, 1), (-1, -1), "top") == pytest.approx(0.35)
 
