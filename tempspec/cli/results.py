@@ -15,7 +15,7 @@ from tempspec.metrics.rows import Cell, category_cell_of
 from tempspec.metrics.sweep import SweepMetrics
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.fitted import write_fitted
-from tempspec.modules.prediction import pair_identity
+from tempspec.modules.prediction import fitted_for
 from tempspec.modules.served import ServedGeneration
 from tempspec.modules.server import Server
 from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
@@ -43,7 +43,7 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
         Console().print(validation_table(grid, title=name))
     if fit is not None:
         checkpoint = str(module.trainer.ckpt_path) if module.trainer.ckpt_path else None
-        path = write_fitted(folder, fits, pair_identity(module.pair, checkpoint), text)
+        path = write_fitted(folder, fits, fitted_for(module.pair, checkpoint, module.runner.sweep), text)
         for best in fits:
             print(
                 f"target temperature {best.target_temperature:g}: fitted draft temperature {best.draft_temperature:g} "

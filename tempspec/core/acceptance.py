@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from tempspec.core.sampling import log_law
 from tempspec.core.verification import precise
 
 Value = TypeVar("Value", float, Tensor)
@@ -133,6 +134,46 @@ def memory_bound_speedup(block_efficiency: Value, drafted: float, parameter_rati
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Truncation:
+    """How laws are cut before they are sampled, as in `tempspec.core.sampling.truncate`; nothing is cut by default.
+
+    Attributes:
+        top_k: 0 keeps all.
+        top_p: in (0, 1]; 1 keeps all.
+        min_p: in [0, 1]; 0 keeps all.
+    """
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def laws(self, logits_NV: Tensor, temperatures: Sequence[float]) -> Tensor:
+        """The law that decoding samples from, of each position at each temperature, `[T, N, V]`; costs sorts.
+
+        >>> Truncation(top_k=1).laws(torch.tensor([[0.0, 1.0]]), [1.0])
+        tensor([[[0., 1.]]])
+        """
+        if self == WHOLE:
+            return tempered(logits_NV, temperatures)
+
+        def of_each(value: float, off: float) -> Tensor | None:
+            return None if value == off else logits_NV.new_full((len(temperatures),), value)
+
+        top_k_T = of_each(self.top_k, 0)
+        return log_law(
+            logits_NV.detach().expand(len(temperatures), -1, -1),
+            logits_NV.new_tensor(list(temperatures)),
+            top_k_B=None if top_k_T is None else top_k_T.long(),
+            top_p_B=of_each(self.top_p, 1.0),
+            min_p_B=of_each(self.min_p, 0.0),
+        ).exp()
+
+
+WHOLE = Truncation()
+"""Laws that are not cut."""
+
+
 def tempered(logits_NV: Tensor, temperatures: Sequence[float]) -> Tensor:
     """The law of each position at each temperature, `[T, N, V]`; one-hot at the argmax (lowest id) where T = 0.
 
@@ -164,12 +205,13 @@ def _over_pairs(
     target_temperatures: Sequence[float],
     draft_temperatures: Sequence[float],
     combine: Callable[[Tensor, Tensor], Tensor],
+    laws: Callable[[Tensor, Sequence[float]], Tensor] = tempered,
 ) -> Tensor:
     """`combine(p_TNV, q_TNV) -> [N, Tt, Td]` over chunks of positions, on the ids that both models have."""
     common = min(logits_p_NV.shape[-1], logits_q_NV.shape[-1])
     rows = _chunks(logits_p_NV, len(target_temperatures) + len(draft_temperatures))
     parts = [
-        combine(tempered(p_NV, target_temperatures)[..., :common], tempered(q_NV, draft_temperatures)[..., :common])
+        combine(laws(p_NV, target_temperatures)[..., :common], laws(q_NV, draft_temperatures)[..., :common])
         for p_NV, q_NV in zip(logits_p_NV.split(rows), logits_q_NV.split(rows), strict=True)
     ]
     return torch.cat(parts)
@@ -234,7 +276,11 @@ def _survey_chunk(
 
 
 def acceptance_grid(
-    logits_p_NV: Tensor, logits_q_NV: Tensor, target_temperatures: Sequence[float], draft_temperatures: Sequence[float]
+    logits_p_NV: Tensor,
+    logits_q_NV: Tensor,
+    target_temperatures: Sequence[float],
+    draft_temperatures: Sequence[float],
+    truncation: Truncation = WHOLE,
 ) -> Tensor:
     """`sum min(p, q) = 1 - TV` at every pair of temperatures, `[N, Tt, Td]`: what rejection sampling accepts.
 
@@ -246,12 +292,13 @@ def acceptance_grid(
         logits_q_NV: the draft's logits, of the same positions; V may differ.
         target_temperatures: at least 0 each; 0 is the one-hot law of the argmax.
         draft_temperatures: likewise.
+        truncation: how both laws are cut.
 
     >>> acceptance_grid(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]), [0.0, 1.0], [0.0, 1.0])
     tensor([[[1.0000, 0.7311],
              [0.5000, 0.7689]]])
     """
-    return _over_pairs(logits_p_NV, logits_q_NV, target_temperatures, draft_temperatures, _overlaps)
+    return _over_pairs(logits_p_NV, logits_q_NV, target_temperatures, draft_temperatures, _overlaps, truncation.laws)
 
 
 def agreement_grid(

@@ -12,6 +12,7 @@ from typing import Literal, Protocol
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from tempspec.core.acceptance import Truncation
 from tempspec.core.noise import fold
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Pass, Request, Verifier
@@ -74,6 +75,11 @@ class Sweep:
         unfitted = {temperature: temperature for temperature in self.target_temperatures}
         for target, draft in [*self.temperatures(unfitted), *generation]:  # a request checks the ranges
             self.request((0,), target, draft, seed=0, key="")
+
+    @property
+    def truncation(self) -> Truncation:
+        """How the laws of both models are cut."""
+        return Truncation(self.top_k, self.top_p, self.min_p)
 
     @property
     def fitted(self) -> bool:

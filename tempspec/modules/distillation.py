@@ -437,7 +437,8 @@ class DistillationModule(pl.LightningModule):
         if self.stage == "validate" and self.runner.sweep.fitted:
             assert self.draft is not None
             sweep = self.runner.sweep
-            self.measurement.start_fit(self.draft, sweep.target_temperatures, sweep.fitted_on, self.device)
+            sets, truncation = sweep.fitted_on, sweep.truncation
+            self.measurement.start_fit(self.draft, sweep.target_temperatures, sets, truncation, self.device)
 
     def on_test_epoch_start(self) -> None:
         """Start an empty grid for each test set."""

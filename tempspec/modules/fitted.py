@@ -20,7 +20,7 @@ def write_fitted(
     Args:
         folder: the stage's folder, `RUN/validate`.
         fits: one a target temperature.
-        models: digests of target and draft.
+        models: what they were found for: digests of target and draft, and how laws are cut.
         text: the keys of the texts that they were found on; the file has their digest.
     """
     path = folder / NAME
@@ -35,10 +35,10 @@ def read_fitted(folder: Path, models: Mapping[str, str]) -> dict[float, float]:
 
     Args:
         folder: the stage's folder, `RUN/validate`.
-        models: digests of the pair that asks.
+        models: as in `write_fitted`, of who asks.
 
     Raises:
-        UserError: there is no such file, or it was fitted for another pair.
+        UserError: there is no such file, or it was fitted for something else.
     """
     path = folder / NAME
     remedy = "run `tempspec validate` with this configuration, checkpoint and run folder first"
@@ -52,5 +52,5 @@ def read_fitted(folder: Path, models: Mapping[str, str]) -> dict[float, float]:
         raise UserError(f"expected fitted draft temperatures in {path}, got something else: {remedy}") from error
     changed = sorted(name for name in models if fitted_for.get(name) != models[name])
     if changed:
-        raise UserError(f"{path} was fitted for another pair (changed: {', '.join(changed)}): {remedy}")
+        raise UserError(f"{path} was fitted for another pair or truncation (changed: {', '.join(changed)}): {remedy}")
     return fits

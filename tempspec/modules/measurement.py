@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tempspec.core.acceptance import Survey, acceptance_grid, survey
+from tempspec.core.acceptance import Survey, Truncation, acceptance_grid, survey
 from tempspec.errors import UserError
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.draft_temperature import DraftTemperatureFit
@@ -29,12 +29,14 @@ class Measurement:
         grids: the sets' grids by name, in the order that a batch's `set_index` counts.
         fit: the draft temperature that serves each target temperature best; None where nobody asked.
         fitted_on: the sets that it is fitted on, by their numbers.
+        truncation: how laws are cut where it is to serve.
     """
 
     temperatures: list[float]
     grids: dict[str, AcceptanceGrid] = field(default_factory=dict)
     fit: DraftTemperatureFit | None = None
     fitted_on: list[int] = field(default_factory=list)
+    truncation: Truncation = field(default_factory=Truncation)
 
     def start(self, names: Sequence[str], device: torch.device) -> None:
         """Forget everything counted; begin a grid for each set."""
@@ -45,6 +47,7 @@ class Measurement:
         draft: PreTrainedModel,
         target_temperatures: Sequence[float],
         sets: Sequence[str],
+        truncation: Truncation,
         device: torch.device,
     ) -> None:
         """Look for draft temperatures as well; behind `start`.
@@ -53,6 +56,7 @@ class Measurement:
             draft: the draft.
             target_temperatures: those that a draft temperature is wanted for.
             sets: names of the sets to fit on; all where none is named.
+            truncation: how predict cuts laws.
             device: where to count.
 
         Raises:
@@ -67,6 +71,7 @@ class Measurement:
         if unknown := [name for name in sets if name not in names]:
             raise UserError(f"fitted_on names {unknown[0]!r}, which is none of the validation sets {', '.join(names)}")
         self.fitted_on = [names.index(name) for name in sets or names]
+        self.truncation = truncation
         self.fit = DraftTemperatureFit(target_temperatures).to(device)
 
     def count(self, batch: Mapping[str, Tensor], draft: PreTrainedModel, sides: Callable[[], Heads | Logits]) -> None:
@@ -111,7 +116,8 @@ class Measurement:
         for p_NV, q_NV in sides.pieces():
             here, tokens = slice(tokens, tokens + len(p_NV)), tokens + len(p_NV)
             if self.fit is not None:
-                found_NAC = acceptance_grid(p_NV, q_NV, self.fit.target_temperatures, self.fit.candidates)
+                pairs = self.fit.target_temperatures, self.fit.candidates
+                found_NAC = acceptance_grid(p_NV, q_NV, *pairs, self.truncation)
                 self.fit.update(found_NAC, key_N[here], fitting_N[here])
             found.append(survey(p_NV, q_NV, self.temperatures))
         names = ("acceptance_NAD", "match_NA", "argmax_NA", "entropy_NA")

@@ -198,7 +198,7 @@ class SweepRunner:
 
     def _fitted(self, validated: Path, checkpoint: str | None) -> dict[float, float]:
         """The draft temperatures that validate left, where the sweep asks for them."""
-        return read_fitted(validated, pair_identity(self.pair, checkpoint)) if self.sweep.fitted else {}
+        return read_fitted(validated, fitted_for(self.pair, checkpoint, self.sweep)) if self.sweep.fitted else {}
 
     def _engine(self, item: WorkItem, draft: PreTrainedModel | None) -> Engine:
         """The engine of an item's pass and verifier; a timed one decodes alone, after a warm-up."""
@@ -309,8 +309,13 @@ def draft_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
 
 
 def pair_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
-    """Which target and which draft it is: what a fitted draft temperature belongs to."""
+    """Which target and which draft it is."""
     return {"target": weights_digest(pair.target)} | draft_identity(pair, checkpoint)
+
+
+def fitted_for(pair: Pair, checkpoint: str | None, sweep: Sweep) -> dict[str, str]:
+    """What a fitted draft temperature belongs to: the pair, and how its laws are cut."""
+    return pair_identity(pair, checkpoint) | {"truncation": str(sweep.truncation)}
 
 
 class DecodingProgress(pl.Callback):

@@ -160,7 +160,10 @@ def test_predict_uses_the_draft_temperatures_that_validate_fitted(run, world, tm
     other = "--model.draft", "null", "--model.draft_layers", 1, "--run", tmp_path / "runs" / "pair"
     code, _, error = run("predict", "--config", world / "pair.yaml", *FITTED, *SMALL, *other)
     assert code == 2
-    assert "fitted for another pair (changed: draft)" in error
+    assert "fitted for another pair or truncation (changed: draft)" in error
+    code, _, error = run("predict", "--config", world / "pair.yaml", *FITTED, *SMALL, "--model.sweep.top_k", 3)
+    assert code == 2
+    assert "(changed: truncation)" in error
 
 
 def test_an_estimate_is_printed_and_nothing_is_run(world, run, tmp_path):

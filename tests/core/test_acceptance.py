@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tempspec.core import acceptance
+from tempspec.core.sampling import log_law
 
 TARGET, DRAFT = [0.0, 0.5, 1.0, 1.5], [0.0, 0.7, 2.0]
 GENERATOR = torch.Generator().manual_seed(0)
@@ -131,3 +132,16 @@ def test_certain_acceptance_has_no_division_by_zero():
 def test_some_draft_helps_exactly_if_it_is_accepted_more_than_it_costs(alpha, cost):
     best = max(acceptance.speedup(alpha, drafted, cost) for drafted in range(1, 20))
     assert (best > 1) == (alpha > cost)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 4, "top_p": 0.8}], ids=str)
+def test_a_grid_of_cut_laws_is_the_overlap_of_what_decoding_samples_from(options):
+    logits_p, logits_q = (torch.randn(5, 9, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    grid = acceptance.acceptance_grid(logits_p, logits_q, [0.0, 0.7], [0.5, 0.0, 2.0], acceptance.Truncation(**options))
+    cut = {f"{name}_B": torch.full((5,), value) for name, value in options.items()}
+    for a, target in enumerate((0.0, 0.7)):
+        for d, draft in enumerate((0.5, 0.0, 2.0)):
+            logp = log_law(logits_p[:, None], torch.full((5,), target), **cut)[:, 0]
+            logq = log_law(logits_q[:, None], torch.full((5,), draft), **cut)[:, 0]
+            torch.testing.assert_close(grid[:, a, d], acceptance.overlap(logp, logq))
+    assert (grid != acceptance.acceptance_grid(logits_p, logits_q, [0.0, 0.7], [0.5, 0.0, 2.0])).any()
