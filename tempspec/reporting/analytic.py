@@ -103,21 +103,25 @@ def _decoded_gains(draft: Draft, name: str) -> dict[str, Estimate]:
 
 def prefixes(collection: Collection) -> Section:
     """How much acceptance falls because of the laws, and how much because of the prefixes."""
-    charts, ref = [], collection.reference
+    charts, ref, metric = [], collection.reference, "analytic_acceptance"
+    rows: list[list[Field]] = []
     for draft in collection.drafts:
         for name, fixed in collection.prefixes.fixed.items():
             found: dict[str, Estimate] = {}
             for heat, sampled in collection.prefixes.sampled.get(name, {}).items():
-                t, metric = float(heat), "analytic_acceptance"
+                t = float(heat)
                 keys = [(fixed, metric, ref, ref), (fixed, metric, t, t), (sampled, metric, t, t)]
                 if all(key in draft.analytic for key in keys):
                     split = prefix_split(*(draft.analytic[key] for key in keys))
                     found |= {f"T = {t:g}, laws": split.laws, f"T = {t:g}, prefixes": split.prefixes}
+                    rows.append([draft.name, name, t, split.laws, split.prefixes, split.fall])
             if found:
                 title = f"Fixed against sampled prefixes: {draft.name}, {name}"
                 charts.append(forest(slug("prefixes", draft.name, name), title, found, x="fall of acceptance (1)"))
     text = f"What acceptance loses from T = {ref:g}: because the laws differ, and because the prefixes do."
-    return Section("prefixes", "Fixed against sampled prefixes", text, charts)
+    columns = ["draft", "prompts", "T", "because of the laws", "because of the prefixes", "fall in all"]
+    sheets = [Sheet("prefixes", f"Fall of analytic acceptance from T = {ref:g}", columns, rows, True)] if rows else []
+    return Section("prefixes", "Fixed against sampled prefixes", text, charts, sheets)
 
 
 def _texts(collection: Collection, draft: Draft) -> dict[str, Analytic]:

@@ -1,6 +1,6 @@
 import pytest
 
-from tempspec.reporting.analytic import drafting, temperatures
+from tempspec.reporting.analytic import drafting, prefixes, temperatures
 from tempspec.reporting.runs import collect
 from tests.reporting.runs import write_small_study, write_validate
 
@@ -27,3 +27,11 @@ def test_sampled_is_compared_with_argmax_drafting_wherever_the_temperature_is_ab
     alts = [chart.alt for chart in drafting(study).charts if "in, fixed text" in chart.title]
     assert len(alts) == 2
     assert all("T = 1 +" in alt and "T = 1.5 +" in alt and "T = 0" not in alt for alt in alts)
+
+
+def test_the_fall_of_acceptance_is_the_sum_of_its_two_parts(study):
+    (sheet,) = prefixes(study).sheets
+    assert {(name, heat) for _, name, heat, *_ in sheet.rows} == {("in", 1.5)}
+    for *_, laws, sampled, fall in sheet.rows:
+        assert laws.value + sampled.value == pytest.approx(fall.value)
+        assert laws.value == pytest.approx(0.05)
