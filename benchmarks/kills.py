@@ -1,9 +1,9 @@
 """Runs that are killed at random moments, again and again, and end as if nothing had happened.
 
 fit, predict and generate of a small pair, and a study of two drafts, are stopped by SIGKILL, SIGTERM and SIGINT at
-moments drawn over their whole life, start-up included, started again with the same command line, and at last left to
-finish. What they leave is compared with what an unbroken run leaves: weights byte for byte, logged losses, every row
-but its clock times.
+moments drawn over their whole life, started again with the same command line, and at last left to finish. Every run is
+a process of its own, forked from one that has only imported the package: imports would be most of its life. What they
+leave is compared with what an unbroken run leaves: weights byte for byte, logged losses, every row but its clock times.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -29,6 +30,7 @@ from goals import Goal, finish
 
 WORDS = ["</s>", "?", *(f"w{number}" for number in range(62))]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+FORKS = multiprocessing.get_context("forkserver")
 IN_TIME = 30.0
 """Seconds that a run may take to save and leave after SIGTERM."""
 
@@ -143,6 +145,15 @@ def make_pair(folder: Path) -> None:
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
 
 
+def call(arguments: list[str], errors: Path) -> None:
+    """The command line, in a process of its own; what it prints goes nowhere and to a file."""
+    for stream, path in ((1, os.devnull), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), stream)
+    from tempspec.__main__ import main
+
+    sys.exit(main(arguments))
+
+
 class Harness:
     """Kills and counts.
 
@@ -176,21 +187,18 @@ class Harness:
                 print(f"{command.name}, run {episode} differs: {_difference(found, whole)}", flush=True)
         print(f"{command.name}: {kills} kills over a life of {lifetime:.1f} s", flush=True)
 
-    def _start(self, command: Command, run: Path) -> subprocess.Popen[str]:
-        """The command, as a user starts it."""
+    def _start(self, command: Command, run: Path) -> BaseProcess:
+        """The command line in a new process."""
         options = ["--config", str(self.folder / command.config), command.folder, str(run), *command.options]
-        return subprocess.Popen(
-            [sys.executable, "-m", "tempspec", command.name, *options],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = FORKS.Process(target=call, args=([command.name, *options], self.folder / "stderr"))
+        process.start()
+        return process
 
     def _finished(self, command: Command, run: Path) -> object:
         process = self._start(command, run)
-        error = process.communicate()[1]
-        if process.returncode:
-            raise RuntimeError(f"{command.name} did not finish: {error}")
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"{command.name} did not finish: {self._errors()}")
         return command.outcome(run)
 
     def _kill(self, command: Command, run: Path, lifetime: float) -> None:
@@ -198,18 +206,21 @@ class Harness:
         share = self.draw.uniform(0.0, 1.0) if self.draw.random() < 0.3 else self.draw.uniform(0.5, 1.0)
         number = self.draw.choice(SIGNALS)
         process = self._start(command, run)
-        try:
-            process.wait(timeout=share * lifetime)
-        except subprocess.TimeoutExpired:
+        process.join(timeout=share * lifetime)
+        if process.exitcode is None and process.pid is not None:
             self.kills += 1
-            process.send_signal(number)
+            os.kill(process.pid, number)
         began = time.monotonic()
-        error = process.communicate()[1]
-        if process.returncode and number == signal.SIGTERM:
+        process.join()
+        if process.exitcode and number == signal.SIGTERM:
             self.slowest = max(self.slowest, time.monotonic() - began)
-        if "Traceback" in error:
+        if "Traceback" in (error := self._errors()):
             self.tracebacks += 1
             print(f"{command.name}, {number.name} after {share * lifetime:.1f} s: {error[-800:]}", flush=True)
+
+    def _errors(self) -> str:
+        """What the last process said."""
+        return (self.folder / "stderr").read_text(errors="replace")
 
 
 def _difference(found: object, whole: object) -> str:
@@ -230,6 +241,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one kill of each")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    FORKS.set_forkserver_preload(["tempspec.cli.study", "tempspec.cli.results", "tempspec.modules.distillation"])
     with tempfile.TemporaryDirectory() as scratch:
         make_pair(Path(scratch))
         harness = Harness(Path(scratch), options.seed)

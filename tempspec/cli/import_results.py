@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         _add(table, *line)
     Console(soft_wrap=True).print(table)
     print("95% bootstrap intervals over requests (an engine's) or prompts (ours); counters and logs allow none")
+    if options.run:
+        print("above T = 0 an engine's draft may have another temperature, top-k or top-p: compare T = 0 first")
     return 0
 
 

@@ -43,6 +43,7 @@ from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
 from tempspec.modules.outputs import Outputs, linear_heads
 from tempspec.modules.pair import Pair
+from tempspec.modules.precision import PrecisionNotes
 from tempspec.modules.prediction import PromptSets, SweepRunner
 from tempspec.modules.processes import of_all
 from tempspec.modules.sharding import is_sharding, shard, shard_layers
@@ -304,8 +305,8 @@ class DistillationModule(pl.LightningModule):
         return self.draft
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """The curves that every training wants, and a stop when the loss is no longer a number."""
-        return [TrainingMonitor(), FiniteLoss(), BatchSeed()]
+        """The curves that every training wants, a stop when the loss is no number, a word where laws are not exact."""
+        return [TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters, and over what a schedule or a divergence learns."""

@@ -79,6 +79,13 @@ def test_every_command_line_of_a_page_runs(page, project, run, monkeypatch):
         assert code == 0, f"{line}\n{error}"
 
 
+def test_the_assistant_of_the_page_on_serving_writes_text(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    section = (ROOT / "docs/serving.md").read_text(encoding="utf-8").partition("## transformers")[2].partition("## ")[0]
+    exec("\n".join(re.findall(r"^ {4}(.*)$", section, re.MULTILINE)).replace("=64", "=8"), {})
+    assert capsys.readouterr().out.strip()
+
+
 def test_no_block_is_of_a_kind_that_is_not_run():
     run_here = {"python", "yaml", "toml", "sh", "bash"}
     fences = [re.findall(r"^```(\w*)\n", (ROOT / page).read_text("utf-8"), re.MULTILINE) for page in DOCUMENTS]

@@ -91,6 +91,7 @@ def test_an_engines_counts_stand_beside_ours(distilled, run, world, tmp_path):
     assert "9" in theirs.split()
     assert "[" in theirs
     assert "T = 1" in ours
+    assert "above T = 0 an engine's draft may have another temperature" in printed
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,10 @@
-"""Whatever valid requests share a batch: each is decoded as if it were alone, within its own limits."""
+"""Whatever valid requests share a batch: each is decoded as if it were alone, within its own limits, by its own q."""
 
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,7 +12,7 @@ from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
-from tempspec.plugins.verifiers import BlockVerification
+from tempspec.plugins.verifiers import BlockVerification, TokenwiseRejection
 
 VOCABULARY = 40
 LONGEST = 24
@@ -48,3 +53,41 @@ def test_any_request_is_decoded_as_if_it_were_alone_and_within_its_limits(wide_p
         assert len(together.tokens) <= request.max_new_tokens
         assert all(0 <= token < VOCABULARY for token in together.tokens)
         assert sum(together.accepted) + together.target_calls >= len(together.tokens)
+
+
+class Drawn(CausalLM):
+    """Remembers each law that a token was drawn from."""
+
+    def __init__(self):
+        self.laws = []
+
+    def propose(self, turn):
+        def sample(logits_BV, offset):
+            token_B, logq_BV = turn.sample(logits_BV, offset)
+            self.laws.append(logq_BV.clone())
+            return token_B, logq_BV
+
+        return super().propose(replace(turn, sample=sample))
+
+
+class Verified(TokenwiseRejection):
+    """Remembers each law that it verified by."""
+
+    def __init__(self):
+        super().__init__()
+        self.laws = []
+
+    def verify(self, logp_BKV, draft, noise):
+        self.laws += [logq_BV.clone() for logq_BV in draft.logq_BKV.unbind(1)]
+        return super().verify(logp_BKV, draft, noise)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)], ids=str)
+def test_the_law_that_verifies_is_the_one_that_was_drawn_from_whatever_the_precision(wide_pair, dtypes):
+    target, draft = (copy.deepcopy(model).to(dtype) for model, dtype in zip(wide_pair, dtypes, strict=True))
+    drawn, verified = Drawn(), Verified()
+    rules = {"verifier": verified, "drafter": drawn, "length": FixedLength(3)}
+    requests = [Request((1 + number,), 0.5 * number, max_new_tokens=9, top_k=5 * number) for number in range(4)]
+    list(Engine(target, VOCABULARY, draft=draft, slots=3, **rules).run(requests))
+    assert len(verified.laws) > 9
+    assert all(torch.equal(*pair) for pair in zip(drawn.laws, verified.laws, strict=True))
