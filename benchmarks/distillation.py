@@ -240,7 +240,7 @@ def step_goals(options: Namespace) -> list[Goal]:
         return []
     with TemporaryDirectory() as folder:
         make_pair(Path(folder), 8_000 if options.quick else 32_000)
-        size = (folder, 4, 64, 4) if options.quick else (folder, 8, 256, 8)
+        size = (folder, 4, 64, 4) if options.quick else (folder, 8, 256, 4)
         rounds = [
             [child("step", kind, *size) for kind in ("tempspec", "trl")] for _ in range(1 if options.quick else 3)
         ]

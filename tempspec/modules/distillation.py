@@ -158,7 +158,7 @@ class DistillationModule(pl.LightningModule):
         self._cache: TeacherCache | None = None
         self._began = 0.0
         self._number = BatchInStep()
-        self._outputs: Outputs | None = None
+        self.outputs: Outputs | None = None
         self._spread = False
         self._observed: list[tuple[Tensor, Moment]] = []
         self._optimizer = optimizer
@@ -397,8 +397,8 @@ class DistillationModule(pl.LightningModule):
     def _sides(self, batch: Batch) -> tuple[Sides, Sides | None]:
         """The target's outputs with the draft's, and with the reference's where tokens are selected."""
         assert self.draft is not None
-        assert self._outputs is not None
-        outputs, keep_BT = self._outputs, response(batch)
+        assert self.outputs is not None
+        outputs, keep_BT = self.outputs, response(batch)
         if self._cache is not None:
             teacher = self._cache(batch["row"], batch["weight"])
             draft = outputs.of(self.draft, batch, keep_BT)
@@ -411,7 +411,7 @@ class DistillationModule(pl.LightningModule):
 
     def _begin_reading(self) -> None:
         """Read models in chunks where every head is linear and nobody asked for whole logits; tried before any step."""
-        if self._outputs is not None:
+        if self.outputs is not None:
             return
         assert self.draft is not None
         models = [self.draft]
@@ -421,7 +421,7 @@ class DistillationModule(pl.LightningModule):
             models.append(self.pair.target_model)
         # A sharded head is whole in its own forward alone.
         whole = self.chunk_tokens == 0 or self._sharded or not linear_heads(models)
-        self._outputs = Outputs(self.pair, self.chunk_tokens, whole)
+        self.outputs = Outputs(self.pair, self.chunk_tokens, whole)
 
     def _total_steps(self) -> int | None:
         if self.trainer.max_steps > 0:
@@ -456,8 +456,8 @@ class DistillationModule(pl.LightningModule):
 
     def _measure(self, batch: Batch) -> None:
         assert self.draft is not None
-        assert self._outputs is not None
-        draft, outputs, keep_BT = self.draft, self._outputs, response(batch)
+        assert self.outputs is not None
+        draft, outputs, keep_BT = self.draft, self.outputs, response(batch)
         target = outputs.of(self.pair.target_model, batch, keep_BT)
 
         def sides() -> Heads | Logits:

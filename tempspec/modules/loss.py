@@ -3,6 +3,7 @@
 Axes: B batch, T positions, N the batch's response tokens, V vocabulary, G temperatures at once.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
@@ -258,7 +259,7 @@ class FitLoss:
         own_N, best_N = sides.summaries(needs).loss_N, reference.summaries(needs).loss_N
         assert own_N is not None
         assert best_N is not None
-        count = -int(-len(weight_N) * self.fraction // 1)
+        count = math.ceil(len(weight_N) * self.fraction)
         kept_N = torch.zeros_like(weight_N)
         kept_N[(own_N - best_N).topk(count).indices] = 1.0
         return weight_N * kept_N

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -197,9 +198,8 @@ class CacheWriter:
         folder, begun = self.options.path, self.begun
         for start in range(begun, self.origin.rows, self.options.shard_rows):
             count = min(self.options.shard_rows, self.origin.rows - start)
-            parts = [_row(next(rows)) for _ in range(count)]
             shard = folder / f"shard-{start // self.options.shard_rows:06d}.arrow"
-            _whole(shard, partial(_arrow, table=pa.Table.from_pylist(parts, _SCHEMA)))
+            _whole(shard, partial(_arrow, table=_table(list(islice(rows, count)))))
 
 
 class TeacherCache:
@@ -225,21 +225,23 @@ class TeacherCache:
                 "rows): run the same `tempspec generate --cache-teacher` again, which goes on where it stopped"
             )
         self.vocabulary = int(held["vocabulary"])
-        self._rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(shard)) for shard in shards])
+        rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(shard)) for shard in shards])
+        self._rows = rows.with_format("arrow")  # Python's own numbers would cost more than the loss
 
     def __call__(self, row_B: Tensor, weight_B: Tensor) -> SparseLogits:
         """The teacher at all response tokens of a batch's rows, fillers left out."""
         numbers = row_B[weight_B > 0].tolist()
-        kept = self._rows[numbers] if numbers else {name: [] for name in _SCHEMA.names}
+        kept = self._rows[numbers] if numbers else _SCHEMA.empty_table()
         width, heats = min(self.options.tokens, self.vocabulary), len(self.options.temperatures)
         width = width if self.options.keep == "top" else self.options.tokens
         token, logit, logsum = (
-            torch.tensor([value for row in kept[name] for value in row], device=row_B.device) for name in _SCHEMA.names
+            torch.tensor(kept.column(name).combine_chunks().flatten().to_numpy(), device=row_B.device)
+            for name in _SCHEMA.names
         )
         return SparseLogits(
             token.long().view(-1, width),
-            logit.float().view(-1, width),
-            logsum.float().view(-1, heats),
+            logit.view(-1, width),
+            logsum.view(-1, heats),
             tuple(self.options.temperatures),
             self.options.drawn_at if self.options.keep == "sampled" else None,
         )
@@ -287,9 +289,17 @@ def _shards(folder: Path) -> Sequence[Path]:
     return sorted(folder.glob("shard-*.arrow"))
 
 
-def _row(kept: SparseLogits) -> dict[str, list[Any]]:
-    parts = (kept.token_NK, kept.logit_NK, kept.logsum_NH)
-    return {name: part.flatten().tolist() for name, part in zip(_SCHEMA.names, parts, strict=True)}
+def _table(rows: Sequence[SparseLogits]) -> pa.Table:
+    """Rows of a shard; no number of theirs becomes an object of Python's."""
+    columns = zip(*((row.token_NK.int(), row.logit_NK, row.logsum_NH) for row in rows), strict=True)
+    return pa.Table.from_arrays([_lists(column) for column in columns], schema=_SCHEMA)
+
+
+def _lists(parts: Sequence[Tensor]) -> pa.ListArray:
+    """A list of each tensor's numbers, in order."""
+    ends = list(accumulate((part.numel() for part in parts), initial=0))
+    values = torch.cat([part.flatten() for part in parts]).cpu().numpy()
+    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))
 
 
 def _arrow(file: Path, table: pa.Table) -> None:
