@@ -52,6 +52,24 @@ def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
     return torch.arange(token_BK.shape[1], device=token_BK.device) < length_B[:, None]
 
 
+def rows_of(wanted_B: Tensor) -> Tensor:
+    """The rows to work on, int64 `[R]`: on a CPU those that are wanted, and no other is paid for.
+
+    Elsewhere all rows: to ask which are wanted would make the host wait for the device.
+    """
+    if wanted_B.device.type == "cpu":
+        return wanted_B.nonzero().squeeze(1)
+    return torch.arange(len(wanted_B), device=wanted_B.device)
+
+
+def _put(weight_BV: Tensor, row_R: Tensor, new_RV: Tensor, wanted_B: Tensor) -> Tensor:
+    """The weights, with new ones in the wanted rows; `row_R` is `rows_of(wanted_B)`."""
+    if len(row_R) == len(weight_BV):
+        return torch.where(wanted_B[:, None], new_RV.to(weight_BV.dtype), weight_BV)
+    weight_BV[row_R] = new_RV.to(weight_BV.dtype)
+    return weight_BV
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Counting
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,11 +161,15 @@ def next_weight(
         survival_B: see `residual`.
     """
     weight_BV = probabilities(at_position(logp_BKV, accepted_B))
-    row_R = (accepted_B < length_B).nonzero().squeeze(1)
-    q_RV = probabilities(at_position(logq_BKV, accepted_B[row_R], row_R))
+    if logq_BKV.shape[1] == 0:
+        return weight_BV
+    rejected_B = accepted_B < length_B
+    row_R = rows_of(rejected_B)
+    place_R = accepted_B[row_R].clamp(max=logq_BKV.shape[1] - 1)
+    q_RV = probabilities(at_position(logq_BKV, place_R, row_R))
     survival_R = None if survival_B is None else survival_B[row_R]
-    weight_BV[row_R] = _excess(weight_BV.index_select(0, row_R), q_RV, survival_R).to(weight_BV.dtype)
-    return weight_BV
+    excess_RV = _excess(weight_BV.index_select(0, row_R), q_RV, survival_R)
+    return _put(weight_BV, row_R, excess_RV, rejected_B)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -192,14 +214,16 @@ def block_accepted(
     sure_BK = passed_BK & ((chance_BK == 1.0) | (number_K == length_B[:, None]))
     accepted_B = last_success(sure_BK, length_B)
     for position in range(chance_BK.shape[1] - 1, 0, -1):
-        row_R = (passed_BK[:, position - 1] & (accepted_B < position)).nonzero().squeeze(1)
+        open_B = passed_BK[:, position - 1] & (accepted_B < position)
+        row_R = rows_of(open_B)
         survival_R = chance_BK[row_R, position - 1]
         at_R = torch.full_like(row_R, position)
         p_RV, q_RV = (probabilities(at_position(law_BKV, at_R, row_R)) for law_BKV in (logp_BKV, logq_BKV))
         mass_R = p_RV.mul_(survival_R[:, None].to(p_RV.dtype)).sub_(q_RV).clamp_(min=0.0).sum(-1).double()
-        chance_BK[row_R, position - 1] = mass_R / (mass_R + 1.0 - survival_R)
-        success_R = toss(chance_BK)[row_R, position - 1]
-        accepted_B[row_R[success_R]] = position
+        chance_R = mass_R / (mass_R + 1.0 - survival_R)
+        chance_BK[row_R, position - 1] = torch.where(open_B[row_R], chance_R, survival_R)
+        success_B = toss(chance_BK)[:, position - 1] & open_B
+        accepted_B = torch.where(success_B, position, accepted_B)
     return accepted_B
 
 
@@ -238,14 +262,16 @@ def typical_outcome(
     >>> typical_outcome(logp, torch.tensor([[0, 1]]), torch.tensor([2]), epsilon=0.5, delta=1.0)
     (tensor([1]), tensor([[0.7500, 0.2500]]))
     """
-    weight_BV = probabilities(logp_BKV[:, 0])
-    accepted_B, row_R, p_RV = torch.zeros_like(length_B), torch.arange(len(length_B), device=length_B.device), weight_BV
+    weight_BV = p_RV = probabilities(logp_BKV[:, 0])
+    accepted_B, row_R = torch.zeros_like(length_B), torch.arange(len(length_B), device=length_B.device)
+    standing_B = torch.ones_like(length_B, dtype=torch.bool)
     for position, token_B in enumerate(token_BK.unbind(1)):
         logp_RV = precise(at_position(logp_BKV, torch.full_like(row_R, position), row_R))
         logp_R = logp_RV.gather(1, token_B[row_R, None]).squeeze(1)
         typical_R = logp_R > typical_log_threshold_(logp_RV, p_RV, epsilon, delta)
-        row_R = row_R[typical_R & (length_B[row_R] > position)]
-        accepted_B[row_R] += 1
+        standing_B = torch.zeros_like(standing_B).index_copy(0, row_R, typical_R) & standing_B & (length_B > position)
+        accepted_B = accepted_B + standing_B
+        row_R = rows_of(standing_B)
         p_RV = probabilities(at_position(logp_BKV, torch.full_like(row_R, position + 1), row_R))
-        weight_BV[row_R] = p_RV
+        weight_BV = _put(weight_BV, row_R, p_RV, standing_B)
     return accepted_B, weight_BV

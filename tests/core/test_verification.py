@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tempspec.core import verification
 from tempspec.core.noise import gumbel
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.verification import (
@@ -177,3 +178,24 @@ def test_typical_tokens_are_counted_to_the_first_that_is_not(zeros):
     torch.testing.assert_close(weight, logp[torch.arange(60), accepted].exp())
     assert torch.equal(logp, before)
     assert set(accepted.tolist()) >= {0, 1, 2}
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_device_that_works_on_all_rows_decides_the_same(zeros, monkeypatch):
+    logp, logq = laws(64, 5, 6, seed=1, zeros=zeros), laws(64, 4, 6, seed=2, zeros=zeros)
+    generator = torch.Generator().manual_seed(3)
+    token = torch.multinomial(logq.exp().flatten(0, 1), 1, generator=generator).view(64, 4)
+    length, uniform = torch.arange(64) % 5, torch.rand(64, 4, dtype=torch.float64, generator=generator)
+    survival = block_survival(log_ratio(of_token(logp, token), of_token(logq, token)))
+
+    def decided():
+        accepted = block_accepted(logp, logq, survival, length, lambda chance: uniform < chance)
+        left = survival.gather(1, accepted[:, None]).squeeze(1)
+        typical, behind = typical_outcome(logp, token, length, 0.3, 0.5)
+        return accepted, next_weight(logp, logq, accepted, length, left), typical, behind
+
+    few = decided()
+    monkeypatch.setattr(verification, "rows_of", lambda wanted: torch.arange(len(wanted)))
+    assert len({*few[0].tolist()}) > 2
+    for one, other in zip(few, decided(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-15)
