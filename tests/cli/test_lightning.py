@@ -166,6 +166,18 @@ def test_predict_uses_the_draft_temperatures_that_validate_fitted(run, world, tm
     assert "(changed: truncation)" in error
 
 
+def test_fitted_draft_temperatures_belong_to_a_checkpoint(run, world, tmp_path):
+    config = "--config", world / "pair.yaml", "--run", tmp_path / "run"
+    assert run("fit", *config, "--trainer.max_steps", 1)[0] == 0
+    code, _, error = run("validate", *config, *FITTED, "--ckpt_path", "last")
+    assert code == 0, error
+    code, _, error = run("predict", *config, *FITTED, *SMALL, "--ckpt_path", "last")
+    assert code == 0, error
+    code, _, error = run("predict", *config, *FITTED, *SMALL)
+    assert code == 2
+    assert "(changed: checkpoint)" in error
+
+
 def test_an_estimate_is_printed_and_nothing_is_run(world, run, tmp_path):
     code, printed, error = run("fit", "--config", world / "pair.yaml", "--run", tmp_path / "run", "--estimate")
     assert code == 0, error

@@ -26,6 +26,7 @@ for command in json.loads(sys.argv[1]):
 """
 TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
 DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.batch_size", "2"]
+FITTED = ["--model.sweep.draft_temperatures", "fitted", "--model.sweep.target_temperatures", "[0.7, 1.5]"]
 FIT = ["--trainer.max_steps", "20", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
 MACHINES = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
 SHARDED = {
@@ -95,8 +96,8 @@ def experiment(world, tmp_path_factory):
 def commands(folder, run, *more):
     config = ["--config", f"{folder}/pair.yaml", "--run", str(run), *more]
     yield ["fit", *config, *FIT]
-    yield ["validate", *config]
-    yield ["predict", *config, *DECODING]
+    yield ["validate", *config, *FITTED]
+    yield ["predict", *config, *DECODING, *FITTED]
     yield ["generate", *config, *DECODING]
 
 
@@ -130,6 +131,10 @@ def test_two_processes_are_one(experiment, run, tmp_path):
         assert_same_draft(tmp_path / way, one)
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert len(losses(one)) == 20
+    fits = [json.loads((folder / "validate/draft_temperatures.json").read_text())["fits"] for folder in (one, two)]
+    chosen = [[(fit["target_temperature"], fit["draft_temperature"]) for fit in each] for each in fits]
+    assert chosen[0] == chosen[1]
+    assert any(target != draft for target, draft in chosen[0])
     for file in ("predict/predictions.parquet", "generate/generated.parquet"):
         assert decoded(two / file) == decoded(one / file)
     validated = [json.loads((folder / "validate" / "metrics.json").read_text())["cells"] for folder in (one, two)]
