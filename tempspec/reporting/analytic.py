@@ -39,27 +39,50 @@ def temperatures(collection: Collection) -> Section:
         title = f"Entropy against acceptance: {name}"
         charts.append(curves(slug("entropy", name), title, found_curves, top=1.0, ticks=False, **words))
     columns = ["draft", "text", "T", "best draft T", "analytic acceptance", "at draft T = T"]
+    sheets = [Sheet("draft-temperatures", "Best draft temperatures", columns, rows)] if rows else []
+    if gains := _consistent_gains(collection):
+        columns = ["text", "T", "trained at T instead of at", "difference in acceptance"]
+        sheets.append(Sheet("trained", "What training at the temperature of decoding changes", columns, gains, True))
     return Section(
         "analytic",
         "Temperatures of target and draft",
         "From one forward pass of each model.",
         [*charts, *_trained(collection)],
-        [Sheet("draft-temperatures", "Best draft temperatures", columns, rows)] if rows else [],
+        sheets,
     )
+
+
+def _by_training(collection: Collection) -> dict[float, dict[str, Analytic]]:
+    """What was measured, by the one temperature that a draft was trained at and by text."""
+    return {
+        float(d.labels["train_temperature"]): _texts(collection, d)
+        for d in reversed(collection.drafts)
+        if isinstance(d.labels.get("train_temperature"), int | float)
+    }
+
+
+def _consistent_gains(collection: Collection) -> list[list[Field]]:
+    """The draft that was trained at T against every other one, at T, paired."""
+    drafts = _by_training(collection)
+    rows: list[list[Field]] = []
+    for heat, texts in sorted(drafts.items()):
+        key = ("analytic_acceptance", heat, heat)
+        for other, others in sorted(drafts.items()):
+            for name in (
+                name for name in texts if other != heat and key in texts[name] and key in others.get(name, {})
+            ):
+                rows.append([name, heat, other, contrast((1, texts[name][key]), (-1, others[name][key]))])
+    return rows
 
 
 def _trained(collection: Collection) -> Iterator[Chart]:
     """Train temperature x decoding temperature, where two or more drafts differ in it."""
-    drafts = {
-        d.labels["train_temperature"]: _texts(collection, d)
-        for d in reversed(collection.drafts)
-        if isinstance(d.labels.get("train_temperature"), int | float)
-    }
+    drafts = _by_training(collection)
     if len(drafts) < 2:
         return
     for name in dict.fromkeys(name for texts in drafts.values() for name in texts):
         found = {
-            (t, float(heat)): estimate
+            (t, heat): estimate
             for heat, texts in drafts.items()
             for (t, d), estimate in _estimates(texts.get(name, {}), "analytic_acceptance").items()
             if t == d

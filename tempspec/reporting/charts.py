@@ -186,8 +186,6 @@ def _panel(draw: Callable[[Axes], None], x: str, y: str, *, height: float = 3.1,
             longest = max(map(len, labels))
             columns = 4 if longest <= 9 else 2 if longest <= 18 else 1
             figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, not once for each format
     return figure
 
 

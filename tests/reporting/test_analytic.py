@@ -11,7 +11,7 @@ def study(tmp_path_factory):
 
 
 def test_text_that_was_sampled_at_a_temperature_is_read_at_that_temperature_alone(study):
-    (sheet,) = temperatures(study).sheets
+    sheet = temperatures(study).sheets[0]
     heats = {}
     for _, text, heat, *_ in sheet.rows:
         heats.setdefault(text, set()).add(heat)
@@ -35,3 +35,13 @@ def test_the_fall_of_acceptance_is_the_sum_of_its_two_parts(study):
     for *_, laws, sampled, fall in sheet.rows:
         assert laws.value + sampled.value == pytest.approx(fall.value)
         assert laws.value == pytest.approx(0.05)
+
+
+def test_training_at_the_temperature_of_decoding_is_compared_with_every_other(study):
+    sheet = temperatures(study).sheets[1]
+    assert [(text, heat, other) for text, heat, other, _ in sheet.rows] == [
+        ("in, fixed text", 1.0, 1.5),
+        ("in, fixed text", 1.5, 1.0),
+        ("in, sampled at T", 1.5, 1.0),
+    ]
+    assert all(row[3].value == pytest.approx(0) for row in sheet.rows)
