@@ -11,7 +11,7 @@ takes parts.
 """
 
 from goals import Goal, finish
-from runs import KINDS, SPLITS, TEMPERATURES, Rows, Run, Study, mean_value, study_options, table, value
+from runs import KINDS, SPLITS, TEMPERATURES, Rows, Run, Study, difference, mean_value, study_options, table, value
 
 HEATS = [heat for heat in TEMPERATURES if heat > 0]
 ALL_HEATS = ",".join(f"{heat:g}" for heat in HEATS)
@@ -46,15 +46,13 @@ def judge(served: Rows, fitted: Rows, kind: str) -> list[Goal]:
     worst = {name: min(value(row[heat]) / best[heat] for heat in heats) for name, row in general.items()}
     means = {name: mean_value(row) for name, row in general.items()}
     near, ahead = max(worst, key=worst.__getitem__), max(means, key=means.__getitem__)
-    diagonal = [
-        Goal(
-            f"{kind} prefixes: the loss at T less the best loss, at T = {heat} (0 where the diagonal wins)",
-            value(special[f"loss {heat}"][heat]) - best[heat],
-            low=0.0,
-        )
-        for heat in heats
-        if f"loss {heat}" in special
-    ]
+    diagonal = []
+    for heat in heats:
+        if f"loss {heat}" in special:
+            winner = max(special, key=lambda name: value(special[name][heat]))
+            found, half = difference([special[f"loss {heat}"][heat]], [special[winner][heat]])
+            claim = f"{kind} prefixes, T = {heat}: the loss at T less the best ({winner}), ± {half:.3f} over seeds"
+            diagonal.append(Goal(claim, found, low=0.0))
     return [
         *diagonal,
         Goal(f"{kind} prefixes: one draft ({near}) over the best specialist at its worst T", worst[near], low=0.99),
