@@ -3,10 +3,12 @@ import math
 import pytest
 import torch
 
+from tempspec.core import multidraft, trees
 from tempspec.core import verification as core
 from tempspec.core.noise import Stream, uniform
 from tempspec.core.sampling import inverse_cdf
 from tempspec.interfaces import Draft, Verdict, Verifier
+from tempspec.plugins.tree_verifiers import RecursiveRejection
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, TokenwiseRejection, Typical
 from tempspec.testing import ConformanceError, check_verifier, law_error
 from tempspec.testing.enumeration import all_rounds, emitted_law, outcomes
@@ -58,6 +60,21 @@ class CoinsTakenForFresh(Wrong):
         survival_B = survival_BK.gather(1, accepted_B[:, None]).squeeze(1)
         weight_BV = core.next_weight(logp_BKV, draft.logq_BKV, accepted_B, draft.length_B, survival_B)
         return Verdict(accepted_B, noise.draw(weight_BV))
+
+
+class ForgetsElderSiblings(RecursiveRejection):
+    """Right on chains; in a tree it tests every child against p, not against what its elder siblings left of it."""
+
+    def verify(self, logp_BKV, draft, noise):
+        parent_BK, row_B1 = draft.tree_BK, torch.arange(len(draft.token_BK))[:, None]
+        own_BK = logp_BKV[row_B1, parent_BK + 1, draft.token_BK]
+        chance_BK = core.acceptance_probability(own_BK, core.of_token(draft.logq_BKV, draft.token_BK))
+        accept_BK = noise.coins(chance_BK * core.real(draft.token_BK, draft.length_B))
+        node_B = trees.walk(accept_BK, parent_BK)
+        parts = (logp_BKV, draft.logq_BKV)
+        coins = multidraft.tree_coins(*parts, draft.token_BK, parent_BK, draft.length_B, joint=False)
+        weight_BV = multidraft.tree_weight(*parts, node_B, coins)
+        return Verdict(trees.path(node_B, parent_BK).sum(-1), noise.draw(weight_BV), node_B)
 
 
 class UndeclaredSharedNoise(SharedNoiseResidual):
@@ -156,6 +173,7 @@ def test_noise_reuse_is_off_by_what_theory_says(verifier, total_variation):
         (WrongTemperature(), "have the target's law"),
         (SharedNoiseResidual(), "have the target's law"),
         (CoinsTakenForFresh(), "have the target's law"),
+        (ForgetsElderSiblings(), "have the target's law.*nodes of"),
         (OneStream(), "draws once from a stream"),
         (UndeclaredSharedNoise(), "asks for shared noise"),
         (OwnRandomness(), "all randomness comes from the noise"),
