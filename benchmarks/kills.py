@@ -173,15 +173,13 @@ class Harness:
         began = time.monotonic()
         whole = self._finished(command, self.folder / f"{command.name}-whole")
         lifetime = time.monotonic() - began
-        due = self.kills + kills
+        begun, due = self.kills, self.kills + kills
         for episode in itertools.count():
             if self.kills == due:
                 break
             run = self.folder / f"{command.name}-{episode}"
-            last = min(due, self.kills + 4)
-            for _ in range(8):  # a run that is nearly done may finish before its moment
-                if self.kills < last:
-                    self._kill(command, run, lifetime)
+            while self.kills < min(due, 4 * (episode + 1) + begun) and self._kill(command, run, lifetime):
+                pass
             if (found := self._finished(command, run)) != whole:
                 self.unequal += 1
                 print(f"{command.name}, run {episode} differs: {_difference(found, whole)}", flush=True)
@@ -201,13 +199,18 @@ class Harness:
             raise RuntimeError(f"{command.name} did not finish: {self._errors()}")
         return command.outcome(run)
 
-    def _kill(self, command: Command, run: Path, lifetime: float) -> None:
-        """Start it, let it live for a random part of a whole life, mostly of its second half, and kill it."""
+    def _kill(self, command: Command, run: Path, lifetime: float) -> bool:
+        """Start it, let it live for a random part of a whole life, mostly of its second half, and kill it.
+
+        Returns:
+            Whether it was still running; a continued run may finish before its moment.
+        """
         share = self.draw.uniform(0.0, 1.0) if self.draw.random() < 0.3 else self.draw.uniform(0.5, 1.0)
         number = self.draw.choice(SIGNALS)
         process = self._start(command, run)
         process.join(timeout=share * lifetime)
-        if process.exitcode is None and process.pid is not None:
+        met = process.exitcode is None and process.pid is not None
+        if met:
             self.kills += 1
             os.kill(process.pid, number)
         began = time.monotonic()
@@ -217,6 +220,7 @@ class Harness:
         if "Traceback" in (error := self._errors()):
             self.tracebacks += 1
             print(f"{command.name}, {number.name} after {share * lifetime:.1f} s: {error[-800:]}", flush=True)
+        return met
 
     def _errors(self) -> str:
         """What the last process said."""

@@ -39,9 +39,11 @@ class Pair:
     Args:
         assets: the folder with weights/.
         dtype: of both models' weights.
+        seed: of the first prompt's noise.
     """
 
-    def __init__(self, assets: Path, dtype: str) -> None:
+    def __init__(self, assets: Path, dtype: str, seed: int) -> None:
+        self.seed = seed
         paths = (str(assets / f"weights/babyllama-{name}") for name in ("target", "draft"))
         self.target, self.draft = (load_model(path, dtype=dtype) for path in paths)
         self.vocabulary = real_vocabulary(load_tokenizer(str(assets / "weights/babyllama-target")), self.target)
@@ -56,12 +58,15 @@ class Pair:
         return logp, logq
 
     def decode(self, prompts: list[tuple[int, ...]], temperature: float, plain: bool = False) -> list[Completion]:
-        """What the engine gives, in the order of the prompts: sixteen at a time with drafts, or plainly one by one."""
+        """What the engine gives, in the order of the prompts: sixteen at a time with drafts, or plainly one by one.
+
+        Every prompt has a seed of its own, from `seed` on.
+        """
         rules = {"verifier": TokenwiseRejection(), "drafter": CausalLM(), "length": FixedLength(4), "analytic": True}
         speculative = {"draft": self.draft, "slots": 16} | rules
         engine = Engine(self.target, self.vocabulary, **({"slots": 1} if plain else speculative))
         requests = [
-            Request(prompt, temperature, max_new_tokens=NEW, seed=number, key=str(number))
+            Request(prompt, temperature, max_new_tokens=NEW, seed=self.seed + number, key=str(number))
             for number, prompt in enumerate(prompts)
         ]
         return sorted(engine.run(requests), key=lambda completion: int(completion.request.key))
@@ -130,6 +135,7 @@ def measured_gap(pair: Pair, prompts: list[tuple[int, ...]], name: str) -> float
 def main() -> None:
     """Print four tables and judge them."""
     parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0, help="of the first prompt's noise; the next ones count on")
     arguments = parse(parser)
     if arguments.assets is None:
         parser.error("--assets FOLDER is needed: the folder with weights/ and data/")
@@ -140,7 +146,7 @@ def main() -> None:
     ids = [ids for story in stories if len(ids := tokenizer(story[: 2 * LENGTH])["input_ids"]) >= LENGTH][:rows]
     ids_BT = torch.tensor([row[:LENGTH] for row in ids])
     prompts = [tuple(row[:PROMPT]) for row in ids]
-    pairs = {dtype: Pair(assets, dtype) for dtype in ("float32", *HALVES)}
+    pairs = {dtype: Pair(assets, dtype, arguments.seed) for dtype in ("float32", *HALVES)}
 
     print("| weights | T | acceptance | a token | TV of p | its 99% | its largest | TV of q |\n|" + "---|" * 8)
     moved = {name: compare_laws(pairs["float32"], pairs[name], ids_BT, name) for name in HALVES}
