@@ -344,14 +344,13 @@ def grid(pair: Pair, repetitions: int) -> Iterator[Goal]:
 # -- the table --------------------------------------------------------------------------------------------------------
 
 
-def goals_of(pair: Pair, quick: bool, compiled: bool, parts: str) -> Iterator[Goal]:
+def goals_of(pair: Pair, quick: bool, compiled: bool, parts: str, slots: tuple[int, ...]) -> Iterator[Goal]:
     """The goals of one pair, measured."""
     few = 3 if quick else (5 if pair.name in "ad" else 15)
     if "1" in parts:
         yield from batch_one(pair, few, compiled and pair.name in "bd")
     if "2" in parts and pair.name in "abd":
-        slots = (32,) if quick else (32, 64)
-        yield from sweep(pair, 4 if quick else 32, slots, 4 if quick else 8)
+        yield from sweep(pair, 4 if quick else 32, (32,) if quick else slots, 4 if quick else 8)
     if "3" in parts and pair.name in "abd":
         yield from over_bare(pair, few)
     if "4" in parts:
@@ -368,6 +367,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", default="", help="letters of the pairs to measure, all by default")
     parser.add_argument("--parts", default="123456", help="numbers of the goals to measure")
+    parser.add_argument("--slots", default="32,64", help="slot counts of the sweep, of which the best counts")
     parser.add_argument("--no-compile", action="store_true", help="leave compiled forwards out")
     parser.add_argument("--cpu-time", action="store_true", help="processor time, for a machine that others use too")
     args = parse(parser)
@@ -380,11 +380,12 @@ def main() -> None:
     if args.assets:
         makers["c"] = lambda: babyllama(Path(args.assets))
     chosen = args.pairs or ("b" if args.quick else "".join(sorted(makers)))
+    slots = tuple(map(int, args.slots.split(",")))
     goals = [
         goal
         for name in sorted(chosen)
         if name in makers
-        for goal in goals_of(makers[name](), args.quick, not args.no_compile and not args.quick, args.parts)
+        for goal in goals_of(makers[name](), args.quick, not args.no_compile and not args.quick, args.parts, slots)
     ]
     finish(goals)
 
