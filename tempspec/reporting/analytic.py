@@ -35,9 +35,8 @@ def temperatures(collection: Collection) -> Section:
             points = {heat[t]: found[t, t] for t in heat if (t, t) in found}
             entropy.setdefault(name, {})[draft.name] = points
     for name, found_curves in entropy.items():
-        words = {"x": "entropy of the target (nats)", "y": "analytic acceptance (1)"}
-        title = f"Entropy against acceptance: {name}"
-        charts.append(curves(slug("entropy", name), title, found_curves, top=1.0, ticks=False, **words))
+        title, x, y = f"Entropy against acceptance: {name}", "entropy of the target (nats)", "analytic acceptance (1)"
+        charts.append(curves(slug("entropy", name), title, found_curves, x=x, y=y, top=1.0, ticks=False))
     columns = ["draft", "text", "T", "best draft T", "analytic acceptance", "at draft T = T"]
     sheets = [Sheet("draft-temperatures", "Best draft temperatures", columns, rows)] if rows else []
     if gains := _consistent_gains(collection):
@@ -160,8 +159,8 @@ def _texts(collection: Collection, draft: Draft) -> dict[str, Analytic]:
             places.setdefault(name, []).append((f"{prompts}, sampled at T", float(heat)))
     found: dict[str, Analytic] = {text: {} for names in places.values() for text, _ in names}
     for (name, metric, target, own), sums in draft.analytic_sums.items():
-        for text, heat in places.get(name, [(name, None)]):
-            if heat is None or heat == target:
+        for text, only in places.get(name, [(name, None)]):
+            if only is None or only == target:
                 found.setdefault(text, {})[metric, target, own] = sums
     return {text: sums for text, sums in found.items() if sums}
 
