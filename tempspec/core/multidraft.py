@@ -32,7 +32,8 @@ Siblings = Literal["independent", "distinct", "top", "greedy"]
 """
 
 _NEWTON_STEPS = 10
-_SAFE_GAP = 1e-14
+_ROUNDINGS = 64
+"""A gap of so many roundings of the laws' precision counts as none."""
 
 _STRIP = 1 << 17
 """Numbers of a law that a CPU works on at once: what one operation writes is in its cache for the next."""
@@ -317,7 +318,8 @@ def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
     """K-SEQ's rho in [1, K], float64 `[...]`: `1 - (1 - beta)^K = rho beta` with `beta = sum min(p / rho, q)`.
 
     Newton's method, for `rho beta` is linear in rho between neighbouring values of p / q. Where it has not arrived, the
-    value returned is too large, never too small: K-SEQ stays exact and accepts a little less.
+    value returned is too large, never too small: K-SEQ stays exact and accepts a little less. It stays where the laws'
+    own rounding hides any gap, for a sign that is noise would send it far away.
 
     Args:
         p: the target's law, `[..., V]`.
@@ -328,7 +330,7 @@ def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
     >>> sequential_division(p, q, torch.tensor(2)), sequential_division(p, q, torch.tensor(3))
     (tensor(1.4603, dtype=torch.float64), tensor(1.7926, dtype=torch.float64))
     """
-    count = count.double()
+    count, hidden = count.double(), _ROUNDINGS * torch.finfo(p.dtype).eps
     scaled, least = torch.empty_like(p), torch.empty_like(p)
     low, high = torch.ones_like(count), count.clone()
     following = (low + high) / 2
@@ -343,7 +345,8 @@ def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
         low, high = torch.where(gap >= 0, rho, low), torch.where(gap <= 0, rho, high)
         newton = rho + _quotient(gap, -slope)
         following = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-    return torch.where(gap > _SAFE_GAP, high, rho)
+        following = torch.where(gap.abs() <= hidden, rho, following)
+    return torch.where(gap > hidden, high, rho)
 
 
 def sequential_beta(p: Tensor, q: Tensor, rho: Tensor) -> Tensor:

@@ -55,6 +55,14 @@ def test_division_is_never_too_small(count, spread):
     assert (1 - (1 - beta) ** count >= rho * beta - 1e-4).all()
 
 
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_rho_of_half_the_precision_is_the_same_rho(count):
+    p, q, k = laws(40, 1.0, 5).exp(), laws(40, 1.0, 6).exp(), torch.full((300,), count)
+    exact, rough = sequential_division(p, q, k), sequential_division(p.float(), q.float(), k)
+    assert (exact < count - 0.1).double().mean() > 0.5
+    torch.testing.assert_close(rough, exact, rtol=0, atol=1e-3)
+
+
 def test_greedy_drafts_that_cover_the_vocabulary_are_always_accepted():
     assert greedy_draft_acceptance(laws(4, 1.0, 1), laws(4, 1.0, 2), 4).tolist() == pytest.approx([1.0] * 300)
 
