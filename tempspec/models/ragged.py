@@ -148,11 +148,12 @@ class RaggedModel:
         keep: int,
         visible_RNN: Tensor | None = None,
     ) -> Tensor:
-        with self.stopwatch.running(), self._thin:
+        with self.stopwatch.running():
             if rows is None and visible_RNN is None and self._widths and token_RN.shape[1] <= self._widths[-1]:
                 return self._static(token_RN, start_R, longest, keep)
             view = min(bucketed(longest + token_RN.shape[1]), self.cache.capacity)
-            return self._pass(token_RN, start_R, view, keep, rows, visible_RNN)
+            with self._thin.turned(token_RN.numel()):
+                return self._pass(token_RN, start_R, view, keep, rows, visible_RNN)
 
     def _static(self, token_RN: Tensor, start_R: Tensor, longest: int, keep: int) -> Tensor:
         """A compiled pass: all slots, a width of `widths`, a view that doubles, so that few shapes occur."""
@@ -163,7 +164,8 @@ class RaggedModel:
             token_RN = torch.nn.functional.pad(token_RN, (0, width - new, 0, idle))
             start_R = torch.nn.functional.pad(start_R, (0, idle))
         view = min(max(SMALLEST_STATIC_VIEW, 1 << (longest + width - 1).bit_length()), self.cache.capacity)
-        logits = self._compiled(token_RN, start_R, view, keep if width == new else 0)
+        with self._thin.turned(token_RN.numel()):
+            logits = self._compiled(token_RN, start_R, view, keep if width == new else 0)
         return logits[:rows, new - 1 : new] if keep and width > new else logits[:rows, :new]
 
     def _pass(

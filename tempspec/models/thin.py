@@ -7,6 +7,8 @@ is made of such products.
 Axes: M tokens, K inputs, N outputs.
 """
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -42,7 +44,7 @@ def thin_linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class ThinProducts:
-    """Within it, a model's large float32 linear layers on the CPU are `thin_linear`; outside the model is as it was.
+    """A model whose large float32 linear layers on the CPU can be `thin_linear` for the length of a pass.
 
     Layers that something else has given a forward pass of its own (hooks of other libraries, adapters) are left alone.
 
@@ -57,15 +59,19 @@ class ThinProducts:
             if type(layer) is nn.Linear and _gains(layer)
         ]
 
-    def __enter__(self) -> None:
-        """Turn the products."""
+    def turned(self, tokens: int) -> AbstractContextManager[None]:
+        """Within it a pass over so many tokens is faster, if it can be; outside the model is as it was."""
+        return self._turned() if 1 < tokens <= MOST_TOKENS else nullcontext()
+
+    @contextmanager
+    def _turned(self) -> Iterator[None]:
         for attributes, forward in self._forward_of:
             attributes["forward"] = forward
-
-    def __exit__(self, *error: object) -> None:
-        """Leave the model as it was."""
-        for attributes, _ in self._forward_of:
-            attributes.pop("forward", None)
+        try:
+            yield
+        finally:
+            for attributes, _ in self._forward_of:
+                attributes.pop("forward", None)
 
 
 def _gains(layer: nn.Linear) -> bool:

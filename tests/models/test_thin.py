@@ -29,9 +29,12 @@ def test_turns_inside_alone() -> None:
     thin = ThinProducts(model)
     assert model[0].weight.numel() >= LEAST_WEIGHTS
     before = [dict(vars(layer)) for layer in model]
-    with thin:
+    with thin.turned(2):
         assert ["forward" in vars(layer) for layer in model] == [True, False, False]
-    with pytest.raises(RuntimeError, match="shapes"), thin:
+    for tokens in (1, MOST_TOKENS + 1):  # nothing to gain
+        with thin.turned(tokens):
+            assert "forward" not in vars(model[0])
+    with pytest.raises(RuntimeError, match="shapes"), thin.turned(2):
         model(torch.ones(2, 3))
     assert [dict(vars(layer)) for layer in model] == before
 
@@ -39,14 +42,14 @@ def test_turns_inside_alone() -> None:
 def test_leaves_layers_that_others_changed() -> None:
     layer = nn.Linear(256, 256)
     layer.forward = lambda x: 2 * x  # as accelerate's hooks do
-    with ThinProducts(layer):
+    with ThinProducts(layer).turned(3):
         assert layer(torch.ones(1)).item() == 2
     assert layer(torch.ones(1)).item() == 2
 
 
 def test_weights_are_read_when_used() -> None:
     layer = nn.Linear(256, 256, bias=False)
-    with ThinProducts(layer):
+    with ThinProducts(layer).turned(3):
         layer.weight = nn.Parameter(torch.eye(256))
         x = torch.randn(1, 3, 256)
         torch.testing.assert_close(layer(x), x)
