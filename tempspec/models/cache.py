@@ -71,8 +71,9 @@ class RaggedLayer(CacheLayerMixin):
             assert call.place_RN is not None
             call.flat_RHN[heads] = self._flat(call.place_RN, call.rows)
         store.view(-1, size).index_copy_(0, call.flat_RHN[heads], states.reshape(-1, size))
-        seen = store[:, :, : call.view]
-        return seen[:rows] if call.rows is None else seen.index_select(0, call.rows)
+        if call.rows is None:
+            return store[:rows, :, : call.view]
+        return store[:, :, : call.view].index_select(0, call.rows)
 
     def _flat(self, place_RN: Tensor, rows: Tensor | None) -> Tensor:
         """Places of rows as indices into the flattened storage, in the order `[R, H, N]`."""
