@@ -235,7 +235,7 @@ def _difference(found: object, whole: object) -> str:
     if isinstance(found, (list, tuple)) and isinstance(whole, (list, tuple)):
         if len(found) != len(whole):
             return f"{len(found)} entries instead of {len(whole)}"
-        return next(_difference(*pair) for pair in zip(found, whole, strict=True) if not _same(*pair))
+        return next(_difference(*pair) for pair in zip(found, whole, strict=True) if pair[0] != pair[1])
     return f"{str(found)[:300]} instead of {str(whole)[:300]}"
 
 
