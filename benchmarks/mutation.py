@@ -36,7 +36,8 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("tempspec/core", "tempspec/plugins")
 FURTHER = {  # files that are tested under another name, too
     "core/multidraft": ("plugins/test_tree_verifiers", "plugins/test_tree_drafters"),
-    "core/noise": ("decoding/test_noise",),
+    "core/coupling": ("decoding/test_noise",),
+    "core/noise": ("decoding/test_noise", "core/test_coupling"),
     "core/trees": ("plugins/test_tree_verifiers", "plugins/test_tree_drafters"),
     "core/verification": ("plugins/test_verifiers",),
     "plugins/verifiers": ("plugins/test_gumbel_coupling",),

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -81,25 +80,3 @@ class Texts:
         line = ["tempspec", "generate", "--config", str(described), "--trainer.enable_progress_bar", "false"]
         print("$", " ".join(line), flush=True)
         subprocess.run([sys.executable, "-m", *line], check=True)
-
-
-def remembering(target):
-    """The target, made to keep the logits of rows that it has seen: they are the same in every run of a study."""
-    import torch
-
-    compute, seen = target.forward, {}
-
-    def forward(input_ids, attention_mask, use_cache=False):
-        lengths = attention_mask.sum(1).tolist()
-        keys = [ids[:length].numpy().tobytes() for ids, length in zip(input_ids, lengths, strict=True)]
-        fresh = [index for index, key in enumerate(keys) if key not in seen]
-        if fresh:
-            found = compute(input_ids=input_ids[fresh], attention_mask=attention_mask[fresh], use_cache=False)
-            for index, logits in zip(fresh, found.logits, strict=True):
-                seen[keys[index]] = logits[: lengths[index]].clone()
-        rows = [seen[key] for key in keys]
-        padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        return SimpleNamespace(logits=padded)
-
-    target.forward = forward
-    return target

@@ -69,7 +69,16 @@ def uniform(*parts: Tensor | int) -> Tensor:
     return _shift_right(fold(*parts), 11).double() * 2.0**-53
 
 
+def open_uniform(hashed: Tensor) -> Tensor:
+    """Uniform float64 strictly between 0 and 1 from the upper 52 bits of a hash: its logarithm is finite, and not 0.
+
+    >>> u = open_uniform(torch.tensor([0, -1]))
+    >>> bool((u > 0).all() and (u < 1).all())
+    True
+    """
+    return (_shift_right(hashed, 12).double() + 0.5) * 2.0**-52
+
+
 def gumbel(*parts: Tensor | int) -> Tensor:
     """Standard Gumbel float64, `-log(-log(u))`, one per broadcast key; finite always."""
-    u = (_shift_right(fold(*parts), 11).double() + 0.5) * 2.0**-53
-    return -torch.log(-torch.log(u))
+    return -torch.log(-torch.log(open_uniform(fold(*parts))))

@@ -337,7 +337,7 @@ class Engine:
         def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
             logq_BV = law(logits_BV[:, None])[:, 0]
             if coupled:
-                return (logq_BV + noise.shared_gumbel_at(offset, self._vocabulary)).argmax(-1), logq_BV
+                return noise.coupled(logq_BV[:, None], offset)[:, 0], logq_BV
             return noise.draft(logq_BV.exp(), offset), logq_BV
 
         def law(logits_BMV: Tensor) -> Tensor:

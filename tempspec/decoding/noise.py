@@ -9,7 +9,8 @@ Axes: B rows, K drafted, V vocabulary, R rounds ahead, S streams, N offsets of a
 import torch
 from torch import Tensor
 
-from tempspec.core.noise import Stream, gumbel, uniform
+from tempspec.core.coupling import coupled_argmax, shared_gumbel
+from tempspec.core.noise import Stream, fold, uniform
 from tempspec.core.sampling import inverse_cdf
 from tempspec.interfaces import Noise
 
@@ -34,7 +35,6 @@ class RoundNoise(Noise):
         self._round_B = round_B
         self._length_B = length_B
         self._ahead_BSN = ahead_BSN
-        self._gumbel_BNV: Tensor | None = None
 
     def _uniform(self, stream: Stream, count: int, first: int = 0) -> Tensor:
         ahead_BSN = self._ahead_BSN
@@ -63,24 +63,17 @@ class RoundNoise(Noise):
         return inverse_cdf(weight_BMV, uniform(seed_B1, int(Stream.DRAFT), round_B1, node_M))
 
     def shared_gumbel(self, count: int, vocabulary: int) -> Tensor:
-        """Gumbel noise of the next `count` positions, `[B, count, V]`; what drafting has used is not hashed again."""
-        known_BNV = self._gumbel_BNV
-        first = 0 if known_BNV is None else known_BNV.shape[1]
-        if first < count:
-            more_BNV = self._gumbel(torch.arange(first, count, device=self._seed_B.device), vocabulary)
-            known_BNV = more_BNV if known_BNV is None else torch.cat([known_BNV, more_BNV], 1)
-            self._gumbel_BNV = known_BNV
-        assert known_BNV is not None
-        return known_BNV[:, :count]
+        """Gumbel noise of the next `count` positions, `[B, count, V]`."""
+        return shared_gumbel(self._shared_key(0, count), vocabulary)
 
-    def shared_gumbel_at(self, offset: int, vocabulary: int) -> Tensor:
-        """Gumbel noise of one position, `[B, V]`."""
-        return self.shared_gumbel(offset + 1, vocabulary)[:, offset]
+    def coupled(self, logp_BNV: Tensor, first: int = 0) -> Tensor:
+        """The tokens that the shared noise picks, `[B, N]`."""
+        return coupled_argmax(logp_BNV, self._shared_key(first, logp_BNV.shape[1]))
 
-    def _gumbel(self, offset_N: Tensor, vocabulary: int) -> Tensor:
-        position_BN1 = (self._length_B[:, None] + offset_N)[:, :, None]
-        token_V = torch.arange(vocabulary, device=offset_N.device)
-        return gumbel(self._seed_B[:, None, None], int(Stream.SHARED), position_BN1, token_V)
+    def _shared_key(self, first: int, count: int) -> Tensor:
+        """The shared noise's keys at positions of the text, `[B, count]`."""
+        offset_N = torch.arange(first, first + count, device=self._seed_B.device)
+        return fold(self._seed_B[:, None], int(Stream.SHARED), self._length_B[:, None] + offset_N)
 
 
 class NoiseAhead:

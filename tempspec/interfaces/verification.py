@@ -39,6 +39,14 @@ class Noise(ABC):
     def shared_gumbel(self, count: int, vocabulary: int) -> Tensor:
         """Gumbel noise `[B, count, V]` of the next `count` absolute positions, the same for draft and target."""
 
+    def coupled(self, logp_BNV: Tensor, first: int = 0) -> Tensor:
+        """`argmax(logp + G)` under the shared noise, at N positions from the `first` on: int64 `[B, N]`.
+
+        The same tokens as from `shared_gumbel`, whose V numbers a position most tokens do not need.
+        """
+        gumbel_BNV = self.shared_gumbel(first + logp_BNV.shape[1], logp_BNV.shape[-1])[:, first:]
+        return (logp_BNV + gumbel_BNV).argmax(-1)
+
 
 @dataclass(slots=True)
 class Verdict:

@@ -158,8 +158,7 @@ class GumbelCoupling(Verifier):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        gumbel_BKV = noise.shared_gumbel(*logp_BKV.shape[1:])
-        return _while_equal((core.precise(logp_BKV) + gumbel_BKV).argmax(-1), draft)
+        return _while_equal(noise.coupled(logp_BKV), draft)
 
     def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`sum_x 1 / sum_y max(p_y / p_x, q_y / q_x)`: two samples under shared noise agree."""

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tempspec.core.noise import Stream, fold, gumbel, mix, uniform
+from tempspec.core.noise import Stream, fold, gumbel, mix, open_uniform, uniform
 
 
 def test_noise_is_a_function_of_its_key_alone():
@@ -47,6 +47,8 @@ def test_gumbel_noise_samples_a_softmax():
 
 def test_gumbel_noise_is_finite():
     assert gumbel(torch.arange(1_000_000)).isfinite().all()
+    extremes = torch.tensor([0, -1, 2**63 - 1, -(2**63), 4095, -4096])
+    assert torch.log(-torch.log(open_uniform(extremes))).isfinite().all()
 
 
 def test_no_two_streams_are_one():

@@ -32,9 +32,12 @@ def test_more_offsets_than_were_hashed_ahead_are_hashed_at_once(stream):
 
 
 def test_shared_noise_is_the_same_whether_asked_by_position_or_at_once():
-    noise = RoundNoise(SEED, ROUND, LENGTH)
-    steps = [noise.shared_gumbel_at(offset, 6) for offset in range(3)]
-    whole = noise.shared_gumbel(4, 6)
-    assert torch.equal(whole, RoundNoise(SEED, ROUND, LENGTH).shared_gumbel(4, 6))
-    for offset, step in enumerate(steps):
-        assert torch.equal(step, whole[:, offset])
+    noise, logp = RoundNoise(SEED, ROUND, LENGTH), torch.randn(3, 4, 70, generator=torch.Generator().manual_seed(0))
+    whole = noise.shared_gumbel(4, 70)
+    assert torch.equal(whole[:, :3], noise.shared_gumbel(3, 70))
+    assert torch.equal(noise.coupled(logp), (logp + whole).argmax(-1))
+    for offset in range(4):
+        one = noise.coupled(logp[:, offset : offset + 1], offset)
+        assert torch.equal(one, noise.coupled(logp)[:, offset : offset + 1])
+        later = RoundNoise(SEED, ROUND + 1, LENGTH + offset)
+        assert torch.equal(one, later.coupled(logp[:, offset : offset + 1]))
