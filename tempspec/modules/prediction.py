@@ -1,7 +1,8 @@
 """The sweep of predict and generate: its work list, its engines, its rows on disk (floor 5).
 
 The work list holds the openings of conversations; a batch is decoded turn by turn, each turn behind the answers of its
-own cell. A conversation stays with its process, and a continued run takes it up at the first turn without a row.
+own cell. A conversation stays with its process, and a continued run takes it up at the first turn without a row, among
+the same neighbours: its numbers are those of an unbroken run to the last digit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -114,7 +115,8 @@ class SweepRunner:
         column = "response" if self.generating else "text"
         answers = {row["key"]: row[column] for row in self._store.rows()}
         _barrier()  # nobody writes a row before all have seen which are there
-        return batches(unanswered(items, answers, self._context), self.sweep.batch_size)
+        due = (unanswered(batch, answers, self._context) for batch in batches(items, self.sweep.batch_size))
+        return [batch for batch in due if batch]  # cut as in an unbroken run: numbers depend on a row's neighbours
 
     def measure_steps(self, draft: PreTrainedModel | None, rank: int = 0) -> None:
         """Let a draft length that goes by step times have them: rank 0's, or those of the run that is continued.
@@ -163,8 +165,8 @@ class SweepRunner:
         Args:
             items: the batch.
             draft: the draft model, if one takes part.
-            stop: asked before every round; once it says yes, the rows that are finished are written and the rest is
-                left to the next run.
+            stop: asked before every round; once it says yes, this turn of the batch is left to the next run. Logits
+                depend on a row's neighbours in their last digits: it is decoded whole, or not at all.
         """
         rows: list[Row] = []
         while items:
@@ -183,6 +185,8 @@ class SweepRunner:
         by_key = {item.key: item for item in items}
         with torch.autocast(self.pair.target_model.device.type, enabled=False):
             completions = list(self._engine(items[0], draft).run([item.request for item in items], stop))
+        if len(completions) < len(items):
+            return []
         rows = [self._row(by_key[completion.request.key], completion) for completion in completions]
         self.store.append([self._generated(by_key[row["key"]], row) for row in rows] if self.generating else rows)
         return rows
