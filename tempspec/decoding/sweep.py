@@ -35,7 +35,7 @@ class Sweep:
         min_p: keep tokens at least this fraction as likely as the most likely one, in [0, 1].
         stop_at_eos: end a completion with the model's end-of-sequence token.
         slots: rows decoded together in the pass that measures acceptance.
-        batch_size: requests between two writes; an interrupted run continues behind the last write, in the same batches.
+        batch_size: requests between two writes; an interrupted run continues behind the last one, in the same batches.
         timing_prompts: prompts of each set for the pass that measures speed, one at a time; 0 leaves it out.
         seed: all sampling noise derives from it.
         compile: compile the forward passes; worth it for small models and long runs. Needs a C++ compiler on a CPU.
