@@ -1,7 +1,8 @@
 """The draft temperature that accepts most, found in one pass over a text (floor 4).
 
 Expected acceptance is known at every pair of temperatures from one forward pass of each model, so the search is a scan
-of candidates whose sums are all kept: no candidate costs a pass, and none is measured on other tokens than the others.
+of candidates whose sums are all kept: none is measured on other tokens than the others, and none costs a pass, unless
+the draft is conditioned on its temperature.
 
 Axes: N token positions, A target temperatures, D candidates.
 """

@@ -436,10 +436,8 @@ class DistillationModule(pl.LightningModule):
         self._begin_reading()
         self.measurement.start(self.trainer.datamodule.validation_names, self.device)  # type: ignore[attr-defined]
         if self.stage == "validate" and self.runner.sweep.fitted:
-            assert self.draft is not None
             sweep = self.runner.sweep
-            sets, truncation = sweep.fitted_on, sweep.truncation
-            self.measurement.start_fit(self.draft, sweep.target_temperatures, sets, truncation, self.device)
+            self.measurement.start_fit(sweep.target_temperatures, sweep.fitted_on, sweep.truncation, self.device)
 
     def on_test_epoch_start(self) -> None:
         """Start an empty grid for each test set."""

@@ -3,7 +3,7 @@
 Axes: B batch, T positions, N the batch's response tokens, A target and D draft temperatures, C candidates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -44,7 +44,6 @@ class Measurement:
 
     def start_fit(
         self,
-        draft: PreTrainedModel,
         target_temperatures: Sequence[float],
         sets: Sequence[str],
         truncation: Truncation,
@@ -53,20 +52,14 @@ class Measurement:
         """Look for draft temperatures as well; behind `start`.
 
         Args:
-            draft: the draft.
             target_temperatures: those that a draft temperature is wanted for.
             sets: names of the sets to fit on; all where none is named.
             truncation: how predict cuts laws.
             device: where to count.
 
         Raises:
-            UserError: the draft's weights depend on its temperature, or there is no such set.
+            UserError: there is no such set.
         """
-        if is_conditioned(draft):
-            raise UserError(
-                "fitted expected an ordinary draft, got one that is conditioned on the temperature; "
-                "fold it with `tempspec export --draft FOLDER --temperature T --output FOLDER`"
-            )
         names = list(self.grids)
         if unknown := [name for name in sets if name not in names]:
             raise UserError(f"fitted_on names {unknown[0]!r}, which is none of the validation sets {', '.join(names)}")
@@ -88,10 +81,12 @@ class Measurement:
         )
         fitting_N = weight_N * torch.isin(set_N, set_N.new_tensor(self.fitted_on))
 
-        def survey_once() -> Survey:
-            return self._survey(sides(), key_N, fitting_N)
-
-        found = self._by_temperature(draft, survey_once) if is_conditioned(draft) else survey_once()
+        if is_conditioned(draft):
+            found, fit_NAC = self._by_temperature(draft, sides)
+        else:
+            found, fit_NAC = self._at_once(sides())
+        if self.fit is not None and fit_NAC is not None:
+            self.fit.update(fit_NAC, key_N, fitting_N)
         for index, grid in enumerate(self.grids.values()):
             here = set_N == index
             if here.any():
@@ -109,31 +104,44 @@ class Measurement:
         found = self.grids[name].grid().acceptance
         return {temperature: found[temperature, temperature].value for temperature in self.temperatures}
 
-    def _survey(self, sides: Heads | Logits, key_N: Tensor, fitting_N: Tensor) -> Survey:
-        """One forward pass of the draft at all pairs of temperatures; `fitting_N` weighs tokens in the fit."""
+    def _at_once(self, sides: Heads | Logits) -> tuple[Survey, Tensor | None]:
+        """One pass of the draft at all pairs of temperatures, and at the fit's, `[N, A, C]`."""
         found: list[Survey] = []
-        tokens = 0
+        fits: list[Tensor] = []
         for p_NV, q_NV in sides.pieces():
-            here, tokens = slice(tokens, tokens + len(p_NV)), tokens + len(p_NV)
-            if self.fit is not None:
-                pairs = self.fit.target_temperatures, self.fit.candidates
-                found_NAC = acceptance_grid(p_NV, q_NV, *pairs, self.truncation)
-                self.fit.update(found_NAC, key_N[here], fitting_N[here])
             found.append(survey(p_NV, q_NV, self.temperatures))
-        names = ("acceptance_NAD", "match_NA", "argmax_NA", "entropy_NA")
-        return Survey(*(torch.cat([getattr(part, name) for part in found]) for name in names))
+            if self.fit is not None:
+                fits.append(self._fit_grid(self.fit, p_NV, q_NV, self.fit.candidates))
+        return _joined(found), torch.cat(fits) if fits else None
 
-    def _by_temperature(self, draft: PreTrainedModel, survey_once: Callable[[], Survey]) -> Survey:
-        """A conditioned draft is another model at every draft temperature: the columns of as many surveys."""
-        found = []
-        for heat in (0.0, *self.temperatures):  # the first is the argmax draft
+    def _by_temperature(
+        self, draft: PreTrainedModel, sides: Callable[[], Heads | Logits]
+    ) -> tuple[Survey, Tensor | None]:
+        """The same of a conditioned draft, which is another model at every temperature: as many passes."""
+
+        def at(heat: float) -> Iterator[tuple[Tensor, Tensor]]:
             set_temperature(draft, heat)
-            found.append(survey_once())
-        set_temperature(draft, None)
-        columns = list(enumerate(found[1:]))
-        return Survey(
-            torch.stack([each.acceptance_NAD[..., index] for index, each in columns], -1),
-            torch.stack([each.match_NA[..., index] for index, each in columns], -1),
-            found[0].argmax_NA,
-            found[0].entropy_NA,
+            return sides().pieces()
+
+        argmax, *found = (
+            _joined([survey(*pair, self.temperatures) for pair in at(heat)]) for heat in (0.0, *self.temperatures)
         )
+        fit_NAC = None
+        if (fit := self.fit) is not None:
+            fits = [torch.cat([self._fit_grid(fit, *pair, [heat]) for pair in at(heat)]) for heat in fit.candidates]
+            fit_NAC = torch.cat(fits, -1)
+        set_temperature(draft, None)
+        columns = list(enumerate(found))
+        acceptance_NAD = torch.stack([each.acceptance_NAD[..., index] for index, each in columns], -1)
+        match_NA = torch.stack([each.match_NA[..., index] for index, each in columns], -1)
+        return Survey(acceptance_NAD, match_NA, argmax.argmax_NA, argmax.entropy_NA), fit_NAC
+
+    def _fit_grid(self, fit: DraftTemperatureFit, p_NV: Tensor, q_NV: Tensor, candidates: Sequence[float]) -> Tensor:
+        """Acceptance at the fit's target temperatures and these draft temperatures, `[N, A, C]`."""
+        return acceptance_grid(p_NV, q_NV, fit.target_temperatures, candidates, self.truncation)
+
+
+def _joined(parts: Sequence[Survey]) -> Survey:
+    """One survey of the positions of several."""
+    names = ("acceptance_NAD", "match_NA", "argmax_NA", "entropy_NA")
+    return Survey(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

@@ -70,6 +70,28 @@ def test_validation_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_p
     assert "the draft at temperature 0.5" in capsys.readouterr().out
 
 
+def test_a_fitted_temperature_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_path):
+    """A conditioned draft is another model at each candidate; folded there, an ordinary one has the same acceptance."""
+    module = fit(steps=30, temperature=uniform())
+    save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
+    sweep = Sweep(target_temperatures=[0.5, 1.5], draft_temperatures="fitted", top_k=7)
+
+    def fitted(folder):
+        other = DistillationModule(str(pair / "target"), draft=str(folder), sweep=sweep)
+        trainer().validate(other, data, verbose=False)
+        return other.measurement.fit
+
+    whole = fitted(tmp_path / "draft")
+    for row, target in zip(whole.fits(), sweep.target_temperatures, strict=True):
+        assert row.acceptance.value >= row.same.value
+        for heat in {row.draft_temperature, target}:
+            save_model(fold(module.draft, heat), module.tokenizer, tmp_path / "folded")
+            alone = fitted(tmp_path / "folded")
+            place = alone.target_temperatures.index(target) * len(alone.candidates) + alone.candidates.index(heat)
+            wanted = row.acceptance if heat == row.draft_temperature else row.same
+            assert alone.estimates()[place].value == pytest.approx(wanted.value, abs=1e-5)
+
+
 def test_an_ordinary_draft_is_not_exported(pair, tmp_path, capsys):
     line = ["export", "--draft", str(pair / "draft"), "--temperature", "0.5", "--output", str(tmp_path / "out")]
     assert main(line) == 2
