@@ -38,6 +38,7 @@ FURTHER = {  # files that are tested under another name, too
     "core/multidraft": ("plugins/test_tree_verifiers", "plugins/test_tree_drafters"),
     "core/coupling": ("decoding/test_noise",),
     "core/noise": ("decoding/test_noise", "core/test_coupling"),
+    "core/sequential": ("core/test_multidraft", "plugins/test_tree_verifiers"),
     "core/trees": ("plugins/test_tree_verifiers", "plugins/test_tree_drafters"),
     "core/verification": ("plugins/test_verifiers",),
     "plugins/verifiers": ("plugins/test_gumbel_coupling",),

@@ -23,7 +23,7 @@ from goals import Goal, finish, parse
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tempspec.core import lossy, multidraft
+from tempspec.core import lossy, multidraft, sequential
 from tempspec.core.acceptance import overlap
 from tempspec.core.multidraft import Siblings
 from tempspec.core.noise import Stream, fold, uniform
@@ -323,7 +323,7 @@ def one_level(
     """What each rule accepts of K drafts at one position, by K, rule and temperature; K = 1 is rejection."""
     closed = {
         "recursive, independent": multidraft.recursive_acceptance,
-        "K-SEQ, independent": multidraft.sequential_acceptance,
+        "K-SEQ, independent": sequential.sequential_acceptance,
         "optimum, independent": multidraft.optimal_acceptance,
         "greedy drafts": multidraft.greedy_draft_acceptance,
     }

@@ -19,7 +19,7 @@ from torch import Tensor
 from tempspec.core.acceptance import overlap
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.trees import elder
-from tempspec.core.verification import at_position, of_token, precise, probabilities, real
+from tempspec.core.verification import at_position, of_token, precise, probabilities, quotient, real, strips
 
 Siblings = Literal["independent", "distinct", "top", "greedy"]
 """How the children of one node are drawn.
@@ -30,14 +30,6 @@ Siblings = Literal["independent", "distinct", "top", "greedy"]
 - `greedy`: the K - 1 most likely tokens and one drawn from the rest of q, which is tested first (Hu et al. 2025,
   2502.18779; SpecHub at K = 2, 2411.05289).
 """
-
-_NEWTON_STEPS = 10
-_ROUNDINGS = 64
-"""A gap of so many roundings of the laws' precision counts as none."""
-
-_STRIP = 1 << 17
-"""Numbers of a law that a CPU works on at once: what one operation writes is in its cache for the next."""
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing siblings
@@ -81,18 +73,6 @@ def sibling_law(logq: Tensor, score: Tensor, taken: Tensor, rank: int, count: in
     none_left = (left == -torch.inf).all(-1, keepdim=True)
     best = one_hot_log(free.argmax(-1), vocabulary, logq.dtype)
     return torch.where(none_left, best, left.masked_fill(none_left, 0.0).log_softmax(-1))
-
-
-def _strips(rows: int, law: Tensor) -> list[slice]:
-    """Rows of laws like `law [..., V]` in strips that fit a CPU's cache; all rows in one on other devices.
-
-    >>> _strips(3, torch.zeros(100_000))
-    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
-    >>> _strips(3, torch.zeros(1_000))
-    [slice(0, 131, None)]
-    """
-    step = max(1, _STRIP // law.shape[-1]) if law.device.type == "cpu" else max(1, rows)
-    return [slice(first, first + step) for first in range(0, rows, step)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -158,7 +138,7 @@ class _Law:
         there_B, at_B = child_B >= 0, self._first_B + child_B.clamp(min=0)
         factor_B = torch.where(there_B, self.scale_B, 0.0).to(self.law_BV.dtype)
         left_B = torch.empty_like(self.reach_B)
-        for rows in _strips(len(self.law_BV), self.law_BV):
+        for rows in strips(len(self.law_BV), self.law_BV):
             law_BV = self.law_BV[rows]
             excess_BV = probabilities(self._logd.index_select(0, at_B[rows])).neg_()
             excess_BV.addcmul_(law_BV, factor_B[rows, None]).clamp_(min=0.0)
@@ -166,9 +146,9 @@ class _Law:
             # Nothing is left of a = 1 only by rounding, or behind a child that is never rejected: the law stays.
             law_BV.copy_(excess_BV.addcmul_(law_BV, (left_B[rows, None] == 0).to(law_BV.dtype)))
         changed_B = left_B > 0
-        next_B = _quotient(left_B, left_B + 1.0 - self.reach_B)
+        next_B = quotient(left_B, left_B + 1.0 - self.reach_B)
         kept_B = torch.where(there_B & (self.reach_B < 1.0), 0.0, 1.0)
-        self.scale_B = torch.where(changed_B, _quotient(next_B, left_B), self.scale_B * kept_B)
+        self.scale_B = torch.where(changed_B, quotient(next_B, left_B), self.scale_B * kept_B)
         self.reach_B = torch.where(changed_B, next_B, self.reach_B * kept_B)
 
 
@@ -185,12 +165,6 @@ class TreeCoins:
     coin_BN: Tensor
     reach_BN: Tensor
     children: Children
-
-
-def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """`numerator / denominator`, 0 where the denominator is 0."""
-    fine = denominator > 0
-    return torch.where(fine, numerator / torch.where(fine, denominator, 1.0), 0.0)
 
 
 def tree_coins(
@@ -231,7 +205,7 @@ def tree_coins(
             child_B = children.node_BNK[:, place, rank]
             at_B1 = child_B.clamp(min=0)[:, None]
             own_B = law.of(token_BN.gather(1, at_B1).squeeze(1))
-            coin_B1 = _quotient(own_B[:, None], chance_BN.gather(1, at_B1)).clamp(max=1.0)
+            coin_B1 = quotient(own_B[:, None], chance_BN.gather(1, at_B1)).clamp(max=1.0)
             coin_BN.scatter_(1, at_B1, torch.where(child_B[:, None] >= 0, coin_B1, coin_BN.gather(1, at_B1)))
             if joint or rank + 1 < count:
                 law.refuse(child_B)
@@ -288,7 +262,7 @@ def match_coins(step_BN: Tensor, parent_BN: Tensor) -> Tensor:
     """
     step_BN = step_BN.double()
     elder_BN = (elder(parent_BN) * step_BN[:, None]).sum(-1)
-    return _quotient(step_BN, 1.0 - elder_BN).clamp(max=1.0)
+    return quotient(step_BN, 1.0 - elder_BN).clamp(max=1.0)
 
 
 def match_weight(logp_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor, node_B: Tensor) -> Tensor:
@@ -307,123 +281,6 @@ def match_weight(logp_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B
     rest_BV = p_BV.scatter_reduce(1, token_BN, least_BN, "amin")
     # Children that have all of p are left only by rounding.
     return torch.where((rest_BV.amax(-1) == 0)[:, None], p_BV, rest_BV)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# K-SEQ: Sun et al. 2023, SpecTr (2310.15141)
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
-    """K-SEQ's rho in [1, K], float64 `[...]`: `1 - (1 - beta)^K = rho beta` with `beta = sum min(p / rho, q)`.
-
-    Newton's method, for `rho beta` is linear in rho between neighbouring values of p / q. Where it has not arrived, the
-    value returned is too large, never too small: K-SEQ stays exact and accepts a little less. It stays where the laws'
-    own rounding hides any gap, for a sign that is noise would send it far away.
-
-    Args:
-        p: the target's law, `[..., V]`.
-        q: the draft's.
-        count: K, at least 1, `[...]`.
-
-    >>> p, q = torch.tensor([0.5, 0.25, 0.15, 0.1]).double(), torch.tensor([0.2, 0.4, 0.1, 0.3]).double()
-    >>> sequential_division(p, q, torch.tensor(2)), sequential_division(p, q, torch.tensor(3))
-    (tensor(1.4603, dtype=torch.float64), tensor(1.7926, dtype=torch.float64))
-    """
-    count, hidden = count.double(), _ROUNDINGS * torch.finfo(p.dtype).eps
-    scaled, least = torch.empty_like(p), torch.empty_like(p)
-    low, high = torch.ones_like(count), count.clone()
-    following = (low + high) / 2
-    for _ in range(_NEWTON_STEPS):
-        rho = following
-        torch.mul(q, rho[..., None].to(q.dtype), out=scaled)
-        both = torch.minimum(p, scaled, out=least).sum(-1).double()  # rho beta
-        tail = torch.mul(q, p >= scaled, out=least).sum(-1).double()  # its slope
-        beta = (both / rho).clamp(max=1.0)
-        gap = 1.0 - (1.0 - beta) ** count - both
-        slope = -count * (1.0 - beta) ** (count - 1.0) * (both - rho * tail) / rho**2 - tail
-        low, high = torch.where(gap >= 0, rho, low), torch.where(gap <= 0, rho, high)
-        newton = rho + _quotient(gap, -slope)
-        following = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-        following = torch.where(gap.abs() <= hidden, rho, following)
-    return torch.where(gap > hidden, high, rho)
-
-
-def sequential_beta(p: Tensor, q: Tensor, rho: Tensor) -> Tensor:
-    """`sum min(p / rho, q)`, what one draft of K-SEQ is accepted with; float64 `[...]`."""
-    return torch.minimum(p / rho[..., None].to(p.dtype), q).sum(-1).double().clamp(max=1.0)
-
-
-def sequential_residual(p: Tensor, q: Tensor, rho: Tensor, count: Tensor) -> Tensor:
-    """K-SEQ's law behind K failures, not normalised, `[..., V]`; p itself where nothing is left."""
-    beta = sequential_beta(p, q, rho)
-    accepted = _quotient(1.0 - (1.0 - beta) ** count, beta)[..., None].to(p.dtype)
-    left = (p - accepted * torch.minimum(p / rho[..., None].to(p.dtype), q)).clamp(min=0.0)
-    return torch.where((left > 0).any(-1, keepdim=True), left, p)
-
-
-@dataclass(frozen=True, slots=True)
-class SequentialCoins:
-    """What K-SEQ's coins decide with.
-
-    Attributes:
-        coin_BN: the probability of each node's coin, float64; 0 behind the row's length.
-        rho_BN: rho at every place, float64 `[B, N+1]`, the root's first.
-        children: who is whose child.
-    """
-
-    coin_BN: Tensor
-    rho_BN: Tensor
-    children: Children
-
-
-def sequential_coins(
-    logp_BNV: Tensor, logq_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor
-) -> SequentialCoins:
-    """K-SEQ at every node of a tree of independent children; coins are tossed on the way down.
-
-    Arguments as in `tree_coins`; the law of a node's children is its first child's.
-    """
-    children = Children.of(parent_BN, length_B)
-    rho_BN = torch.ones(len(token_BN), token_BN.shape[1] + 1, dtype=torch.float64, device=token_BN.device)
-    for place, count in enumerate(children.most):
-        if count < 2:  # one child: rho = 1
-            continue
-        first_B = children.node_BNK[:, place, 0].clamp(min=0)
-        count_B = (children.node_BNK[:, place] >= 0).sum(-1).clamp(min=1)
-        for rows in _strips(len(logp_BNV), logp_BNV):
-            p_BV = probabilities(logp_BNV[rows, place])
-            q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
-            rho_BN[rows, place] = sequential_division(p_BV, q_BV, count_B[rows])
-    row_B1 = torch.arange(len(token_BN), device=token_BN.device)[:, None]
-    own_BN = logp_BNV[row_B1, parent_BN + 1, token_BN].double().exp()
-    chance_BN = of_token(logq_BNV, token_BN).double().exp() * rho_BN.gather(1, parent_BN + 1)
-    accept_BN = _quotient(own_BN, chance_BN).clamp(max=1.0)
-    return SequentialCoins(torch.where(real(token_BN, length_B), accept_BN, 0.0), rho_BN, children)
-
-
-def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins: SequentialCoins) -> Tensor:
-    """The law of the token that follows when `node_B` is the last to be accepted, not normalised, `[B, V]`.
-
-    K-SEQ's residual behind the node's children; p itself at a leaf.
-
-    Args:
-        logp_BNV: as in `sequential_coins`.
-        logq_BNV: as in `sequential_coins`.
-        node_B: the last accepted node of each row, -1 for none.
-        coins: what `sequential_coins` returned.
-    """
-    if logq_BNV.shape[1] == 0:
-        return probabilities(at_position(logp_BNV, node_B + 1))
-    child_BK = coins.children.at(node_B)
-    count_B, first_B = (child_BK >= 0).sum(-1), child_BK[:, 0].clamp(min=0)
-    rho_B = coins.rho_BN.gather(1, node_B[:, None] + 1).squeeze(1)
-    parts = []
-    for rows in _strips(len(logp_BNV), logp_BNV):
-        p_BV = probabilities(at_position(logp_BNV[rows], node_B[rows] + 1))
-        q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
-        parts.append(sequential_residual(p_BV, q_BV, rho_B[rows], count_B[rows]))
-    return torch.cat(parts)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -489,18 +346,6 @@ def recursive_acceptance(logp: Tensor, logq: Tensor, count: int) -> Tensor:
         refused = refused * total
         left = excess / torch.where(total > 0, total, 1.0)[..., None]
     return 1.0 - refused
-
-
-def sequential_acceptance(logp: Tensor, logq: Tensor, count: int) -> Tensor:
-    """What K-SEQ accepts of K independent drafts by its own coins, `1 - (1 - beta)^K`, float64 `[...]`.
-
-    >>> p, q = torch.tensor([0.5, 0.25, 0.15, 0.1]), torch.tensor([0.2, 0.4, 0.1, 0.3])
-    >>> sequential_acceptance(p.log(), q.log(), 2), sequential_acceptance(p.log(), q.log(), 3)
-    (tensor(0.7881, dtype=torch.float64), tensor(0.8585, dtype=torch.float64))
-    """
-    p, q = precise(logp).exp(), precise(logq).exp()
-    rho = sequential_division(p, q, torch.full(p.shape[:-1], count, device=p.device))
-    return 1.0 - (1.0 - sequential_beta(p, q, rho)) ** count
 
 
 def greedy_draft_acceptance(logp: Tensor, logq: Tensor, count: int) -> Tensor:

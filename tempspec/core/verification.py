@@ -18,6 +18,9 @@ from torch import Tensor
 # A drafted token has q > 0, so this bound on log(p / q) binds only behind a row's length, where it keeps sums finite.
 _MAX_LOG_RATIO = 1e4
 
+_STRIP = 1 << 17
+"""Numbers of a law that a CPU works on at once: what one operation writes is in its cache for the next."""
+
 
 def precise(law: Tensor) -> Tensor:
     """The law in float32 or better; no copy if it is already."""
@@ -275,3 +278,21 @@ def typical_outcome(
         p_RV = probabilities(at_position(logp_BKV, torch.full_like(row_R, position + 1), row_R))
         weight_BV = _put(weight_BV, row_R, p_RV, standing_B)
     return accepted_B, weight_BV
+
+
+def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """`numerator / denominator`, 0 where the denominator is 0."""
+    fine = denominator > 0
+    return torch.where(fine, numerator / torch.where(fine, denominator, 1.0), 0.0)
+
+
+def strips(rows: int, law: Tensor) -> list[slice]:
+    """Rows of laws like `law [..., V]` in strips that fit a CPU's cache; all rows in one on other devices.
+
+    >>> strips(3, torch.zeros(100_000))
+    [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
+    >>> strips(3, torch.zeros(1_000))
+    [slice(0, 131, None)]
+    """
+    step = max(1, _STRIP // law.shape[-1]) if law.device.type == "cpu" else max(1, rows)
+    return [slice(first, first + step) for first in range(0, rows, step)]

@@ -10,7 +10,7 @@ from typing import ClassVar, get_args
 
 from torch import Tensor
 
-from tempspec.core import multidraft, trees
+from tempspec.core import multidraft, sequential, trees
 from tempspec.core.noise import Stream
 from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
 
@@ -95,14 +95,14 @@ class KSequential(_TopDown):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        coins = multidraft.sequential_coins(*_parts(logp_BKV, draft))
+        coins = sequential.sequential_coins(*_parts(logp_BKV, draft))
         node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK)
-        weight_BV = multidraft.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+        weight_BV = sequential.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
         return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
 
     def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`min(1, p / (rho q))`."""
-        return multidraft.sequential_coins(*_parts(logp_BKV, draft)).coin_BN
+        return sequential.sequential_coins(*_parts(logp_BKV, draft)).coin_BN
 
 
 class Traversal(Verifier):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tempspec.core import multidraft
+from tempspec.core import multidraft, sequential
 from tempspec.core.trees import level_parents
 from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
 from tempspec.plugins.verifiers import BlockVerification, SampledMatch, TokenwiseRejection
@@ -112,7 +112,7 @@ def test_closed_forms_of_one_level_are_the_rules():
     logp, logq = pair.logp[0][0], pair.logq[0][0]
     for closed, rule, siblings in (
         (multidraft.recursive_acceptance, RecursiveRejection, "independent"),
-        (multidraft.sequential_acceptance, KSequential, "independent"),
+        (sequential.sequential_acceptance, KSequential, "independent"),
         (multidraft.greedy_draft_acceptance, RecursiveRejection, "greedy"),
     ):
         for count in (2, 3):
