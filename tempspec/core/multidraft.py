@@ -31,6 +31,10 @@ Siblings = Literal["independent", "distinct", "top", "greedy"]
   2502.18779; SpecHub at K = 2, 2411.05289).
 """
 
+_CERTAIN = 700.0
+"""A law is certain of a token whose log-probability is so far ahead: float64 holds little below `exp(-700)`."""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Drawing siblings
 # ---------------------------------------------------------------------------------------------------------------------
@@ -305,20 +309,42 @@ def optimal_acceptance(logp: Tensor, logq: Tensor, count: int | Tensor) -> Tenso
     return (1.0 + (head_p - head_q.clamp(max=1.0) ** count).amin(-1)).clamp(max=1.0)
 
 
+def optimal_pair(logp: Tensor, logq: Tensor) -> Tensor:
+    """The most that any rule can accept of two drafts without replacement, float64 `[...]` from log-laws `[..., V]`.
+
+    `1 + min_H [p(H) - Q(H)]` with Q(H), that both drafts lie in H, `1 - (1 - q(H)) (1 + sum of q_x / (1 - q_x) in H)`:
+    the dual of Hu et al. 2025, 2502.18779, over the sets H of the tokens with the least p / q. Some token besides the
+    most likely one must have q > 0.
+
+    >>> p, q = torch.tensor([0.5, 0.25, 0.15, 0.1]), torch.tensor([0.2, 0.4, 0.1, 0.3])
+    >>> optimal_pair(p.log(), q.log())
+    tensor(0.9413, dtype=torch.float64)
+    """
+    p, q = precise(logp).double().exp(), precise(logq).double().softmax(-1)
+    most = q.argmax(-1, keepdim=True)
+    others = (1.0 - q).scatter(-1, most, q.scatter(-1, most, 0.0).sum(-1, keepdim=True))
+    odds = quotient(q, others)
+    order = torch.where(q > 0, p / torch.where(q > 0, q, 1.0), torch.inf).argsort(-1)
+    head_p, head_odds = p.gather(-1, order).cumsum(-1), odds.gather(-1, order).cumsum(-1)
+    from_here = q.gather(-1, order).flip(-1).cumsum(-1).flip(-1)
+    tail = torch.nn.functional.pad(from_here[..., 1:], (0, 1))
+    return (head_p + tail * (1.0 + head_odds)).amin(-1).clamp(max=1.0)
+
+
 def optimal_siblings(
     logp_BV: Tensor, logd_BNV: Tensor, token_BN: Tensor, child_BK: Tensor, siblings: Siblings
 ) -> Tensor:
     """The most that any rule can accept at one place of each row's tree, `[B]`; nothing where there are no children.
 
     Independent children: `optimal_acceptance`. Chosen ones: p's mass on them, and with one drawn from d beside them
-    (`greedy`) `sum min(p, d)` more, d having no mass on them. Distinct ones have no such form.
+    (`greedy`) `sum min(p, d)` more, d having no mass on them. Distinct ones: `optimal_pair`, for two at most.
 
     Args:
         logp_BV: the target's log-law at the place.
         logd_BNV: the log-law that each node was drawn from, given its elder siblings.
         token_BN: the nodes' tokens.
         child_BK: the place's children in the order they were drawn, -1 for none; see `Children`.
-        siblings: how they were drawn; any but `distinct`.
+        siblings: how they were drawn; of `distinct` ones there are at most two.
     """
     there_BK, at_BK = child_BK >= 0, child_BK.clamp(min=0)
     logd_BV = at_position(logd_BNV, at_BK[:, 0])
@@ -328,6 +354,15 @@ def optimal_siblings(
     mass_BK = precise(logp_BV.gather(1, token_BN.gather(1, at_BK))).exp().masked_fill(~there_BK, 0.0)
     if siblings == "top":
         return mass_BK.sum(-1)
+    if siblings == "distinct":
+        first_B = overlap(logp_BV, logd_BV)
+        if there_BK.shape[1] == 1:
+            return torch.where(there_BK[:, 0], first_B, 0.0)
+        most_B, next_B = logd_BV.topk(2).values.T
+        settled_B = mass_BK[:, 0] + overlap(logp_BV, at_position(logd_BNV, at_BK[:, 1]))  # the first was certain
+        pair_B = optimal_pair(logp_BV, logd_BV).to(settled_B.dtype)
+        pair_B = torch.where(most_B - next_B > _CERTAIN, settled_B, pair_B)
+        return torch.where(there_BK[:, 0], torch.where(there_BK[:, 1], pair_B, first_B), 0.0)
     return torch.where(there_BK[:, 0], overlap(logp_BV, logd_BV) + mass_BK[:, 1:].sum(-1), 0.0)
 
 

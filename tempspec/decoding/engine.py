@@ -20,7 +20,7 @@ from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
 from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
-from tempspec.decoding.rounds import Foresight, Outcome, Turn, append_round, no_numbers, optimum
+from tempspec.decoding.rounds import Foresight, Outcome, Turn, append_round, has_optimum, no_numbers, optimum
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.decoding.step_times import pass_seconds
 from tempspec.errors import UserError
@@ -377,7 +377,7 @@ class Engine:
             return Foresight()
         acceptance_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft)
         length_B = self._verifier.expected_length(logp_BNV, draft)
-        siblings = self._drafter.siblings if self._drafter is not None else None
+        siblings = self._drafter.siblings if self._drafter is not None and has_optimum(self._drafter) else None
         return Foresight(
             None if acceptance_BK is None else acceptance_BK.gather(1, outcome.place_BD).tolist(),
             None if length_B is None else length_B.tolist(),

@@ -12,7 +12,7 @@ from tempspec.core.multidraft import Children, Siblings, optimal_siblings
 from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.slots import Laws, Row
-from tempspec.interfaces import Completion, Draft, DraftLength
+from tempspec.interfaces import Completion, Draft, Drafter, DraftLength
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,14 @@ def append_round(row: Row, emitted: list[int], drafted: int, tested: int) -> Non
     row.length += len(emitted)
 
 
-def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: Outcome) -> list[list[float]] | None:
-    """The most that can be accepted at each tested place of a tree, on the host; None if it has no closed form.
+def has_optimum(drafter: Drafter) -> bool:
+    """Whether the most that can be accepted of its siblings has a closed form; of distinct ones, of two at most."""
+    few = drafter.most_children is not None and drafter.most_children <= 2
+    return drafter.siblings is not None and (drafter.siblings != "distinct" or few)
+
+
+def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: Outcome) -> list[list[float]]:
+    """The most that can be accepted at each tested place of a tree, on the host, where `has_optimum`.
 
     Args:
         logp_BNV: the target's log-laws behind the root and every node.
@@ -117,8 +123,6 @@ def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: Outcome
         siblings: how their siblings were drawn.
         outcome: which places were tested.
     """
-    if siblings == "distinct":
-        return None
     children = Children.of(draft.tree_BK, draft.length_B)
     found = [
         optimal_siblings(

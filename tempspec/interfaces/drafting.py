@@ -171,6 +171,8 @@ class Drafter(ABC):
     """Whether a draft model must be loaded for it."""
     siblings: Siblings | None = None
     """How children of one node are drawn, for a drafter of trees; None for chains."""
+    most_children: int | None = None
+    """The most children that one node may have, for a drafter of trees that knows it."""
     target_layers: int | None = None
     """Draft with this many of the target's first layers, its final norm and its head, instead of a draft model."""
     source: ClassVar[str] = ""

@@ -67,6 +67,7 @@ class StaticTree(Drafter):
             node: [child for child, parent in enumerate(self.parents) if parent == node]
             for node in range(-1, len(self.parents))
         }
+        self.most_children = max(map(len, self._children.values()))
 
     def most_nodes(self, longest: int) -> int:
         """See `Drafter.most_nodes`."""

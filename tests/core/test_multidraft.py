@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from tempspec.core.multidraft import (
     greedy_draft_acceptance,
     match_steps,
     optimal_acceptance,
+    optimal_pair,
     optimal_siblings,
     recursive_acceptance,
     sibling_law,
@@ -84,6 +87,47 @@ def test_the_optimum_of_siblings_is_that_of_how_they_were_drawn():
     found = optimal_siblings(logp, certain, token, child, "top")
     expected = torch.stack([mass[0].sum(), mass[1, [0, 2]].sum(), mass[2, 1], mass[3, 0] * 0])
     torch.testing.assert_close(found, expected)
+
+
+def both_inside(q, member):
+    """P(two distinct drafts lie in a set), pair by pair."""
+    pairs = itertools.permutations(range(len(q)), 2)
+    return sum(q[a] * q[b] / (1 - q[a]) for a, b in pairs if member[a] and member[b])
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+def test_the_optimum_of_two_distinct_drafts_is_the_linear_programs(spread):
+    """Brute force over every set of tokens and every pair of drafts."""
+    logp, logq = laws(5, spread, 3, rows=20), laws(5, spread, 4, rows=20)
+    members = list(itertools.product([False, True], repeat=5))
+    for p, q, found in zip(logp.exp(), logq.exp(), optimal_pair(logp, logq), strict=True):
+        if 1 - q.max() > 1e-6:  # pair by pair, 1 - q would cancel
+            every = min(1 + p[list(member)].sum() - both_inside(q, member) for member in members)
+            torch.testing.assert_close(found, every, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
+def test_two_distinct_drafts_are_worth_more_than_two_independent_ones(spread):
+    logp, logq = laws(40, spread, 3), laws(40, spread, 4)
+    assert (optimal_pair(logp, logq) >= optimal_acceptance(logp, logq, 2) - 1e-9).all()
+    assert (optimal_pair(logp, logp) > 1 - 1e-9).all()
+
+
+def test_the_optimum_of_a_certain_draft_and_another():
+    """One child, two, none; where the first is certain the second has the law that it was drawn from."""
+    logp, certain = laws(5, 1.0, 3, rows=4), one_hot_log(torch.tensor([2]), 5, torch.float64).expand(4, -1)
+    token = torch.tensor([[2, 0]]).expand(4, -1)
+    child = torch.tensor([[0, 1], [0, -1], [-1, -1], [0, 1]])
+    second = one_hot_log(torch.tensor([0]), 5, torch.float64).expand(4, -1)
+    p = logp.exp()
+    found = optimal_siblings(logp, torch.stack([certain, second], 1), token, child, "distinct")
+    torch.testing.assert_close(found, torch.stack([p[0, 2] + p[0, 0], p[1, 2], 0 * p[2, 0], p[3, 2] + p[3, 0]]))
+    cold = (1000 * laws(5, 1.0, 4, rows=4)).log_softmax(-1)  # nothing but the first in float64, and yet a second
+    first = cold.argmax(-1)
+    other = cold.scatter(1, first[:, None], -torch.inf).log_softmax(-1)
+    token = torch.stack([first, other.argmax(-1)], 1)
+    found = optimal_siblings(logp, torch.stack([cold, other], 1), token, child[:1].expand(4, -1), "distinct")
+    torch.testing.assert_close(found, p.gather(1, token).sum(1))
 
 
 def test_greedy_siblings_reach_their_optimum():
