@@ -112,8 +112,7 @@ class Completion:
             when the engine was not asked for it or the verifier has none.
         foreseen: the verifier's `expected_length` of each round, cut by no stop token; empty likewise.
         optimum: the most that any rule which decides node by node accepts of a tree's siblings, summed over the tested
-            tokens; empty likewise, for chains, and for siblings whose optimum has no closed form (three or more distinct
-            ones).
+            tokens; empty likewise, for chains, and for siblings whose optimum has no closed form (three distinct ones).
         total_variation: TV between a lossy verifier's `emitted_law` and the target's, summed over the tested tokens;
             empty likewise, and for a lossless verifier.
         kl: KL(emitted || target) in nats, summed likewise; infinite where the law leaves the target's support.
