@@ -235,22 +235,22 @@ def block_accepted(
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def typical_log_threshold_(logp: Tensor, p: Tensor, epsilon: float, delta: float) -> Tensor:
+def typical_log_threshold(logp: Tensor, p: Tensor, epsilon: float, delta: float) -> Tensor:
     """`log min(epsilon, delta exp(-H(p)))`, `[...]`: a token is typical when its log-probability exceeds it.
 
     The higher the target's entropy H (nats), the less likely a token need be.
 
     Args:
-        logp: the target's log-laws, `[..., V]`, in float32 or better; they are overwritten.
+        logp: the target's log-laws, `[..., V]`, in float32 or better.
         p: their `probabilities`.
         epsilon: the cap.
         delta: the entropy's factor.
 
     >>> p = torch.tensor([[0.5, 0.5]])
-    >>> typical_log_threshold_(p.log(), p, epsilon=1.0, delta=0.5).exp()
+    >>> typical_log_threshold(p.log(), p, epsilon=1.0, delta=0.5).exp()
     tensor([0.2500])
     """
-    entropy = -logp.clamp_(min=-_MAX_LOG_RATIO).mul_(p).sum(-1)
+    entropy = -(p * logp).nansum(-1)  # 0 log 0 is NaN, and counts as 0
     return (delta * torch.exp(-entropy)).clamp(max=epsilon).log()
 
 
@@ -265,17 +265,18 @@ def typical_outcome(
     >>> typical_outcome(logp, torch.tensor([[0, 1]]), torch.tensor([2]), epsilon=0.5, delta=1.0)
     (tensor([1]), tensor([[0.7500, 0.2500]]))
     """
-    weight_BV = p_RV = probabilities(logp_BKV[:, 0])
+    logp_RV = logp_BKV[:, 0]
+    weight_BV = p_RV = probabilities(logp_RV)
     accepted_B, row_R = torch.zeros_like(length_B), torch.arange(len(length_B), device=length_B.device)
     standing_B = torch.ones_like(length_B, dtype=torch.bool)
     for position, token_B in enumerate(token_BK.unbind(1)):
-        logp_RV = precise(at_position(logp_BKV, torch.full_like(row_R, position), row_R))
-        logp_R = logp_RV.gather(1, token_B[row_R, None]).squeeze(1)
-        typical_R = logp_R > typical_log_threshold_(logp_RV, p_RV, epsilon, delta)
+        logp_R = precise(logp_RV.gather(1, token_B[row_R, None]).squeeze(1))
+        typical_R = logp_R > typical_log_threshold(precise(logp_RV), p_RV, epsilon, delta)
         standing_B = torch.zeros_like(standing_B).index_copy(0, row_R, typical_R) & standing_B & (length_B > position)
         accepted_B = accepted_B + standing_B
         row_R = rows_of(standing_B)
-        p_RV = probabilities(at_position(logp_BKV, torch.full_like(row_R, position + 1), row_R))
+        logp_RV = at_position(logp_BKV, torch.full_like(row_R, position + 1), row_R)
+        p_RV = probabilities(logp_RV)
         weight_BV = _put(weight_BV, row_R, p_RV, standing_B)
     return accepted_B, weight_BV
 

@@ -206,6 +206,6 @@ class Typical(Verifier):
     def _kept(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
         """`q 1[A]`, `[B, K, V]`."""
         logp_BKV = core.precise(logp_BKV)
-        parts = (logp_BKV.clone(), core.probabilities(logp_BKV))
-        threshold_BK = core.typical_log_threshold_(*parts, self.epsilon, self.delta)
+        parts = (logp_BKV, core.probabilities(logp_BKV))
+        threshold_BK = core.typical_log_threshold(*parts, self.epsilon, self.delta)
         return torch.where(logp_BKV > threshold_BK[..., None], core.precise(logq_BKV).exp(), 0.0)

@@ -15,7 +15,7 @@ from tempspec.core.verification import (
     of_token,
     probabilities,
     residual,
-    typical_log_threshold_,
+    typical_log_threshold,
     typical_outcome,
 )
 from tests.controls import block_coins
@@ -139,7 +139,7 @@ def test_one_hot_laws_give_no_nan(dtype):
         assert weight.isfinite().all()
         assert (weight.sum(-1) > 0).all()
     p = probabilities(logp)
-    assert typical_log_threshold_(logp.to(p), p, 0.09, 0.3).exp().tolist() == [[pytest.approx(0.09)] * 4] * 2
+    assert typical_log_threshold(logp.to(p), p, 0.09, 0.3).exp().tolist() == [[pytest.approx(0.09)] * 4] * 2
 
 
 def test_float32_is_close_to_float64_on_a_large_vocabulary():
@@ -157,7 +157,7 @@ def test_float32_is_close_to_float64_on_a_large_vocabulary():
 def test_typical_threshold_follows_the_entropy():
     uniform = torch.zeros(1, 1, 10).log_softmax(-1)
     for epsilon, expected in ((0.09, 0.03), (0.02, 0.02)):
-        threshold = typical_log_threshold_(uniform.clone(), uniform.exp(), epsilon, delta=0.3)
+        threshold = typical_log_threshold(uniform, uniform.exp(), epsilon, delta=0.3)
         assert threshold.exp().item() == pytest.approx(expected)
 
 
@@ -171,7 +171,7 @@ def test_probabilities_are_the_exponential_of_a_law():
 def test_typical_tokens_are_counted_to_the_first_that_is_not(zeros):
     logp = laws(60, 5, 6, zeros=zeros)
     token, length = torch.arange(240).reshape(60, 4) % 6, torch.arange(60) % 5
-    threshold = typical_log_threshold_(logp[:, :-1].clone(), probabilities(logp[:, :-1]), 0.3, 0.9)
+    threshold = typical_log_threshold(logp[:, :-1], probabilities(logp[:, :-1]), 0.3, 0.9)
     before = logp.clone()
     accepted, weight = typical_outcome(logp, token, length, 0.3, 0.9)
     assert torch.equal(accepted, first_rejection(of_token(logp, token) > threshold, length))
