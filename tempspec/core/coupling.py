@@ -36,7 +36,7 @@ def coupled_argmax(logp: Tensor, key: Tensor) -> Tensor:
     """`(logp + shared_gumbel(key, V)).argmax(-1)` from the noise of the tokens that may win, int64 `[...]`.
 
     Args:
-        logp: log-probabilities, `[..., V]`, float32 or float64; -inf is never chosen.
+        logp: log-probabilities, `[..., V]`, of any floating precision; -inf is never chosen.
         key: int64 `[...]`.
     """
     vocabulary = logp.shape[-1]

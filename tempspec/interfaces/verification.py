@@ -42,7 +42,7 @@ class Noise(ABC):
     def coupled(self, logp_BNV: Tensor, first: int = 0) -> Tensor:
         """`argmax(logp + G)` under the shared noise, at N positions from the `first` on: int64 `[B, N]`.
 
-        The same tokens as from `shared_gumbel`, whose V numbers a position most tokens do not need.
+        The tokens that `shared_gumbel` gives; a subclass may find them without V numbers a position.
         """
         gumbel_BNV = self.shared_gumbel(first + logp_BNV.shape[1], logp_BNV.shape[-1])[:, first:]
         return (logp_BNV + gumbel_BNV).argmax(-1)
