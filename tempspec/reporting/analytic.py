@@ -2,19 +2,16 @@
 
 from collections.abc import Iterator
 
-from tempspec.metrics.bootstrap import Estimate, Sums, bootstrap_compute
+from tempspec.metrics.bootstrap import Estimate, bootstrap_compute
 from tempspec.metrics.prefixes import prefix_split
 from tempspec.metrics.ratio import to_estimate
 from tempspec.reporting.answers import contrast
 from tempspec.reporting.charts import Chart, curves, forest, heatmap
-from tempspec.reporting.runs import Collection, Draft
+from tempspec.reporting.runs import Analytic, Collection, Draft
 from tempspec.reporting.section import TEMPERATURE, Section, drafting_pairs, slug
 from tempspec.reporting.sheets import Field, Sheet
 
 __all__ = ["drafting", "prefixes", "temperatures"]
-
-Analytic = dict[tuple[str, float, float], Sums]
-"""(metric, target temperature, draft temperature) -> what its interval is computed from."""
 
 
 def temperatures(collection: Collection) -> Section:
@@ -24,7 +21,7 @@ def temperatures(collection: Collection) -> Section:
     nothing = Estimate.nothing()
     entropy: dict[str, dict[str, dict[float, Estimate]]] = {}
     for draft in collection.drafts:
-        for name, sums in _texts(collection, draft).items():
+        for name, sums in collection.texts(draft).items():
             found = _estimates(sums, "analytic_acceptance")
             best = [max((k for k in found if k[0] == t), key=lambda k: found[k].value) for t in {k[0] for k in found}]
             title = f"Analytic acceptance: {draft.name}, {name}"
@@ -54,7 +51,7 @@ def temperatures(collection: Collection) -> Section:
 def _by_training(collection: Collection) -> dict[float, dict[str, Analytic]]:
     """What was measured, by the one temperature that a draft was trained at and by text."""
     return {
-        float(d.labels["train_temperature"]): _texts(collection, d)
+        float(d.labels["train_temperature"]): collection.texts(d)
         for d in reversed(collection.drafts)
         if isinstance(d.labels.get("train_temperature"), int | float)
     }
@@ -95,7 +92,7 @@ def drafting(collection: Collection) -> Section:
     """Proposals that are sampled against proposals of the likeliest token."""
     charts = []
     for draft in collection.drafts:
-        for name, sums in _texts(collection, draft).items():
+        for name, sums in collection.texts(draft).items():
             found = {
                 f"T = {t:g}": contrast((1, value), (-1, sums["argmax_acceptance", t, d]))
                 for (metric, t, d), value in sums.items()
@@ -144,25 +141,6 @@ def prefixes(collection: Collection) -> Section:
     columns = ["draft", "prompts", "T", "because of the laws", "because of the prefixes", "fall in all"]
     sheets = [Sheet("prefixes", f"Fall of analytic acceptance from T = {ref:g}", columns, rows, True)] if rows else []
     return Section("prefixes", "Fixed against sampled prefixes", text, charts, sheets)
-
-
-def _texts(collection: Collection, draft: Draft) -> dict[str, Analytic]:
-    """The analytic sums by the text that they were measured on.
-
-    Of a study: each prompt set's fixed text, and what the target wrote, where every T is measured on text of that T.
-    """
-    places: dict[str, list[tuple[str, float | None]]] = {}
-    for prompts, name in collection.prefixes.fixed.items():
-        places.setdefault(name, []).append((f"{prompts}, fixed text", None))
-    for prompts, sets in collection.prefixes.sampled.items():
-        for heat, name in sets.items():
-            places.setdefault(name, []).append((f"{prompts}, sampled at T", float(heat)))
-    found: dict[str, Analytic] = {text: {} for names in places.values() for text, _ in names}
-    for (name, metric, target, own), sums in draft.analytic_sums.items():
-        for text, only in places.get(name, [(name, None)]):
-            if only is None or only == target:
-                found.setdefault(text, {})[metric, target, own] = sums
-    return {text: sums for text, sums in found.items() if sums}
 
 
 def _estimates(sums: Analytic, metric: str) -> dict[tuple[float, float], Estimate]:

@@ -11,7 +11,7 @@ from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate, Sums, contrast_estimate
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell
-from tempspec.reporting.runs import Collection, Draft
+from tempspec.reporting.runs import SAMPLED, Collection, Draft
 from tempspec.reporting.section import drafting_pairs
 
 __all__ = ["Answer", "answers", "contrast", "shown", "verdict"]
@@ -98,21 +98,42 @@ def _consistency(collection: Collection) -> Answer:
     trained = {
         float(draft.labels["train_temperature"]): draft
         for draft in reversed(collection.drafts)
-        if isinstance(draft.labels.get("train_temperature"), int | float) and draft.rows
+        if isinstance(draft.labels.get("train_temperature"), int | float) and (draft.rows or draft.analytic)
     }
     reference = trained.get(collection.reference)
-    hot = sorted(t for t in trained if t != collection.reference)
+    hot = sorted((t for t in trained if t != collection.reference), reverse=True)
     if reference is None or not hot:
         needs = f"drafts trained at T = {collection.reference:g} and at another temperature"
         return Answer(question, f"Not measured here: it needs {needs}.")
-    for heat in reversed(hot):
-        for cell in _drafting(trained[heat], collection.domains):
-            if cell.target_temperature == heat == cell.draft_temperature and cell in reference.metrics:
-                sums = (draft.metrics[cell].acceptance_rate.sums() for draft in (trained[heat], reference))
-                found = contrast(*zip((1, -1), sums, strict=True))
-                what = f"acceptance at T = {heat:g} when trained there instead of at {collection.reference:g}"
-                return _answer(question, Change(what, found, _place(cell)))
-    return Answer(question, "Not measured here: no draft was decoded at the temperature it was trained at.")
+    for heat in hot:
+        if changes := [
+            *_decoded_gain(collection, trained[heat], reference, heat),
+            *_analytic_gain(collection, trained[heat], reference, heat),
+        ]:
+            return _answer(question, *changes)
+    return Answer(question, "Not measured here: no draft was measured at the temperature it was trained at.")
+
+
+def _decoded_gain(collection: Collection, draft: Draft, reference: Draft, heat: float) -> Iterator[Change]:
+    """What training at T changed in decoding at T."""
+    for cell in _drafting(draft, collection.domains):
+        if cell.target_temperature == heat == cell.draft_temperature and cell in reference.metrics:
+            found = contrast((1, _accepted(draft, cell)), (-1, _accepted(reference, cell)))
+            what = f"acceptance at T = {heat:g} when trained there instead of at {collection.reference:g}"
+            yield Change(what, found, _place(cell))
+            return
+
+
+def _analytic_gain(collection: Collection, draft: Draft, reference: Draft, heat: float) -> Iterator[Change]:
+    """The same without the noise of coins: overlap of the laws at T, on the target's own text where there is some."""
+    key = ("analytic_acceptance", heat, heat)
+    texts, others = collection.texts(draft), collection.texts(reference)
+    for text in sorted(texts, key=lambda text: not text.endswith(SAMPLED)):
+        if key in texts[text] and key in others.get(text, {}):
+            found = contrast((1, texts[text][key]), (-1, others[text][key]))
+            what = f"analytic acceptance at T = {heat:g} when trained there instead of at {collection.reference:g}"
+            yield Change(what, found, text)
+            return
 
 
 def _domains(collection: Collection) -> Answer:

@@ -23,7 +23,7 @@ from tempspec.reporting.records import Estimates
 from tempspec.reporting.study import FILE as STUDY_FILE
 from tempspec.reporting.study import Prefixes, read_study
 
-__all__ = ["AnalyticKey", "Collection", "Draft", "Run", "collect", "read_run"]
+__all__ = ["SAMPLED", "Analytic", "AnalyticKey", "Collection", "Draft", "Run", "collect", "read_run"]
 
 STAGES = {
     "fit": "config.yaml",
@@ -34,8 +34,12 @@ STAGES = {
 """Each stage and the file that says that it came to an end (fit: that it began)."""
 _NEEDED = {"key", "pass", "verifier", "prompt_set", "prompt_key", "tokens", "drafted", "tested", "accepted", "expected"}
 
+SAMPLED = "sampled at T"
+"""What the name of a text that the target wrote ends with."""
 AnalyticKey = tuple[str, str, float, float]
 """(prompt set, metric, target temperature, draft temperature)."""
+Analytic = dict[tuple[str, float, float], Sums]
+"""(metric, target temperature, draft temperature) -> what its interval is computed from."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,24 @@ class Collection:
     def runs(self) -> list[Run]:
         """Every run of every draft."""
         return [run for draft in self.drafts for run in draft.runs.values()]
+
+    def texts(self, draft: Draft) -> dict[str, Analytic]:
+        """A draft's analytic sums by the text that they were measured on.
+
+        Of a study: each prompt set's fixed text, and what the target wrote, where each T is measured on text of that T.
+        """
+        places: dict[str, list[tuple[str, float | None]]] = {}
+        for prompts, name in self.prefixes.fixed.items():
+            places.setdefault(name, []).append((f"{prompts}, fixed text", None))
+        for prompts, sets in self.prefixes.sampled.items():
+            for heat, name in sets.items():
+                places.setdefault(name, []).append((f"{prompts}, {SAMPLED}", float(heat)))
+        found: dict[str, Analytic] = {text: {} for names in places.values() for text, _ in names}
+        for (name, metric, target, own), sums in draft.analytic_sums.items():
+            for text, only in places.get(name, [(name, None)]):
+                if only is None or only == target:
+                    found.setdefault(text, {})[metric, target, own] = sums
+        return {text: sums for text, sums in found.items() if sums}
 
 
 def collect(folders: Sequence[str | Path]) -> Collection:

@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import pytest
 
 from tempspec.metrics.bootstrap import contrast_estimate
 from tempspec.reporting.answers import answers
 from tempspec.reporting.runs import collect
-from tests.reporting.runs import write_predict, write_small_study
+from tests.reporting.runs import write_predict, write_small_study, write_validate
 
 STEADY = {0.0: 0.7, 1.0: 0.7}
 FALLING = {0.0: 0.9, 1.0: 0.3}
@@ -36,7 +37,21 @@ def test_a_study_answers_all_four(study):
 
 def test_training_at_the_temperature_is_credited_with_what_it_gains(study):
     assert study[1].shown
-    assert study[1].sentence.startswith("Acceptance at T = 1.5 when trained there instead of at 1 rises: +")
+    decoded, analytic = study[1].sentence.split("; ")
+    assert decoded.startswith("Acceptance at T = 1.5 when trained there instead of at 1 rises: +")
+    assert analytic.startswith(
+        "not shown: analytic acceptance at T = 1.5 when trained there instead of at 1 changes by "
+    )
+    assert analytic.endswith(": in, sampled at T).")
+
+
+def test_drafts_that_were_never_decoded_are_compared_by_their_laws(tmp_path):
+    folder = write_small_study(tmp_path / "study")
+    for name in ("cold", "hot"):
+        shutil.rmtree(folder / name / "predict")
+        write_validate(folder / name, {"cold": 0.2, "hot": 0.1}[name], sets=("in",))
+    sentence = answers(collect([folder]))[1].sentence
+    assert sentence.startswith("Analytic acceptance at T = 1.5 when trained there instead of at 1 rises: +.150 ")
 
 
 def test_domains_that_accept_alike_are_not_told_apart(study):
