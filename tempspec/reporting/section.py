@@ -48,11 +48,14 @@ def drafting_pairs(draft: Draft) -> Iterator[tuple[Cell, Cell]]:
 
 
 def _rule(draft: Draft, cell: Cell) -> str:
-    """The rule for the draft temperature where it is not the target's; a fitted one is another at every T."""
+    """The rule for the draft temperature where it is not the target's; a fitted one is another at every T.
+
+    Where seeds were fitted apart at one T, each value is a rule of its own: together they would share a place.
+    """
     pair = cell.target_temperature, cell.draft_temperature
     if pair[0] == pair[1]:
         return ""
-    if pair in draft.fitted:
+    if {fit for fit in draft.fitted if fit[0] == pair[0]} == {pair}:
         return ", draft T fitted"
     return f", draft T = {pair[1]:g}" if pair[1] else ", argmax drafts"
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tempspec.errors import UserError
-from tempspec.reporting.runs import collect
+from tempspec.reporting.runs import Draft, collect, read_run
 from tempspec.reporting.section import groups
 from tempspec.reporting.study import FILE
 from tests.reporting.runs import write_predict, write_small_study, write_validate
@@ -96,3 +96,14 @@ def test_fitted_draft_temperatures_are_one_rule_and_other_temperatures_another(t
         "in, token, draft T = 1.25": [1.0],
         "in, token, draft T = 0.75": [2.0],
     }
+
+
+def test_seeds_that_were_fitted_apart_share_no_place(tmp_path):
+    for seed, fit in (("0", 0.8), ("1", 0.9)):
+        run = write_predict(tmp_path / seed, {1.0: 0.7, 2.0: 0.5}, draft_temperatures=(None, fit))
+        fits = [{"target_temperature": t, "draft_temperature": fit} for t in (1.0, 2.0)]
+        (run / "validate").mkdir()
+        (run / "validate/draft_temperatures.json").write_text(json.dumps({"fits": fits}))
+    runs = {seed: read_run(tmp_path / seed) for seed in "01"}
+    places = {place: [c.target_temperature for c in cells] for _, place, cells in groups([Draft("both", {}, runs)])}
+    assert places == {f"in, token{rule}": [1.0, 2.0] for rule in ("", ", draft T = 0.8", ", draft T = 0.9")}
