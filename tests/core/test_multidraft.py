@@ -6,6 +6,7 @@ import torch
 from tempspec.core.acceptance import overlap
 from tempspec.core.multidraft import (
     greedy_draft_acceptance,
+    is_drawn,
     match_steps,
     optimal_acceptance,
     optimal_pair,
@@ -23,6 +24,11 @@ SPREADS = {"flat": 0.3, "ordinary": 1.0, "sharp": 20.0}
 def laws(vocabulary, spread, seed, rows=300):
     row, token = torch.arange(rows)[:, None], torch.arange(vocabulary)
     return (spread * gumbel(seed, row, token)).log_softmax(-1)
+
+
+def test_greedy_drafts_draw_their_eldest_alone_and_top_ones_none():
+    drawn = {siblings: [is_drawn(siblings, rank) for rank in range(3)] for siblings in ("distinct", "greedy", "top")}
+    assert drawn == {"distinct": [True] * 3, "greedy": [True, False, False], "top": [False] * 3}
 
 
 @pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)

@@ -18,6 +18,14 @@ def test_parts_of_a_key_are_not_interchangeable():
     assert fold(1, 2).item() != fold(3).item()
 
 
+def test_mix_is_splitmix64s():
+    """The first outputs from state 0, as its authors' program prints them (prng.di.unimi.it/splitmix64.c)."""
+    first = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F, 0xF88BB8A8724C81EC]
+    state = 0x9E3779B97F4A7C15 * torch.arange(1, 5)
+    assert [value % 2**64 for value in mix(state).tolist()] == first
+    assert fold(0).item() % 2**64 == first[0]
+
+
 def test_mix_is_a_bijection_on_a_sample():
     assert len(mix(torch.arange(100_000)).unique()) == 100_000
 

@@ -85,6 +85,17 @@ def test_samples_estimate_value_and_gradient_without_bias(logits, name, heat):
     torch.testing.assert_close(*slopes, atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize("at", HEATS)
+def test_samples_have_the_law_of_their_temperature(logits, at):
+    """One of uniforms evenly spaced falls to a token for every part of its probability."""
+    z_p, count = logits[0][:1], 100_000
+    noise = ((torch.arange(count, dtype=torch.float64) + 0.5) / count)[None]
+    kept = draw(noise, z_p, at, HEATS)
+    share = torch.bincount(kept.token_NK[0], minlength=9) / count
+    torch.testing.assert_close(share, (z_p[0] / at).softmax(-1), rtol=0, atol=2 / count, check_dtype=False)
+    torch.testing.assert_close(kept.logit_NK, z_p.gather(-1, kept.token_NK))
+
+
 def test_samples_serve_no_temperature_in_between(logits):
     z_p, z_q = logits
     kept = draw(torch.rand(4, 3, dtype=torch.float64), z_p, 1.0, HEATS)

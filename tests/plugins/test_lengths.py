@@ -95,6 +95,12 @@ def test_goodput_drafts_more_where_more_is_accepted_and_nothing_where_it_does_no
     assert limits[2] == best
 
 
+@pytest.mark.parametrize("rate", [k / 40 for k in range(1, 40)])
+def test_goodput_that_was_told_nothing_takes_a_small_draft_and_passes_bound_by_memory(rate):
+    guess, told = Goodput(acceptance=rate, longest=8), Goodput(0.15, COSTS, acceptance=rate)
+    assert torch.equal(guess.limit(FIRST), told.limit(FIRST))
+
+
 def test_goodput_learns_from_the_last_round():
     last = last_round([8, 8], [8, 8], [0, 8])
     refused, accepted = Goodput(acceptance=0.6).limit(last).tolist()
