@@ -102,9 +102,9 @@ class ClusteredRatio(BootstrapRatio):
     """`sum numerator / sum denominator`, with an interval over the prompts that the observations belong to.
 
     >>> ratio = ClusteredRatio()
-    >>> ratio.update(torch.tensor([1.0, 3.0]), torch.tensor([2.0, 4.0]), torch.tensor([7, 8]))
-    >>> ratio.estimate()
-    Estimate(value=0.666..., low=0.5, high=0.75, prompts=2)
+    >>> ratio.update(torch.tensor([1.0, 3.0, 2.0, 2.0, 1.0, 3.0]), torch.full((6,), 4.0), torch.arange(6))
+    >>> print(ratio.estimate())
+    .500 [.250, .750]
     """
 
     def update(self, numerator_N: Tensor, denominator_N: Tensor, key_N: Tensor) -> None:

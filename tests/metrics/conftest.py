@@ -57,5 +57,5 @@ def sweep_rows():
         for name in ("code", "prose")
         for temperature in (0.0, 1.0)
         for pass_ in ("acceptance", "timing")
-        for prompt in range(5)
+        for prompt in range(8)
     ]

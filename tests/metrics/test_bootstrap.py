@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tempspec.metrics.bootstrap import (
+    FEWEST,
     Estimate,
     Sums,
     bootstrap_compute,
@@ -13,6 +14,7 @@ from tempspec.metrics.bootstrap import (
     quotient,
     replicate_weights,
     same_prompts,
+    student_quantile,
 )
 
 # N observations, S entries, R replicates, U prompts
@@ -72,12 +74,39 @@ def test_interval_agrees_with_the_multinomial_bootstrap_and_with_the_normal_inte
     assert high - low > 1.2 * 2 * token_spread, "an interval over tokens would be far too narrow"
 
 
-def test_interval_covers_the_truth_95_times_in_100():
-    covered = 0
-    for seed in range(300):
-        low, high = bounds(bootstrap_update(*clustered(prompts=60, tokens=5, seed=seed), 400))
-        covered += bool(low <= 0.5 <= high)
-    assert 0.95 - 3 * math.sqrt(0.95 * 0.05 / 300) - 0.01 < covered / 300 < 0.95 + 3 * math.sqrt(0.95 * 0.05 / 300)
+def rates(prompts, times, seed=0):
+    """Sums of `times` metrics whose prompts have rates of their own, of .5 on the average."""
+    generator = torch.Generator().manual_seed(seed)
+    rate_NS = 0.2 + 0.6 * torch.rand(prompts, times, generator=generator, dtype=torch.float64)
+    tested_NS = torch.randint(20, 60, rate_NS.shape, generator=generator).double()
+    return bootstrap_update(torch.binomial(tested_NS, rate_NS, generator=generator), tested_NS, torch.arange(prompts))
+
+
+@pytest.mark.parametrize("prompts", [6, 8, 12, 24, 60])
+def test_interval_covers_the_truth_95_times_in_100(prompts):
+    _, low_S, high_S, _ = bootstrap_compute(rates(prompts, 1500)).T
+    covered = ((low_S <= 0.5) & (high_S >= 0.5)).double().mean()
+    assert abs(covered - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1500) + 0.01
+
+
+def test_intervals_that_hold_together_cover_all_truths_95_times_in_100():
+    """Where plain intervals, each right 95 times in 100, do so far less often."""
+    candidates, times = 25, 300
+    sums = rates(24, candidates * times)
+    shares = []
+    for among in (1, candidates):
+        _, low_S, high_S, _ = contrast_estimate((1, sums), among=among).T
+        shares.append(((low_S <= 0.5) & (high_S >= 0.5)).view(times, candidates).all(1).double().mean())
+    assert shares[0] < 0.5
+    assert abs(shares[1] - 0.95) < 3 * math.sqrt(0.95 * 0.05 / times) + 0.01
+
+
+@pytest.mark.parametrize(
+    ("tail", "freedom", "table"),
+    [(0.025, 5, 2.5706), (0.0005, 5, 6.8688), (0.025, 23, 2.0687), (0.0005, 23, 3.7676), (0.001, 63, 3.2251)],
+)
+def test_students_quantiles_are_the_tables(tail, freedom, table):
+    assert student_quantile(tail, freedom) == pytest.approx(table, rel=0.006)
 
 
 def test_order_of_observations_means_nothing():
@@ -127,13 +156,14 @@ def test_pairs_need_the_same_prompts():
             pair(a, b)
 
 
-def test_one_prompt_has_a_value_but_no_interval():
-    numerator_NS, denominator_NS, key_N = clustered(prompts=1)
+@pytest.mark.parametrize("count", [1, FEWEST - 1])
+def test_few_prompts_have_a_value_but_no_interval(count):
+    numerator_NS, denominator_NS, key_N = clustered(prompts=count)
     value, low, high, prompts = bootstrap_compute(bootstrap_update(numerator_NS, denominator_NS, key_N, 50))[0]
     assert value == numerator_NS.mean()
     assert low.isnan()
     assert high.isnan()
-    assert prompts == 1
+    assert prompts == count
 
 
 def test_prompts_without_a_denominator_are_not_seen():
@@ -144,10 +174,11 @@ def test_prompts_without_a_denominator_are_not_seen():
 
 
 def test_replicates_without_a_denominator_are_dropped():
-    key_N = torch.tensor([1, 2])
-    sums = bootstrap_update(torch.tensor([[1.0], [2.0]]), torch.ones(2, 1), key_N, 200)
-    assert (sums.denominator_SW == 0).any(), "with two prompts, e^-2 of the replicates are empty"
-    assert bootstrap_compute(sums)[0].tolist() == [1.5, 1.0, 2.0, 2.0]
+    sums = bootstrap_update(torch.arange(6)[:, None], torch.ones(6, 1), torch.arange(6), 4000)
+    assert (sums.denominator_SW == 0).any(), "with six prompts, e^-6 of the replicates are empty"
+    value, low, high, prompts = bootstrap_compute(sums)[0].tolist()
+    assert 0 <= low < value == 2.5 < high <= 5
+    assert prompts == 6
 
 
 def test_nothing_counted_is_nan():

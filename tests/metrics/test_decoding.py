@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tempspec.interfaces import BASELINE
-from tempspec.metrics.bootstrap import replicate_weights
+from tempspec.metrics.bootstrap import FEWEST, replicate_weights
 from tempspec.metrics.decoding import (
     MBSU,
     AcceptanceRate,
@@ -255,7 +255,10 @@ def test_comparing_a_sweep_with_itself_shows_no_difference(sweep_rows):
     sweep = make_sweep(sweep_rows)
     for differences in compare(sweep, sweep).values():
         for estimate in differences.values():
-            assert math.isnan(estimate.value) or (estimate.value, estimate.low, estimate.high) == (0, 0, 0)
+            if estimate.prompts >= FEWEST:
+                assert (estimate.value, estimate.low, estimate.high) == (0, 0, 0)
+            else:
+                assert estimate.value == 0 or not estimate.prompts
 
 
 def test_comparison_is_after_minus_before(sweep_rows):

@@ -15,8 +15,8 @@ from tempspec.metrics.ratio import ClusteredRatio, paired_difference
 rank, store, result = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 even, idle = ClusteredRatio(replicates=20), ClusteredRatio(replicates=20)
-key_N = torch.arange(4) + 2**62 + 4 * rank
-even.update(torch.arange(4) + rank, torch.ones(4), key_N)
+key_N = torch.arange(6) + 2**62 + 6 * rank
+even.update(torch.arange(6) + rank, torch.ones(6), key_N)
 if rank == 1:
     for key in key_N:
         idle.update(torch.ones(1), torch.ones(1), key[None])
@@ -34,9 +34,9 @@ def test_ranks_agree_with_one_process(tmp_path):
 
     single = ClusteredRatio(replicates=20)
     for rank in range(2):
-        single.update(torch.arange(4) + rank, torch.ones(4), torch.arange(4) + 2**62 + 4 * rank)
+        single.update(torch.arange(6) + rank, torch.ones(6), torch.arange(6) + 2**62 + 6 * rank)
     for rank in range(2):
         even, idle, difference, again = torch.load(tmp_path / f"result{rank}")
         assert even == again == list(single.estimate().to_dict().values())
-        assert idle == [1, 1, 1, 4]
-        assert difference == [0, 0, 0, 8]
+        assert idle == [1, 1, 1, 6]
+        assert difference == [0, 0, 0, 12]
