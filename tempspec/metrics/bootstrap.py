@@ -181,7 +181,7 @@ def bootstrap_compute(sums: Sums) -> Tensor:
 
     The interval is the 95% expanded percentile interval (Hesterberg, "What Teachers Should Know About the Bootstrap",
     The American Statistician 2015) of the replicates whose denominator is not 0: the percentiles at
-    `Phi(-sqrt(n / (n-1)) t)` for t the 97.5% quantile of Student's law with n - 1 degrees of freedom, which makes up for
+    `Phi(-sqrt(n / (n-1)) t)`, t the 97.5% quantile of Student's law with n - 1 degrees of freedom, which makes up for
     what plain percentiles lack with few prompts. NaN with fewer than `FEWEST` distinct prompts.
     """
     return _compute(_ratio(sums.numerator_SW, sums.denominator_SW), _prompts(sums))

@@ -48,18 +48,9 @@ def temperatures(collection: Collection) -> Section:
     )
 
 
-def _by_training(collection: Collection) -> dict[float, dict[str, Analytic]]:
-    """What was measured, by the one temperature that a draft was trained at and by text."""
-    return {
-        float(d.labels["train_temperature"]): collection.texts(d)
-        for d in reversed(collection.drafts)
-        if isinstance(d.labels.get("train_temperature"), int | float)
-    }
-
-
 def _consistent_gains(collection: Collection) -> list[list[Field]]:
     """The draft that was trained at T against every other one, at T, paired."""
-    drafts = _by_training(collection)
+    drafts = {heat: collection.texts(draft) for heat, draft in collection.trained_at.items()}
     rows: list[list[Field]] = []
     for heat, texts in sorted(drafts.items()):
         key = ("analytic_acceptance", heat, heat)
@@ -72,10 +63,8 @@ def _consistent_gains(collection: Collection) -> list[list[Field]]:
 
 
 def _trained(collection: Collection) -> Iterator[Chart]:
-    """Train temperature x decoding temperature, where two or more drafts differ in it."""
-    drafts = _by_training(collection)
-    if len(drafts) < 2:
-        return
+    """Train temperature x decoding temperature, where two or more drafts differ in that alone."""
+    drafts = {heat: collection.texts(draft) for heat, draft in collection.trained_at.items()}
     for name in dict.fromkeys(name for texts in drafts.values() for name in texts):
         found = {
             (t, heat): estimate

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import permutations
 
 from tempspec.interfaces import BASELINE
-from tempspec.metrics.bootstrap import Estimate, Sums, contrast_estimate
+from tempspec.metrics.bootstrap import FEWEST, Estimate, Sums, contrast_estimate
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell
 from tempspec.reporting.runs import SAMPLED, Collection, Draft
@@ -36,7 +36,8 @@ class Change:
 
     def said(self) -> str:
         """In words, without a full stop."""
-        tail = f"{self.found:+} (95% interval, n = {self.found.prompts} prompts: {self.where})"
+        kind = "95% interval" if self.found.prompts >= FEWEST else "too few for an interval"
+        tail = f"{self.found:+} ({kind}, n = {self.found.prompts} prompts: {self.where})"
         known = shown(self.found)
         return f"{self.what} {verdict(self.found)}: {tail}" if known else f"not shown: {self.what} changes by {tail}"
 
@@ -95,15 +96,11 @@ def _sampled_or_argmax(draft: Draft, cell: Cell) -> Iterator[Change]:
 
 def _consistency(collection: Collection) -> Answer:
     question = "Does distillation at a consistent temperature repair it?"
-    trained = {
-        float(draft.labels["train_temperature"]): draft
-        for draft in reversed(collection.drafts)
-        if isinstance(draft.labels.get("train_temperature"), int | float) and (draft.rows or draft.analytic)
-    }
+    trained = collection.trained_at
     reference = trained.get(collection.reference)
     hot = sorted((t for t in trained if t != collection.reference), reverse=True)
     if reference is None or not hot:
-        needs = f"drafts trained at T = {collection.reference:g} and at another temperature"
+        needs = f"drafts trained at T = {collection.reference:g} and at another one that differ in no other label"
         return Answer(question, f"Not measured here: it needs {needs}.")
     for heat in hot:
         if changes := [
@@ -233,7 +230,9 @@ def _remedies(collection: Collection) -> Answer:
         for cell in _drafting(draft, collection.domains):
             place = (cell.prompt_set, cell.target_temperature)
             if place == (plain.prompt_set, hottest) and (draft, cell) != (base, plain):
-                label = f"{draft.name}, {cell.verifier}, draft T = {cell.draft_temperature:g}"
+                lossy = draft.estimates[cell].get("total_variation_from_target", Estimate.nothing())
+                off = f", whose text is {lossy.point()} off the target's law" if lossy.prompts else ""
+                label = f"{draft.name}, {cell.verifier}, draft T = {cell.draft_temperature:g}{off}"
                 one, other = (d.metrics[c].block_efficiency.sums() for d, c in ((draft, cell), (base, plain)))
                 tried[label] = one, other
     if not tried:

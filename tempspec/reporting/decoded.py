@@ -24,20 +24,28 @@ _METRICS = {
     "mbsu": ("MBSU", "memory-bound speed-up (plain = 1)", 0.0, None),
     "overhead_share": ("overhead", "share of seconds outside the models (1)", 0.0, 1.0),
 }
+_OF_LOSSY = {"total_variation_from_target": "TV from target", "kl_from_target": "KL from target (nats)"}
+"""Columns of their own where a rule is lossy."""
 _PARTS = ("prefill", "draft", "verify", "overhead")
 
 
 def decoding(collection: Collection) -> Section:
     """Acceptance and block efficiency against temperature, and the table of all cells."""
     charts = list(_metric_charts(collection, "acceptance_rate", "block_efficiency"))
+    found = [
+        (draft, cell, estimates)
+        for draft in collection.drafts
+        for cell, estimates in draft.estimates.items()
+        if cell.verifier != BASELINE
+    ]
+    heads = {metric: words[0] for metric, words in _METRICS.items()}
+    heads |= {m: words for m, words in _OF_LOSSY.items() if any(m in e and e[m].prompts for *_, e in found)}
     rows: list[list[Field]] = [
         [draft.name, cell.prompt_set, cell.verifier, cell.target_temperature, cell.draft_temperature, *numbers]
-        for draft in collection.drafts
-        for cell, found in draft.estimates.items()
-        if cell.verifier != BASELINE
-        for numbers in [[found.get(metric, Estimate.nothing()) for metric in _METRICS]]
+        for draft, cell, estimates in found
+        for numbers in [[estimates.get(metric, Estimate.nothing()) for metric in heads]]
     ]
-    columns = ["draft", "prompts", "verifier", "T", "draft T", *(words[0] for words in _METRICS.values())]
+    columns = ["draft", "prompts", "verifier", "T", "draft T", *heads.values()]
     sheets = [Sheet("decoding", "Speculative decoding", columns, rows)] if rows else []
     text = "Measured by decoding: how many drafted tokens stand, and how many tokens a target call yields."
     return Section("decoding", "Acceptance and block efficiency", text, charts, [*sheets, *_seed_sheets(collection)])

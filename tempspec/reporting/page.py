@@ -1,5 +1,6 @@
 """The report: one HTML page without network or script, and its figures and tables as files (floor 5)."""
 
+from collections.abc import Set
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,14 +26,17 @@ def write_report(collection: Collection, folder: Path) -> Path:
     """
     made = sections(collection)
     shown = []
+    files = set()
     for section in made:
         figures = []
         for chart in section.charts:
             write_figure(chart.figure, folder / "figures" / chart.name)
+            files |= {f"figures/{chart.name}.png", f"figures/{chart.name}.svg"}
             figures.append((chart, Markup(inline_svg(chart))))  # made and escaped by an XML writer
         for sheet in section.sheets:
             write_atomically(folder / "tables" / f"{sheet.name}.csv", to_csv(sheet))
             write_atomically(folder / "tables" / f"{sheet.name}.tex", to_latex(sheet))
+            files |= {f"tables/{sheet.name}.csv", f"tables/{sheet.name}.tex"}
         shown.append(vars(section) | {"figures": figures})
     environment = Environment(loader=PackageLoader("tempspec.reporting"), autoescape=True, undefined=StrictUndefined)
     names = ", ".join(draft.name for draft in collection.drafts)
@@ -40,4 +44,15 @@ def write_report(collection: Collection, folder: Path) -> Path:
         title=collection.title, drafts=names, notes=collection.notes, answers=answers(collection), sections=shown
     )
     write_atomically(folder / "report.html", text)
+    _remove_others(folder, files)
     return folder / "report.html"
+
+
+def _remove_others(folder: Path, files: Set[str]) -> None:
+    """Take away what an earlier report wrote and this one did not, by the list that each leaves; nothing else."""
+    index = folder / "files.txt"
+    earlier = set(index.read_text(encoding="utf-8").splitlines()) if index.exists() else set[str]()
+    for name in earlier - files:
+        if name in {f"{kind}/{Path(name).name}" for kind in ("figures", "tables")}:  # whatever else the list says
+            (folder / name).unlink(missing_ok=True)
+    write_atomically(index, "".join(f"{name}\n" for name in sorted(files)))

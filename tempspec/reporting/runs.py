@@ -34,6 +34,8 @@ STAGES = {
 """Each stage and the file that says that it came to an end (fit: that it began)."""
 _NEEDED = {"key", "pass", "verifier", "prompt_set", "prompt_key", "tokens", "drafted", "tested", "accepted", "expected"}
 
+_TEMPERATURES = {"train_temperature", "generation_temperature"}
+
 SAMPLED = "sampled at T"
 """What the name of a text that the target wrote ends with."""
 AnalyticKey = tuple[str, str, float, float]
@@ -155,6 +157,21 @@ class Collection:
         """Every run of every draft."""
         return [run for draft in self.drafts for run in draft.runs.values()]
 
+    @cached_property
+    def trained_at(self) -> Mapping[float, Draft]:
+        """Drafts by the one temperature of their loss: the first two or more that differ in no other label.
+
+        The temperature of their text may differ with it. Where another label does, an objective or a rank, what
+        separates two drafts is not their temperature; empty where that is so for all.
+        """
+        alike: dict[frozenset[tuple[str, Any]], dict[float, Draft]] = {}
+        for draft in self.drafts:
+            heat = draft.labels.get("train_temperature")
+            if isinstance(heat, int | float) and (draft.rows or draft.analytic):
+                rest = frozenset((name, label) for name, label in draft.labels.items() if name not in _TEMPERATURES)
+                alike.setdefault(rest, {}).setdefault(float(heat), draft)
+        return next((drafts for drafts in alike.values() if len(drafts) > 1), {})
+
     def texts(self, draft: Draft) -> dict[str, Analytic]:
         """A draft's analytic sums by the text that they were measured on.
 
@@ -185,13 +202,15 @@ def collect(folders: Sequence[str | Path]) -> Collection:
     """
     paths = [Path(folder) for folder in folders]
     parts = [_study(path) if (path / STUDY_FILE).is_file() else _single(path, paths) for path in paths]
-    drafts = _unique([draft for part in parts for draft in part.drafts])
     merged = Collection(
         title=", ".join(part.title for part in parts),
-        drafts=drafts,
-        domains={name: domain for part in parts for name, domain in part.domains.items()},
-        reference=parts[0].reference,
-        prefixes=parts[0].prefixes,
+        drafts=_unique([draft for part in parts for draft in part.drafts]),
+        domains=_domains(parts),
+        reference=next((part.reference for part in parts if part.prefixes.fixed), parts[0].reference),
+        prefixes=Prefixes(
+            {name: text for part in parts for name, text in part.prefixes.fixed.items()},
+            {name: texts for part in parts for name, texts in part.prefixes.sampled.items()},
+        ),
         notes=[note for part in parts for note in part.notes],
     )
     if not any(run.rows or run.analytic_rows for run in merged.runs):
@@ -199,7 +218,7 @@ def collect(folders: Sequence[str | Path]) -> Collection:
             f"{', '.join(map(str, paths))}: expected a finished validate or predict, got none; "
             "run `tempspec validate` or `tempspec predict` first"
         )
-    return Collection(**(vars(merged) | {"notes": [*merged.notes, *_version_notes(merged.runs)]}))
+    return replace(merged, notes=[*merged.notes, *_conflicts(parts, merged), *_version_notes(merged.runs)])
 
 
 def read_run(folder: Path, name: str = "") -> Run:
@@ -272,27 +291,57 @@ def _single(path: Path, beside: Sequence[Path]) -> Collection:
 
 
 def _labels(run: Run) -> dict[str, Any]:
-    """The train temperature of a fit whose schedule is constant or uniform."""
-    schedule = (run.configs.get("fit", {}).get("model") or {}).get("temperature")
+    """What the fit of the measured draft says: its objective, and the temperature where that is constant or uniform."""
+    model = _fit_of_measured(run).get("model") or {}
+    schedule, labels = model.get("temperature"), {"divergence": json.dumps(model.get("divergence"), sort_keys=True)}
     if isinstance(schedule, int | float):
-        return {"train_temperature": float(schedule)}
+        return labels | {"train_temperature": float(schedule)}
     if not isinstance(schedule, Mapping):
         return {}
     kind, given = str(schedule.get("class_path", "")).rpartition(".")[2], schedule.get("init_args") or {}
     if kind == "Constant":
-        return {"train_temperature": float(given.get("temperature", 1.0))}
-    return {"train_temperature": f"{given['low']:g} to {given['high']:g}"} if kind == "Uniform" else {}
+        return labels | {"train_temperature": float(given.get("temperature", 1.0))}
+    return labels | {"train_temperature": f"{given['low']:g} to {given['high']:g}"} if kind == "Uniform" else {}
+
+
+def _fit_of_measured(run: Run) -> Mapping[str, Any]:
+    """The configuration of the fit that left the draft which predict or validate measured; empty if none is found."""
+    for config in (run.configs[stage] for stage in ("predict", "validate") if stage in run.configs):
+        for path in ((config.get("model") or {}).get("draft"), config.get("ckpt_path")):
+            for above in Path(path).expanduser().resolve().parents if path else ():
+                if above.name == "fit":
+                    return _optional(above / STAGES["fit"], yaml.safe_load)
+    return {}
 
 
 def _unique(drafts: Sequence[Draft]) -> list[Draft]:
-    """Drafts with names of their own: a later one of the same name is numbered."""
+    """Drafts and runs with names of their own: a later one of the same name is numbered."""
     seen: dict[str, int] = {}
     named = []
     for draft in drafts:
         seen[draft.name] = seen.get(draft.name, 0) + 1
-        name = draft.name if seen[draft.name] == 1 else f"{draft.name} ({seen[draft.name]})"
-        named.append(Draft(name, draft.labels, draft.runs))
+        tail = "" if seen[draft.name] == 1 else f" ({seen[draft.name]})"
+        runs = {seed: replace(run, name=run.name + tail) for seed, run in draft.runs.items()}
+        named.append(Draft(draft.name + tail, draft.labels, runs))
     return named
+
+
+def _domains(parts: Sequence[Collection]) -> dict[str, str]:
+    """The domain of each prompt set that no two studies disagree about."""
+    found = {(name, domain) for part in parts for name, domain in part.domains.items()}
+    names = [name for name, _ in found]
+    return {name: domain for name, domain in sorted(found) if names.count(name) == 1}
+
+
+def _conflicts(parts: Sequence[Collection], merged: Collection) -> list[str]:
+    """What studies that are read together disagree about."""
+    notes = [
+        f"{part.title} counts falls from T = {part.reference:g}, here they are counted from {merged.reference:g}"
+        for part in parts
+        if part.prefixes.fixed and part.reference != merged.reference
+    ]
+    torn = sorted({name for part in parts for name in part.domains if name not in merged.domains})
+    return notes + [f"{name} is in the domain of one study and out of another's: counted as neither" for name in torn]
 
 
 def _version_notes(runs: Sequence[Run]) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tempspec.metrics.bootstrap import Estimate
+from tempspec.metrics.bootstrap import FEWEST, Estimate
 
 __all__ = ["Field", "Sheet", "counted", "to_csv", "to_latex"]
 
@@ -35,7 +35,8 @@ class Sheet:
     def caption(self) -> str:
         """The title, with how many prompts the estimates rest on, if there are any."""
         estimates = [field for row in self.rows for field in row if isinstance(field, Estimate)]
-        return f"{self.title} ({counted(estimates)})" if estimates else self.title
+        few = f"; no interval below {FEWEST}" if any(0 < each.prompts < FEWEST for each in estimates) else ""
+        return f"{self.title} ({counted(estimates)}{few})" if estimates else self.title
 
     def text(self, field: Field) -> str:
         """A field as a reader sees it."""
@@ -102,7 +103,8 @@ def to_latex(sheet: Sheet) -> str:
 
 
 _LATEX = {letter: rf"\{letter}" for letter in "&%$#_{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "[": "{[}"}  # behind a line's end [ begins an option
 
 
 def _latex_line(fields: Sequence[str]) -> str:

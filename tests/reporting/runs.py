@@ -50,7 +50,7 @@ def row(generator, rate, verifier, prompt_set, temperature, draft_temperature, p
     }
 
 
-def write_predict(folder, rates, *, sets=("in",), verifier="token", draft_temperatures=(None,)):
+def write_predict(folder, rates, *, sets=("in",), verifier="token", draft_temperatures=(None,), prompts=PROMPTS):
     """Leave what predict leaves: `rates` is acceptance by target temperature; None drafts at the same temperature."""
     generator = random.Random(0)
     cells = [(verifier, t if d is None else d, t, rate) for t, rate in rates.items() for d in draft_temperatures]
@@ -60,7 +60,7 @@ def write_predict(folder, rates, *, sets=("in",), verifier="token", draft_temper
         for name, d, t, rate in cells
         for prompt_set in sets
         for pass_ in ("acceptance", "timing")
-        for prompt in range(PROMPTS)
+        for prompt in range(prompts)
     ]
     store = RowStore(folder / "predict", "predictions", {})
     store.append(rows)

@@ -93,3 +93,19 @@ def test_the_best_of_several_has_the_interval_of_all_of_them(tmp_path):
     alone, among = (contrast_estimate((1, best), (-1, base), among=count)[0].tolist() for count in (1, 2))
     assert among[1] < alone[1] < alone[0] < alone[2] < among[2]
     assert f"[{among[1]:.2f}, " in last.sentence or f"[{among[1]:.3f}, ".replace("0.", ".") in last.sentence
+
+
+def test_a_lossy_rule_that_wins_is_said_to_change_the_text(tmp_path):
+    runs = [write_predict(tmp_path / name, {1.5: rate}) for name, rate in (("a", 0.5), ("b", 0.7))]
+    collection = collect(runs)
+    for row in collection.drafts[1].rows:
+        row["total_variation"], row["kl"] = [0.25 * tested for tested in row["tested"]], [0.1] * len(row["tested"])
+    assert ", whose text is .250 off the target's law " in answers(collection)[3].sentence
+
+
+def test_few_prompts_claim_nothing(tmp_path):
+    runs = [write_predict(tmp_path / name, {1.5: rate}, prompts=5) for name, rate in (("a", 0.2), ("b", 0.9))]
+    last = answers(collect(runs))[3]
+    assert not last.shown
+    assert last.sentence.startswith("Not shown: block efficiency at T = 1.5 with b")
+    assert "(too few for an interval, n = 5 prompts: " in last.sentence

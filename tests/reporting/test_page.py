@@ -104,6 +104,19 @@ def test_the_same_runs_give_the_same_page_and_what_changed_between_them_is_liste
     assert (tmp_path / "one" / "tables" / "changes-predict.csv").read_text() == "option,a,b\nrates,[0.5],[0.6]\n"
 
 
+def test_a_later_report_leaves_no_figure_or_table_of_an_earlier_one_and_nothing_else_goes(tmp_path):
+    write_report(collect([write_predict(tmp_path / "old", {1.0: 0.5}, verifier="typical")]), tmp_path / "out")
+    theirs = tmp_path / "out/figures/mine.png"
+    theirs.write_bytes(b"")
+    with (tmp_path / "out/files.txt").open("a") as listed:
+        listed.write("../old/predict/predictions.parquet\n")
+    write_report(collect([write_predict(tmp_path / "new", {1.0: 0.5})]), tmp_path / "out")
+    left = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").glob("*/*")}
+    assert left == {*(tmp_path / "out/files.txt").read_text().splitlines(), "figures/mine.png"}
+    assert not any("typical" in name for name in left)
+    assert (tmp_path / "old/predict/predictions.parquet").exists()
+
+
 CHECK = """() => {
   const outside = [], small = [];
   for (const svg of document.querySelectorAll("figure svg")) {

@@ -5,6 +5,7 @@ import pytest
 from tempspec.errors import UserError
 from tempspec.reporting.runs import Draft, collect, read_run
 from tempspec.reporting.section import groups
+from tempspec.reporting.sections import sections
 from tempspec.reporting.study import FILE
 from tests.reporting.runs import write_predict, write_small_study, write_validate
 
@@ -77,11 +78,52 @@ def test_a_name_keeps_to_its_line(tmp_path):
         ("{class_path: tempspec.plugins.schedules.Linear, init_args: {start: 2.0, end: 1.0}}", None),
     ],
 )
-def test_a_single_run_knows_the_temperatures_of_its_fit(tmp_path, schedule, trained):
+def test_a_run_knows_the_temperatures_of_the_fit_whose_draft_it_measured(tmp_path, schedule, trained):
+    (tmp_path / "trained/fit").mkdir(parents=True)
+    (tmp_path / "trained/fit/config.yaml").write_text(f"model: {{temperature: {schedule}}}\n")
+    for name, draft in (("own", "trained/fit/draft"), ("other", "models/draft")):
+        run = write_predict(tmp_path / name, {1.0: 0.5})
+        (run / "predict/config.yaml").write_text(f"model: {{draft: {tmp_path / draft}}}\n")
+    (tmp_path / "other/fit").mkdir()
+    (tmp_path / "other/fit/config.yaml").write_text(f"model: {{temperature: {schedule}}}\n")
+    found = collect([tmp_path / "own", tmp_path / "other"]).drafts
+    assert [draft.trained for draft in found] == [trained, None]
+
+
+def test_drafts_that_differ_in_more_than_the_temperature_are_not_compared_by_it(tmp_path):
+    folder = write_small_study(tmp_path / "study")
+    index = json.loads((folder / FILE).read_text())
+    labels = [draft["labels"] for draft in index["drafts"].values()]
+    for name, alike in (("generation_temperature", [1.0, 1.5]), ("divergence", [])):
+        labels[0][name], labels[1][name] = 1.0, 1.5
+        (folder / FILE).write_text(json.dumps(index))
+        assert list(collect([folder]).trained_at) == alike
+
+
+def test_what_several_studies_say_is_joined_and_what_they_disagree_about_is_told(tmp_path):
+    first, second = (write_small_study(tmp_path / name, name=name) for name in "ab")
+    index = json.loads((second / FILE).read_text())
+    index["prompt_sets"] = {"in": {"domain": "out"}, "else": {"domain": "in"}}
+    index["reference_temperature"] = 0.5
+    index["prefixes"] = {"fixed": {"else": "else"}, "sampled": {"else": {"1": "else sampled@1"}}}
+    (second / FILE).write_text(json.dumps(index))
     run = write_predict(tmp_path / "run", {1.0: 0.5})
-    (run / "fit").mkdir()
-    (run / "fit" / "config.yaml").write_text(f"model: {{temperature: {schedule}}}\n")
-    assert collect([run]).drafts[0].trained == trained
+    merged = collect([run, first, second])
+    assert merged.domains == {"out": "out", "else": "in"}
+    assert merged.reference == 1.0
+    assert merged.prefixes.fixed == {"in": "in", "else": "else"}
+    assert merged.prefixes.sampled.keys() == {"in", "else"}
+    assert "in is in the domain of one study and out of another's: counted as neither" in merged.notes
+    assert "b counts falls from T = 0.5, here they are counted from 1" in merged.notes
+
+
+def test_runs_of_one_name_have_columns_of_their_own_where_their_configurations_differ(tmp_path):
+    studies = [write_small_study(tmp_path / name) for name in "ab"]
+    (studies[1] / "cold/predict/config.yaml").write_text("rates: 7\n")
+    sheets = {sheet.name: sheet for sheet in sections(collect(studies))[-1].sheets}
+    columns = sheets["changes-predict"].columns
+    assert len(columns) == len(set(columns)) == 5
+    assert sum(name.endswith(" (2)") for name in columns) == 2
 
 
 def test_fitted_draft_temperatures_are_one_rule_and_other_temperatures_another(tmp_path):
