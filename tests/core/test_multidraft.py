@@ -146,6 +146,8 @@ def test_greedy_siblings_reach_their_optimum():
     child = torch.arange(3).expand(20, -1)
     found = optimal_siblings(logp, torch.stack(drawn, 1), torch.stack(tokens, 1), child, "greedy")
     torch.testing.assert_close(found, greedy_draft_acceptance(logp, logq, 3))
+    none = optimal_siblings(logp, torch.stack(drawn, 1), torch.stack(tokens, 1), torch.full((20, 3), -1), "greedy")
+    assert not none.any()
     assert (found >= overlap(logp, logq)).all()
 
 

@@ -24,6 +24,7 @@ def test_mix_is_splitmix64s():
     state = 0x9E3779B97F4A7C15 * torch.arange(1, 5)
     assert [value % 2**64 for value in mix(state).tolist()] == first
     assert fold(0).item() % 2**64 == first[0]
+    assert fold(1234567).item() % 2**64 == 6457827717110365317
 
 
 def test_mix_is_a_bijection_on_a_sample():
@@ -59,5 +60,7 @@ def test_gumbel_noise_is_finite():
     assert torch.log(-torch.log(open_uniform(extremes))).isfinite().all()
 
 
-def test_no_two_streams_are_one():
-    assert len(Stream) == len(Stream.__members__)
+def test_streams_keep_their_numbers():
+    """Another number is other noise for every seed."""
+    order = (Stream.DRAFT, Stream.ACCEPT, Stream.RESIDUAL, Stream.TARGET, Stream.SHARED, Stream.TOKEN, Stream.BOOTSTRAP)
+    assert list(map(int, order)) == [1, 2, 3, 4, 5, 6, 7]

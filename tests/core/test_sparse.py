@@ -65,6 +65,8 @@ def test_between_temperatures_the_tail_is_near_and_outside_it_is_refused(logits)
     assert (got <= exact + 1e-12).all()
     with pytest.raises(UserError, match=r"must be between those of the cached teacher, 0\.5, 1, 2, got 3 to 3"):
         kept.laws(torch.full((4,), 3.0, dtype=torch.float64), logq)
+    with pytest.raises(UserError, match="got 1 to 3"):
+        kept.laws(torch.tensor([1.0, 3.0, 1.0, 1.0], dtype=torch.float64), logq)
 
 
 @pytest.mark.parametrize("name", SAMPLED)

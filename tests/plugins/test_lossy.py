@@ -61,6 +61,12 @@ def test_mars_also_accepts_the_runner_up_where_the_target_hardly_prefers_its_bes
         assert verdict.next_token_B.tolist() == [0] * 4
 
 
+def test_mars_takes_temperature_0_alone_and_a_vocabulary_of_one_token():
+    assert MARS.greedy_only
+    draft = Draft.certain(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, 1]), 1)
+    assert MARS().verify(torch.ones(2, 4, 1), draft, SampledNoise(torch.arange(2))).accepted_B.tolist() == [3, 1]
+
+
 @pytest.mark.parametrize(
     ("rule", "options"),
     [(Lenience, {"lenience": 0.0}), (Ensemble, {"weight": 1.1}), (KLBudget, {"budget": -1.0}),

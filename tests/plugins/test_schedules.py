@@ -103,6 +103,11 @@ def test_uniform_draws_from_its_range(per, shape):
     assert values.mean() == pytest.approx(1.25, abs=0.055)
 
 
+def test_a_schedule_of_one_step_is_at_its_end_behind_it():
+    linear = plugins.Linear(1.0, 2.0, steps=1)
+    assert [float(linear(context(step)).target.max()) for step in (0, 1, 5)] == [1.0, 2.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
