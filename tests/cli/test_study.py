@@ -12,6 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tempspec.cli.study.config import Study
+from tempspec.cli.study.jobs import Jobs
+from tempspec.cli.study.plan import Plan
+
 
 @pytest.fixture(scope="session")
 def study(world):
@@ -60,6 +64,49 @@ def test_the_plan_is_shown_and_nothing_run(study, run):
     assert printed.startswith("plan: 16 cells in 2 runs\n  plain-s0                    8 cells\n")
     assert "left: roughly 0 min (all of it guessed from the quickstart's pair on one free core)" in printed
     assert [path.name for path in Path("made").iterdir()] == ["configs"]
+
+
+def test_the_plan_knows_rows_without_a_limit_and_says_what_it_does_not_know(study, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = yaml.safe_load(study.read_text())
+    config["experiment"]["trainer"]["max_epochs"] = config["experiment"]["trainer"].pop("max_steps")
+    for source in config["experiment"]["data"]["prompts"].values():
+        source["limit"] = None
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    found = []
+    for path in (study, tmp_path / "mine.yaml"):
+        declared = Study.of(yaml.safe_load(path.read_text()))
+        plan = Plan.of(declared, Jobs(declared), declared.runs)
+        found.append(plan.work["plain-s0"]["predict"])
+        assert ("and the fits, which end by epochs (" in plan.left) == (path != study)
+    rows = len((world / "text.jsonl").read_text().splitlines())
+    assert found[1] / found[0] == rows / 3
+
+
+@pytest.mark.parametrize(
+    ("part", "options", "said"),
+    [
+        ("experiment", {"seed_everything": 7}, "seed_everything is what a study sets itself: it makes it from seeds"),
+        ("experiment", {"run": "elsewhere"}, "run is what a study sets itself: it makes it from study; leave it out"),
+        ("data", {"validation": {"v": {"path": "x.jsonl"}}}, "data.validation is what a study sets itself"),
+        ("model", {"validation_temperatures": [0.3]}, "model.validation_temperatures is what a study sets itself"),
+        ("options", {"model.sweep.seed": 3}, "model.sweep.seed is what a study sets itself"),
+        ("study", {"seeds": [0, 0]}, "seeds must differ, got [0, 0]"),
+        ("study", {"fitting_prompts": {"pth": "x"}, "fixed": "sampled"}, ""),
+    ],
+)
+def test_what_a_study_decides_itself_is_refused_and_not_overwritten(study, run, tmp_path, part, options, said):
+    config = yaml.safe_load(study.read_text())
+    experiment = config["experiment"]
+    places = {"study": config, "experiment": experiment, "options": config["drafts"]["fitted"]["options"]}
+    (places | {"data": experiment["data"], "model": experiment["model"]})[part].update(options)
+    if not said:  # a wrong prompt source is found before anything is run
+        experiment["model"]["sweep"]["draft_temperatures"] = ["fitted"]
+        said = "pth"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    code, printed, error = run("study", "--config", tmp_path / "mine.yaml", "--dry-run")
+    assert (code, printed, error.count("\n")) == (2, "", 1)
+    assert said in error
 
 
 def test_every_run_is_measured_and_indexed(whole):

@@ -14,6 +14,19 @@ __all__ = ["Candidate", "Config", "Purpose", "Run", "Study"]
 
 Config = dict[str, Any]
 
+_OWN = {
+    "run": "study",
+    "task": "",
+    "seed_everything": "seeds",
+    "model.seed": "seeds",
+    "model.sweep.seed": "seeds",
+    "data.seed": "seeds",
+    "model.validation_temperatures": "reference_temperature and the sweep's temperatures",
+    "model.sweep.fitted_on": "fitting_prompts",
+    "data.validation": "fixed and experiment.data.prompts",
+}
+"""Options that a study sets for every run, and what it makes them from."""
+
 Purpose = Literal["sampled", "training", "fitting"]
 """What the target's own texts are for: to measure acceptance on, to train drafts on, to fit draft temperatures on."""
 
@@ -106,9 +119,15 @@ class Study:
         """
         if not self.drafts or not self.seeds:
             raise ValueError("a study needs at least one draft and one seed")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must differ, got {self.seeds}: one seed is one run of each draft")
         for section in ("model", "data"):
             if not isinstance(self.experiment.get(section), dict):
                 raise ValueError(f"experiment.{section} is missing; write it as in any configuration")
+        for option, source in _OWN.items():
+            if _given(self.experiment, option) or any(option in draft.options for draft in self.drafts.values()):
+                made = f": it makes it from {source}" if source else ""
+                raise ValueError(f"{option} is what a study sets itself{made}; leave it out")
         if not self.prompts:
             raise ValueError("experiment.data.prompts is empty; name at least one prompt set")
         if unknown := [name for name in self.out_of_domain if name not in self.prompts]:
@@ -263,6 +282,16 @@ class Study:
                 yield name, self._text_file("fixed", name)
             for temperature, label in self.prefixes.sampled[name].items():
                 yield label, self._text_file("sampled", name, temperature)
+
+
+def _given(config: Config, option: str) -> bool:
+    """Whether there is an option of this dotted name."""
+    held: Any = config
+    for part in option.split("."):
+        if not isinstance(held, dict) or part not in held:
+            return False
+        held = held[part]
+    return True
 
 
 def _set(config: Config, option: str, value: Any) -> None:

@@ -73,14 +73,13 @@ class Jobs:
             )
         return steps
 
-    def module(self, run: Run) -> DistillationModule:
-        """The run's module as it would be built, with all its options checked and no model loaded.
+    def module(self, name: str, config: Config) -> DistillationModule:
+        """The module of a configuration as it would be built, with all its options checked and no model loaded.
 
         Raises:
             UserError: a wrong option.
         """
-        path = self._write(run.name, self.study.run_config(run))
-        arguments = ["predict", "--config", str(path)]
+        arguments = ["predict", "--config", str(self._write(name, config))]
         return cast(DistillationModule, lightning.run(arguments, command_line=_Rehearsal))
 
     def _stage(self, title: str, line: tuple[str, ...], folder: Path, depends: tuple[str, ...]) -> Step:

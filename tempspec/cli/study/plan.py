@@ -9,6 +9,8 @@ from typing import Any
 from tempspec.cli.steps import finished_seconds
 from tempspec.cli.study.config import Run, Study
 from tempspec.cli.study.jobs import Jobs
+from tempspec.data.prompts import PromptSource
+from tempspec.data.sources import read
 from tempspec.decoding.sweep import Sweep
 from tempspec.modules.distillation import DistillationModule
 
@@ -57,7 +59,9 @@ class Plan:
         Raises:
             UserError: a configuration is wrong.
         """
-        modules = {run.name: jobs.module(run) for run in study.runs}
+        modules = {run.name: jobs.module(run.name, study.run_config(run)) for run in study.runs}
+        for purpose in study.purposes:
+            jobs.module(purpose, study.texts_config(purpose))
         work = {
             _PREPARATION: {step.name: 1.0 for step in jobs.preparation()},
             _SHARED: _texts(study, modules[study.runs[0].name]),
@@ -84,11 +88,15 @@ class Plan:
         if not rest:
             return ""
         seconds = sum(self._rate(stage) * self.work[name][stage] for name, stage in rest)
+        open_ended = any(stage == "fit" and not self.work[name][stage] for name, stage in rest)
+        more = ", and the fits, which end by epochs" if open_ended else ""
         guessed = [stage for stage in dict.fromkeys(stage for _, stage in rest) if self._measured(stage) is None]
         if not guessed:
-            return f"left: about {seconds / 60:.0f} min, at the pace of what is finished"
+            return f"left: about {seconds / 60:.0f} min{more}, at the pace of what is finished"
         basis = "all of it" if len(guessed) == len({stage for _, stage in rest}) else ", ".join(guessed)
-        return f"left: roughly {seconds / 60:.0f} min ({basis} guessed from the quickstart's pair on one free core)"
+        return (
+            f"left: roughly {seconds / 60:.0f} min{more} ({basis} guessed from the quickstart's pair on one free core)"
+        )
 
     def __str__(self) -> str:
         lines = [f"  {name:24} {count:4} cells{self._mark(name)}" for name, count in self.cells.items()]
@@ -129,8 +137,15 @@ def _texts(study: Study, module: DistillationModule) -> dict[str, float]:
 
 
 def _count(prompts: Mapping[str, Any]) -> int:
-    """How many prompts sets have, where each says it."""
-    return sum(source.get("limit") or 32 for source in prompts.values())
+    """How many prompts sets have at most; of one that is not there yet and has no limit, as many as others have."""
+    found = 0
+    for given in prompts.values():
+        source = PromptSource(**given)
+        if source.limit is None and Path(source.path).is_file():
+            found += len(read(source, need_response=False))
+        else:
+            found += source.limit or PromptSource.limit
+    return found
 
 
 def _fitted(sweep: Sweep) -> dict[float, float]:
@@ -151,8 +166,9 @@ def _tokens(study: Study, run: Run, module: DistillationModule) -> dict[str, flo
         "validate": prompts * (1 + len(study.sampled_temperatures)) * 2.0 * sweep.max_new_tokens,
         "predict": per_prompt * (prompts * rules * sweep.samples + timed * (rules + 1)),
     }
-    if run.candidate.fit:
-        rows = max(trainer.get("max_steps", 0), 0) * data.get("batch_size", 8)
+    if run.candidate.fit:  # 0: it ends by epochs, after nobody knows how many steps
+        batches = max(trainer.get("max_steps", 0), 0) * trainer.get("accumulate_grad_batches", 1)
+        rows = batches * data.get("batch_size", 8)
         found["fit"] = rows * data.get("max_length", 256)
     return found
 
