@@ -9,6 +9,8 @@ Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token 
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from statistics import mean
 from time import perf_counter
 
 import torch
@@ -132,10 +134,10 @@ class Engine:
                 f"prompt {request.key or ''} has {len(request.prompt)} tokens, expected fewer than the target's "
                 f"context of {self._context}: shorten it"
             )
-        largest = max(request.prompt)
-        if largest >= self._vocabulary or min(request.prompt) < 0:
+        wrong = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
+        if wrong is not None:
             raise UserError(
-                f"prompt {request.key or ''} holds token id {largest}, expected ids in 0..{self._vocabulary - 1}: "
+                f"prompt {request.key or ''} holds token id {wrong}, expected ids in 0..{self._vocabulary - 1}: "
                 "encode it with the target's tokenizer"
             )
 
@@ -176,11 +178,12 @@ class Engine:
             if queue and slots.free:
                 self._admit(slots, queue)
                 laws = None
+            began = perf_counter()
             if laws is None or len(laws.seed_B) != len(slots.batch):
                 laws, noise = slots.laws(), None
             if noise is None or noise.exhausted:
                 noise = NoiseAhead(laws.seed_B, slots.rounds(), max(self._longest, self._nodes) + 1)
-            self._round(slots, laws, noise)
+            self._round(slots, laws, noise, began)
             yield from self._release(slots)
         self._condition(None)
 
@@ -211,16 +214,21 @@ class Engine:
     def step_times(self, text: int) -> StepTimes:
         """Measure the forward passes of a round, all slots full, with about so many tokens before it in every row.
 
-        Sampling and verdicts are left out. Nothing of it stays: the next run overwrites what was fed.
+        Of a tree, a level is what costs a step of the draft, and all its nodes are verified. Sampling and verdicts are
+        left out. Nothing of it stays: the next run overwrites what was fed.
         """
-        text = max(1, min(text, PREFILL_CHUNK, self._context - self._longest - 1))
+        text = max(1, min(text, PREFILL_CHUNK, self._context - self._nodes - 1))
         self.reserve(text)
         self._condition(torch.ones(self._slot_count))
         if self._draft is not None:
             text = max(1, min(text, self._draft.context - 1))
-        draft = 0.0 if self._draft is None else pass_seconds(self._draft, self._slot_count, text, 1)
-        widths = range(1, self._longest + 2)
-        verify = tuple(pass_seconds(self._target, self._slot_count, text, width) for width in widths)
+        nodes = [self._drafter.most_nodes(count) if self._drafter else 0 for count in range(self._longest + 1)]
+        verify = tuple(pass_seconds(self._target, self._slot_count, text, 1 + count) for count in nodes)
+        draft = 0.0
+        if self._draft is not None:
+            levels = [1, *(max(1, after - before) for before, after in pairwise(nodes[:-1]))]  # leaves are not fed
+            seconds = {width: pass_seconds(self._draft, self._slot_count, text, width) for width in set(levels)}
+            draft = mean(seconds[width] for width in levels)
         self._condition(None)
         return StepTimes(draft, verify)
 
@@ -262,10 +270,9 @@ class Engine:
 
     # -- one round ----------------------------------------------------------------------------------------------------
 
-    def _round(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> None:
-        began = perf_counter()
+    def _round(self, slots: Slots, laws: Laws, noise: NoiseAhead, began: float) -> None:
         turn = self._begin(slots, laws, noise)
-        draft, fed, largest_B = self._propose(turn)
+        draft, steps = self._propose(turn)
         last_B1 = turn.token_BT.gather(1, turn.length_B[:, None] - 1)
         token_BN = torch.cat([last_B1, draft.token_BK], 1)
         logits_BNV = self._target.forward(
@@ -273,12 +280,13 @@ class Engine:
         )
         logp_BNV = logits_BNV[..., : self._vocabulary]
         # A sum of largest logits is finite unless some position has NaN, +inf, or -inf alone: what gives no law.
-        finite_B2 = torch.stack([largest_B, logp_BNV.amax(-1).sum(-1).float()], 1).isfinite()
+        largest_B = logp_BNV.amax(-1).sum(-1).float()
+        finite_B2 = torch.stack([largest_B if steps is None else steps.largest_B, largest_B], 1).isfinite()
         if self._verifier is None or not self._verifier.reads_logits:
             logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
         verdict = self._verify(logp_BNV, draft, turn.noise)
         outcome = self._outcome(draft, verdict, turn.length_B)
-        self._commit(turn, verdict, outcome, self._foresee(logp_BNV, draft, outcome), fed, finite_B2)
+        self._commit(turn, verdict, outcome, self._foresee(logp_BNV, draft, outcome), steps, finite_B2)
         self._charge(turn, began)
 
     def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> Turn:
@@ -318,19 +326,18 @@ class Engine:
             assert self._models[1] is not None
             set_temperature(self._models[1], temperature_R)
 
-    def _propose(self, turn: Turn) -> tuple[Draft, int, Tensor]:
-        """The drafts of this round, how many drafted tokens the draft model was fed, and its largest logits, summed."""
+    def _propose(self, turn: Turn) -> tuple[Draft, DraftSteps | None]:
+        """The drafts of this round, and what the draft model was fed for them, if it was."""
         longest = max(turn.limits)
-        largest_B = torch.zeros_like(turn.limit_B, dtype=torch.float32)
         if self._drafter is None or turn.rule is None or longest == 0:
             none_B0 = turn.token_BT[:, :0]
             law_B0V = torch.empty(*none_B0.shape, self._vocabulary, device=none_B0.device)
-            return Draft(none_B0, turn.limit_B, law_B0V), -1, largest_B
+            return Draft(none_B0, turn.limit_B, law_B0V), None
         steps = None
         if self._draft is not None:
             self._condition(turn.laws.draft_temperature_B)
             cached = [row.draft_cached if row else 1 for row in turn.rows]
-            steps = DraftSteps(self._draft, cached, turn.lengths)
+            steps = DraftSteps(self._draft, cached, turn.lengths, self._vocabulary)
         coupled = self._verifier is not None and self._verifier.shared_noise
         laws, noise = turn.laws, turn.noise
 
@@ -341,9 +348,7 @@ class Engine:
             return noise.draft(logq_BV.exp(), offset), logq_BV
 
         def law(logits_BMV: Tensor) -> Tensor:
-            fit_BMV = self._fit(logits_BMV)
-            largest_B.add_(fit_BMV.amax(-1).sum(-1))
-            return log_law(fit_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
+            return log_law(self._fit(logits_BMV), laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
 
         given = DraftTurn(
             turn.token_BT,
@@ -357,7 +362,7 @@ class Engine:
             law,
             noise.nodes,
         )
-        return self._drafter.propose(given), steps.fed if steps is not None else -1, largest_B
+        return self._drafter.propose(given), steps
 
     def _fit(self, logits_BV: Tensor) -> Tensor:
         """The draft's logits over the target's real ids: padding cut off, ids that the draft lacks without mass."""
@@ -388,7 +393,13 @@ class Engine:
     # -- commit -------------------------------------------------------------------------------------------------------
 
     def _commit(
-        self, turn: Turn, verdict: Verdict, outcome: Outcome, foresight: Foresight, fed: int, finite_B2: Tensor
+        self,
+        turn: Turn,
+        verdict: Verdict,
+        outcome: Outcome,
+        foresight: Foresight,
+        steps: DraftSteps | None,
+        finite_B2: Tensor,
     ) -> None:
         """Append what stands to the rows. The round's one transfer to the host is here.
 
@@ -410,9 +421,9 @@ class Engine:
                 foresight.append(row.completion, index)
                 so_far = row.last[3] + tested, row.last[4] + accepted
                 row.last = (turn.limits[index], drafted, accepted, *so_far)
-                if fed >= 0:
+                if steps is not None and steps.fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
-                    row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, fed))
+                    row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, steps.fed))
 
     def _outcome(self, draft: Draft, verdict: Verdict, length_B: Tensor) -> Outcome:
         """What the verdict means; the target's cache of a tree becomes that of the accepted path."""

@@ -26,7 +26,7 @@ class Sweep:
         target_temperatures: decoding temperatures of predict; 0 is argmax.
         generation_temperatures: temperatures that generate samples the target's own text at.
         draft_temperatures: temperatures that drafts are sampled at: `same` (as the target's), a number, `fitted` (what
-            validate found to be accepted most, without truncation), or a list of these.
+            validate found to be accepted most, laws cut as below), or a list of these.
         fitted_on: validation sets that `fitted` is found on; all by default.
         samples: completions of every prompt at every temperature; one is enough at temperature 0.
         max_new_tokens: tokens to decode at most.
@@ -71,6 +71,10 @@ class Sweep:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if self.timing_prompts < 0:
             raise ValueError(f"timing_prompts must be 0 (no timing) or more, got {self.timing_prompts}")
+        for name in ("target_temperatures", "generation_temperatures"):
+            values = set(getattr(self, name))
+            if len({f"{value:g}" for value in values}) < len(values):
+                raise ValueError(f"{name} must differ in their first six digits, got {sorted(values)}")
         generation = [(temperature, temperature) for temperature in self.generation_temperatures]
         unfitted = {temperature: temperature for temperature in self.target_temperatures}
         for target, draft in [*self.temperatures(unfitted), *generation]:  # a request checks the ranges
@@ -261,7 +265,7 @@ def generation_list(
         _item(sweep, "acceptance", BASELINE, name, prompt, temperature, temperature, sample, stop_ids)
         for name, prompts in prompt_sets.items()
         for prompt in prompts
-        for temperature in sweep.generation_temperatures
+        for temperature in dict.fromkeys(sweep.generation_temperatures)
         for sample in range(sweep.samples if temperature > 0 else 1)
     ]
 

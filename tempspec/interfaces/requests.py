@@ -10,20 +10,29 @@ Pass = Literal["acceptance", "timing"]
 """Which pass a request belongs to: the batched one that measures acceptance, or the one alone that measures speed."""
 
 
+COLDEST = 1e-6
+"""The least temperature above 0: logits over less than this leave the range of float32."""
+_TEMPERATURE = f"0 (argmax) or at least {COLDEST:g}"
+
+
+def _is_temperature(value: float) -> bool:
+    return value == 0 or COLDEST <= value < float("inf")
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to decode. Rows of one batch mix requests freely.
 
     Attributes:
         prompt: token ids, at least one.
-        target_temperature: at least 0; 0 means argmax.
-        draft_temperature: at least 0; 0 means argmax, None the target's temperature.
+        target_temperature: 0 means argmax; otherwise at least `COLDEST`.
+        draft_temperature: likewise; None means the target's temperature.
         top_k: 0 keeps all.
         top_p: in (0, 1]; 1 keeps all.
         min_p: in [0, 1]; 0 keeps all.
         max_new_tokens: at least 1.
         stop_ids: decoding ends with the first of these, which is kept as the last token.
-        seed: all noise of this request derives from it.
+        seed: all noise of this request derives from it; a signed integer of 64 bits.
         key: the caller's name for the request; the engine only hands it back.
     """
 
@@ -46,17 +55,13 @@ class Request:
         """
         checks = (
             (len(self.prompt) > 0, "prompt", "at least one token id", "an empty prompt"),
-            (0 <= self.target_temperature < float("inf"), "target_temperature", "0 or more", self.target_temperature),
-            (
-                self.draft_temperature is None or 0 <= self.draft_temperature < float("inf"),
-                "draft_temperature",
-                "0 or more",
-                self.draft_temperature,
-            ),
+            (_is_temperature(self.target_temperature), "target_temperature", _TEMPERATURE, self.target_temperature),
+            (_is_temperature(self.draft_temperature or 0), "draft_temperature", _TEMPERATURE, self.draft_temperature),
             (self.top_k >= 0, "top_k", "0 (all) or more", self.top_k),
             (0 < self.top_p <= 1, "top_p", "in (0, 1]", self.top_p),
             (0 <= self.min_p <= 1, "min_p", "in [0, 1]", self.min_p),
             (self.max_new_tokens >= 1, "max_new_tokens", "1 or more", self.max_new_tokens),
+            (-(2**63) <= self.seed < 2**63, "seed", "an integer of 64 bits", self.seed),
         )
         for fine, name, expected, got in checks:
             if not fine:

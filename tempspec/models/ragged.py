@@ -233,17 +233,21 @@ class DraftSteps:
         model: the draft model.
         cached: tokens of each row that the cache holds, on the host.
         lengths: tokens of each row, on the host; at most the draft's context is ever fed.
+        vocabulary: ids from here on are padding of the head.
 
     Attributes:
         fed: drafted tokens fed so far; -1 before `catch_up`.
+        largest_B: the sum of each position's largest logit, which is finite where all of them are numbers.
     """
 
-    def __init__(self, model: RaggedModel, cached: Sequence[int], lengths: Sequence[int]) -> None:
+    def __init__(self, model: RaggedModel, cached: Sequence[int], lengths: Sequence[int], vocabulary: int) -> None:
         self._model = model
         self._ends = [min(length, model.context) for length in lengths]
         self._width = max(end - min(held, end - 1) for held, end in zip(cached, self._ends, strict=True))
         self._longest = max(self._ends)
         self.fed = -1
+        self._vocabulary = vocabulary
+        self.largest_B = torch.zeros(len(lengths), device=model.device)
         self._parent_BN: Tensor | None = None
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
@@ -259,9 +263,9 @@ class DraftSteps:
         token_BN = token_BT.gather(1, column_BN)
         longest = max(self._longest - width, 0)
         if min(self._ends) >= width:
-            return self._model.forward_last(token_BN, start_B, longest=longest)
+            return self._watched(self._model.forward_last(token_BN, start_B, longest=longest))
         logits = self._model.forward(token_BN, start_B, longest=longest)
-        return logits[torch.arange(len(start_B), device=start_B.device), self._next_B - start_B - 1]
+        return self._watched(logits[torch.arange(len(start_B), device=start_B.device), self._next_B - start_B - 1])
 
     def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
         """Feed nodes of a tree behind the caught-up text; logits `[B, M, V]` after each.
@@ -270,9 +274,10 @@ class DraftSteps:
         """
         grown = self._parent_BN.shape[1] if self._parent_BN is not None else 0
         self._parent_BN = parent_BM if self._parent_BN is None else torch.cat([self._parent_BN, parent_BM], 1)
-        return self._model.forward(
+        logits = self._model.forward(
             token_BM, self._next_B + grown, longest=self._longest + grown, visible_RNN=ancestry(self._parent_BN)
         )
+        return self._watched(logits)
 
     def step(self, token_B: Tensor) -> Tensor:
         """Feed one more token a row; logits `[B, V]` after it."""
@@ -280,4 +285,9 @@ class DraftSteps:
         self._next_B = self._next_B + 1
         self._longest += 1
         self.fed += 1
+        return self._watched(logits)
+
+    def _watched(self, logits: Tensor) -> Tensor:
+        """The logits, `[B, V]` or `[B, M, V]`, counted in `largest_B`."""
+        self.largest_B += logits[..., : self._vocabulary].amax(-1).reshape(len(logits), -1).sum(-1)
         return logits

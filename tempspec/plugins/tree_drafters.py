@@ -101,10 +101,9 @@ class StaticTree(Drafter):
     ) -> None:
         """Draw the children of the nodes `inner`, whose logits these are; writes `token_BN` and `laws`."""
         logq_BMV = turn.law(logits_BMV)
-        score_BMV = torch.nn.functional.pad(
-            logits_BMV, (0, max(0, turn.vocabulary - logits_BMV.shape[-1])), value=-1e30
-        )
-        score_BMV = score_BMV[..., : turn.vocabulary].to(logq_BMV.dtype)
+        lacking = max(0, turn.vocabulary - logits_BMV.shape[-1])
+        score_BMV = torch.nn.functional.pad(logits_BMV.to(logq_BMV.dtype), (0, lacking), value=-1e30)
+        score_BMV = score_BMV[..., : turn.vocabulary]
         for count in sorted({len(self._children[node]) for node in inner}):
             place = [index for index, node in enumerate(inner) if len(self._children[node]) == count]
             logq_BPV, score_BPV = logq_BMV[:, place], score_BMV[:, place]

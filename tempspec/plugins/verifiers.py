@@ -201,7 +201,8 @@ class Typical(Verifier):
     def emitted_law(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
         """`q 1[A] + (1 - q(A)) p`."""
         kept_BKV = self._kept(logp_BKV, logq_BKV)
-        return (kept_BKV + (1.0 - kept_BKV.sum(-1, keepdim=True)) * core.precise(logp_BKV).exp()).log()
+        left_BK1 = (1.0 - kept_BKV.sum(-1, keepdim=True)).clamp(min=0.0)  # rounding may leave less than nothing
+        return (kept_BKV + left_BK1 * core.precise(logp_BKV).exp()).log()
 
     def _kept(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
         """`q 1[A]`, `[B, K, V]`."""

@@ -48,6 +48,14 @@ def test_seeds_depend_on_prompt_and_sample_alone():
     assert len({seed for found in seeds.values() for seed in found}) == 4 * 2
 
 
+def test_a_temperature_given_twice_is_generated_once_and_two_that_share_a_key_are_refused():
+    items = generation_list(Sweep(generation_temperatures=[1.0, 1.0, 1]), PROMPTS)
+    assert len({item.key for item in items}) == len(items) == sum(len(prompts) for prompts in PROMPTS.values())
+    for name in ("target_temperatures", "generation_temperatures"):
+        with pytest.raises(ValueError, match=f"{name} must differ in their first six digits"):
+            Sweep(**{name: [0.7, 0.70000001]})
+
+
 def test_batches_hold_one_pass_and_one_verifier_and_cover_what_is_left():
     items = work_list(Sweep(timing_prompts=1), VERIFIERS, PROMPTS)
     left = [item for number, item in enumerate(items) if number % 3]

@@ -1,16 +1,18 @@
 """Trees through the engine: the target's law, its independence of the batch, its greedy text."""
 
 import pytest
+import torch
 
 from tempspec.decoding.engine import Engine
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.plugins.drafters import EarlyExit
+from tempspec.plugins.drafters import CausalLM, EarlyExit
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
 from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, SampledMatch
 
+from .conftest import tiny_llama
 from .test_engine import greedy_text, p_values, prompts, run, speculative
 
 PAIRS = {
@@ -114,3 +116,44 @@ def test_a_rule_refuses_trees_that_it_cannot_verify(target, draft):
                 target, 5, verifier=verifier, drafter=StaticTree([2], siblings="distinct"), length=FixedLength(2),
                 draft=draft,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("drafter", [CausalLM(), StaticTree([2, 2]), DynamicTree(width=2, depth=3, nodes=5)])
+def test_a_draft_whose_logits_are_no_numbers_is_named(drafter):
+    broken = tiny_llama(1)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)
+    engine = speculative(tiny_llama(0), broken, RecursiveRejection(), drafter=drafter)
+    with pytest.raises(UserError, match="the draft's logits"):
+        run(engine, [Request((1, 2), 1.0, max_new_tokens=4)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_smaller_draft_head_drafts_trees_in_every_precision(dtype):
+    target, small = tiny_llama(0, 7).to(dtype), tiny_llama(1, 5).to(dtype)
+    engine = speculative(target, small, RecursiveRejection(), drafter=StaticTree([2, 2]))
+    (completion,) = run(engine, [Request((1, 2), 1.0, max_new_tokens=6)])
+    assert len(completion.tokens) == 6
+
+
+@pytest.mark.parametrize(
+    ("drafter", "longest", "verified", "levels"),
+    [
+        (CausalLM(), 3, [1, 2, 3, 4], [1, 1, 1]),
+        (StaticTree([3, 2]), 2, [1, 4, 10], [1, 3]),
+        (DynamicTree(width=2, depth=3, nodes=5), 3, [1, 6, 6, 7], [1, 5, 1]),
+    ],
+)
+def test_what_is_timed_is_what_a_round_feeds(monkeypatch, target, draft, drafter, longest, verified, levels):
+    fed = {"target": [], "draft": []}
+
+    def seconds(model, rows, text, width):
+        fed["target" if model is engine._target else "draft"].append(width)
+        return float(width)
+
+    monkeypatch.setattr("tempspec.decoding.engine.pass_seconds", seconds)
+    engine = speculative(target, draft, RecursiveRejection(), drafter=drafter, length=FixedLength(longest))
+    times = engine.step_times(5)
+    assert fed["target"] == list(times.verify) == verified
+    assert sorted(fed["draft"]) == sorted(set(levels))
+    assert times.draft == pytest.approx(sum(levels) / len(levels))

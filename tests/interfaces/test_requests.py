@@ -5,8 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempspec.interfaces import Request
+from tempspec.interfaces.requests import COLDEST
 
-NUMBERS = st.floats() | st.integers(-3, 300) | st.sampled_from([0.0, -0.0, 1.0, 1e308, math.inf, math.nan])
+NUMBERS = st.floats() | st.integers(-3, 300) | st.sampled_from([0.0, -0.0, 1.0, 1e-6, 9e-7, 1e308, math.inf, math.nan])
+
+
+def is_temperature(value):
+    return value == 0 or COLDEST <= value < math.inf
 
 
 @given(
@@ -17,20 +22,22 @@ NUMBERS = st.floats() | st.integers(-3, 300) | st.sampled_from([0.0, -0.0, 1.0, 
     top_p=NUMBERS,
     min_p=NUMBERS,
     max_new_tokens=st.integers(),
+    seed=st.integers(),
 )
 def test_a_request_is_one_that_can_be_decoded_or_is_refused_in_one_line_that_names_the_field(**fields):
     inside = {
         "prompt": len(fields["prompt"]) > 0,
-        "target_temperature": 0 <= fields["target_temperature"] < math.inf,
-        "draft_temperature": fields["draft_temperature"] is None or 0 <= fields["draft_temperature"] < math.inf,
+        "target_temperature": is_temperature(fields["target_temperature"]),
+        "draft_temperature": fields["draft_temperature"] is None or is_temperature(fields["draft_temperature"]),
         "top_k": fields["top_k"] >= 0,
         "top_p": 0 < fields["top_p"] <= 1,
         "min_p": 0 <= fields["min_p"] <= 1,
         "max_new_tokens": fields["max_new_tokens"] >= 1,
+        "seed": -(2**63) <= fields["seed"] < 2**63,
     }
     if all(inside.values()):
         request = Request(**fields)
-        assert 0 <= request.proposal_temperature < math.inf
+        assert is_temperature(request.proposal_temperature)
         assert request.shortened(1).max_new_tokens == 1
         return
     wrong = next(name for name, fine in inside.items() if not fine)

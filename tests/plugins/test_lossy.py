@@ -42,6 +42,16 @@ def test_a_lossy_rule_accepts_more_and_its_distance_is_the_stated_one(name):
     assert law_error(rule, pair).total_variation >= stated - 1e-12 > 0
 
 
+def test_a_draft_with_all_its_mass_on_typical_tokens_leaves_a_law():
+    """Float32's sum of it may exceed 1."""
+    logp = (4 * torch.randn(2000, 1, 300, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
+    best = logp.topk(3).indices
+    logq = torch.full_like(logp, -torch.inf).scatter(-1, best, logp.gather(-1, best)).log_softmax(-1)
+    law = Typical(epsilon=1e-4).emitted_law(logp, logq)
+    assert not law.isnan().any()
+    torch.testing.assert_close(law.exp().sum(-1), torch.ones(2000, 1), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("rule", [Lenience(1.0), Ensemble(1.0), KLBudget(0.0)], ids=lambda rule: type(rule).__name__)
 def test_at_the_end_of_its_range_a_lossy_rule_is_lossless(rule):
     assert law_error(rule, law_cases(3, 2)["unlike laws"]).largest < 1e-8
