@@ -144,7 +144,7 @@ def _count(prompts: Mapping[str, Any]) -> int:
         if source.limit is None and Path(source.path).is_file():
             found += len(read(source, need_response=False))
         else:
-            found += source.limit or PromptSource.limit
+            found += source.limit or 32
     return found
 
 
