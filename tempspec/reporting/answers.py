@@ -53,12 +53,12 @@ def contrast(*terms: tuple[float, Sums], among: int = 1) -> Estimate:
 
 
 def shown(estimate: Estimate) -> bool:
-    """Whether the interval leaves zero out.
+    """Whether the interval leaves zero out, as it is printed: to three decimals.
 
-    >>> shown(Estimate(0.1, 0.05, 0.15, 9)), shown(Estimate(0.1, -0.05, 0.25, 9))
+    >>> shown(Estimate(0.1, 0.05, 0.15, 9)), shown(Estimate(0.1, 0.0004, 0.25, 9))
     (True, False)
     """
-    return estimate.low > 0 or estimate.high < 0
+    return round(estimate.low, 3) > 0 or round(estimate.high, 3) < 0
 
 
 def verdict(estimate: Estimate) -> str:
