@@ -302,7 +302,7 @@ def save_model(
         folder: the folder to write.
         state: its weights, where the model itself holds only a part of them.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     with _silence():
