@@ -6,6 +6,7 @@ run unless asked, and a hub name without network is answered at once instead of 
 
 import copy
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -202,6 +203,10 @@ def _reason(error: Exception, place: _Place) -> str:
         return " ".join(text.split())
     if place.local_files_only and not Path(place.path).is_dir():
         return "there is no such folder, it is not in the local cache, and the hub cannot be reached; give a folder"
+    if isinstance(error, OSError):
+        hidden = [file.name for file in Path(place.path).glob("*.safetensors") if not os.access(file, os.R_OK)]
+        if hidden:  # which safetensors and transformers call missing
+            return f"{hidden[0]} is there but cannot be read: change its permissions, or mend the link that it is"
     if "trust_remote_code" in text:
         return "it needs code of its author's; read that code, then set trust_remote_code: true"
     if "ignore_mismatched_sizes" in text:
@@ -310,6 +315,8 @@ def save_model(
         save_conditioning(model, fresh)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
+    for weights in fresh.glob("*.safetensors"):  # safetensors lets nobody else read them, whatever the umask
+        shutil.copymode(fresh / "config.json", weights)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
