@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tempspec import registry
 from tempspec.errors import UserError
@@ -22,7 +22,10 @@ _NEVER = "Expected a <class 'NoneType'>"
 
 
 class OneLineErrors(argparse.ArgumentParser):
-    """Put before a parser's class: reports a wrong command line or configuration as one `UserError`, without usage."""
+    """Put before a parser's class: no option is abbreviated, and what is wrong is one `UserError`, without usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report.

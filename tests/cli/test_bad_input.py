@@ -145,6 +145,8 @@ OPTIONS = {
     "nothing said": Case(["fit"], "model.target is missing"),
     "unknown task": Case(["fit", "--task", "distil"], "task must be one of distillation, language-model, got 'distil'"),
     "unknown option": option("model.divergnce", "x", "did you mean '--model.divergence'?"),
+    "a configuration under a short name": Case(["fit", "--conf", "WORLD/pair.yaml"], "did you mean '--config'?"),
+    "a run under a short name": Case(["PAIR", "--ru", "x"], "did you mean '--run'?"),
     "stray argument": Case(["PAIR", "now"], "unexpected argument 'now'"),
     "unknown plugin": option("model.divergence", "JensenShanon", "did you mean 'JensenShannon'?"),
     "unknown callback": option("trainer.callbacks", "ModelCheckpont", "did you mean 'ModelCheckpoint'?"),
@@ -328,6 +330,9 @@ OTHERS = {
     "a server's address": Case(
         ["generate", "--config", "WORLD/pair.yaml", "--server", "file:///etc/passwd"], "file:///etc/passwd"
     ),
+    "a short quickstart option": Case(["quickstart", "--out", "x"], "did you mean '--output'?"),
+    "a short study option": Case(["study", "--dry"], "did you mean '--dry_run'?"),
+    "a short report option": Case(["report", "x", "--outp", "x"], "did you mean '--output'?"),
     "unknown quickstart option": Case(["quickstart", "--outputt", "x"], "unknown option --outputt"),
 }
 FAMILIES = {
