@@ -185,3 +185,14 @@ def test_an_estimate_is_printed_and_nothing_is_run(world, run, tmp_path):
         assert word in printed
     assert "…" not in printed
     assert not (tmp_path / "run/fit/draft").exists()
+    assert "not counted" not in printed
+
+
+def test_an_estimate_goes_by_what_fit_would_load_and_says_what_it_leaves_out(world, run):
+    more = ("--model.online", "{writer: target}", "--trainer.precision", "bf16-true", "--model.conditioning_rank", "2")
+    code, printed, error = run("fit", "--config", world / "pair.yaml", "--estimate", *more)
+    assert code == 0, error
+    assert "not counted: model.online, trainer.precision bf16-true\n" in printed
+    code, printed, error = run("fit", "--config", world / "pair.yaml", "--estimate", "--model.teacher", "{folder: t}")
+    assert code == 0, error
+    assert set(printed.partition("\ntarget ")[2].splitlines()[0].split()) == {"0"}
