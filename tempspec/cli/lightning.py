@@ -213,9 +213,10 @@ class SaveConfig(SaveConfigCallback):
 
     def write(self, trainer: Trainer, data: TextDataModule, stage: str) -> None:
         """The same for a trainer that has not been given its data, because it runs nothing."""
-        folder = Path(trainer.default_root_dir)
+        folder, config = Path(trainer.default_root_dir), self.config.clone()
+        config.pop("cache_teacher", None)  # generate's alone
         with replacing(folder / "config.yaml") as partial:
-            self.parser.save(self.config, str(partial), skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(config, str(partial), skip_none=False, overwrite=True, multifile=False)
         device = str(trainer.strategy.root_device)
         write_environment(folder, data.sources(stage), device=device, processes=trainer.world_size)
 
@@ -435,7 +436,7 @@ class CommandLine(LightningCLI):
         """Write the target's own text and where it comes from."""
         server = self._server()
         if server is not None:
-            SaveConfig(self.parser, self.config).write(self.trainer, self.datamodule, "predict")
+            SaveConfig(self._parser(self.subcommand), self._options).write(self.trainer, self.datamodule, "predict")
             self._results().generate_served(self.model, self.datamodule, server, self.folder)
             return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)

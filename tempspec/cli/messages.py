@@ -90,7 +90,9 @@ def _unknown_option(arguments: list[str], names: list[str]) -> str:
 
 
 def _unknown_key(key: str, names: list[str]) -> str:
-    """For a key of a configuration that is no option; its first part may be the wrong one."""
+    """For a key of a configuration that is no option, or another's; its first part may be the wrong one."""
+    if key in names:
+        return f"unknown key {key} in the configuration: it is an option of another subcommand; leave it out"
     sections = {name.partition(".")[0] for name in names}
     section, _, rest = key.partition(".")
     hint = _did_you_mean(section, sections) if rest and section not in sections else _did_you_mean(key, names)

@@ -209,6 +209,10 @@ CONFIGURATIONS = {
         "modle: {target: a}\n", "unknown key modle.target in the configuration: did you mean 'model'?"
     ),
     "unknown key": configuration("model: {target: a, draf: b}\n", "did you mean 'model.draft'?"),
+    "a key of another subcommand": configuration(
+        "cache_teacher: true\nmodel: {target: a}\n",
+        "unknown key cache_teacher in the configuration: it is an option of another subcommand; leave it out",
+    ),
     "unknown key of a source": configuration(
         "data: {train: {pat: x}}\nmodel: {target: a}\n", "Source has no option 'pat', did you mean 'path'?"
     ),

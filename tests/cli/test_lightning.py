@@ -89,6 +89,16 @@ def test_distil_validate_predict_generate(run, world, tmp_path):
     assert code == 0, error
 
 
+def test_every_subcommand_reads_what_generate_wrote(run, world, tmp_path):
+    code, _, err = run(
+        "generate", "--config", world / "pair.yaml", "--run", tmp_path, "--model.sweep.max_new_tokens", 2
+    )
+    assert code == 0, err
+    for command in ("fit", "validate", "test", "predict", "generate"):
+        code, _, err = run(command, "--config", tmp_path / "generate/config.yaml", "--print_config")
+        assert code == 0, err
+
+
 def test_a_teacher_is_cached_once_and_fit_learns_from_it(run, world, tmp_path):
     teacher = ("--model.teacher.folder", tmp_path / "teacher", "--model.teacher.tokens", 5)
     line = ("generate", "--config", world / "pair.yaml", *teacher, "--cache-teacher")
