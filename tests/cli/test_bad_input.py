@@ -334,6 +334,11 @@ OTHERS = {
     "a server's address": Case(
         ["generate", "--config", "WORLD/pair.yaml", "--server", "file:///etc/passwd"], "file:///etc/passwd"
     ),
+    "a server that is to give logits": Case(
+        ["generate", "--config", "WORLD/pair.yaml", "--cache-teacher", "--server", "http://localhost:1"],
+        "expected --cache-teacher or a server, got both",
+    ),
+    "a server for fit": Case(["PAIR", "--server", "http://localhost:1"], "--server is an option of generate"),
     "a short quickstart option": Case(["quickstart", "--out", "x"], "did you mean '--output'?"),
     "a short study option": Case(["study", "--dry"], "did you mean '--dry_run'?"),
     "a short report option": Case(["report", "x", "--outp", "x"], "did you mean '--output'?"),

@@ -101,7 +101,7 @@ def test_every_subcommand_reads_what_generate_wrote(run, world, tmp_path):
 
 def test_a_teacher_is_cached_once_and_fit_learns_from_it(run, world, tmp_path):
     teacher = ("--model.teacher.folder", tmp_path / "teacher", "--model.teacher.tokens", 5)
-    line = ("generate", "--config", world / "pair.yaml", *teacher, "--cache-teacher")
+    line = ("generate", "--config", world / "pair.yaml", *teacher, "--cache-teacher", "--server", "null")
     code, out, err = run(*line)
     assert code == 0, err
     assert list((tmp_path / "teacher").glob("*.arrow")), out
