@@ -46,6 +46,14 @@ def test_a_text_file_has_a_row_for_each_paragraph(tmp_path):
     assert read(Source(str(tmp_path / "t.txt")))["text"] == ["one\ntwo", "three"]
 
 
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.jsonl.gz", "d.csv", "d.txt", "lines.json"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    contents = {"d.json": '[{"text": "007"}]', "d.csv": "text,b\n007,c\n", "d.txt": "007\n"}
+    content = contents.get(name, '{"text": "007"}\n').encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read(Source(str(tmp_path / name)))["text"] == ["007"]
+
+
 @pytest.mark.parametrize(
     ("row", "form"),
     [
