@@ -39,6 +39,7 @@ from tempspec.errors import UserError
 from tempspec.models.conditioning import plain_state, save_conditioning
 
 __all__ = [
+    "HUB_SECONDS",
     "ModelOptions",
     "check_vocabulary",
     "first_layers",
@@ -54,8 +55,8 @@ logger = logging.getLogger(__name__)
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Spacing = Literal["first", "even"]
 
-_HUB_SECONDS = 10.0
-"""How long the hub may take to say that a model exists before only the local cache is tried."""
+HUB_SECONDS = 10.0
+"""How long the hub may take to say that a name exists before only the local cache is tried."""
 
 
 @dataclass
@@ -113,7 +114,7 @@ def _hub_is_silent(name: str, revision: str | None) -> bool:
         UserError: the hub answers that there is no such model, no such revision, or no permission.
     """
     try:
-        HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
+        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
     except GatedRepoError as error:
         raise UserError(f"{name} needs permission: accept its terms on the hub, then run `hf auth login`") from error
     except RevisionNotFoundError as error:

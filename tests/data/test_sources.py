@@ -166,6 +166,21 @@ def test_a_hub_name_without_network_is_one_line(monkeypatch, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
+    def silent(*args, **options):
+        raise OSError("no route to host")
+
+    def load(*args, **options):
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+        return cached
+
+    cached = datasets.Dataset.from_list([{"text": "a"}])
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read(Source("nobody/nothing"), cache_dir=tmp_path)["text"] == ["a"]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
+
+
 def test_lines_may_be_packed_and_a_torn_package_is_one_line(tmp_path):
     path = tmp_path / "HumanEval.jsonl.gz"
     whole = gzip.compress(b'{"task_id": "HumanEval/0", "prompt": "def f():"}\n' * 99, mtime=0)
