@@ -115,11 +115,11 @@ def _os_error_line(error: OSError) -> str | None:
     where = f" {error.filename}" if error.filename else ""
     match error.errno:
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return f"no permission to read or write{where}; set run: to another folder, or change its permissions"
+            return f"no permission to read or write{where}; choose another folder, or change its permissions"
         case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
-            return f"no space left on the device:{where} could not be written; free some, or set run: to another folder"
+            return f"no space left on the device:{where} could not be written; free some, or choose another folder"
         case errno.ENOENT:
-            return f"no such file or folder:{where}; check the path, or set run: to a folder that can be made"
+            return f"no such file or folder:{where}; check the path, or choose a folder that can be made"
         case errno.ENOTDIR | errno.EEXIST | errno.EISDIR:
             return f"expected a folder where a file is, or the other way round:{where}; choose another name"
         case _:

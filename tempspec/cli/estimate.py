@@ -37,8 +37,20 @@ def report(options: Any) -> None:
         length=data.max_length,
         optimizer=_optimizer(model.optimizer),
         device="cuda" if torch.cuda.is_available() else "cpu",
+        conditioning_rank=model.conditioning_rank,
+        from_cache=model.teacher is not None,
     )
     Console().print(_table(found, ways(_devices(options.trainer))))
+    if missing := _not_counted(options):
+        print(f"not counted: {', '.join(missing)}")
+
+
+def _not_counted(options: Any) -> list[str]:
+    """What the configuration asks for beyond the table."""
+    named = [name for name in ("online", "selection", "chunk_tokens") if options.model[name] is not None]
+    precision = options.trainer.precision
+    plain = precision in (None, 32, "32", "32-true")
+    return [f"model.{name}" for name in named] + ([] if plain else [f"trainer.precision {precision}"])
 
 
 def _devices(trainer: Any) -> int:

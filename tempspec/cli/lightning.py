@@ -213,9 +213,10 @@ class SaveConfig(SaveConfigCallback):
 
     def write(self, trainer: Trainer, data: TextDataModule, stage: str) -> None:
         """The same for a trainer that has not been given its data, because it runs nothing."""
-        folder = Path(trainer.default_root_dir)
+        folder, config = Path(trainer.default_root_dir), self.config.clone()
+        config.pop("cache_teacher", None)  # generate's alone
         with replacing(folder / "config.yaml") as partial:
-            self.parser.save(self.config, str(partial), skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(config, str(partial), skip_none=False, overwrite=True, multifile=False)
         device = str(trainer.strategy.root_device)
         write_environment(folder, data.sources(stage), device=device, processes=trainer.world_size)
 
@@ -279,9 +280,16 @@ class CommandLine(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; Lightning warns when a script's own arguments are passed on like this."""
+        """Parse; Lightning warns when a script's own arguments are passed on like this.
+
+        Raises:
+            UserError: `--server` for another subcommand; in a configuration, which all of them share, it is fine.
+        """
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
+        command = self.config.subcommand
+        if command != "generate" and any(option.split(".")[0] == "--server" for option, _ in _pairs(args)):
+            raise UserError(f"--server is an option of generate, got it with {command}: leave it out")
 
     @property
     def _options(self) -> Any:
@@ -317,8 +325,12 @@ class CommandLine(LightningCLI):
         """Let the data use the model's tokenizer unless they name their own.
 
         Raises:
-            UserError: the Trainer's own folder is set.
+            UserError: the Trainer's own folder is set, or a server is to give a teacher's logits.
         """
+        if self._options.get("cache_teacher") and self._options.server is not None:
+            raise UserError(
+                "expected --cache-teacher or a server, got both: a server gives no logits; add --server null"
+            )
         if self._options.trainer.default_root_dir is not None:
             raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
         if self._options.data.tokenizer is None:
@@ -435,7 +447,7 @@ class CommandLine(LightningCLI):
         """Write the target's own text and where it comes from."""
         server = self._server()
         if server is not None:
-            SaveConfig(self.parser, self.config).write(self.trainer, self.datamodule, "predict")
+            SaveConfig(self._parser(self.subcommand), self._options).write(self.trainer, self.datamodule, "predict")
             self._results().generate_served(self.model, self.datamodule, server, self.folder)
             return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)

@@ -9,7 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tempspec import registry
 from tempspec.errors import UserError
@@ -22,7 +22,10 @@ _NEVER = "Expected a <class 'NoneType'>"
 
 
 class OneLineErrors(argparse.ArgumentParser):
-    """Put before a parser's class: reports a wrong command line or configuration as one `UserError`, without usage."""
+    """Put before a parser's class: no option is abbreviated, and what is wrong is one `UserError`, without usage."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report.
@@ -87,7 +90,9 @@ def _unknown_option(arguments: list[str], names: list[str]) -> str:
 
 
 def _unknown_key(key: str, names: list[str]) -> str:
-    """For a key of a configuration that is no option; its first part may be the wrong one."""
+    """For a key of a configuration that is no option, or another's; its first part may be the wrong one."""
+    if key in names:
+        return f"unknown key {key} in the configuration: it is an option of another subcommand; leave it out"
     sections = {name.partition(".")[0] for name in names}
     section, _, rest = key.partition(".")
     hint = _did_you_mean(section, sections) if rest and section not in sections else _did_you_mean(key, names)

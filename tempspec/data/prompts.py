@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tempspec.data.digest import key_of_ids
 from tempspec.data.encoding import Encoder, before_answer
 from tempspec.data.readers import Row
-from tempspec.data.sources import CATEGORY, Source, read
+from tempspec.data.sources import CATEGORY, Source, form_of, read
 from tempspec.errors import UserError
 
 _TURN_MARK = -1
@@ -97,6 +97,11 @@ def read_prompts(
     """
     _check(name, source)
     dataset = read(replace(source, limit=None), need_response=False, cache_dir=cache_dir)
+    if source.chat and form_of(dataset) == "text":
+        raise UserError(
+            f"prompt set '{name}' ({source.path}): chat expected prompts, got texts, whose beginnings are continued; "
+            "leave chat out, or name the column with prompts as prompt"
+        )
     found: dict[int, Prompt] = {}
     kept: Counter[str] = Counter()
     lost = {"too short": 0, "too long": 0, "seen before": 0}
@@ -127,6 +132,8 @@ def _check(name: str, source: PromptSource) -> None:
         value = getattr(source, option)
         if value is not None and value < 1:
             raise UserError(f"prompt set '{name}': {option} must be 1 or more, got {value}")
+    if source.chat and source.separator:
+        raise UserError(f"prompt set '{name}': expected chat or separator, got both: a turn has no separator; drop it")
 
 
 def _prompt(name: str, number: int, row: Row, source: PromptSource, encoder: Encoder) -> Prompt:

@@ -1,17 +1,14 @@
 """Where generated data come from: a record beside them, so that no file of samples is without its temperature."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
-from tempspec.data.digest import digest_file, digest_folder
-from tempspec.errors import UserError
 from tempspec.files import write_atomically
 
-__all__ = ["Provenance", "digest_file", "digest_folder", "now", "read_provenance", "versions", "write_provenance"]
+__all__ = ["Provenance", "now", "versions", "write_provenance"]
 
 FILE = "provenance.json"
 
@@ -73,22 +70,3 @@ def write_provenance(folder: str | Path, record: Provenance) -> Path:
     file = Path(folder) / FILE
     write_atomically(file, json.dumps(asdict(record), indent=2, ensure_ascii=False) + "\n")
     return file
-
-
-def read_provenance(folder: str | Path) -> Provenance:
-    """The record in a folder.
-
-    Raises:
-        UserError: there is none, or it is not one.
-    """
-    file = Path(folder) / FILE
-    try:
-        content: Any = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: expected the record of a generated corpus, got no file; generate it again") from error
-    except ValueError as error:
-        raise UserError(f"{file}: expected JSON, got something else; generate the corpus again") from error
-    names = {part.name for part in fields(Provenance)}
-    if not isinstance(content, dict) or set(content) != names:
-        raise UserError(f"{file}: expected the fields {', '.join(sorted(names))}; generate the corpus again")
-    return Provenance(**content)

@@ -21,6 +21,8 @@ import pyarrow.parquet
 from tempspec.errors import UserError
 
 Row = dict[str, Any]
+ENCODING = "utf-8-sig"
+"""UTF-8 with or without the byte-order mark that spreadsheets put first."""
 
 
 def rows_of_path(path: Path) -> Iterator[Row]:
@@ -48,13 +50,13 @@ def suffix_of(path: Path) -> str:
 
 def rows_of_lines(path: Path) -> Iterator[Row]:
     """JSON Lines: one object a line; blank lines are skipped."""
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=ENCODING) as file:
         yield from _objects(path, file)
 
 
 def rows_of_packed_lines(path: Path) -> Iterator[Row]:
     """JSON Lines under gzip, as HumanEval is published."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
+    with gzip.open(path, "rt", encoding=ENCODING) as file:
         yield from _objects(path, file)
 
 
@@ -66,7 +68,7 @@ def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
 
 def rows_of_json(path: Path) -> Iterator[Row]:
     """A JSON array of objects; a file that does not start with `[` is read as JSON Lines."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding=ENCODING)
     if not text.lstrip().startswith("["):
         yield from rows_of_lines(path)
         return
@@ -76,7 +78,7 @@ def rows_of_json(path: Path) -> Iterator[Row]:
 
 def rows_of_csv(path: Path) -> Iterator[Row]:
     """Comma-separated values with a header; every value stays the text that it is."""
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding=ENCODING, newline="") as file:
         header = next(csv.reader(file), [])
     if not header:
         return
@@ -99,7 +101,7 @@ def rows_of_parquet(path: Path) -> Iterator[Row]:
 def rows_of_text(path: Path) -> Iterator[Row]:
     """Plain text: one row `text` for each paragraph, the lines between two blank ones, their breaks kept."""
     lines: list[str] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding=ENCODING) as file:
         for line in file:
             if line.strip():
                 lines.append(line.rstrip("\n"))

@@ -8,17 +8,22 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import huggingface_hub.constants
 import pyarrow as pa
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
 
 from tempspec.data.digest import digest_path, digest_value
 from tempspec.data.readers import READERS, Row, rows_of_path, suffix_of
 from tempspec.errors import UserError
+from tempspec.models.loading import HUB_SECONDS
 
 TEMPERATURE = "generation_temperature"
 CATEGORY = "category"
@@ -125,13 +130,14 @@ def _raw_rows(source: Source, cache_dir: str | Path | None) -> Iterator[Row]:
 def _from_hub(source: Source, cache_dir: str | Path | None) -> datasets.Dataset:
     """A split of a hub dataset. `datasets` runs no script of a dataset."""
     try:
-        return datasets.load_dataset(
-            source.path,
-            source.name,
-            split=source.split,
-            revision=source.revision,
-            cache_dir=None if cache_dir is None else str(cache_dir),
-        )
+        with _offline() if _hub_is_silent(source) else nullcontext():
+            return datasets.load_dataset(
+                source.path,
+                source.name,
+                split=source.split,
+                revision=source.revision,
+                cache_dir=None if cache_dir is None else str(cache_dir),
+            )
     except (ConnectionError, OSError) as error:
         raise UserError(
             f"{source.path}: no such file or folder here, and no such dataset at the hub (huggingface.co), or the hub "
@@ -142,6 +148,28 @@ def _from_hub(source: Source, cache_dir: str | Path | None) -> datasets.Dataset:
         raise UserError(
             f"{source.path}: the hub dataset cannot be used: {reason}; check name, split, revision"
         ) from error
+
+
+def _hub_is_silent(source: Source) -> bool:
+    """Whether only the cache can be used; asks the hub once, where `datasets` would go on for half a minute."""
+    try:
+        HfApi().dataset_info(source.path, revision=source.revision, timeout=HUB_SECONDS)
+    except HfHubHTTPError:  # an answer, which `datasets` will get as well
+        return False
+    except Exception:  # as for models, the transport's errors have no common base across versions
+        return True
+    return False
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """The hub's own switch for a machine without network, on for a moment."""
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        huggingface_hub.constants.HF_HUB_OFFLINE = before
 
 
 def _columns(source: Source, found: list[str], need_response: bool) -> dict[str, str]:

@@ -6,6 +6,7 @@ run unless asked, and a hub name without network is answered at once instead of 
 
 import copy
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -38,6 +39,7 @@ from tempspec.errors import UserError
 from tempspec.models.conditioning import plain_state, save_conditioning
 
 __all__ = [
+    "HUB_SECONDS",
     "ModelOptions",
     "check_vocabulary",
     "first_layers",
@@ -53,8 +55,8 @@ logger = logging.getLogger(__name__)
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Spacing = Literal["first", "even"]
 
-_HUB_SECONDS = 10.0
-"""How long the hub may take to say that a model exists before only the local cache is tried."""
+HUB_SECONDS = 10.0
+"""How long the hub may take to say that a name exists before only the local cache is tried."""
 
 
 @dataclass
@@ -112,7 +114,7 @@ def _hub_is_silent(name: str, revision: str | None) -> bool:
         UserError: the hub answers that there is no such model, no such revision, or no permission.
     """
     try:
-        HfApi().model_info(name, revision=revision, timeout=_HUB_SECONDS)
+        HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
     except GatedRepoError as error:
         raise UserError(f"{name} needs permission: accept its terms on the hub, then run `hf auth login`") from error
     except RevisionNotFoundError as error:
@@ -202,6 +204,10 @@ def _reason(error: Exception, place: _Place) -> str:
         return " ".join(text.split())
     if place.local_files_only and not Path(place.path).is_dir():
         return "there is no such folder, it is not in the local cache, and the hub cannot be reached; give a folder"
+    if isinstance(error, OSError):
+        hidden = [file.name for file in Path(place.path).glob("*.safetensors") if not os.access(file, os.R_OK)]
+        if hidden:  # which safetensors and transformers call missing
+            return f"{hidden[0]} is there but cannot be read: change its permissions, or mend the link that it is"
     if "trust_remote_code" in text:
         return "it needs code of its author's; read that code, then set trust_remote_code: true"
     if "ignore_mismatched_sizes" in text:
@@ -302,7 +308,7 @@ def save_model(
         folder: the folder to write.
         state: its weights, where the model itself holds only a part of them.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()
     fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
     shutil.rmtree(fresh, ignore_errors=True)
     with _silence():
@@ -310,6 +316,8 @@ def save_model(
         save_conditioning(model, fresh)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
+    for weights in fresh.glob("*.safetensors"):  # safetensors lets nobody else read them, whatever the umask
+        shutil.copymode(fresh / "config.json", weights)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tempspec.errors import UserError
+from tempspec.models.conditioning import condition, set_temperature
 from tempspec.models.loading import first_layers, load_config
 from tempspec.modules.objective import chunk_length
 from tempspec.modules.optim import default_optimizer
@@ -130,6 +131,8 @@ def sizes(
     length: int,
     optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
     device: str = "cpu",
+    conditioning_rank: int = 0,
+    from_cache: bool = False,
 ) -> Sizes:
     """The sizes of a pair, from its configurations.
 
@@ -139,17 +142,21 @@ def sizes(
         length: tokens of a row.
         optimizer: parameters -> optimiser; the default one if None.
         device: `cpu` or `cuda`, which differ in the size of the loss' chunks.
+        conditioning_rank: as `DistillationModule` takes it.
+        from_cache: whether the draft learns from a cached teacher, without the target.
 
     Raises:
         UserError: no such model, or no draft is named.
     """
     target = _target(pair)
     draft = _draft(pair, target)
+    if conditioning_rank:
+        condition(draft, conditioning_rank)
     tokens = batch_size * length
     config = target.config.get_text_config()
     width = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
     vocabulary = min(draft.get_output_embeddings().weight.shape[0], target.get_output_embeddings().weight.shape[0])
-    size = _bytes(next(target.parameters()).dtype)
+    size = 0 if from_cache else _bytes(next(target.parameters()).dtype)
     chunk = min(chunk_length(vocabulary, device), tokens)
     layers, rest = _split(target)
     head = draft.get_output_embeddings().weight
@@ -234,6 +241,7 @@ def _states_per_parameter(optimizer: Callable[[Iterable[nn.Parameter]], Optimize
 def _kept(model: PreTrainedModel, batch_size: int, length: int) -> int:
     """Bytes that a float32 forward pass of the model's base keeps for its backward, weights apart."""
     model = model.to(torch.float32).train()
+    set_temperature(model, 1.0)
     with _counting() as kept, torch.device("meta"):
         ids = torch.zeros(batch_size, length, dtype=torch.int64)
         seen = torch.ones(batch_size, 1, length, length, dtype=torch.bool)  # made here: masks are not made on meta

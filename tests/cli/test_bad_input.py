@@ -145,6 +145,8 @@ OPTIONS = {
     "nothing said": Case(["fit"], "model.target is missing"),
     "unknown task": Case(["fit", "--task", "distil"], "task must be one of distillation, language-model, got 'distil'"),
     "unknown option": option("model.divergnce", "x", "did you mean '--model.divergence'?"),
+    "a configuration under a short name": Case(["fit", "--conf", "WORLD/pair.yaml"], "did you mean '--config'?"),
+    "a run under a short name": Case(["PAIR", "--ru", "x"], "did you mean '--run'?"),
     "stray argument": Case(["PAIR", "now"], "unexpected argument 'now'"),
     "unknown plugin": option("model.divergence", "JensenShanon", "did you mean 'JensenShannon'?"),
     "unknown callback": option("trainer.callbacks", "ModelCheckpont", "did you mean 'ModelCheckpoint'?"),
@@ -207,6 +209,10 @@ CONFIGURATIONS = {
         "modle: {target: a}\n", "unknown key modle.target in the configuration: did you mean 'model'?"
     ),
     "unknown key": configuration("model: {target: a, draf: b}\n", "did you mean 'model.draft'?"),
+    "a key of another subcommand": configuration(
+        "cache_teacher: true\nmodel: {target: a}\n",
+        "unknown key cache_teacher in the configuration: it is an option of another subcommand; leave it out",
+    ),
     "unknown key of a source": configuration(
         "data: {train: {pat: x}}\nmodel: {target: a}\n", "Source has no option 'pat', did you mean 'path'?"
     ),
@@ -328,6 +334,14 @@ OTHERS = {
     "a server's address": Case(
         ["generate", "--config", "WORLD/pair.yaml", "--server", "file:///etc/passwd"], "file:///etc/passwd"
     ),
+    "a server that is to give logits": Case(
+        ["generate", "--config", "WORLD/pair.yaml", "--cache-teacher", "--server", "http://localhost:1"],
+        "expected --cache-teacher or a server, got both",
+    ),
+    "a server for fit": Case(["PAIR", "--server", "http://localhost:1"], "--server is an option of generate"),
+    "a short quickstart option": Case(["quickstart", "--out", "x"], "did you mean '--output'?"),
+    "a short study option": Case(["study", "--dry"], "did you mean '--dry_run'?"),
+    "a short report option": Case(["report", "x", "--outp", "x"], "did you mean '--output'?"),
     "unknown quickstart option": Case(["quickstart", "--outputt", "x"], "unknown option --outputt"),
 }
 FAMILIES = {

@@ -89,9 +89,19 @@ def test_distil_validate_predict_generate(run, world, tmp_path):
     assert code == 0, error
 
 
+def test_every_subcommand_reads_what_generate_wrote(run, world, tmp_path):
+    code, _, err = run(
+        "generate", "--config", world / "pair.yaml", "--run", tmp_path, "--model.sweep.max_new_tokens", 2
+    )
+    assert code == 0, err
+    for command in ("fit", "validate", "test", "predict", "generate"):
+        code, _, err = run(command, "--config", tmp_path / "generate/config.yaml", "--print_config")
+        assert code == 0, err
+
+
 def test_a_teacher_is_cached_once_and_fit_learns_from_it(run, world, tmp_path):
     teacher = ("--model.teacher.folder", tmp_path / "teacher", "--model.teacher.tokens", 5)
-    line = ("generate", "--config", world / "pair.yaml", *teacher, "--cache-teacher")
+    line = ("generate", "--config", world / "pair.yaml", *teacher, "--cache-teacher", "--server", "null")
     code, out, err = run(*line)
     assert code == 0, err
     assert list((tmp_path / "teacher").glob("*.arrow")), out
@@ -185,3 +195,14 @@ def test_an_estimate_is_printed_and_nothing_is_run(world, run, tmp_path):
         assert word in printed
     assert "…" not in printed
     assert not (tmp_path / "run/fit/draft").exists()
+    assert "not counted" not in printed
+
+
+def test_an_estimate_goes_by_what_fit_would_load_and_says_what_it_leaves_out(world, run):
+    more = ("--model.online", "{writer: target}", "--trainer.precision", "bf16-true", "--model.conditioning_rank", "2")
+    code, printed, error = run("fit", "--config", world / "pair.yaml", "--estimate", *more)
+    assert code == 0, error
+    assert "not counted: model.online, trainer.precision bf16-true\n" in printed
+    code, printed, error = run("fit", "--config", world / "pair.yaml", "--estimate", "--model.teacher", "{folder: t}")
+    assert code == 0, error
+    assert set(printed.partition("\ntarget ")[2].splitlines()[0].split()) == {"0"}

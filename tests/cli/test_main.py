@@ -52,6 +52,7 @@ def test_a_failed_file_operation_is_one_line(number, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
     assert "runs/x" in printed
+    assert "choose " in printed  # and no option's name, which differs from subcommand to subcommand
     assert printed.count("\n") == 1
 
 

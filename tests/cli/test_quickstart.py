@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -71,20 +73,24 @@ def test_a_changed_step_begins_anew(recorder):
     assert not (recorder.folder / "a" / "earlier").exists()
 
 
-def test_the_configurations_name_only_the_folder(tmp_path):
-    made = list(steps(tmp_path / "q"))
+@pytest.mark.parametrize("folder", ["q", "qs #1", "qs: x", "qs {a}", "qs, y", "$q", "- 'ü\""])
+def test_the_configurations_name_only_the_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = list(steps(Path(folder)))
     for name in TEMPLATES:
-        config = yaml.safe_load((tmp_path / "q" / "configs" / f"{name}.yaml").read_text())
-        assert config["run"] == (tmp_path / "q" / name).as_posix()
-    assert all(tmp_path / "q" in path.parents for step in made for path in step.leaves)
+        config = yaml.safe_load(Path(folder, "configs", f"{name}.yaml").read_text("utf-8"))
+        assert config["run"] == f"{folder}/{name}"
+        assert config["data"]["cache_dir"] == f"{folder}/cache"
+    assert all(Path(folder) in path.parents for step in made for path in step.leaves)
 
 
 @pytest.mark.parametrize(("name", "command"), [("target", "fit"), ("before", "validate"), ("distilled", "predict")])
 def test_every_configuration_is_accepted(name, command, run, tmp_path):
-    list(steps(tmp_path / "q"))
-    code, printed, error = run(command, "--config", tmp_path / "q" / "configs" / f"{name}.yaml", "--print_config")
+    folder = tmp_path / "qs: #1, {a}"
+    list(steps(folder))
+    code, printed, error = run(command, "--config", folder / "configs" / f"{name}.yaml", "--print_config")
     assert code == 0, error
-    assert yaml.safe_load(printed)["run"].endswith(name)
+    assert yaml.safe_load(printed)["run"] == str(folder / name)
 
 
 def test_the_shown_commands_are_ours(tmp_path):

@@ -111,6 +111,8 @@ def test_an_engines_own_ids_are_kept_and_everything_is_said(run, world, engine, 
     _, body = engine.seen[-1]
     assert body["model"] == "served"
     assert (body["top_k"], body["top_p"], body["min_p"], body["ignore_eos"]) == (5, 1.0, 0.0, False)
+    code, _, error = run("fit", "--config", tmp_path / "run/generate/config.yaml", "--print_config")
+    assert code == 0, error
 
 
 @pytest.mark.parametrize("status", [429, 503])

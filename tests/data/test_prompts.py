@@ -55,6 +55,8 @@ def test_a_key_is_a_matter_of_the_ids_alone(tokenizer, jsonl):
         ({"prompt_tokens": 0}, "prompt_tokens must be 1 or more, got 0"),
         ({"limit": 0}, "limit must be 1 or more, got 0"),
         ({"max_prompt_tokens": -1}, "max_prompt_tokens must be 1 or more, got -1"),
+        ({"chat": True}, "chat expected prompts, got texts"),
+        ({"chat": True, "prompt": "text", "separator": "!"}, "expected chat or separator, got both"),
         ({"text": "txt"}, "no column 'txt'; did you mean 'text'"),
     ],
 )

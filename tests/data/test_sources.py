@@ -46,6 +46,14 @@ def test_a_text_file_has_a_row_for_each_paragraph(tmp_path):
     assert read(Source(str(tmp_path / "t.txt")))["text"] == ["one\ntwo", "three"]
 
 
+@pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.jsonl.gz", "d.csv", "d.txt", "lines.json"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    contents = {"d.json": '[{"text": "007"}]', "d.csv": "text,b\n007,c\n", "d.txt": "007\n"}
+    content = contents.get(name, '{"text": "007"}\n').encode("utf-8-sig")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert read(Source(str(tmp_path / name)))["text"] == ["007"]
+
+
 @pytest.mark.parametrize(
     ("row", "form"),
     [
@@ -156,6 +164,21 @@ def test_a_hub_name_without_network_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"^nobody/nothing: .*the hub cannot be reached; check the name") as caught:
         read(Source("nobody/nothing"), cache_dir=tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_silent_hub_is_asked_once(monkeypatch, tmp_path):
+    def silent(*args, **options):
+        raise OSError("no route to host")
+
+    def load(*args, **options):
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+        return cached
+
+    cached = datasets.Dataset.from_list([{"text": "a"}])
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", silent)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read(Source("nobody/nothing"), cache_dir=tmp_path)["text"] == ["a"]
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_lines_may_be_packed_and_a_torn_package_is_one_line(tmp_path):

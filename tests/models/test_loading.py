@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from tempspec.errors import UserError
+from tempspec.models.conditioning import condition
 from tempspec.models.loading import (
     check_vocabulary,
     first_layers,
@@ -71,6 +72,13 @@ def test_saving_over_a_folder_replaces_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
+def test_saved_files_are_as_readable_as_any_new_file(tmp_path):
+    (tmp_path / "new").touch()
+    save_model(condition(small_llama(), rank=1), words("?", "a"), tmp_path / "x")
+    assert (tmp_path / "x" / "conditioning.safetensors").exists()
+    assert {file.stat().st_mode for file in (tmp_path / "x").iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
 @pytest.mark.parametrize(("asked", "got"), [("auto", torch.bfloat16), ("float32", torch.float32)])
 def test_dtype(tmp_path, asked, got):
     save_model(small_llama().bfloat16(), None, tmp_path / "x")
@@ -86,6 +94,12 @@ def without_weights(folder):
     (folder / "model.safetensors").unlink()
 
 
+def with_weights_out_of_reach(folder):
+    """A broken link, because nothing is out of reach of root by its permissions."""
+    without_weights(folder)
+    (folder / "model.safetensors").symlink_to("nowhere")
+
+
 def with_pickle_only(folder):
     without_weights(folder)
     torch.save({}, folder / "pytorch_model.bin")
@@ -94,6 +108,7 @@ def with_pickle_only(folder):
 BROKEN = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "cannot load a model"),
     "no weights": (without_weights, "model.safetensors"),
+    "weights out of reach": (with_weights_out_of_reach, "model.safetensors is there but cannot be read"),
     "only a pickle": (with_pickle_only, "model.safetensors"),
     "torn weights": (lambda folder: (folder / "model.safetensors").write_text("torn"), "cannot load a model"),
     "other shapes": (lambda folder: edit_config(folder, hidden_size=16), "a checkpoint of another model"),

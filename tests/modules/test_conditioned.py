@@ -1,3 +1,6 @@
+import re
+import shutil
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -6,8 +9,8 @@ from tempspec.__main__ import main
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
-from tempspec.models.conditioning import fold
-from tempspec.models.loading import load_model, save_model
+from tempspec.models.conditioning import condition, fold
+from tempspec.models.loading import load_model, load_tokenizer, save_model
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.online import OnlineText
 from tempspec.plugins import schedules
@@ -96,6 +99,47 @@ def test_an_ordinary_draft_is_not_exported(pair, tmp_path, capsys):
     line = ["export", "--draft", str(pair / "draft"), "--temperature", "0.5", "--output", str(tmp_path / "out")]
     assert main(line) == 2
     assert "is not conditioned on the temperature: it serves as it is" in capsys.readouterr().err
+
+
+@pytest.fixture
+def conditioned(pair, tmp_path):
+    save_model(condition(load_model(str(pair / "draft")), rank=2), load_tokenizer(str(pair / "draft")), tmp_path / "d")
+    return tmp_path / "d"
+
+
+def export(draft, output):
+    return main(["export", "--draft", str(draft), "--temperature", "0.5", "--output", str(output)])
+
+
+def test_an_export_replaces_an_earlier_one(conditioned, tmp_path):
+    assert export(conditioned, tmp_path / "out") == 0
+    assert export(conditioned, tmp_path / "out") == 0
+    assert load_model(str(tmp_path / "out"))
+
+
+def test_an_export_into_the_current_folder(conditioned, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert export(conditioned, ".") == 0
+    assert load_model(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("output", "says"),
+    [
+        ("d", "--output is the draft's own folder"),
+        ("d/../d", "--output is the draft's own folder"),
+        ("other", "or hold an earlier export, got .*other with conditioning.safetensors"),
+        (".", "with d, notes.txt, other"),
+    ],
+)
+def test_an_export_takes_nothing_away(conditioned, tmp_path, capsys, output, says):
+    shutil.copytree(conditioned, tmp_path / "other")
+    (tmp_path / "notes.txt").write_text("mine")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert export(conditioned, tmp_path / output) == 2
+    assert re.search(says, capsys.readouterr().err)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 @pytest.mark.parametrize("schedule", [schedules.Grid([0.5, 1.0]), schedules.TeacherEntropy()], ids=["grid", "tokens"])

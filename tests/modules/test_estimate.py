@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from lightning.pytorch import LightningModule
@@ -12,7 +13,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tempspec.errors import UserError
-from tempspec.models.loading import ModelOptions, save_model
+from tempspec.models.conditioning import condition
+from tempspec.models.loading import ModelOptions, load_model, save_model
 from tempspec.modules.estimate import Way, estimate, sizes, ways
 from tempspec.modules.pair import Pair
 
@@ -106,6 +108,20 @@ def test_weights_count_exactly(folder):
     assert found.states == pytest.approx(8 * parameters, rel=0.01)
     half = sizes(pair(folder, dtype="bfloat16"), batch_size=1, length=16)
     assert half.target_layers * 2 == found.target_layers
+
+
+def test_a_cached_teacher_takes_the_target_away(folder):
+    whole, cached = (sizes(pair(folder), batch_size=1, length=16, from_cache=told) for told in (False, True))
+    for way in ways(8):
+        assert estimate(cached, way) == replace(estimate(whole, way), target=0)
+
+
+def test_changes_by_temperature_count(folder):
+    plain, conditioned = (sizes(pair(folder), batch_size=1, length=16, conditioning_rank=rank) for rank in (0, 4))
+    draft = condition(load_model(str(folder / "draft")), rank=4)
+    assert conditioned.draft_weights == 4 * sum(parameter.numel() for parameter in draft.parameters())
+    for part in ("draft_weights", "draft_layer", "states", "activations"):
+        assert getattr(conditioned, part) > getattr(plain, part)
 
 
 def test_a_draft_of_the_targets_layers(folder):

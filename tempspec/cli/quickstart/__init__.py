@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from string import Template
+from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser
 
 from tempspec.cli.messages import OneLineErrors
@@ -90,10 +91,18 @@ def _write_configs(folder: Path) -> dict[str, Path]:
     written: dict[str, Path] = {}
     (folder / "configs").mkdir(parents=True, exist_ok=True)
     for name in TEMPLATES:
-        template = Template(resources.files(__package__).joinpath(f"{name}.yaml").read_text("utf-8"))
+        template = yaml.safe_load(resources.files(__package__).joinpath(f"{name}.yaml").read_text("utf-8"))
         written[name] = folder / "configs" / f"{name}.yaml"
-        written[name].write_text(template.substitute(folder=folder.as_posix()), "utf-8")
+        filled = _filled(template, folder.as_posix())
+        written[name].write_text(yaml.safe_dump(filled, sort_keys=False, allow_unicode=True), "utf-8")
     return written
+
+
+def _filled(value: Any, folder: str) -> Any:
+    """A part of a template with the folder in its texts; as text of YAML a path could mean something else."""
+    if isinstance(value, dict):
+        return {name: _filled(part, folder) for name, part in value.items()}
+    return value.replace("$folder", folder) if isinstance(value, str) else value
 
 
 def _call(*arguments: str) -> None:

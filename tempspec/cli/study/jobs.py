@@ -92,9 +92,6 @@ class Jobs:
         """Fit, from the last checkpoint where there is one."""
         last = folder / "fit" / "checkpoints" / "last.ckpt"
         self._call((*line, *(("--ckpt_path", "last") if last.exists() else ())))
-        if not (folder / "fit" / "draft").exists():  # killed between the last checkpoint and the export
-            last.unlink()
-            self._call(line)
 
     def _texts(self, name: Purpose) -> Step:
         config = self.study.texts_config(name)
