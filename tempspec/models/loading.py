@@ -325,7 +325,7 @@ def save_model(
 def first_layers(
     target: PreTrainedModel, count: int, *, spacing: Spacing = "first", width: int | None = None
 ) -> PreTrainedModel:
-    """A new model made of some of the target's layers; embeddings, norm and head are copied, nothing is shared.
+    """A model of some of the target's layers, on its device; embeddings, norm and head are copied, nothing is shared.
 
     Args:
         target: a causal language model whose config counts its layers in `num_hidden_layers`.
@@ -347,9 +347,10 @@ def first_layers(
     weights = target.state_dict()
     if width is not None and width != config.hidden_size:
         _narrow(config, width, list(weights))
-    draft = AutoModelForCausalLM.from_config(
-        config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
-    )
+    with target.device:
+        draft = AutoModelForCausalLM.from_config(
+            config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
+        )
     source = {
         name: _LAYER.sub(lambda found: f"{found[1]}{chosen[int(found[2])]}.", name) for name in draft.state_dict()
     }

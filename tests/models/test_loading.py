@@ -177,6 +177,16 @@ def test_all_layers_give_the_target_and_nothing_is_shared(make):
     assert not torch.equal(one(token_BT).logits, target(token_BT).logits)
 
 
+@pytest.mark.parametrize(("own", "default"), [("cpu", "meta"), ("meta", "cpu")])
+def test_first_layers_are_where_the_target_is(own, default):
+    target = small_llama().bfloat16().to(own)
+    with torch.device(default):
+        draft = first_layers(target, 1)
+    tensors = [*draft.parameters(), *draft.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {own}
+    assert draft.dtype == torch.bfloat16
+
+
 def test_first_layers_survive_a_folder(tmp_path):
     draft = first_layers(small_gemma3().eval(), 2)
     save_model(draft, None, tmp_path / "draft")
