@@ -7,8 +7,8 @@ from jsonargparse import ArgumentParser
 from tempspec.cli.messages import OneLineErrors
 from tempspec.cli.quiet import quiet
 from tempspec.errors import UserError
-from tempspec.models.conditioning import fold, is_conditioned, load_conditioning
-from tempspec.models.loading import load_model, load_tokenizer, save_model
+from tempspec.models.conditioning import fold, is_conditioned
+from tempspec.models.loading import load_draft, load_tokenizer, save_model
 
 __all__ = ["main"]
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     if not 0 <= options.temperature < float("inf"):
         raise UserError(f"--temperature must be 0 or more and finite, got {options.temperature}")
     quiet()
-    draft = load_conditioning(load_model(options.draft), options.draft)
+    draft = load_draft(options.draft)
     if not is_conditioned(draft):
         raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
     save_model(fold(draft, options.temperature), load_tokenizer(options.draft), options.output)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     StrictDataclassError,
@@ -35,13 +37,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tempspec.errors import UserError
-from tempspec.models.conditioning import plain_state, save_conditioning
+from tempspec.models.conditioning import FILE, load_conditioning, plain_state, save_conditioning
 
 __all__ = [
     "ModelOptions",
     "check_vocabulary",
     "first_layers",
     "load_config",
+    "load_draft",
     "load_model",
     "load_tokenizer",
     "real_vocabulary",
@@ -245,7 +248,27 @@ def load_model(
     Raises:
         UserError: no such folder or model, no network, not a causal language model, weights missing or of other shapes.
     """
+    return _model(_place(path, revision, trust_remote_code), dtype, attn_implementation)
+
+
+def load_draft(
+    path: str,
+    *,
+    dtype: DType = "auto",
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """As `load_model`, but conditioned on the temperature if it was saved so; arguments and errors as there."""
     place = _place(path, revision, trust_remote_code)
+    model = _model(place, dtype, attn_implementation)
+    with _one_line("model", place):
+        folder = _conditioning(place)
+        return model if folder is None else load_conditioning(model, folder)
+
+
+def _model(place: _Place, dtype: DType, attn_implementation: str) -> PreTrainedModel:
+    """See `load_model`."""
     with _one_line("model", place):
         config = AutoConfig.from_pretrained(place.path, **place.arguments())
         if config.is_encoder_decoder or getattr(config, "is_decoder", True) is False:
@@ -266,6 +289,19 @@ def load_model(
                 "a checkpoint of another model"
             )
     return model.eval()
+
+
+def _conditioning(place: _Place) -> str | Path | None:
+    """The folder where a draft's conditioning would lie; a hub model's is fetched, None if it has none."""
+    if Path(place.path).is_dir():
+        return place.path
+    local = place.local_files_only
+    try:
+        return Path(hf_hub_download(place.path, FILE, revision=place.revision, local_files_only=local)).parent
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError) and not local:
+            raise  # the hub fell silent: whether it has the file is not known
+        return None
 
 
 def load_tokenizer(

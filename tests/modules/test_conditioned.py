@@ -6,10 +6,12 @@ from tempspec.__main__ import main
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
-from tempspec.models.conditioning import fold
-from tempspec.models.loading import load_model, save_model
+from tempspec.models.conditioning import fold, is_conditioned
+from tempspec.models.loading import ModelOptions, load_model, save_model
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.loss import TokenSelection
 from tempspec.modules.online import OnlineText
+from tempspec.modules.pair import Pair
 from tempspec.plugins import schedules
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
@@ -102,6 +104,15 @@ def test_an_ordinary_draft_is_not_exported(pair, tmp_path, capsys):
 def test_one_temperature_a_row_is_needed(fit, schedule):
     with pytest.raises(UserError, match="a conditioned draft expected one loss temperature for each row"):
         fit(1, temperature=schedule)
+
+
+def test_a_draft_under_the_home_folder_is_conditioned_and_no_reference(fit, pair, tmp_path, monkeypatch):
+    module = fit(1, temperature=uniform())
+    save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert is_conditioned(Pair(str(pair / "target"), "~/draft", None, ModelOptions()).load_draft("auto"))
+    with pytest.raises(UserError, match=r"selection\.reference expected an ordinary draft, got ~/draft"):
+        fit(1, conditioning_rank=0, selection=TokenSelection("~/draft"))
 
 
 def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, trainer, tmp_path):
