@@ -8,7 +8,7 @@ import copy
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,7 +359,12 @@ def save_model(
 
 
 def first_layers(
-    target: PreTrainedModel, count: int, *, spacing: Spacing = "first", width: int | None = None
+    target: PreTrainedModel,
+    count: int,
+    *,
+    spacing: Spacing = "first",
+    width: int | None = None,
+    option: str = "draft_layers",
 ) -> PreTrainedModel:
     """A model of some of the target's layers, on its device; embeddings, norm and head are copied, nothing is shared.
 
@@ -368,18 +373,19 @@ def first_layers(
         count: 1 to the target's own number of layers.
         spacing: the `first` layers, or layers spread `even`ly from the first to the last.
         width: the hidden size; a narrower model takes the leading part of every weight, with heads of the same size.
+        option: what the user calls `count`.
 
     Raises:
         UserError: `count` or `width` is out of range, or the architecture cannot be cut this way.
     """
     layers = target.config.num_hidden_layers
     if not 1 <= count <= layers:
-        raise UserError(f"draft_layers must be 1 to {layers}, the target's number of layers, got {count}")
+        raise UserError(f"{option} must be 1 to {layers}, the target's number of layers, got {count}")
     chosen = list(range(count)) if spacing == "first" else _even(count, layers)
     config = copy.deepcopy(target.config)
     config.num_hidden_layers = count
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = [config.layer_types[layer] for layer in chosen]
+    for name, values in _lists_by_layer(target.config):
+        setattr(config, name, [values[layer] for layer in chosen])
     weights = target.state_dict()
     if width is not None and width != config.hidden_size:
         _narrow(config, width, list(weights))
@@ -411,6 +417,13 @@ def _even(count: int, layers: int) -> list[int]:
     ([0, 6, 11], [0], [0, 4])
     """
     return [(2 * place * (layers - 1) + count - 1) // (2 * max(count - 1, 1)) for place in range(count)]
+
+
+def _lists_by_layer(config: PreTrainedConfig) -> Iterator[tuple[str, Sequence[Any]]]:
+    """The entries of a config that have a value for every layer; ids of tokens may only happen to be as many."""
+    for name, values in vars(config).items():
+        if isinstance(values, list | tuple) and len(values) == config.num_hidden_layers and not name.endswith("_id"):
+            yield name, values
 
 
 def _narrow(config: PreTrainedConfig, width: int, names: list[str]) -> None:
