@@ -6,7 +6,8 @@ from tempspec.__main__ import main
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
-from tempspec.models.conditioning import fold, is_conditioned
+from tempspec.interfaces import Request
+from tempspec.models.conditioning import condition, fold, is_conditioned, set_temperature
 from tempspec.models.loading import ModelOptions, load_model, save_model
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.loss import TokenSelection
@@ -146,3 +147,11 @@ def test_a_conditioned_draft_is_not_compiled_and_does_not_write(pair, fit):
             draft=fit(1).draft,
             compile=True,
         )
+
+
+def test_a_draft_left_at_the_temperatures_of_other_rows_is_taken(pair):
+    draft = condition(load_model(str(pair / "draft")), 2)
+    set_temperature(draft, torch.tensor([0.5, 1.0, 2.0]))
+    parts = {"verifier": TokenwiseRejection(), "drafter": CausalLM(), "length": FixedLength(2), "draft": draft}
+    engine = Engine(load_model(str(pair / "target")), 24, **parts)
+    assert len(list(engine.run([Request((1, 2), 1.0, max_new_tokens=3)]))) == 1
