@@ -8,8 +8,8 @@ from jsonargparse import ArgumentParser
 from tempspec.cli.messages import OneLineErrors
 from tempspec.cli.quiet import quiet
 from tempspec.errors import UserError
-from tempspec.models.conditioning import FILE, fold, is_conditioned, load_conditioning
-from tempspec.models.loading import load_model, load_tokenizer, save_model
+from tempspec.models.conditioning import FILE, fold, is_conditioned
+from tempspec.models.loading import load_draft, load_tokenizer, save_model
 
 __all__ = ["main"]
 
@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     if not 0 <= options.temperature < float("inf"):
         raise UserError(f"--temperature must be 0 or more and finite, got {options.temperature}")
     quiet()
-    draft = load_conditioning(load_model(options.draft), options.draft)
+    draft = load_draft(options.draft)
     if not is_conditioned(draft):
         raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
-    _check_output(Path(options.output).resolve(), Path(options.draft).resolve())
+    _check_output(Path(options.output).resolve(), Path(options.draft).expanduser().resolve())
     save_model(fold(draft, options.temperature), load_tokenizer(options.draft), options.output)
     print(f"{options.output}: the draft at temperature {options.temperature:g}")
     return 0
@@ -52,7 +52,7 @@ def _check_output(output: Path, draft: Path) -> None:
     """
     if output == draft:
         raise UserError(f"--output is the draft's own folder, {output}: choose another, or the draft would be lost")
-    exported = {file.name for file in draft.iterdir() if file.is_file()} - {FILE, "README.md"}
+    exported = {file.name for file in draft.glob("*") if file.is_file()} - {FILE, "README.md"}
     others = sorted({file.name for file in output.iterdir()} - exported) if output.exists() else []
     if others:
         raise UserError(

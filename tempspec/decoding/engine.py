@@ -39,6 +39,7 @@ from tempspec.interfaces import (
     Verifier,
 )
 from tempspec.models.conditioning import is_conditioned, set_temperature
+from tempspec.models.decodable import check_decodable
 from tempspec.models.loading import first_layers
 from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
 
@@ -66,7 +67,7 @@ class Engine:
             and long runs: each shape takes seconds to a minute when first met.
 
     Raises:
-        UserError: the parts do not fit together, or a model's layers cannot be cached by position.
+        UserError: the parts do not fit together, or a model cannot be decoded in a ragged batch.
     """
 
     def __init__(
@@ -103,11 +104,15 @@ class Engine:
         if drafter is None or not drafter.needs_model:
             draft = None
         if drafter is not None and drafter.target_layers is not None:
-            draft = first_layers(target, drafter.target_layers)
+            draft = first_layers(target, drafter.target_layers, option=f"{type(drafter).__name__}: layers")
         self._conditioned = draft is not None and is_conditioned(draft)
         if compile and self._conditioned:
             raise UserError("a draft that is conditioned on the temperature cannot be compiled: set compile to false")
         self._models = (target, draft)
+        self._condition(None)
+        for model in self._models:
+            if model is not None:
+                check_decodable(model)
         self._vocabulary = vocabulary
         self._verifier = verifier
         self._drafter = drafter

@@ -204,6 +204,10 @@ def save_conditioning(model: PreTrainedModel, folder: Path) -> None:
 def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """Condition a model that was just loaded, if its folder says so; changed in place, and returned.
 
+    Args:
+        model: the ordinary model of tau = 1.
+        folder: where it was loaded from, a path as it is: `load_draft` knows `~` and hub names.
+
     Raises:
         UserError: the file belongs to another model.
     """

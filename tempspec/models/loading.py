@@ -9,17 +9,19 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
+    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
     StrictDataclassError,
@@ -36,7 +38,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tempspec.errors import UserError
-from tempspec.models.conditioning import plain_state, save_conditioning
+from tempspec.models.conditioning import FILE, load_conditioning, plain_state, save_conditioning
 
 __all__ = [
     "HUB_SECONDS",
@@ -44,6 +46,7 @@ __all__ = [
     "check_vocabulary",
     "first_layers",
     "load_config",
+    "load_draft",
     "load_model",
     "load_tokenizer",
     "real_vocabulary",
@@ -251,7 +254,27 @@ def load_model(
     Raises:
         UserError: no such folder or model, no network, not a causal language model, weights missing or of other shapes.
     """
+    return _model(_place(path, revision, trust_remote_code), dtype, attn_implementation)
+
+
+def load_draft(
+    path: str,
+    *,
+    dtype: DType = "auto",
+    attn_implementation: str = "sdpa",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """As `load_model`, but conditioned on the temperature if it was saved so; arguments and errors as there."""
     place = _place(path, revision, trust_remote_code)
+    model = _model(place, dtype, attn_implementation)
+    with _one_line("model", place):
+        folder = _conditioning(place)
+        return model if folder is None else load_conditioning(model, folder)
+
+
+def _model(place: _Place, dtype: DType, attn_implementation: str) -> PreTrainedModel:
+    """See `load_model`."""
     with _one_line("model", place):
         config = AutoConfig.from_pretrained(place.path, **place.arguments())
         if config.is_encoder_decoder or getattr(config, "is_decoder", True) is False:
@@ -272,6 +295,19 @@ def load_model(
                 "a checkpoint of another model"
             )
     return model.eval()
+
+
+def _conditioning(place: _Place) -> str | Path | None:
+    """The folder where a draft's conditioning would lie; a hub model's is fetched, None if it has none."""
+    if Path(place.path).is_dir():
+        return place.path
+    local = place.local_files_only
+    try:
+        return Path(hf_hub_download(place.path, FILE, revision=place.revision, local_files_only=local)).parent
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError) and not local:
+            raise  # the hub fell silent: whether it has the file is not known
+        return None
 
 
 def load_tokenizer(
@@ -331,33 +367,40 @@ def save_model(
 
 
 def first_layers(
-    target: PreTrainedModel, count: int, *, spacing: Spacing = "first", width: int | None = None
+    target: PreTrainedModel,
+    count: int,
+    *,
+    spacing: Spacing = "first",
+    width: int | None = None,
+    option: str = "draft_layers",
 ) -> PreTrainedModel:
-    """A new model made of some of the target's layers; embeddings, norm and head are copied, nothing is shared.
+    """A model of some of the target's layers, on its device; embeddings, norm and head are copied, nothing is shared.
 
     Args:
         target: a causal language model whose config counts its layers in `num_hidden_layers`.
         count: 1 to the target's own number of layers.
         spacing: the `first` layers, or layers spread `even`ly from the first to the last.
         width: the hidden size; a narrower model takes the leading part of every weight, with heads of the same size.
+        option: what the user calls `count`.
 
     Raises:
         UserError: `count` or `width` is out of range, or the architecture cannot be cut this way.
     """
     layers = target.config.num_hidden_layers
     if not 1 <= count <= layers:
-        raise UserError(f"draft_layers must be 1 to {layers}, the target's number of layers, got {count}")
+        raise UserError(f"{option} must be 1 to {layers}, the target's number of layers, got {count}")
     chosen = list(range(count)) if spacing == "first" else _even(count, layers)
     config = copy.deepcopy(target.config)
     config.num_hidden_layers = count
-    if getattr(config, "layer_types", None) is not None:
-        config.layer_types = [config.layer_types[layer] for layer in chosen]
+    for name, values in _lists_by_layer(target.config):
+        setattr(config, name, [values[layer] for layer in chosen])
     weights = target.state_dict()
     if width is not None and width != config.hidden_size:
         _narrow(config, width, list(weights))
-    draft = AutoModelForCausalLM.from_config(
-        config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
-    )
+    with target.device:
+        draft = AutoModelForCausalLM.from_config(
+            config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
+        )
     source = {
         name: _LAYER.sub(lambda found: f"{found[1]}{chosen[int(found[2])]}.", name) for name in draft.state_dict()
     }
@@ -382,6 +425,13 @@ def _even(count: int, layers: int) -> list[int]:
     ([0, 6, 11], [0], [0, 4])
     """
     return [(2 * place * (layers - 1) + count - 1) // (2 * max(count - 1, 1)) for place in range(count)]
+
+
+def _lists_by_layer(config: PreTrainedConfig) -> Iterator[tuple[str, Sequence[Any]]]:
+    """The entries of a config that have a value for every layer; ids of tokens may only happen to be as many."""
+    for name, values in vars(config).items():
+        if isinstance(values, list | tuple) and len(values) == config.num_hidden_layers and not name.endswith("_id"):
+            yield name, values
 
 
 def _narrow(config: PreTrainedConfig, width: int, names: list[str]) -> None:

@@ -54,7 +54,8 @@ class RaggedModel:
             next of these widths. None, the default, compiles nothing.
 
     Raises:
-        UserError: the model has layers without a key-value cache by position (recurrent, linear or chunked attention).
+        UserError: the model has layers without a key-value cache by position (recurrent, linear or chunked attention),
+            or a local window that rows of this capacity exceed (GPT-Neo).
     """
 
     def __init__(self, model: PreTrainedModel, slots: int, capacity: int, widths: Sequence[int] = ()) -> None:
@@ -65,6 +66,11 @@ class RaggedModel:
             raise UserError(
                 f"{type(model).__name__} has {', '.join(foreign)} layers, which keep no key-value cache by position; "
                 f"expected only {' and '.join(ATTENTION_KINDS)} layers: choose another model"
+            )
+        if "local" in (getattr(config, "attention_layers", None) or ()) and capacity > config.window_size:
+            raise UserError(
+                f"{type(model).__name__} counts its local window from the longest row of a batch: expected rows of at "
+                f"most its {config.window_size} tokens, got {capacity}: decode shorter ones, or choose another model"
             )
         self.model = model
         self.context = context_length(model.config)

@@ -493,9 +493,10 @@ class DistillationModule(pl.LightningModule):
         return self.runner.plan(prompt_sets, trainer.default_root_dir, rank=trainer.global_rank, checkpoint=checkpoint)
 
     def on_predict_start(self) -> None:
-        """Decode without dropout; measure step times where the draft length goes by them."""
+        """Decode without dropout; say where rows outgrow the draft; measure step times where its length needs them."""
         if self.draft is not None:
             self.draft.eval()
+        self.runner.check_context(self.draft)
         self.runner.measure_steps(self.draft, self.trainer.global_rank)
 
     def predict_step(self, batch: Mapping[str, Any], batch_index: int) -> list[Row]:

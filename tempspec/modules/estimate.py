@@ -201,8 +201,7 @@ def _target(pair: Pair) -> PreTrainedModel:
 
 def _draft(pair: Pair, target: PreTrainedModel) -> PreTrainedModel:
     if pair.draft_layers is not None:
-        with torch.device("meta"):
-            return first_layers(target, pair.draft_layers, spacing=pair.spacing, width=pair.width)
+        return first_layers(target, pair.draft_layers, spacing=pair.spacing, width=pair.width)
     if pair.draft is None:
         raise UserError("this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number")
     return _built(pair.draft, pair.options.draft_revision, pair, pair.options.dtype)

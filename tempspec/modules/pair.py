@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.errors import UserError
-from tempspec.models.conditioning import load_conditioning
+from tempspec.models.conditioning import is_conditioned
 from tempspec.models.loading import (
     DType,
     ModelOptions,
@@ -16,6 +17,7 @@ from tempspec.models.loading import (
     check_vocabulary,
     first_layers,
     load_config,
+    load_draft,
     load_model,
     load_tokenizer,
     real_vocabulary,
@@ -91,7 +93,7 @@ class Pair:
     @cached_property
     def target_model(self) -> PreTrainedModel:
         """The target, in eval mode and without gradients."""
-        model = self._load(self.target, self.options.dtype, self.options.target_revision)
+        model = load_model(self.target, **self._options(self.options.dtype, self.options.target_revision))
         return model.requires_grad_(False)
 
     def load_draft(self, dtype: DType) -> PreTrainedModel:
@@ -113,28 +115,34 @@ class Pair:
             self.tokenizer,
             load_tokenizer(self.draft, revision=options.draft_revision, trust_remote_code=options.trust_remote_code),
         )
-        return load_conditioning(self._load(self.draft, dtype, options.draft_revision), self.draft)
+        return load_draft(self.draft, **self._options(dtype, options.draft_revision))
 
     def reference_model(self, path: str) -> PreTrainedModel:
         """Another draft to compare with, frozen, loaded once.
 
         Raises:
-            UserError: there is none, or its tokenizer is another one.
+            UserError: there is none, its tokenizer is another one, or it is conditioned on the temperature.
         """
         if path not in self._references:
             trust = self.options.trust_remote_code
             check_vocabulary(self.tokenizer, load_tokenizer(path, trust_remote_code=trust))
-            self._references[path] = self._load(path, self.options.dtype, None).requires_grad_(False)
+            model = load_draft(path, **self._options(self.options.dtype, None))
+            if is_conditioned(model):
+                raise UserError(
+                    f"selection.reference expected an ordinary draft, got {path}, which is conditioned on the "
+                    "temperature: fold it with `tempspec export`"
+                )
+            self._references[path] = model.requires_grad_(False)
         return self._references[path]
 
-    def _load(self, path: str, dtype: DType, revision: str | None) -> PreTrainedModel:
-        return load_model(
-            path,
-            dtype=dtype,
-            attn_implementation=self.options.attn_implementation,
-            revision=revision,
-            trust_remote_code=self.options.trust_remote_code,
-        )
+    def _options(self, dtype: DType, revision: str | None) -> dict[str, Any]:
+        """How one of the models is loaded."""
+        return {
+            "dtype": dtype,
+            "attn_implementation": self.options.attn_implementation,
+            "revision": revision,
+            "trust_remote_code": self.options.trust_remote_code,
+        }
 
     @cached_property
     def vocabulary(self) -> int:

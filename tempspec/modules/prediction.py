@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from tempspec.decoding.engine import Engine
@@ -117,6 +118,15 @@ class SweepRunner:
         _barrier()  # nobody writes a row before all have seen which are there
         due = (unanswered(batch, answers, self._context) for batch in batches(items, self.sweep.batch_size))
         return [batch for batch in due if batch]  # cut as in an unbroken run: numbers depend on a row's neighbours
+
+    def check_context(self, draft: PreTrainedModel | None) -> None:
+        """Say in one line where rows may outgrow what the draft can read; called behind `plan`."""
+        if draft is None or not self.needs_draft or self._longest_row <= (context := context_length(draft.config)):
+            return
+        rank_zero_info(
+            f"rows may grow to {self._longest_row} tokens, but the draft was made for at most {context}: beyond them "
+            "nothing is drafted, which costs block efficiency; lower sweep.max_new_tokens or shorten the prompts"
+        )
 
     def measure_steps(self, draft: PreTrainedModel | None, rank: int = 0) -> None:
         """Let a draft length that goes by step times have them: rank 0's, or those of the run that is continued.

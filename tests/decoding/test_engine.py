@@ -13,7 +13,7 @@ from tempspec.decoding.engine import PREFILL_CHUNK, Engine
 from tempspec.decoding.noise import RoundNoise
 from tempspec.errors import UserError
 from tempspec.interfaces import Request, Verdict
-from tempspec.plugins.drafters import CausalLM, PromptLookup
+from tempspec.plugins.drafters import CausalLM, EarlyExit, PromptLookup
 from tempspec.plugins.lengths import AdaEDL, ConfidenceThreshold, FixedLength
 from tempspec.registry import load
 from tests.controls import (
@@ -463,6 +463,11 @@ def test_a_greedy_rule_refuses_other_temperatures(target, draft):
 def test_a_drafter_without_its_model_is_refused(target):
     with pytest.raises(UserError, match="needs a draft model"):
         speculative(target, None, SAMPLING["TokenwiseRejection"])
+
+
+def test_layers_of_an_early_exit_are_told_by_their_own_name(target):
+    with pytest.raises(UserError, match="EarlyExit: layers must be 1 to 1, the target's number of layers, got 9"):
+        speculative(target, None, LOSSLESS["TokenwiseRejection"], drafter=EarlyExit(9))
 
 
 def test_no_requests_no_completions(target):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tempspec.errors import UserError
@@ -14,7 +15,7 @@ from tempspec.models.conditioning import (
     save_conditioning,
     set_temperature,
 )
-from tempspec.models.loading import load_model, save_model
+from tempspec.models.loading import load_draft, load_model, save_model
 
 IDS = torch.arange(12).view(2, 6)
 
@@ -110,11 +111,35 @@ def test_on_disk_it_is_an_ordinary_checkpoint_with_a_file_beside_it(tmp_path):
     save_model(model, None, tmp_path / "draft")
     assert (tmp_path / "draft" / FILE).is_file()
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "draft")), logits(tiny()))
-    again = load_conditioning(load_model(str(tmp_path / "draft")), tmp_path / "draft")
+    again = load_draft(str(tmp_path / "draft"))
     torch.testing.assert_close(logits(again, 0.4), logits(model, 0.4))
     save_model(fold(model, 0.4), None, tmp_path / "folded")
     assert not (tmp_path / "folded" / FILE).exists()
     torch.testing.assert_close(logits(load_model(str(tmp_path / "folded"))), logits(model, 0.4), rtol=1e-5, atol=1e-5)
+
+
+def test_a_draft_is_conditioned_wherever_its_path_leads(tmp_path, monkeypatch):
+    model = conditioned()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens on the discard port: the cache alone
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshots = tmp_path / "models--someone--draft" / "snapshots"
+    snapshots.mkdir(parents=True)
+    for folder in (tmp_path / "draft", snapshots / ("0" * 40)):
+        save_model(model, None, folder)
+    for path in ("~/draft", str(tmp_path / "draft"), "someone/draft"):
+        revision = "0" * 40 if path == "someone/draft" else None
+        torch.testing.assert_close(logits(load_draft(path, revision=revision), 0.4), logits(model, 0.4))
+    (snapshots / ("0" * 40) / FILE).unlink()
+    assert not is_conditioned(load_draft("someone/draft", revision="0" * 40))
+
+
+def test_a_torn_file_is_one_line(tmp_path):
+    save_model(conditioned(), None, tmp_path / "draft")
+    (tmp_path / "draft" / FILE).write_text("torn")
+    with pytest.raises(UserError, match="cannot load a model from") as caught:
+        load_draft(str(tmp_path / "draft"))
+    assert "\n" not in str(caught.value)
 
 
 def test_only_the_changes_are_added_and_all_get_a_gradient():

@@ -14,6 +14,8 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from tempspec.errors import UserError
@@ -192,6 +194,16 @@ def test_all_layers_give_the_target_and_nothing_is_shared(make):
     assert not torch.equal(one(token_BT).logits, target(token_BT).logits)
 
 
+@pytest.mark.parametrize(("own", "default"), [("cpu", "meta"), ("meta", "cpu")])
+def test_first_layers_are_where_the_target_is(own, default):
+    target = small_llama().bfloat16().to(own)
+    with torch.device(default):
+        draft = first_layers(target, 1)
+    tensors = [*draft.parameters(), *draft.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {own}
+    assert draft.dtype == torch.bfloat16
+
+
 def test_first_layers_survive_a_folder(tmp_path):
     draft = first_layers(small_gemma3().eval(), 2)
     save_model(draft, None, tmp_path / "draft")
@@ -208,6 +220,30 @@ def test_evenly_spaced_layers(count, chosen):
     for layer, origin in zip(draft.model.layers, chosen, strict=True):
         for name, value in layer.state_dict().items():
             assert torch.equal(value, target.model.layers[origin].state_dict()[name])
+
+
+def test_every_layer_keeps_what_the_config_says_of_it(tmp_path):
+    config = SmolLM3Config(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        no_rope_layers=[1, 1, 1, 0],
+        sliding_window=4,
+        pad_token_id=None,
+        bos_token_id=None,
+        eos_token_id=[1, 2, 3, 4],
+        layer_types=["full_attention", "sliding_attention", "full_attention", "full_attention"],
+    )
+    draft = first_layers(SmolLM3ForCausalLM(config).eval(), 2, spacing="even")
+    assert draft.config.no_rope_layers == [1, 0]
+    assert draft.config.layer_types == ["full_attention", "full_attention"]
+    assert draft.config.eos_token_id == [1, 2, 3, 4]
+    assert [layer.self_attn.use_rope for layer in draft.model.layers] == [1, 0]
+    save_model(draft, None, tmp_path / "draft")
+    assert load_model(str(tmp_path / "draft")).config.no_rope_layers == [1, 0]
 
 
 def test_a_narrow_draft_takes_the_leading_part_of_every_weight(tmp_path):

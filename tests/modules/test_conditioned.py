@@ -9,10 +9,13 @@ from tempspec.__main__ import main
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
-from tempspec.models.conditioning import condition, fold
-from tempspec.models.loading import load_model, load_tokenizer, save_model
+from tempspec.interfaces import Request
+from tempspec.models.conditioning import condition, fold, is_conditioned, set_temperature
+from tempspec.models.loading import ModelOptions, load_model, load_tokenizer, save_model
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.loss import TokenSelection
 from tempspec.modules.online import OnlineText
+from tempspec.modules.pair import Pair
 from tempspec.plugins import schedules
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
@@ -148,6 +151,15 @@ def test_one_temperature_a_row_is_needed(fit, schedule):
         fit(1, temperature=schedule)
 
 
+def test_a_draft_under_the_home_folder_is_conditioned_and_no_reference(fit, pair, tmp_path, monkeypatch):
+    module = fit(1, temperature=uniform())
+    save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert is_conditioned(Pair(str(pair / "target"), "~/draft", None, ModelOptions()).load_draft("auto"))
+    with pytest.raises(UserError, match=r"selection\.reference expected an ordinary draft, got ~/draft"):
+        fit(1, conditioning_rank=0, selection=TokenSelection("~/draft"))
+
+
 def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, trainer, tmp_path):
     module = fit(temperature=uniform())
     save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
@@ -179,3 +191,11 @@ def test_a_conditioned_draft_is_not_compiled_and_does_not_write(pair, fit):
             draft=fit(1).draft,
             compile=True,
         )
+
+
+def test_a_draft_left_at_the_temperatures_of_other_rows_is_taken(pair):
+    draft = condition(load_model(str(pair / "draft")), 2)
+    set_temperature(draft, torch.tensor([0.5, 1.0, 2.0]))
+    parts = {"verifier": TokenwiseRejection(), "drafter": CausalLM(), "length": FixedLength(2), "draft": draft}
+    engine = Engine(load_model(str(pair / "target")), 24, **parts)
+    assert len(list(engine.run([Request((1, 2), 1.0, max_new_tokens=3)]))) == 1

@@ -84,6 +84,18 @@ def test_verifiers_agree_at_temperature_zero(make, data, trainer):
     assert all(len(found) == 1 for found in texts.values())
 
 
+@pytest.mark.parametrize(("context", "told"), [(8, True), (9, False)])
+def test_rows_that_may_outgrow_the_draft_are_told_of_once(make, data, trainer, caplog, context, told):
+    module = make(Sweep([0.0], max_new_tokens=4, timing_prompts=0), verifiers={"token": TokenwiseRejection()})
+    module.configure_model()
+    module.draft.config.max_position_embeddings = context  # prompts have 5 tokens
+    with caplog.at_level("INFO"):
+        predict(module, data, trainer)
+    lines = [line for line in caplog.messages if "rows may grow to" in line]
+    assert len(lines) == told
+    assert all("9 tokens, but the draft was made for at most 8: beyond" in line for line in lines)
+
+
 class Power(Exception):
     """The plug is pulled."""
 
