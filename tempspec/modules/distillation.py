@@ -31,7 +31,7 @@ from tempspec.interfaces import (
     Verifier,
 )
 from tempspec.metrics.rows import Row
-from tempspec.models.conditioning import condition, is_conditioned, set_temperature
+from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.loading import ModelOptions, Spacing
 from tempspec.models.ragged import context_length
 from tempspec.modules.caching import open_cache, write_cache
@@ -122,8 +122,6 @@ class DistillationModule(pl.LightningModule):
             raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
         if chunk_tokens is not None and chunk_tokens < 0:
             raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
-        if conditioning_rank and online is not None and online.writer != "target":
-            raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
@@ -192,14 +190,28 @@ class DistillationModule(pl.LightningModule):
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
         if self.draft is not None and self.stage == "fit":
-            if self.conditioning_rank and not is_conditioned(self.draft):
-                condition(self.draft, self.conditioning_rank)
+            self._condition(self.draft)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
             if self.online is not None:
                 self._writer = self._online_writer(self.online, self.draft)
         if self._sharded and self.draft is not None:
-            self._refuse_what_cannot_be_sharded()
+            self._refuse_what_cannot_be_sharded(self.draft)
             shard(self.draft, self.trainer)
+
+    def _condition(self, draft: PreTrainedModel) -> None:
+        """Let the draft's weights depend on its temperature, where that is asked for and they do not.
+
+        Raises:
+            UserError: they do, by changes of another rank.
+        """
+        rank = conditioned_rank(draft)
+        if self.conditioning_rank and not rank:
+            condition(draft, self.conditioning_rank)
+        elif self.conditioning_rank not in (0, rank):
+            raise UserError(
+                f"model.conditioning_rank must be {rank}, that of the draft in {self.pair.draft}, got "
+                f"{self.conditioning_rank}: leave it out, or begin with an ordinary draft"
+            )
 
     def _place_target(self) -> None:
         """The target on this process's device: its layers in parts where that is asked for, and nothing is decoded."""
@@ -216,11 +228,11 @@ class DistillationModule(pl.LightningModule):
         """Whether the draft is trained or validated in parts."""
         return self.stage != "predict" and is_sharding(self.trainer)
 
-    def _refuse_what_cannot_be_sharded(self) -> None:
+    def _refuse_what_cannot_be_sharded(self, draft: PreTrainedModel) -> None:
         learned = any(not name.startswith("draft.") for name, _ in self.named_parameters())
         for what, wrong in (
             ("model.online", self.online is not None),
-            ("model.conditioning_rank", self.conditioning_rank > 0),
+            ("a draft that is conditioned on its temperature", is_conditioned(draft)),
             ("a divergence or schedule that learns", learned),
         ):
             if wrong:
@@ -354,6 +366,8 @@ class DistillationModule(pl.LightningModule):
             rank_zero_info(note)
 
     def _online_writer(self, options: OnlineText, draft: PreTrainedModel) -> OnlineWriter:
+        if is_conditioned(draft) and options.writer != "target":
+            raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
         context = min(context_length(model.config) for model in (self.pair.target_model, draft))
         return OnlineWriter(options, self.pair.vocabulary, self.pair.stop_ids, context)
 
@@ -373,11 +387,13 @@ class DistillationModule(pl.LightningModule):
             checkpoint["online_text"] = of_all(self._writer.written)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the text that was written last.
+        """Make room for the weights of a conditioned draft; take up the text that was written last.
 
         Raises:
-            UserError: another number of processes wrote it.
+            UserError: another number of processes wrote it, or the draft is conditioned by changes of another rank.
         """
+        if self.draft is not None:
+            self._condition(self.draft)
         texts = checkpoint.get("online_text")
         if self._writer is None or texts is None:
             return
