@@ -238,8 +238,8 @@ class Matched(TemperatureSchedule):
         return _temperatures(own_B[:, None], self.draft_scale)
 
 
-class Join(TemperatureSchedule):
-    """One schedule after another; each counts its steps from its own beginning.
+class Join(TemperatureSchedule, torch.nn.Module):
+    """One schedule after another; each counts its steps from its own beginning. What they learn is trained and saved.
 
     Args:
         schedules: the schedules in their order.
@@ -250,6 +250,7 @@ class Join(TemperatureSchedule):
     """
 
     def __init__(self, schedules: list[TemperatureSchedule], boundaries: list[int]) -> None:
+        super().__init__()
         _increasing(boundaries)
         if len(schedules) != len(boundaries) + 1:
             raise ValueError(
@@ -258,6 +259,9 @@ class Join(TemperatureSchedule):
             )
         self.schedules, self.boundaries = list(schedules), list(boundaries)
         self.needs: frozenset[Summary] = frozenset().union(*(schedule.needs for schedule in schedules))
+        for index, schedule in enumerate(schedules):
+            if isinstance(schedule, torch.nn.Module):
+                self.add_module(f"schedule_{index}", schedule)
 
     def __call__(self, context: ScheduleContext) -> Temperatures:
         """The temperatures of the schedule whose turn it is."""
@@ -265,7 +269,10 @@ class Join(TemperatureSchedule):
         index = core.piecewise(context.step, boundaries=self.boundaries, values=list(range(len(starts))))
         start, end = starts[int(index)], ends[int(index)]
         own = replace(context, step=context.step - start, total_steps=None if end is None else end - start)
-        return self.schedules[int(index)](own)
+        got = self.schedules[int(index)](own)
+        # A gradient of 0 for the others' parameters: DDP waits for one from each.
+        zero = sum((0 * parameter.sum().to(got.target.device) for parameter in self.parameters()), torch.zeros(()))
+        return replace(got, target=got.target + zero, draft=got.draft + zero)
 
 
 class TeacherEntropy(TemperatureSchedule):

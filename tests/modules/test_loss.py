@@ -30,6 +30,7 @@ SCHEDULES = {
     "TokenDifficulty": lambda: schedules.TokenDifficulty(),
     "LogitPeaks": lambda: schedules.LogitPeaks(),
     "Curriculum": lambda: schedules.Curriculum(),
+    "Join that learns": lambda: schedules.Join([schedules.Constant(2.0), schedules.Curriculum(steps=1)], [1]),
 }
 DIVERGENCES = {
     "TAID": lambda: divergences.TAID(rate=0.1),
@@ -115,6 +116,14 @@ def test_a_learned_temperature_is_trained_and_saved(fit):
     module = fit(4, temperature=schedules.Curriculum(start=2.0, steps=2))
     assert "temperature.theta" in module.state_dict()
     assert len(set(module.logged["train/temperature"])) > 1
+
+
+def test_what_a_joined_schedule_learns_is_trained_and_saved(fit):
+    module = fit(5, temperature=schedules.Join([schedules.Constant(3.0), schedules.Curriculum(steps=1)], [1]))
+    assert "temperature.schedule_1.theta" in module.state_dict()
+    first, *learned = module.logged["train/temperature"]
+    assert first == 3.0
+    assert len(set(learned)) > 2
 
 
 def test_both_means_are_reported_and_either_can_be_the_loss(fit, data, pair):

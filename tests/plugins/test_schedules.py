@@ -169,6 +169,14 @@ def test_joined_schedules_count_from_their_own_beginning():
     assert plugins.Join([plugins.LogitPeaks(), plugins.TeacherEntropy()], [1]).needs == {"peaks", "entropy"}
 
 
+@pytest.mark.parametrize(("step", "moves"), [(0, False), (3, True), (5, False)])
+def test_what_joined_schedules_learn_has_a_gradient_in_every_step_and_0_out_of_turn(step, moves):
+    curriculum = plugins.Curriculum(start=3.0, steps=1)
+    got = plugins.Join([plugins.Constant(), curriculum, plugins.Grid([1.0, 2.0])], [2, 5])(context(step))
+    got.target.sum().backward()
+    assert bool(curriculum.theta.grad) is moves
+
+
 def test_hard_tokens_are_colder_by_the_median_of_those_that_count():
     loss = torch.tensor([[1.0, 2.0, 4.0, 1000.0]])
     keep = torch.tensor([[True, True, True, False]])
