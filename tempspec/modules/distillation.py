@@ -440,10 +440,9 @@ class DistillationModule(pl.LightningModule):
         self.outputs = Outputs(self.pair, self.chunk_tokens, whole)
 
     def _total_steps(self) -> int | None:
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
+        """The optimiser steps of the run, by its steps and its epochs; None for a run without an end."""
         steps = self.trainer.estimated_stepping_batches
-        return int(steps) if steps != float("inf") else None
+        return int(steps) if 0 <= steps < float("inf") else None
 
     # -- validate, test -----------------------------------------------------------------------------------------------
 
