@@ -37,7 +37,7 @@ from tempspec.models.ragged import context_length
 from tempspec.modules.caching import open_cache, write_cache
 from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, stop_asked
 from tempspec.modules.consistency import Span, inconsistency, loss_span
-from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
+from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
 from tempspec.modules.measurement import Measurement
 from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
@@ -72,7 +72,8 @@ class DistillationModule(pl.LightningModule):
         divergence: what fit minimises; ForwardKL by default.
         temperature: the loss temperature, a number or a schedule; 1 by default.
         label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
-        average: the loss is the mean over all tokens, or over the sequences of their own means.
+        average: the loss is the mean over all tokens of a batch, or over its sequences of their own means; batches that
+            are accumulated count alike.
         selection: learn only the tokens that the draft can still gain on, by a reference draft; all by default.
         conditioning_rank: make the draft's weights depend on its temperature by changes of this rank: one draft for all
             temperatures, which `tempspec export` folds into an ordinary one; 0 for an ordinary draft.
@@ -158,7 +159,7 @@ class DistillationModule(pl.LightningModule):
         self._number = BatchInStep()
         self.outputs: Outputs | None = None
         self._spread = False
-        self._observed: list[tuple[Tensor, Moment]] = []
+        self._tally: Tally | None = None
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
 
@@ -340,17 +341,16 @@ class DistillationModule(pl.LightningModule):
             set_temperature(self.draft, self.loss.draft_temperature(batch, moment))
         sides, reference = self._sides(batch)
         report = self.loss(sides, batch, moment, reference, self.trainer.strategy.reduce)
-        self._observed.append((report.mean_loss, moment))
-        self.log("train/loss", report.mean_loss, prog_bar=True)
-        self.log("train/acceptance", report.acceptance, prog_bar=True)
-        for name in ("temperature", "token_loss", "sequence_loss"):
-            self.log(f"train/{name}", getattr(report, name))
+        self._tally = report.tally if self._tally is None else self._tally + report.tally
+        for name, value in self._tally.means().items():  # of the step's batches so far: the last is the step's
+            self.log(f"train/{name}", value, prog_bar=name in ("loss", "acceptance"))
         return report.loss
 
     def on_train_start(self) -> None:
         """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
         self._began = time.perf_counter()
         self._number = BatchInStep()
+        self._tally = None
         self._begin_reading()
         online = self.online
         if online is not None and online.share == 1 and online.high is not None:
@@ -406,9 +406,9 @@ class DistillationModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell the divergence how the step went."""
-        losses, moments = zip(*self._observed, strict=True)
-        self._observed.clear()
-        self.divergence.observe(torch.stack(losses).mean(), LossContext(moments[-1].step, moments[-1].total_steps))
+        assert self._tally is not None
+        loss, self._tally = self._tally.means()["loss"], None
+        self.divergence.observe(loss, LossContext(self.trainer.global_step, self._total_steps()))
 
     def _sides(self, batch: Batch) -> tuple[Sides, Sides | None]:
         """The target's outputs with the draft's, and with the reference's where tokens are selected."""

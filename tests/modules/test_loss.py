@@ -1,13 +1,19 @@
 import copy
+import csv
+import json
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tempspec.data.module import TextDataModule
+from tempspec.data.sources import Source
 from tempspec.errors import UserError
 from tempspec.models.loading import load_model
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.language_model import LanguageModelModule
 from tempspec.modules.loss import TokenSelection
+from tempspec.modules.metrics_file import MetricsFile
 from tempspec.plugins import divergences, schedules
 
 
@@ -132,6 +138,44 @@ def test_both_means_are_reported_and_either_can_be_the_loss(fit, data, pair):
         assert tokens.logged[name] == pytest.approx(sequences.logged[name], rel=1e-5)
     assert tokens.logged["train/loss"] == pytest.approx(tokens.logged["train/token_loss"], rel=1e-5)
     assert sequences.logged["train/loss"] == pytest.approx(sequences.logged["train/sequence_loss"], rel=1e-5)
+
+
+@pytest.fixture
+def ragged(pair, tmp_path):
+    """A data module over rows of one to twelve response tokens."""
+    lines = (pair / "corpus.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for number, row in enumerate(rows):
+        row["response"] = " ".join(row["response"].split()[: 1 + number * 7 % 12])
+    path = tmp_path / "ragged.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return TextDataModule(
+        tokenizer=str(pair / "target"),
+        train=Source(str(path)),
+        max_length=24,
+        batch_size=4,
+        cache_dir=str(tmp_path / "cache"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["distillation", "language model"])
+def test_what_is_logged_of_an_accumulated_step_is_the_mean_over_all_its_tokens(pair, ragged, trainer, tmp_path, kind):
+    def logged(batch_size, accumulate):
+        ragged.batch_size = batch_size
+        folder = tmp_path / f"{kind} {accumulate}"
+        module = (
+            LanguageModelModule(pretrained=str(pair / "draft"))
+            if kind == "language model"
+            else DistillationModule(str(pair / "target"), draft=str(pair / "draft"), temperature=1.5)
+        )
+        run = trainer(max_steps=1, limit_val_batches=0, accumulate_grad_batches=accumulate, log_every_n_steps=1)
+        run.loggers = [MetricsFile(folder)]
+        run.fit(module, ragged)
+        (row,) = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+        names = ("loss", "token_loss", "sequence_loss", "acceptance", "temperature")
+        return {name: float(row[f"train/{name}"]) for name in names if f"train/{name}" in row}
+
+    assert logged(4, 3) == pytest.approx(logged(12, 1), rel=1e-5)
 
 
 def test_selection_learns_the_tokens_that_lose_most_to_the_reference(fit, pair, data):
