@@ -332,11 +332,12 @@ class DistillationModule(pl.LightningModule):
         """The divergence at the scheduled temperature over the response tokens."""
         assert self.draft is not None
         step = self.trainer.global_step
-        key = fold(self.seed, step, self._number(step), self.trainer.global_rank)
+        number = self._number(step)
+        key = fold(self.seed, step, number, self.trainer.global_rank)
         # The key makes a resumed run draw what an unbroken one draws.
         moment = Moment(step, self._total_steps(), int(key))
         if self._writer is not None:
-            batch = self._written(batch, moment, self._writer)
+            batch = self._written(batch, moment, number, self._writer)
         if is_conditioned(self.draft):
             set_temperature(self.draft, self.loss.draft_temperature(batch, moment))
         sides, reference = self._sides(batch)
@@ -371,12 +372,12 @@ class DistillationModule(pl.LightningModule):
         context = min(context_length(model.config) for model in (self.pair.target_model, draft))
         return OnlineWriter(options, self.pair.vocabulary, self.pair.stop_ids, context)
 
-    def _written(self, batch: Batch, moment: Moment, writer: OnlineWriter) -> Batch:
+    def _written(self, batch: Batch, moment: Moment, number: int, writer: OnlineWriter) -> Batch:
         """The batch with rows that the draft or the target writes now; logs their share of the time."""
         assert self.draft is not None
         by = writer.options.writer
         author = self.draft if by == "draft" else self.pair.target_model
-        batch = writer(batch, author, moment.step, moment.key, self.draft if by == "both" else None)
+        batch = writer(batch, author, moment.step, moment.key, self.draft if by == "both" else None, number)
         elapsed = time.perf_counter() - self._began
         self.log("train/generation_share", min(writer.seconds / max(elapsed, 1e-9), 1.0))
         return batch
