@@ -147,3 +147,11 @@ class TemperatureSchedule(ABC):
     @abstractmethod
     def __call__(self, context: ScheduleContext) -> Temperatures:
         """The temperatures of this batch."""
+
+    def bounds(self, total_steps: int | None) -> tuple[float, float] | None:
+        """The draft's least and largest temperature of a run; None where the text, the laws or what is learned decides.
+
+        Args:
+            total_steps: the optimiser steps that the run will take, or None when unknown.
+        """
+        return None

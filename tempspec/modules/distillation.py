@@ -36,7 +36,7 @@ from tempspec.models.loading import ModelOptions, Spacing
 from tempspec.models.ragged import context_length
 from tempspec.modules.caching import open_cache, write_cache
 from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, stop_asked
-from tempspec.modules.consistency import Span, inconsistency, loss_span
+from tempspec.modules.consistency import Span, inconsistency
 from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
 from tempspec.modules.measurement import Measurement
 from tempspec.modules.online import OnlineText, OnlineWriter
@@ -360,7 +360,7 @@ class DistillationModule(pl.LightningModule):
             generation = getattr(self.trainer.datamodule, "generation_temperatures", [])  # type: ignore[attr-defined]
         note = inconsistency(
             Span.of(generation),
-            loss_span(self.temperature, generation, self._total_steps()),
+            Span.of(self.temperature.bounds(self._total_steps()) or ()),
             Span.of(self.measurement.temperatures),
         )
         if note is not None:

@@ -36,3 +36,7 @@ class LogUniform(TemperatureSchedule):
         share = torch.rand(shape, generator=context.generator, device=context.generator.device)
         temperature = self.low * (self.high / self.low) ** share
         return Temperatures(target=temperature, draft=temperature)
+
+    def bounds(self, total_steps: int | None) -> tuple[float, float]:
+        """The range."""
+        return self.low, self.high

@@ -94,4 +94,4 @@ class LastCheckpoint(Checkpoint):
 
 def _batches(trainer: Trainer) -> int:
     """How many batches have been trained on."""
-    return trainer.fit_loop.epoch_loop.batch_progress.total.processed
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
