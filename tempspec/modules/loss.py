@@ -5,7 +5,7 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary, G tempe
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -213,9 +213,8 @@ class FitLoss:
             mean: the mean of a vector over all processes; None where there is one.
         """
         keep_BT = response(batch)
-        objective = self._objective(sides, batch, keep_BT, moment)
-        if reference is not None:
-            objective = replace(objective, weight_N=self._selected(sides, reference, objective.weight_N))
+        learned_BT = keep_BT if reference is None else self._selected(sides, reference, keep_BT)
+        objective = self._objective(sides, batch, keep_BT, learned_BT, moment)
         result = sides.loss(objective)
         return self._report(result, objective, keep_BT, mean)
 
@@ -235,18 +234,16 @@ class FitLoss:
             )
         return got.draft.detach().expand(len(keep_BT), 1)[:, 0]
 
-    def _objective(self, sides: Sides, batch: Batch, keep_BT: Tensor, moment: Moment) -> Objective:
+    def _objective(self, sides: Sides, batch: Batch, keep_BT: Tensor, learned_BT: Tensor, moment: Moment) -> Objective:
         target_GN, draft_GN, share_G = self._temperatures(sides, batch, keep_BT, moment)
         label_1N = batch["input_ids"][:, 1:][keep_BT][None]
         context = LossContext(moment.step, moment.total_steps, label_1N)
-        weight_N = self._weights(batch, keep_BT)
+        weight_N = self._weights(batch, learned_BT)[keep_BT]
         return Objective(self.divergence, target_GN, draft_GN, share_G, weight_N, context, self.label_weight)
 
-    def _weights(self, batch: Batch, keep_BT: Tensor) -> Tensor:
-        weight_BT = batch["weight"][:, None].expand_as(keep_BT)
-        if self.average == "sequence":
-            weight_BT = weight_BT / keep_BT.sum(1, keepdim=True).clamp(min=1)
-        return weight_BT[keep_BT]
+    def _weights(self, batch: Batch, learned_BT: Tensor) -> Tensor:
+        weight_BT = batch["weight"][:, None] * learned_BT
+        return weight_BT if self.average == "token" else weight_BT / learned_BT.sum(1, keepdim=True).clamp(min=1)
 
     def _temperatures(
         self, sides: Sides, batch: Batch, keep_BT: Tensor, moment: Moment
@@ -273,16 +270,15 @@ class FitLoss:
         )
         return self.temperature(context)
 
-    def _selected(self, sides: Sides, reference: Sides, weight_N: Tensor) -> Tensor:
-        """The weights, 0 where the draft loses least to the reference."""
+    def _selected(self, sides: Sides, reference: Sides, keep_BT: Tensor) -> Tensor:
+        """Which positions are learned: those where the draft loses most to the reference."""
         needs: frozenset[Summary] = frozenset({"loss"})
         own_N, best_N = sides.summaries(needs).loss_N, reference.summaries(needs).loss_N
         assert own_N is not None
         assert best_N is not None
-        count = math.ceil(len(weight_N) * self.fraction)
-        kept_N = torch.zeros_like(weight_N)
-        kept_N[(own_N - best_N).topk(count).indices] = 1.0
-        return weight_N * kept_N
+        learned_N = torch.zeros_like(own_N, dtype=torch.bool)
+        learned_N[(own_N - best_N).topk(math.ceil(len(own_N) * self.fraction)).indices] = True
+        return _spread(learned_N, keep_BT, False)
 
     def _report(
         self, result: Result, objective: Objective, keep_BT: Tensor, mean: Callable[[Tensor], Tensor] | None

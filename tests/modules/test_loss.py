@@ -48,7 +48,7 @@ DIVERGENCES = {
 def fit(pair, data, trainer):
     """Fits the pair's draft for some steps; returns the module and its trainer."""
 
-    def run(steps=4, *, resume=None, callbacks=(), precision="32-true", accumulate=1, adam=True, **options):
+    def run(steps=4, *, resume=None, callbacks=(), precision="32-true", accumulate=1, adam=True, rows=data, **options):
         kind = torch.optim.AdamW if adam else torch.optim.SGD
         module = Recorded(
             str(pair / "target"),
@@ -61,7 +61,7 @@ def fit(pair, data, trainer):
             max_steps=steps, limit_val_batches=0, precision=precision, accumulate_grad_batches=accumulate
         )
         with_checkpoints.callbacks += list(callbacks)
-        with_checkpoints.fit(module, data, ckpt_path=resume)
+        with_checkpoints.fit(module, rows, ckpt_path=resume)
         return module
 
     return run
@@ -190,6 +190,14 @@ def test_selection_learns_the_tokens_that_lose_most_to_the_reference(fit, pair, 
     own = (logp.exp() * (logp - logq)).sum(-1)
     count = -(-len(own) // 4)
     assert module.logged["train/loss"][0] == pytest.approx(own.topk(count).values.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("selection", [True, False])
+def test_sequences_count_alike_by_the_tokens_that_are_learned(fit, pair, ragged, selection):
+    options = {"selection": TokenSelection(str(pair / "target"), 0.4)} if selection else {}
+    module = fit(1, rows=ragged, average="sequence", **options)
+    assert module.logged["train/loss"] == pytest.approx(module.logged["train/sequence_loss"], rel=1e-5)
+    assert module.logged["train/loss"] != pytest.approx(module.logged["train/token_loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5])
