@@ -230,11 +230,10 @@ class DistillationModule(pl.LightningModule):
         return self.stage != "predict" and is_sharding(self.trainer)
 
     def _refuse_what_cannot_be_sharded(self, draft: PreTrainedModel) -> None:
-        learned = any(not name.startswith("draft.") for name, _ in self.named_parameters())
         for what, wrong in (
             ("model.online", self.online is not None),
             ("a draft that is conditioned on its temperature", is_conditioned(draft)),
-            ("a divergence or schedule that learns", learned),
+            ("a divergence or schedule that learns", bool(self._learned_besides())),
         ):
             if wrong:
                 raise UserError(f"{what} expected every process to hold the whole draft, got strategy fsdp2: take ddp")
@@ -322,9 +321,15 @@ class DistillationModule(pl.LightningModule):
         return [TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser over the draft's parameters, and over what a schedule or a divergence learns."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return optimizers(self, parameters, self._optimizer, self._lr_scheduler)
+        """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""
+        assert self.draft is not None
+        draft = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
+        return optimizers(self, draft, self._optimizer, self._lr_scheduler, self._learned_besides())
+
+    def _learned_besides(self) -> list[torch.nn.Parameter]:
+        """What is trained and not the draft's: of a schedule or a divergence that learns."""
+        named = self.named_parameters()
+        return [value for name, value in named if value.requires_grad and not name.startswith("draft.")]
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 

@@ -124,6 +124,16 @@ def test_a_learned_temperature_is_trained_and_saved(fit):
     assert len(set(module.logged["train/temperature"])) > 1
 
 
+def test_weight_decay_is_the_drafts_alone(fit):
+    module = fit(1, temperature=schedules.Curriculum())
+    draft, learned = module.trainer.optimizers[0].param_groups
+    assert [len(draft["params"]), learned["params"]] == [
+        len(list(module.draft.parameters())),
+        [module.temperature.theta],
+    ]
+    assert draft["weight_decay"] > 0 == learned["weight_decay"]
+
+
 def test_what_a_joined_schedule_learns_is_trained_and_saved(fit):
     module = fit(5, temperature=schedules.Join([schedules.Constant(3.0), schedules.Curriculum(steps=1)], [1]))
     assert "temperature.schedule_1.theta" in module.state_dict()
