@@ -115,7 +115,7 @@ class Distillery:
             torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             rate.step()
-            loss.divergence.observe(report.mean_loss, LossContext(step, steps))
+            loss.divergence.observe(report.tally.means()["loss"], LossContext(step, steps))
         return draft.eval()
 
     @torch.no_grad()

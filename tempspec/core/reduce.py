@@ -6,7 +6,7 @@ Axes: B batch, T positions.
 import torch
 from torch import Tensor
 
-__all__ = ["masked_sum_and_count"]
+__all__ = ["masked_sum_and_count", "or_one"]
 
 
 def masked_sum_and_count(value_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -39,3 +39,12 @@ def masked_sum_and_count(value_BT: Tensor, mask_BT: Tensor, weight_BT: Tensor | 
     # The operand is guarded, not the product: 0 * nan is nan.
     kept_BT = torch.where(weight_BT > 0, value_BT.to(dtype), 0.0)
     return (kept_BT * weight_BT).sum(), weight_BT.sum()
+
+
+def or_one(count: Tensor) -> Tensor:
+    """A divisor: the count, and 1 where nothing was counted.
+
+    >>> or_one(torch.tensor([0.0, 0.5, 3.0]))
+    tensor([1.0000, 0.5000, 3.0000])
+    """
+    return torch.where(count > 0, count, 1.0)

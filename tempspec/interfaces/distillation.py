@@ -94,7 +94,7 @@ class ScheduleContext:
         step: optimiser steps taken so far, from 0.
         total_steps: the optimiser steps that the run will take, or None when unknown.
         batch_size: B.
-        generator: the generator for random schedules (its state is saved with the run).
+        generator: the generator for random schedules, seeded by the run's seed, the step and the batch's place in it.
         generation_temperature_B: the temperature that each row's text was sampled at, `[B]`, NaN where unknown.
         keep_BT: which positions count in the loss, bool `[B, T]`, or None when the caller has no positions.
         entropy_BT: the target's entropy in nats, `[B, T]`; only for a schedule that asks for "entropy".
@@ -147,3 +147,11 @@ class TemperatureSchedule(ABC):
     @abstractmethod
     def __call__(self, context: ScheduleContext) -> Temperatures:
         """The temperatures of this batch."""
+
+    def bounds(self, total_steps: int | None) -> tuple[float, float] | None:
+        """The draft's least and largest temperature of a run; None where the text, the laws or what is learned decides.
+
+        Args:
+            total_steps: the optimiser steps that the run will take, or None when unknown.
+        """
+        return None

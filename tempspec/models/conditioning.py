@@ -27,6 +27,7 @@ __all__ = [
     "FILE",
     "RANGE",
     "condition",
+    "conditioned_rank",
     "features",
     "fold",
     "is_conditioned",
@@ -127,9 +128,14 @@ def condition(model: PreTrainedModel, rank: int) -> PreTrainedModel:
     return model
 
 
+def conditioned_rank(model: nn.Module) -> int:
+    """The rank of the changes that a temperature makes to the model's weights; 0 for an ordinary model."""
+    return max((module.rank for module in model.modules() if isinstance(module, _Conditioned)), default=0)
+
+
 def is_conditioned(model: nn.Module) -> bool:
     """Whether the model's weights depend on a temperature."""
-    return any(isinstance(module, _Conditioned) for module in model.modules())
+    return conditioned_rank(model) > 0
 
 
 def set_temperature(model: nn.Module, temperature: Tensor | float | None) -> None:

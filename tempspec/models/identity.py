@@ -19,6 +19,11 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def has_weights(path: str) -> bool:
+    """Whether a model's weights lie in a folder here: a hub name has none, nor has a folder of a tokenizer."""
+    return any(Path(path).expanduser().glob("*.safetensors"))
+
+
 def weights_digest(path: str) -> str:
     """A digest of a model folder's config and of the size and both ends of its weight files; a hub name is its own.
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tempspec.core.sparse import SparseLogits
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
-from tempspec.models.identity import tokenizer_digest, weights_digest
+from tempspec.models.identity import has_weights, tokenizer_digest, weights_digest
 from tempspec.modules.loss import response
 from tempspec.modules.outputs import inputs
 from tempspec.modules.pair import Pair
@@ -46,7 +46,6 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     origin = replace(
         _origin(pair, data),
         vocabulary=pair.vocabulary,
-        target=pair.target,
         weights=weights_digest(pair.target),
         seed=seed,
     )
@@ -107,4 +106,6 @@ def open_cache(
 
 def _origin(pair: Pair, data: Any) -> TeacherOrigin:
     text, tokens = fingerprint(data.train_rows)
-    return TeacherOrigin(text, tokenizer_digest(pair.tokenizer), len(data.train_rows), tokens)
+    weights = weights_digest(pair.target) if has_weights(pair.target) else ""
+    tokenizer = tokenizer_digest(pair.tokenizer)
+    return TeacherOrigin(text, tokenizer, len(data.train_rows), tokens, target=pair.target, weights=weights)

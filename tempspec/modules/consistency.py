@@ -4,12 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from tempspec.interfaces import ScheduleContext, TemperatureSchedule
-
-__all__ = ["Span", "inconsistency", "loss_span"]
+__all__ = ["Span", "inconsistency"]
 
 
 class Span(NamedTuple):
@@ -37,27 +32,6 @@ class Span(NamedTuple):
         return f"{self.low:g}" if self.low == self.high else f"{self.low:g} to {self.high:g}"
 
 
-def loss_span(schedule: TemperatureSchedule, generation: Sequence[float], total_steps: int | None) -> Span | None:
-    """The draft's loss temperatures at the beginning, in the middle and at the end; None where only tokens decide.
-
-    Args:
-        schedule: the schedule.
-        generation: generation temperatures, as rows of a batch.
-        total_steps: of the run.
-    """
-    if schedule.needs:
-        return None
-    rows = torch.tensor(list(generation) or [torch.nan])
-    last = total_steps or 0
-    found: list[Tensor] = []
-    for step in (0, last // 2, last):
-        context = ScheduleContext(
-            step, total_steps, len(rows), torch.Generator().manual_seed(step), rows, torch.ones(len(rows), 64) > 0
-        )
-        found.append(schedule(context).draft.detach().flatten())
-    return Span.of(torch.cat(found).tolist())
-
-
 def inconsistency(generation: Span | None, loss: Span | None, validation: Span | None) -> str | None:
     """One line where the temperatures differ, None where they agree or are not known well enough to tell.
 
@@ -70,6 +44,6 @@ def inconsistency(generation: Span | None, loss: Span | None, validation: Span |
     if generation is not None and all(span.same(known[0]) for span in known):
         return None
     text = "text of unknown temperature" if generation is None else f"text sampled at {generation}"
-    parts = [text, "loss by token" if loss is None else f"loss at {loss}"]
+    parts = [text, "loss as the schedule decides" if loss is None else f"loss at {loss}"]
     parts += [] if validation is None else [f"validation at {validation}"]
     return f"temperatures differ: {', '.join(parts)}"

@@ -31,13 +31,13 @@ from tempspec.interfaces import (
     Verifier,
 )
 from tempspec.metrics.rows import Row
-from tempspec.models.conditioning import condition, is_conditioned, set_temperature
+from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.loading import ModelOptions, Spacing
 from tempspec.models.ragged import context_length
 from tempspec.modules.caching import open_cache, write_cache
 from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, stop_asked
-from tempspec.modules.consistency import Span, inconsistency, loss_span
-from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, TokenSelection, response
+from tempspec.modules.consistency import Span, inconsistency
+from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
 from tempspec.modules.measurement import Measurement
 from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
@@ -72,7 +72,8 @@ class DistillationModule(pl.LightningModule):
         divergence: what fit minimises; ForwardKL by default.
         temperature: the loss temperature, a number or a schedule; 1 by default.
         label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
-        average: the loss is the mean over all tokens, or over the sequences of their own means.
+        average: the loss is the mean over all tokens of a batch, or over its sequences of their own means; batches that
+            are accumulated count alike.
         selection: learn only the tokens that the draft can still gain on, by a reference draft; all by default.
         conditioning_rank: make the draft's weights depend on its temperature by changes of this rank: one draft for all
             temperatures, which `tempspec export` folds into an ordinary one; 0 for an ordinary draft.
@@ -122,8 +123,6 @@ class DistillationModule(pl.LightningModule):
             raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
         if chunk_tokens is not None and chunk_tokens < 0:
             raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
-        if conditioning_rank and online is not None and online.writer != "target":
-            raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
@@ -160,7 +159,7 @@ class DistillationModule(pl.LightningModule):
         self._number = BatchInStep()
         self.outputs: Outputs | None = None
         self._spread = False
-        self._observed: list[tuple[Tensor, Moment]] = []
+        self._tally: Tally | None = None
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
 
@@ -192,14 +191,28 @@ class DistillationModule(pl.LightningModule):
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
         if self.draft is not None and self.stage == "fit":
-            if self.conditioning_rank and not is_conditioned(self.draft):
-                condition(self.draft, self.conditioning_rank)
+            self._condition(self.draft)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
             if self.online is not None:
                 self._writer = self._online_writer(self.online, self.draft)
         if self._sharded and self.draft is not None:
-            self._refuse_what_cannot_be_sharded()
+            self._refuse_what_cannot_be_sharded(self.draft)
             shard(self.draft, self.trainer)
+
+    def _condition(self, draft: PreTrainedModel) -> None:
+        """Let the draft's weights depend on its temperature, where that is asked for and they do not.
+
+        Raises:
+            UserError: they do, by changes of another rank.
+        """
+        rank = conditioned_rank(draft)
+        if self.conditioning_rank and not rank:
+            condition(draft, self.conditioning_rank)
+        elif self.conditioning_rank not in (0, rank):
+            raise UserError(
+                f"model.conditioning_rank must be {rank}, that of the draft in {self.pair.draft}, got "
+                f"{self.conditioning_rank}: leave it out, or begin with an ordinary draft"
+            )
 
     def _place_target(self) -> None:
         """The target on this process's device: its layers in parts where that is asked for, and nothing is decoded."""
@@ -216,12 +229,11 @@ class DistillationModule(pl.LightningModule):
         """Whether the draft is trained or validated in parts."""
         return self.stage != "predict" and is_sharding(self.trainer)
 
-    def _refuse_what_cannot_be_sharded(self) -> None:
-        learned = any(not name.startswith("draft.") for name, _ in self.named_parameters())
+    def _refuse_what_cannot_be_sharded(self, draft: PreTrainedModel) -> None:
         for what, wrong in (
             ("model.online", self.online is not None),
-            ("model.conditioning_rank", self.conditioning_rank > 0),
-            ("a divergence or schedule that learns", learned),
+            ("a draft that is conditioned on its temperature", is_conditioned(draft)),
+            ("a divergence or schedule that learns", bool(self._learned_besides())),
         ):
             if wrong:
                 raise UserError(f"{what} expected every process to hold the whole draft, got strategy fsdp2: take ddp")
@@ -309,9 +321,15 @@ class DistillationModule(pl.LightningModule):
         return [TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimiser over the draft's parameters, and over what a schedule or a divergence learns."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return optimizers(self, parameters, self._optimizer, self._lr_scheduler)
+        """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""
+        assert self.draft is not None
+        draft = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
+        return optimizers(self, draft, self._optimizer, self._lr_scheduler, self._learned_besides())
+
+    def _learned_besides(self) -> list[torch.nn.Parameter]:
+        """What is trained and not the draft's: of a schedule or a divergence that learns."""
+        named = self.named_parameters()
+        return [value for name, value in named if value.requires_grad and not name.startswith("draft.")]
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
@@ -319,26 +337,26 @@ class DistillationModule(pl.LightningModule):
         """The divergence at the scheduled temperature over the response tokens."""
         assert self.draft is not None
         step = self.trainer.global_step
-        key = fold(self.seed, step, self._number(step), self.trainer.global_rank)
+        number = self._number(step)
+        key = fold(self.seed, step, number, self.trainer.global_rank)
         # The key makes a resumed run draw what an unbroken one draws.
         moment = Moment(step, self._total_steps(), int(key))
         if self._writer is not None:
-            batch = self._written(batch, moment, self._writer)
+            batch = self._written(batch, moment, number, self._writer)
         if is_conditioned(self.draft):
             set_temperature(self.draft, self.loss.draft_temperature(batch, moment))
         sides, reference = self._sides(batch)
         report = self.loss(sides, batch, moment, reference, self.trainer.strategy.reduce)
-        self._observed.append((report.mean_loss, moment))
-        self.log("train/loss", report.mean_loss, prog_bar=True)
-        self.log("train/acceptance", report.acceptance, prog_bar=True)
-        for name in ("temperature", "token_loss", "sequence_loss"):
-            self.log(f"train/{name}", getattr(report, name))
+        self._tally = report.tally if self._tally is None else self._tally + report.tally
+        for name, value in self._tally.means().items():  # of the step's batches so far: the last is the step's
+            self.log(f"train/{name}", value, prog_bar=name in ("loss", "acceptance"))
         return report.loss
 
     def on_train_start(self) -> None:
         """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
         self._began = time.perf_counter()
         self._number = BatchInStep()
+        self._tally = None
         self._begin_reading()
         online = self.online
         if online is not None and online.share == 1 and online.high is not None:
@@ -347,22 +365,24 @@ class DistillationModule(pl.LightningModule):
             generation = getattr(self.trainer.datamodule, "generation_temperatures", [])  # type: ignore[attr-defined]
         note = inconsistency(
             Span.of(generation),
-            loss_span(self.temperature, generation, self._total_steps()),
+            Span.of(self.temperature.bounds(self._total_steps()) or ()),
             Span.of(self.measurement.temperatures),
         )
         if note is not None:
             rank_zero_info(note)
 
     def _online_writer(self, options: OnlineText, draft: PreTrainedModel) -> OnlineWriter:
+        if is_conditioned(draft) and options.writer != "target":
+            raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
         context = min(context_length(model.config) for model in (self.pair.target_model, draft))
         return OnlineWriter(options, self.pair.vocabulary, self.pair.stop_ids, context)
 
-    def _written(self, batch: Batch, moment: Moment, writer: OnlineWriter) -> Batch:
+    def _written(self, batch: Batch, moment: Moment, number: int, writer: OnlineWriter) -> Batch:
         """The batch with rows that the draft or the target writes now; logs their share of the time."""
         assert self.draft is not None
         by = writer.options.writer
         author = self.draft if by == "draft" else self.pair.target_model
-        batch = writer(batch, author, moment.step, moment.key, self.draft if by == "both" else None)
+        batch = writer(batch, author, moment.step, moment.key, self.draft if by == "both" else None, number)
         elapsed = time.perf_counter() - self._began
         self.log("train/generation_share", min(writer.seconds / max(elapsed, 1e-9), 1.0))
         return batch
@@ -373,11 +393,13 @@ class DistillationModule(pl.LightningModule):
             checkpoint["online_text"] = of_all(self._writer.written)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the text that was written last.
+        """Make room for the weights of a conditioned draft; take up the text that was written last.
 
         Raises:
-            UserError: another number of processes wrote it.
+            UserError: another number of processes wrote it, or the draft is conditioned by changes of another rank.
         """
+        if self.draft is not None:
+            self._condition(self.draft)
         texts = checkpoint.get("online_text")
         if self._writer is None or texts is None:
             return
@@ -390,9 +412,9 @@ class DistillationModule(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell the divergence how the step went."""
-        losses, moments = zip(*self._observed, strict=True)
-        self._observed.clear()
-        self.divergence.observe(torch.stack(losses).mean(), LossContext(moments[-1].step, moments[-1].total_steps))
+        assert self._tally is not None
+        loss, self._tally = self._tally.means()["loss"], None
+        self.divergence.observe(loss, LossContext(self.trainer.global_step, self._total_steps()))
 
     def _sides(self, batch: Batch) -> tuple[Sides, Sides | None]:
         """The target's outputs with the draft's, and with the reference's where tokens are selected."""
@@ -424,10 +446,9 @@ class DistillationModule(pl.LightningModule):
         self.outputs = Outputs(self.pair, self.chunk_tokens, whole)
 
     def _total_steps(self) -> int | None:
-        if self.trainer.max_steps > 0:
-            return self.trainer.max_steps
+        """The optimiser steps of the run, by its steps and its epochs; None for a run without an end."""
         steps = self.trainer.estimated_stepping_batches
-        return int(steps) if steps != float("inf") else None
+        return int(steps) if 0 <= steps < float("inf") else None
 
     # -- validate, test -----------------------------------------------------------------------------------------------
 

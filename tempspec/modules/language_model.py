@@ -12,9 +12,11 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim import Optimizer
 from torchmetrics import Metric
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from tempspec.core.reduce import or_one
 from tempspec.errors import UserError
 from tempspec.models.loading import DType, load_model, load_tokenizer
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
@@ -121,9 +123,11 @@ class LanguageModelModule(LightningModule):
     """Trains a causal language model by next-token cross-entropy.
 
     Give the sizes of a new model (`shape`) or a model to continue from (`pretrained`), not both. The loss of a batch is
-    the mean over its target tokens (`loss_mask`), so that short rows weigh less than long ones.
+    the mean over its target tokens (`loss_mask`), so that short rows weigh less than long ones; batches that are
+    accumulated count alike.
 
-    Logs `train/loss`; `val/NAME/nats_per_token` for every validation set NAME, and `val/nats_per_token` over all.
+    Logs `train/loss`, the mean over the step's tokens; `val/NAME/nats_per_token` for every validation set NAME, and
+    `val/nats_per_token` over all.
 
     Args:
         tokenizer: folder or hub name of the tokenizer; None takes the one beside `pretrained`.
@@ -167,6 +171,7 @@ class LanguageModelModule(LightningModule):
         self.tokenizer = load_tokenizer(source)
         self.model: PreTrainedModel | None = None
         self.set_names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None  # nats and weights of the step's batches so far
 
     # -- building ------------------------------------------------------------------------------------------------------
 
@@ -217,10 +222,18 @@ class LanguageModelModule(LightningModule):
         total = (nats_BT * weight_BT).sum()
         # Of all processes: gradients are averaged over them, and one with fewer tokens must count less.
         sums = torch.stack([total.detach(), weight_BT.sum()])
-        mean_total, weight = sums if self._trainer is None else self.trainer.strategy.reduce(sums)
-        weight = torch.where(weight > 0, weight, 1.0)
-        self.log("train/loss", mean_total / weight, prog_bar=True, batch_size=len(nats_BT))
-        return total / weight
+        sums = sums if self._trainer is None else self.trainer.strategy.reduce(sums)
+        self._sums = sums if self._sums is None else self._sums + sums
+        self.log("train/loss", self._sums[0] / or_one(self._sums[1]), prog_bar=True, batch_size=len(nats_BT))
+        return total / or_one(sums[1])
+
+    def on_train_start(self) -> None:
+        """Begin a step."""
+        self._sums = None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Begin another step."""
+        self._sums = None
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Count the batch's nats and tokens, by set."""

@@ -5,13 +5,13 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary, G tempe
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from tempspec.core.reduce import masked_sum_and_count
+from tempspec.core.reduce import masked_sum_and_count, or_one
 from tempspec.core.sparse import SparseLogits
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
@@ -27,7 +27,7 @@ from tempspec.modules.objective import (
     summarise,
 )
 
-__all__ = ["Cached", "FitLoss", "Heads", "Logits", "Moment", "Report", "Sides", "TokenSelection", "response"]
+__all__ = ["Cached", "FitLoss", "Heads", "Logits", "Moment", "Report", "Sides", "Tally", "TokenSelection", "response"]
 
 Batch = Mapping[str, Tensor]
 
@@ -136,25 +136,45 @@ class Moment(NamedTuple):
     key: int
 
 
+@dataclass(frozen=True)
+class Tally:
+    """Sums and counts over tokens, of all processes together and without a gradient; those of several batches add up.
+
+    Attributes:
+        sums_8: weighted loss and weights; loss of the kept tokens and how many; means of the rows' own losses and how
+            many rows; acceptance at the (first) loss temperature and the draft's loss temperature, of the kept tokens.
+    """
+
+    sums_8: Tensor
+
+    def __add__(self, other: "Tally") -> "Tally":
+        """That of both batches."""
+        return Tally(self.sums_8 + other.sums_8)
+
+    def means(self) -> dict[str, Tensor]:
+        """What a run logs, by name: the loss, and the other sums over their counts."""
+        total, weight, token_loss, tokens, sequence_loss, rows, overlap, heat = self.sums_8
+        weight, tokens, rows = or_one(weight), or_one(tokens), or_one(rows)
+        return {
+            "loss": total / weight,
+            "token_loss": token_loss / tokens,
+            "sequence_loss": sequence_loss / rows,
+            "acceptance": overlap / tokens,
+            "temperature": heat / tokens,
+        }
+
+
 class Report(NamedTuple):
-    """What a step came to; all but `loss` are of all processes together and carry no gradient.
+    """What a batch came to.
 
     Attributes:
         loss: what this process minimises: its share of the mean loss, times the number of processes, since gradients
             are averaged over them. Processes with fewer tokens so count less.
-        mean_loss: the mean loss of all processes' tokens.
-        token_loss: its mean over the kept tokens.
-        sequence_loss: the mean over the rows of their own means.
-        acceptance: the mean acceptance at the (first) loss temperature.
-        temperature: the draft's mean loss temperature.
+        tally: what is logged.
     """
 
     loss: Tensor
-    mean_loss: Tensor
-    token_loss: Tensor
-    sequence_loss: Tensor
-    acceptance: Tensor
-    temperature: Tensor
+    tally: Tally
 
 
 @dataclass
@@ -193,9 +213,8 @@ class FitLoss:
             mean: the mean of a vector over all processes; None where there is one.
         """
         keep_BT = response(batch)
-        objective = self._objective(sides, batch, keep_BT, moment)
-        if reference is not None:
-            objective = replace(objective, weight_N=self._selected(sides, reference, objective.weight_N))
+        learned_BT = keep_BT if reference is None else self._selected(sides, reference, keep_BT)
+        objective = self._objective(sides, batch, keep_BT, learned_BT, moment)
         result = sides.loss(objective)
         return self._report(result, objective, keep_BT, mean)
 
@@ -215,18 +234,16 @@ class FitLoss:
             )
         return got.draft.detach().expand(len(keep_BT), 1)[:, 0]
 
-    def _objective(self, sides: Sides, batch: Batch, keep_BT: Tensor, moment: Moment) -> Objective:
+    def _objective(self, sides: Sides, batch: Batch, keep_BT: Tensor, learned_BT: Tensor, moment: Moment) -> Objective:
         target_GN, draft_GN, share_G = self._temperatures(sides, batch, keep_BT, moment)
         label_1N = batch["input_ids"][:, 1:][keep_BT][None]
         context = LossContext(moment.step, moment.total_steps, label_1N)
-        weight_N = self._weights(batch, keep_BT)
+        weight_N = self._weights(batch, learned_BT)[keep_BT]
         return Objective(self.divergence, target_GN, draft_GN, share_G, weight_N, context, self.label_weight)
 
-    def _weights(self, batch: Batch, keep_BT: Tensor) -> Tensor:
-        weight_BT = batch["weight"][:, None].expand_as(keep_BT)
-        if self.average == "sequence":
-            weight_BT = weight_BT / keep_BT.sum(1, keepdim=True).clamp(min=1)
-        return weight_BT[keep_BT]
+    def _weights(self, batch: Batch, learned_BT: Tensor) -> Tensor:
+        weight_BT = batch["weight"][:, None] * learned_BT
+        return weight_BT if self.average == "token" else weight_BT / learned_BT.sum(1, keepdim=True).clamp(min=1)
 
     def _temperatures(
         self, sides: Sides, batch: Batch, keep_BT: Tensor, moment: Moment
@@ -253,16 +270,15 @@ class FitLoss:
         )
         return self.temperature(context)
 
-    def _selected(self, sides: Sides, reference: Sides, weight_N: Tensor) -> Tensor:
-        """The weights, 0 where the draft loses least to the reference."""
+    def _selected(self, sides: Sides, reference: Sides, keep_BT: Tensor) -> Tensor:
+        """Which positions are learned: those where the draft loses most to the reference."""
         needs: frozenset[Summary] = frozenset({"loss"})
         own_N, best_N = sides.summaries(needs).loss_N, reference.summaries(needs).loss_N
         assert own_N is not None
         assert best_N is not None
-        count = math.ceil(len(weight_N) * self.fraction)
-        kept_N = torch.zeros_like(weight_N)
-        kept_N[(own_N - best_N).topk(count).indices] = 1.0
-        return weight_N * kept_N
+        learned_N = torch.zeros_like(own_N, dtype=torch.bool)
+        learned_N[(own_N - best_N).topk(math.ceil(len(own_N) * self.fraction)).indices] = True
+        return _spread(learned_N, keep_BT, False)
 
     def _report(
         self, result: Result, objective: Objective, keep_BT: Tensor, mean: Callable[[Tensor], Tensor] | None
@@ -274,15 +290,12 @@ class FitLoss:
             loss_BT, kept_BT = _spread(result.loss_N, keep_BT), _spread(kept_N, keep_BT, False)
             own_B = torch.where(kept_BT, loss_BT, 0.0).sum(1) / kept_BT.sum(1).clamp(min=1)
             overlap, _ = masked_sum_and_count(result.overlap_N, kept_N)
-            mean_N = (objective.share_G[:, None] * objective.draft_GN).sum(0) / _or_one(objective.share_G.sum())
+            mean_N = (objective.share_G[:, None] * objective.draft_GN).sum(0) / or_one(objective.share_G.sum())
             heat, _ = masked_sum_and_count(mean_N, kept_N)
             sums = [result.total.detach(), weight_N.sum(), token_loss, count, own_B.sum(), kept_BT.any(1).sum()]
             found = torch.stack([value.to(result.total.dtype) for value in (*sums, overlap, heat)])
-            total, weight, token_loss, count, own, rows, overlap, heat = found if mean is None else mean(found)
-            weight, count, rows = _or_one(weight), _or_one(count), _or_one(rows)
-        return Report(
-            result.total / weight, total / weight, token_loss / count, own / rows, overlap / count, heat / count
-        )
+            tally = Tally(found if mean is None else mean(found))
+        return Report(result.total / or_one(tally.sums_8[1]), tally)
 
 
 def response(batch: Batch) -> Tensor:
@@ -293,8 +306,3 @@ def response(batch: Batch) -> Tensor:
 def _spread(value_N: Tensor, keep_BT: Tensor, fill: float = torch.nan) -> Tensor:
     """Values of the kept positions back at their places, `[B, T]`."""
     return torch.full(keep_BT.shape, fill, dtype=value_N.dtype, device=keep_BT.device).masked_scatter(keep_BT, value_N)
-
-
-def _or_one(count: Tensor) -> Tensor:
-    """A divisor: 1 where nothing was counted."""
-    return torch.where(count > 0, count, 1.0)

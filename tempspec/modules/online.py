@@ -60,7 +60,8 @@ class OnlineText:
         high: the largest; `low` by default.
         target_share: of `both`, the chance of a token to be the target's, in (0, 1]; the others are the draft's, of
             which no more than 16 follow each other.
-        every: optimiser steps from one writing to the next; between them the last rewritten rows come again.
+        every: optimiser steps from one writing to the next; between them the last rewritten rows come again, to each of
+            a step's accumulated batches its own.
         prompt_tokens: tokens of a row that are kept as its prompt where it has fewer, as documents do.
         max_new_tokens: tokens of a response at most.
 
@@ -95,7 +96,7 @@ class OnlineText:
 
 @dataclass
 class OnlineWriter:
-    """Rewrites rows of batches; what it wrote last is its state.
+    """Rewrites rows of batches; what it wrote last, by the number of the batch within its step, is its state.
 
     Args:
         options: what to write, and how often.
@@ -108,11 +109,17 @@ class OnlineWriter:
     vocabulary: int
     stop_ids: frozenset[int]
     context: int
-    written: list[dict[str, Any]] = field(default_factory=list)
+    written: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
     seconds: float = 0.0
 
     def __call__(
-        self, batch: Batch, model: PreTrainedModel, step: int, key: int, draft: PreTrainedModel | None = None
+        self,
+        batch: Batch,
+        model: PreTrainedModel,
+        step: int,
+        key: int,
+        draft: PreTrainedModel | None = None,
+        number: int = 0,
     ) -> dict[str, Tensor]:
         """The batch with some rows rewritten; the same for equal weights, batch and key.
 
@@ -122,15 +129,19 @@ class OnlineWriter:
             step: optimiser steps taken.
             key: of the batch's randomness.
             draft: who writes the tokens that `model` does not; None for none.
+            number: which of its step's batches it is.
         """
         began = time.perf_counter()
         chosen = self._chosen(batch, key)
-        if step % self.options.every == 0 or not self.written:
-            self.written = self._write(batch, chosen, model, key, draft)
+        if step % self.options.every == 0 and number == 0:
+            self.written.clear()
+        if not self.written.get(number):
+            self.written[number] = self._write(batch, chosen, model, key, draft)
+        written = self.written[number]
         rows = [self._row(batch, index) for index in range(len(batch["input_ids"]))]
         for place, index in enumerate(chosen):
-            if self.written:
-                rows[index] = self.written[place % len(self.written)]
+            if written:
+                rows[index] = written[place % len(written)]
         rewritten = self._batch(batch, rows)
         self.seconds += time.perf_counter() - began
         return rewritten

@@ -1,7 +1,7 @@
 """Optimiser and learning-rate schedule of a LightningModule, from what a configuration names (floor 5)."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import ParamsT
 
 __all__ = ["WarmupCosine", "default_optimizer", "optimizers"]
 
@@ -61,7 +62,7 @@ class WarmupCosine(LRScheduler):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "total_steps"})
 
 
-def default_optimizer(parameters: Iterable[nn.Parameter]) -> Optimizer:
+def default_optimizer(parameters: ParamsT) -> Optimizer:
     """AdamW with the usual constants of small language models (GPT-3's betas and decay)."""
     return AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
 
@@ -71,6 +72,7 @@ def optimizers(
     parameters: Iterable[nn.Parameter],
     optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
+    undecayed: Sequence[nn.Parameter] = (),
 ) -> OptimizerLRScheduler:
     """What `configure_optimizers` returns.
 
@@ -80,8 +82,12 @@ def optimizers(
         optimizer: parameters -> optimiser; None is `default_optimizer`.
         lr_scheduler: optimiser -> schedule, stepped every optimiser step (`ReduceLROnPlateau`: after every epoch);
             None is `WarmupCosine`.
+        undecayed: what is trained besides, without weight decay, as 0 is no better a value for it than another.
     """
-    chosen = (optimizer or default_optimizer)(parameters)
+    trained: ParamsT = parameters
+    if undecayed:
+        trained = [{"params": list(parameters)}, {"params": list(undecayed), "weight_decay": 0.0}]
+    chosen = (optimizer or default_optimizer)(trained)
     schedule = (lr_scheduler or WarmupCosine)(chosen)
     if isinstance(schedule, ReduceLROnPlateau):
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}

@@ -115,7 +115,7 @@ class TeacherOrigin:
         tokens: their response tokens.
         vocabulary: V, the real ids.
         target: the target's folder or hub name.
-        weights: a digest of its weights.
+        weights: a digest of its weights; empty where they are not at hand, and the target's name must do.
         seed: of the samples.
     """
 
@@ -207,7 +207,7 @@ class TeacherCache:
 
     Args:
         options: where it is, and what it should hold.
-        origin: the rows and the tokenizer of this run; what it does not say (vocabulary, target) is the cache's.
+        origin: the rows, the tokenizer and the target of this run; what it does not say (vocabulary) is the cache's.
 
     Raises:
         UserError: there is none, it is unfinished, or it was made of something else.
@@ -253,7 +253,7 @@ class TeacherCache:
 
 
 def _same(folder: Path, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a cache of other rows, another tokenizer, or other options."""
+    """Refuse a cache of other rows, another tokenizer, another target, or other options."""
     reasons = {
         "tokenizer": "it was made with another tokenizer",
         "text": "it was made for another text (data.train, max_length or the held-out share differ)",
@@ -261,6 +261,13 @@ def _same(folder: Path, held: Mapping[str, Any], asked: Mapping[str, Any]) -> No
     for name, reason in reasons.items():
         if held.get(name) != asked[name]:
             raise UserError(f"the cached teacher in {folder} does not fit: {reason}; cache it again")
+    known = "weights" if asked["weights"] else "target"
+    if held.get(known) != asked[known]:
+        made, got = (f"{one.get('target')} ({one.get('weights') or 'no weights here'})" for one in (held, asked))
+        raise UserError(
+            f"the cached teacher in {folder} does not fit: it was made of the target {made}, got {got}; name that "
+            "target, or cache it again"
+        )
     for name in ("keep", "tokens_kept", "temperatures", "drawn_at", "shard_rows"):
         if held.get(name) != asked[name]:
             raise UserError(

@@ -415,11 +415,11 @@ class WeightedSum(Divergence, torch.nn.Module):
 
     Args:
         terms: the divergences by name.
-        weights: the weight of each, 0 or more, by the same names; 1 each by default.
+        weights: the weight of each, 0 or more and not all 0, by the same names; 1 each by default.
         scale: `gradient` gives every term the power of T that keeps its gradient's size; `none` leaves each term's own.
 
     Raises:
-        ValueError: no terms, names that do not match, or a weight that is negative or not finite.
+        ValueError: no terms, names that do not match, weights that are negative or not finite, or all 0.
     """
 
     source = "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network (arXiv 1503.02531)"
@@ -432,8 +432,8 @@ class WeightedSum(Divergence, torch.nn.Module):
         weights = dict.fromkeys(terms, 1.0) if weights is None else weights
         if not terms or terms.keys() != weights.keys():
             raise ValueError(f"expected one weight for each term, got terms {sorted(terms)}, weights {sorted(weights)}")
-        if not all(0 <= weight < float("inf") for weight in weights.values()):
-            raise ValueError(f"weights must be 0 or more and finite, got {weights}")
+        if not all(0 <= weight < float("inf") for weight in weights.values()) or not any(weights.values()):
+            raise ValueError(f"weights must be 0 or more and finite, not all 0, got {weights}")
         self.terms, self.weights = dict(terms), {name: float(weights[name]) for name in terms}
         self.cached = frozenset.intersection(*(term.cached for term in terms.values()))
         for name, term in terms.items():

@@ -51,6 +51,10 @@ class Constant(TemperatureSchedule):
         """The temperature, as scalars."""
         return _temperatures(self.temperature, self.draft_scale)
 
+    def bounds(self, total_steps: int | None) -> tuple[float, float]:
+        """The temperature, twice."""
+        return _bounds([self.temperature], self.draft_scale)
+
 
 class _Ramp(TemperatureSchedule):
     """A way from one temperature to another in a number of steps.
@@ -78,6 +82,11 @@ class _Ramp(TemperatureSchedule):
             UserError: neither the schedule nor the run has a number of steps.
         """
         return _temperatures(self._value(context.step, _steps(self.steps, context)), self.draft_scale)
+
+    def bounds(self, total_steps: int | None) -> tuple[float, float]:
+        """Where the way begins and where it ends within the run."""
+        last = self.end if self.steps is None or total_steps is None else self._value(total_steps, self.steps)
+        return _bounds([self.start, last], self.draft_scale)
 
     @abstractmethod
     def _value(self, step: int, steps: int) -> float:
@@ -133,6 +142,11 @@ class Piecewise(TemperatureSchedule):
         value = core.piecewise(context.step, boundaries=self.boundaries, values=self.temperatures)
         return _temperatures(value, self.draft_scale)
 
+    def bounds(self, total_steps: int | None) -> tuple[float, float]:
+        """Over the temperatures whose turn comes."""
+        turns = zip([0, *self.boundaries], self.temperatures, strict=True)
+        return _bounds([value for start, value in turns if _comes(start, total_steps)], self.draft_scale)
+
 
 class Uniform(TemperatureSchedule):
     """A temperature drawn anew for every batch, sequence or token, evenly from a range.
@@ -171,6 +185,10 @@ class Uniform(TemperatureSchedule):
         share = torch.rand(shape, generator=context.generator, device=context.generator.device)
         return _temperatures(self.low + (self.high - self.low) * share, self.draft_scale)
 
+    def bounds(self, total_steps: int | None) -> tuple[float, float]:
+        """The range."""
+        return _bounds([self.low, self.high], self.draft_scale)
+
 
 class Grid(TemperatureSchedule):
     """Several temperatures at once: one forward of each model, and the weighted sum of the losses.
@@ -201,6 +219,11 @@ class Grid(TemperatureSchedule):
         """All temperatures, `[G, 1, 1]`."""
         one = _temperatures(torch.tensor(self.temperatures)[:, None, None], self.draft_scale)
         return replace(one, weight_G=torch.tensor(self.weights))
+
+    def bounds(self, total_steps: int | None) -> tuple[float, float]:
+        """Over all temperatures that have a weight."""
+        weighed = [value for value, weight in zip(self.temperatures, self.weights, strict=True) if weight]
+        return _bounds(weighed, self.draft_scale)
 
 
 class Matched(TemperatureSchedule):
@@ -238,8 +261,8 @@ class Matched(TemperatureSchedule):
         return _temperatures(own_B[:, None], self.draft_scale)
 
 
-class Join(TemperatureSchedule):
-    """One schedule after another; each counts its steps from its own beginning.
+class Join(TemperatureSchedule, torch.nn.Module):
+    """One schedule after another; each counts its steps from its own beginning. What they learn is trained and saved.
 
     Args:
         schedules: the schedules in their order.
@@ -250,6 +273,7 @@ class Join(TemperatureSchedule):
     """
 
     def __init__(self, schedules: list[TemperatureSchedule], boundaries: list[int]) -> None:
+        super().__init__()
         _increasing(boundaries)
         if len(schedules) != len(boundaries) + 1:
             raise ValueError(
@@ -258,6 +282,9 @@ class Join(TemperatureSchedule):
             )
         self.schedules, self.boundaries = list(schedules), list(boundaries)
         self.needs: frozenset[Summary] = frozenset().union(*(schedule.needs for schedule in schedules))
+        for index, schedule in enumerate(schedules):
+            if isinstance(schedule, torch.nn.Module):
+                self.add_module(f"schedule_{index}", schedule)
 
     def __call__(self, context: ScheduleContext) -> Temperatures:
         """The temperatures of the schedule whose turn it is."""
@@ -265,7 +292,21 @@ class Join(TemperatureSchedule):
         index = core.piecewise(context.step, boundaries=self.boundaries, values=list(range(len(starts))))
         start, end = starts[int(index)], ends[int(index)]
         own = replace(context, step=context.step - start, total_steps=None if end is None else end - start)
-        return self.schedules[int(index)](own)
+        got = self.schedules[int(index)](own)
+        # A gradient of 0 for the others' parameters: DDP waits for one from each.
+        zero = sum((0 * parameter.sum().to(got.target.device) for parameter in self.parameters()), torch.zeros(()))
+        return replace(got, target=got.target + zero, draft=got.draft + zero)
+
+    def bounds(self, total_steps: int | None) -> tuple[float, float] | None:
+        """Over the schedules whose turn comes; None where one of them has none."""
+        turns = zip(self.schedules, [0, *self.boundaries], [*self.boundaries, total_steps], strict=True)
+        found = [
+            schedule.bounds(None if end is None else end - start)
+            for schedule, start, end in turns
+            if _comes(start, total_steps)
+        ]
+        known = [one for one in found if one is not None]
+        return _bounds([value for one in known for value in one]) if len(known) == len(found) else None
 
 
 class TeacherEntropy(TemperatureSchedule):
@@ -392,6 +433,16 @@ def _temperatures(target: float | Tensor, draft_scale: float) -> Temperatures:
     """The pair, the draft's being a multiple of the target's."""
     target = torch.as_tensor(target, dtype=torch.float32)
     return Temperatures(target=target, draft=target * draft_scale)
+
+
+def _bounds(targets: list[float], draft_scale: float = 1.0) -> tuple[float, float]:
+    """The least and the largest draft's temperature."""
+    return min(targets) * draft_scale, max(targets) * draft_scale
+
+
+def _comes(start: int, total_steps: int | None) -> bool:
+    """Whether a run reaches what begins at a step."""
+    return start == 0 or total_steps is None or start < total_steps
 
 
 def _steps(own: int | None, context: ScheduleContext) -> int:

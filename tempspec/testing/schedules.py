@@ -31,7 +31,9 @@ def check_schedule(schedule: TemperatureSchedule) -> None:
     >>> check_schedule(Cosine(start=2.0, end=1.0))
     """
     for where, context in _contexts():
-        _check_temperatures(schedule(context), context, where)
+        got = schedule(context)
+        _check_temperatures(got, context, where)
+        _check_bounds(schedule, got, context, where)
     _check_memory(schedule)
     _check_randomness(schedule)
     _check_endless(schedule)
@@ -83,6 +85,19 @@ def _check_shape(value: Tensor, weight_G: Tensor | None, batch: int, where: str)
     if weight_G.ndim != 1 or tuple(value.shape) not in ((G, 1, 1), (G, batch, 1), (G, batch, _POSITIONS)):
         got = f"got {list(value.shape)} and weights {list(weight_G.shape)}, B = {batch}, T = {_POSITIONS}"
         raise ConformanceError(law, where, got)
+
+
+def _check_bounds(schedule: TemperatureSchedule, got: Temperatures, context: ScheduleContext, where: str) -> None:
+    """The draft's temperatures that weigh and count stay within the bounds of the run, where the schedule gives any."""
+    bounds = schedule.bounds(context.total_steps)
+    if bounds is None or context.step >= _TOTAL:
+        return
+    draft = got.draft if got.weight_G is None else got.draft[got.weight_G > 0]
+    value = draft.expand(*draft.shape[:-2], context.batch_size, _POSITIONS)[..., context.keep_BT]
+    (low, high), slack = bounds, 1 + 1e-5
+    if not bool(((value * slack >= low) & (value <= high * slack)).all()):
+        law, found = "the draft's temperatures of a run lie within the schedule's bounds", value.flatten().tolist()
+        raise ConformanceError(law, where, f"got {found}, bounds {low} and {high}")
 
 
 def _numbers(temperatures: Temperatures) -> list[float | str]:

@@ -180,6 +180,19 @@ def test_the_clock_saves(tmp_path):
     assert steps == [1, 2, 3, 3]
 
 
+def test_the_clock_saves_whole_accumulated_steps(tmp_path):
+    seconds = [0.0]
+    tick = At(2, lambda: seconds.append(3600.0))  # within the second step
+    last = LastCheckpoint(tmp_path, minutes=5, clock=lambda: seconds[-1])
+    steps = []
+    look = At(2, lambda: steps.append((tmp_path / "last.ckpt").exists()))
+    leave = At(3, lambda: steps.append(last._saved_step))
+    run = trainer(tmp_path, tick, last, accumulate_grad_batches=2)
+    run.callbacks += [look, leave]  # behind the checkpoint
+    run.fit(Module(), loader())
+    assert steps == [False, 2]
+
+
 def test_half_a_step_is_never_saved(tmp_path):
     class SecondInterrupt(Module):
         def on_before_optimizer_step(self, optimizer):

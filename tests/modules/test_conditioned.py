@@ -10,7 +10,7 @@ from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.models.conditioning import condition, fold, is_conditioned, set_temperature
+from tempspec.models.conditioning import condition, conditioned_rank, fold, is_conditioned, set_temperature
 from tempspec.models.loading import ModelOptions, load_model, load_tokenizer, save_model
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.loss import TokenSelection
@@ -40,6 +40,14 @@ def uniform():
     return schedules.Uniform(0.3, 2.0, per="sequence")
 
 
+@pytest.fixture
+def conditioned(fit, tmp_path):
+    """The folder of a conditioned draft of rank 2."""
+    module = fit(1, temperature=uniform())
+    save_model(module.export_model(), module.tokenizer, tmp_path / "conditioned")
+    return str(tmp_path / "conditioned")
+
+
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
 def test_a_resumed_run_ends_with_the_same_bits(fit, tmp_path):
     keep = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
@@ -48,6 +56,34 @@ def test_a_resumed_run_ends_with_the_same_bits(fit, tmp_path):
     resumed = fit(temperature=uniform(), resume=str(tmp_path / "kept" / "step=2.ckpt"))
     for name, value in resumed.state_dict().items():
         assert torch.equal(value, whole.state_dict()[name])
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
+def test_every_stage_restores_the_checkpoint_of_its_own_run(fit, pair, data, trainer, tmp_path):
+    keep = ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    trained = fit(temperature=uniform(), callbacks=[keep])
+    checkpoint = str(tmp_path / "kept" / "step=4.ckpt")
+    sweep = Sweep(max_new_tokens=2, timing_prompts=0)
+    for stage in ("validate", "predict"):
+        module = DistillationModule(
+            str(pair / "target"), draft=str(pair / "draft"), conditioning_rank=2, temperature=uniform(), sweep=sweep
+        )
+        getattr(trainer(), stage)(module, datamodule=data, ckpt_path=checkpoint)
+        for name, value in module.draft.state_dict().items():
+            assert torch.equal(value, trained.draft.state_dict()[name])
+
+
+def test_a_conditioned_folder_keeps_its_rank_and_is_refused_what_a_conditioned_draft_is(fit, conditioned, monkeypatch):
+    again = {"draft": conditioned, "conditioning_rank": 0, "temperature": uniform()}
+    assert conditioned_rank(fit(1, **again).draft) == 2
+    with pytest.raises(UserError, match=rf"must be 2, that of the draft in {conditioned}, got 4: leave it out"):
+        fit(1, **again | {"conditioning_rank": 4})
+    for writer in ("draft", "both"):
+        with pytest.raises(UserError, match=r"set online\.writer to target"):
+            fit(1, **again, online=OnlineText(writer=writer))
+    monkeypatch.setattr("tempspec.modules.distillation.is_sharding", lambda trainer: True)
+    with pytest.raises(UserError, match="conditioned on its temperature expected every process to hold"):
+        fit(1, **again)
 
 
 def test_validation_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_path, capsys):
@@ -180,7 +216,7 @@ def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, traine
 
 def test_a_conditioned_draft_is_not_compiled_and_does_not_write(pair, fit):
     with pytest.raises(UserError, match=r"set online\.writer to target"):
-        DistillationModule(str(pair / "target"), conditioning_rank=2, online=OnlineText())
+        fit(1, temperature=uniform(), online=OnlineText())
     with pytest.raises(UserError, match="cannot be compiled: set compile to false"):
         Engine(
             load_model(str(pair / "target")),

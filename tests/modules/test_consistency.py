@@ -1,9 +1,8 @@
 import logging
-import math
 
 import pytest
 
-from tempspec.modules.consistency import Span, inconsistency, loss_span
+from tempspec.modules.consistency import Span, inconsistency
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.online import OnlineText
 from tempspec.plugins import schedules
@@ -20,27 +19,11 @@ ONE, HOT = Span(1.0, 1.0), Span(0.5, 2.0)
         ((ONE, None, ONE), None),
         ((Span(0.7, 0.7), ONE, HOT), "text sampled at 0.7, loss at 1, validation at 0.5 to 2"),
         ((None, ONE, ONE), "text of unknown temperature, loss at 1, validation at 1"),
-        ((HOT, None, ONE), "text sampled at 0.5 to 2, loss by token, validation at 1"),
+        ((HOT, None, ONE), "text sampled at 0.5 to 2, loss as the schedule decides, validation at 1"),
     ],
 )
 def test_one_line_where_the_temperatures_differ(spans, line):
     assert inconsistency(*spans) == (line and f"temperatures differ: {line}")
-
-
-@pytest.mark.parametrize(
-    ("schedule", "span"),
-    [
-        (schedules.Constant(0.7), (0.7, 0.7)),
-        (schedules.Linear(2.0, 0.5), (0.5, 2.0)),
-        (schedules.Grid([0.5, 1.0, 1.5]), (0.5, 1.5)),
-        (schedules.Matched(), (0.6, 1.2)),
-        (schedules.Constant(1.0, draft_scale=2.0), (2.0, 2.0)),
-    ],
-)
-def test_the_loss_span_of_a_schedule(schedule, span):
-    assert loss_span(schedule, [0.6, 1.2], 100) == pytest.approx(span)
-    assert loss_span(schedules.TeacherEntropy(), [0.6], 100) is None
-    assert loss_span(schedules.Uniform(0.5, 1.0, per="token"), [math.nan], None) is not None
 
 
 @pytest.mark.parametrize(
@@ -49,6 +32,14 @@ def test_the_loss_span_of_a_schedule(schedule, span):
         ({}, "temperatures differ: text of unknown temperature, loss at 1, validation at 1"),
         ({"temperature": 2.0, "online": OnlineText(max_new_tokens=3)}, "text sampled at 1, loss at 2, validation at 1"),
         ({"online": OnlineText(max_new_tokens=3)}, None),
+        (
+            {"temperature": schedules.Uniform(0.5, 2.0)},
+            "temperatures differ: text of unknown temperature, loss at 0.5 to 2, validation at 1",
+        ),
+        (
+            {"temperature": schedules.Matched(unknown=1.0)},
+            "temperatures differ: text of unknown temperature, loss as the schedule decides, validation at 1",
+        ),
     ],
 )
 def test_fit_says_it_once(pair, data, trainer, caplog, options, line):

@@ -119,6 +119,13 @@ def test_schedules_follow_the_optimiser_step_whatever_the_accumulation(pair, dat
     assert module.logged["train/temperature"] == pytest.approx([1, 1, 1.5, 1.5, 2, 2, 2.5, 2.5])
 
 
+def test_a_schedule_over_the_whole_run_ends_with_its_steps_or_its_epochs(pair, data, trainer):
+    for limits in ({"max_steps": 6}, {"max_epochs": 1, "max_steps": 10000}, {"max_epochs": 3, "max_steps": 6}):
+        module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=Linear(1.0, 2.2))
+        trainer(limit_val_batches=0, **limits).fit(module, data)
+        assert module.logged["train/temperature"] == pytest.approx([1, 1.2, 1.4, 1.6, 1.8, 2])
+
+
 def test_random_temperatures_are_a_function_of_seed_and_step(pair, data, trainer):
     def temperatures(seed):
         module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=Uniform(0.3, 2.0), seed=seed)

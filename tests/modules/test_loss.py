@@ -1,13 +1,19 @@
 import copy
+import csv
+import json
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tempspec.data.module import TextDataModule
+from tempspec.data.sources import Source
 from tempspec.errors import UserError
 from tempspec.models.loading import load_model
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.language_model import LanguageModelModule
 from tempspec.modules.loss import TokenSelection
+from tempspec.modules.metrics_file import MetricsFile
 from tempspec.plugins import divergences, schedules
 
 
@@ -30,6 +36,7 @@ SCHEDULES = {
     "TokenDifficulty": lambda: schedules.TokenDifficulty(),
     "LogitPeaks": lambda: schedules.LogitPeaks(),
     "Curriculum": lambda: schedules.Curriculum(),
+    "Join that learns": lambda: schedules.Join([schedules.Constant(2.0), schedules.Curriculum(steps=1)], [1]),
 }
 DIVERGENCES = {
     "TAID": lambda: divergences.TAID(rate=0.1),
@@ -41,7 +48,7 @@ DIVERGENCES = {
 def fit(pair, data, trainer):
     """Fits the pair's draft for some steps; returns the module and its trainer."""
 
-    def run(steps=4, *, resume=None, callbacks=(), precision="32-true", accumulate=1, adam=True, **options):
+    def run(steps=4, *, resume=None, callbacks=(), precision="32-true", accumulate=1, adam=True, rows=data, **options):
         kind = torch.optim.AdamW if adam else torch.optim.SGD
         module = Recorded(
             str(pair / "target"),
@@ -54,7 +61,7 @@ def fit(pair, data, trainer):
             max_steps=steps, limit_val_batches=0, precision=precision, accumulate_grad_batches=accumulate
         )
         with_checkpoints.callbacks += list(callbacks)
-        with_checkpoints.fit(module, data, ckpt_path=resume)
+        with_checkpoints.fit(module, rows, ckpt_path=resume)
         return module
 
     return run
@@ -117,12 +124,68 @@ def test_a_learned_temperature_is_trained_and_saved(fit):
     assert len(set(module.logged["train/temperature"])) > 1
 
 
+def test_weight_decay_is_the_drafts_alone(fit):
+    module = fit(1, temperature=schedules.Curriculum())
+    draft, learned = module.trainer.optimizers[0].param_groups
+    assert [len(draft["params"]), learned["params"]] == [
+        len(list(module.draft.parameters())),
+        [module.temperature.theta],
+    ]
+    assert draft["weight_decay"] > 0 == learned["weight_decay"]
+
+
+def test_what_a_joined_schedule_learns_is_trained_and_saved(fit):
+    module = fit(5, temperature=schedules.Join([schedules.Constant(3.0), schedules.Curriculum(steps=1)], [1]))
+    assert "temperature.schedule_1.theta" in module.state_dict()
+    first, *learned = module.logged["train/temperature"]
+    assert first == 3.0
+    assert len(set(learned)) > 2
+
+
 def test_both_means_are_reported_and_either_can_be_the_loss(fit, data, pair):
     tokens, sequences = (fit(1, average=average) for average in ("token", "sequence"))
     for name in ("train/token_loss", "train/sequence_loss"):
         assert tokens.logged[name] == pytest.approx(sequences.logged[name], rel=1e-5)
     assert tokens.logged["train/loss"] == pytest.approx(tokens.logged["train/token_loss"], rel=1e-5)
     assert sequences.logged["train/loss"] == pytest.approx(sequences.logged["train/sequence_loss"], rel=1e-5)
+
+
+@pytest.fixture
+def ragged(pair, tmp_path):
+    """A data module over rows of one to twelve response tokens."""
+    lines = (pair / "corpus.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    for number, row in enumerate(rows):
+        row["response"] = " ".join(row["response"].split()[: 1 + number * 7 % 12])
+    path = tmp_path / "ragged.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return TextDataModule(
+        tokenizer=str(pair / "target"),
+        train=Source(str(path)),
+        max_length=24,
+        batch_size=4,
+        cache_dir=str(tmp_path / "cache"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["distillation", "language model"])
+def test_what_is_logged_of_an_accumulated_step_is_the_mean_over_all_its_tokens(pair, ragged, trainer, tmp_path, kind):
+    def logged(batch_size, accumulate):
+        ragged.batch_size = batch_size
+        folder = tmp_path / f"{kind} {accumulate}"
+        module = (
+            LanguageModelModule(pretrained=str(pair / "draft"))
+            if kind == "language model"
+            else DistillationModule(str(pair / "target"), draft=str(pair / "draft"), temperature=1.5)
+        )
+        run = trainer(max_steps=1, limit_val_batches=0, accumulate_grad_batches=accumulate, log_every_n_steps=1)
+        run.loggers = [MetricsFile(folder)]
+        run.fit(module, ragged)
+        (row,) = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+        names = ("loss", "token_loss", "sequence_loss", "acceptance", "temperature")
+        return {name: float(row[f"train/{name}"]) for name in names if f"train/{name}" in row}
+
+    assert logged(4, 3) == pytest.approx(logged(12, 1), rel=1e-5)
 
 
 def test_selection_learns_the_tokens_that_lose_most_to_the_reference(fit, pair, data):
@@ -137,6 +200,14 @@ def test_selection_learns_the_tokens_that_lose_most_to_the_reference(fit, pair, 
     own = (logp.exp() * (logp - logq)).sum(-1)
     count = -(-len(own) // 4)
     assert module.logged["train/loss"][0] == pytest.approx(own.topk(count).values.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("selection", [True, False])
+def test_sequences_count_alike_by_the_tokens_that_are_learned(fit, pair, ragged, selection):
+    options = {"selection": TokenSelection(str(pair / "target"), 0.4)} if selection else {}
+    module = fit(1, rows=ragged, average="sequence", **options)
+    assert module.logged["train/loss"] == pytest.approx(module.logged["train/sequence_loss"], rel=1e-5)
+    assert module.logged["train/loss"] != pytest.approx(module.logged["train/token_loss"], rel=1e-3)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.5])

@@ -70,6 +70,16 @@ def test_text_is_used_again_until_it_is_refreshed(batch, draft):
     assert texts[3].shape != texts[0].shape or not torch.equal(texts[3], texts[0])
 
 
+def test_each_of_a_steps_batches_has_its_own_text_again(batch, draft):
+    write = writer(every=2)
+    numbers = ((0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0))
+    first, second, *again, third, fresh = (
+        write(batch, draft, step, 10 * step + number, number=number)["input_ids"].tolist() for step, number in numbers
+    )
+    assert again == [first, second]
+    assert len({str(text) for text in (first, second, third, fresh)}) == 4
+
+
 def test_by_token_the_share_of_the_target_is_kept(batch, pair, draft):
     target = load_model(str(pair / "target"))
     options = {"low": 0.0, "max_new_tokens": 20}
@@ -90,16 +100,25 @@ def test_by_token_the_share_of_the_target_is_kept(batch, pair, draft):
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
 @pytest.mark.parametrize(
     "options",
-    [{}, {"writer": "target", "low": 0.5, "high": 1.5}, {"share": 0.5, "every": 3}, {"writer": "both", "every": 2}],
-    ids=["on-policy", "the target over a range", "mixed, every third step", "mixed by token"],
+    [
+        {},
+        {"writer": "target", "low": 0.5, "high": 1.5},
+        {"share": 0.5, "every": 3},
+        {"writer": "both", "every": 2},
+        {"every": 2, "accumulate": 2},
+    ],
+    ids=["on-policy", "the target over a range", "mixed, every third step", "mixed by token", "accumulated"],
 )
 def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, options):
+    options = dict(options)
+    accumulate = options.pop("accumulate", 1)
+
     def fit(resume=None, callbacks=()):
         online = OnlineText(**options, max_new_tokens=6)
         module = DistillationModule(
             str(pair / "target"), draft=str(pair / "draft"), online=online, temperature=Matched(unknown=1.0)
         )
-        run = trainer(max_steps=5, limit_val_batches=0)
+        run = trainer(max_steps=5, limit_val_batches=0, accumulate_grad_batches=accumulate)
         run.callbacks += list(callbacks)
         run.fit(module, data, ckpt_path=resume)
         assert 0 < float(run.callback_metrics["train/generation_share"]) <= 1

@@ -1,9 +1,14 @@
 """A run that was stopped ends with the same bits as one that was not, for every schedule and every way to get text."""
 
+import os
+import signal
+
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from tempspec.modules.callbacks import GracefulStop, LastCheckpoint
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.online import OnlineText
 from tempspec.plugins import schedules
@@ -61,4 +66,57 @@ def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, sc
     whole = fit(callbacks=[keep])
     resumed = fit(str(tmp_path / "kept" / "step=1.ckpt"))
     for name, value in resumed.items():
+        assert torch.equal(value, whole[name])
+
+
+class At(Callback):
+    """Acts at the beginning or the end of one batch of the run."""
+
+    def __init__(self, batch, *, begin=None, end=None):
+        self.batch, self.begin, self.end = batch, begin, end
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.begin and batch_idx == self.batch:
+            self.begin()
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.end and batch_idx == self.batch:
+            self.end()
+
+
+def crash():
+    raise ZeroDivisionError
+
+
+def sigterm():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+ENDS = {
+    "SIGTERM": lambda: At(6, begin=sigterm),
+    "a crash": lambda: At(10, begin=crash),
+    "a crash behind a step's first batch": lambda: At(9, end=crash),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_run_that_was_stopped_within_an_accumulated_step_ends_with_the_same_bits(pair, data, trainer, tmp_path, end):
+    path = tmp_path / "last.ckpt"
+
+    def fit(callbacks=(), resume=None):
+        module = DistillationModule(
+            str(pair / "target"), draft=str(pair / "draft"), temperature=schedules.Uniform(0.5, 2.0)
+        )
+        own = trainer(max_steps=4, limit_val_batches=0, accumulate_grad_batches=3)
+        own.callbacks += list(callbacks)
+        own.fit(module, data, ckpt_path=resume, weights_only=True)
+        return module.state_dict()
+
+    data.batch_size = 5  # twelve batches, four steps
+    whole = fit()
+    clock = iter([0.0] * 3 + [100.0] * 99)  # the third step is saved by the time, and last
+    with pytest.raises((SystemExit, ZeroDivisionError)):
+        fit([GracefulStop(), ENDS[end](), LastCheckpoint(tmp_path, minutes=1, clock=lambda: next(clock))])
+    assert torch.load(path, weights_only=True)["global_step"] == 3
+    for name, value in fit(resume=str(path)).items():
         assert torch.equal(value, whole[name])

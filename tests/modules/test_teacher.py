@@ -20,8 +20,8 @@ VOCABULARY = 24
 def make(pair, tmp_path):
     def build(teacher=None, **options):
         cached = None if teacher is None else CachedTeacher(str(tmp_path / "cache-of-teacher"), **teacher)
-        options = {"draft": str(pair / "draft")} | options
-        return DistillationModule(str(pair / "target"), teacher=cached, **options)
+        options = {"target": str(pair / "target"), "draft": str(pair / "draft")} | options
+        return DistillationModule(teacher=cached, **options)
 
     return build
 
@@ -106,6 +106,23 @@ def test_a_cache_of_another_text_or_tokenizer_is_refused(make, data, trainer, pa
     record.write_text(json.dumps(held | {"tokenizer": "another"}))
     with pytest.raises(UserError, match="it was made with another tokenizer"):
         fit(make({"tokens": 4}), data, trainer)
+
+
+def test_a_cache_of_another_target_is_refused_by_its_weights_or_else_by_its_name(make, data, trainer, pair, tmp_path):
+    options = {"tokens": 4}
+    write(make(options), data)
+    moved, other, bare = (tmp_path / name for name in ("moved", "other", "bare"))
+    shutil.copytree(pair / "target", moved)
+    shutil.copytree(pair / "target", other)
+    (other / "model.safetensors").write_bytes((pair / "draft" / "model.safetensors").read_bytes())
+    shutil.copytree(pair / "target", bare, ignore=shutil.ignore_patterns("*.safetensors"))
+    fit(make(options, target=str(moved)), data, trainer, steps=1)
+    for target in (other, bare):
+        with pytest.raises(UserError, match=f"made of the target {pair / 'target'} .*, got {target} .*; name that"):
+            fit(make(options, target=str(target)), data, trainer)
+    record = tmp_path / "cache-of-teacher" / "teacher.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"target": str(bare)}))
+    fit(make(options, target=str(bare)), data, trainer, steps=1)
 
 
 def test_other_options_are_not_continued_and_a_small_disk_is_refused(make, data, monkeypatch, tmp_path):

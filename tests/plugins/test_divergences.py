@@ -101,6 +101,7 @@ def test_lk_hybrid_scales_each_term_by_its_own_power():
         (lambda: plugins.WeightedSum({}), r"one weight for each term, got terms \[\]"),
         (lambda: plugins.WeightedSum({"a": plugins.ForwardKL()}, {"b": 1.0}), r"terms \['a'\], weights \['b'\]"),
         (lambda: plugins.WeightedSum({"a": plugins.ForwardKL()}, {"a": -1.0}), "weights must be 0 or more"),
+        (lambda: plugins.WeightedSum({"a": plugins.ForwardKL()}, {"a": 0.0}), "not all 0, got {'a': 0.0}"),
     ],
 )
 def test_bad_options_are_refused(make, message):

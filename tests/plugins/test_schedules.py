@@ -169,6 +169,42 @@ def test_joined_schedules_count_from_their_own_beginning():
     assert plugins.Join([plugins.LogitPeaks(), plugins.TeacherEntropy()], [1]).needs == {"peaks", "entropy"}
 
 
+@pytest.mark.parametrize(("step", "moves"), [(0, False), (3, True), (5, False)])
+def test_what_joined_schedules_learn_has_a_gradient_in_every_step_and_0_out_of_turn(step, moves):
+    curriculum = plugins.Curriculum(start=3.0, steps=1)
+    got = plugins.Join([plugins.Constant(), curriculum, plugins.Grid([1.0, 2.0])], [2, 5])(context(step))
+    got.target.sum().backward()
+    assert bool(curriculum.theta.grad) is moves
+
+
+@pytest.mark.parametrize(
+    ("schedule", "bounds"),
+    [
+        (plugins.Constant(0.7, draft_scale=2.0), (1.4, 1.4)),
+        (plugins.Linear(2.0, 0.5), (0.5, 2.0)),
+        (plugins.Linear(2.0, 1.0, steps=180), (1.5, 2.0)),
+        (plugins.Cosine(1.0, 3.0, steps=10), (1.0, 3.0)),
+        (plugins.Piecewise([30, 60], [1.0, 3.0, 0.5]), (0.5, 3.0)),
+        (plugins.Piecewise([30, 90], [1.0, 3.0, 0.5]), (1.0, 3.0)),
+        (plugins.Uniform(0.5, 2.0, per="token"), (0.5, 2.0)),
+        (plugins.Grid([0.5, 1.0, 1.5], weights=[0, 1, 1]), (1.0, 1.5)),
+        (plugins.Join([plugins.Uniform(0.5, 2.0), plugins.Linear(3.0, 1.0, steps=120)], [30]), (0.5, 3.0)),
+        (plugins.Join([plugins.Constant(), plugins.Curriculum()], [95]), (1.0, 1.0)),
+        (plugins.Join([plugins.Constant(), plugins.Curriculum()], [30]), None),
+        (plugins.Matched(), None),
+        (plugins.TeacherEntropy(), None),
+    ],
+    ids=str,
+)
+def test_the_bounds_of_a_run_of_90_steps(schedule, bounds):
+    assert schedule.bounds(90) == (bounds and pytest.approx(bounds))
+
+
+def test_a_run_without_an_end_has_the_bounds_of_all_turns():
+    assert plugins.Piecewise([30, 90], [1.0, 3.0, 0.5]).bounds(None) == (0.5, 3.0)
+    assert plugins.Linear(2.0, 1.0, steps=180).bounds(None) == (1.0, 2.0)
+
+
 def test_hard_tokens_are_colder_by_the_median_of_those_that_count():
     loss = torch.tensor([[1.0, 2.0, 4.0, 1000.0]])
     keep = torch.tensor([[True, True, True, False]])

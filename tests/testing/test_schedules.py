@@ -99,6 +99,18 @@ def test_a_run_without_an_end_is_a_matter_for_the_user():
         check_schedule(Wrapped(lambda c: torch.tensor(1.0 + 0 / c.total_steps)))
 
 
+def test_bounds_that_are_left_are_caught_and_of_no_weight_is_no_matter():
+    law = "temperatures of a run lie within the schedule's bounds"
+    for bounds in ((0.5, 0.9), (1.1, 2.0)):
+        schedule = Wrapped(one)
+        schedule.bounds = lambda total, bounds=bounds: bounds
+        with pytest.raises(ConformanceError, match=law):
+            check_schedule(schedule)
+    several = Returning(Temperatures(*[torch.tensor([[[1.0]], [[2.0]]])] * 2, torch.tensor([1.0, 0.0])))
+    several.bounds = lambda total: (1.0, 1.0)
+    check_schedule(several)
+
+
 def test_a_conforming_schedule_passes():
     check_schedule(Wrapped(one))
     check_schedule(Wrapped(lambda c: 1 + torch.rand(c.batch_size, 1, generator=c.generator)))

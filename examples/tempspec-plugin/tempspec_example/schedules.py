@@ -31,8 +31,12 @@ class LogUniform(TemperatureSchedule):
         self.low, self.high, self.per = low, high, per
 
     def __call__(self, context: ScheduleContext) -> Temperatures:
-        """A scalar or `[B, 1]`; all randomness comes from the context's generator, whose state a run saves."""
+        """A scalar or `[B, 1]`; all randomness comes from the context's generator, which a resumed run seeds alike."""
         shape = () if self.per == "batch" else (context.batch_size, 1)
         share = torch.rand(shape, generator=context.generator, device=context.generator.device)
         temperature = self.low * (self.high / self.low) ** share
         return Temperatures(target=temperature, draft=temperature)
+
+    def bounds(self, total_steps: int | None) -> tuple[float, float]:
+        """The range."""
+        return self.low, self.high

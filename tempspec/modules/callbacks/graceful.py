@@ -25,18 +25,20 @@ class Stopped(SystemExit):
 
 
 class GracefulStop(Callback):
-    """Lets SIGINT and SIGTERM end a run after the current batch, on all ranks, with the exit code of the signal.
+    """Lets SIGINT and SIGTERM end a run after the current step or batch, on all ranks, with the signal's exit code.
 
     The first signal only sets a flag; a second one of the same kind acts at once. Checkpoints are saved by whoever
     saves on an exception. A step that may last longer than a stop may take looks at the flag itself: `stop_asked`.
 
     Training leaves where Lightning itself leaves on SIGTERM, between two steps, by its `SIGTERMException` with the
     signal's exit code: an exception in `on_train_batch_end` would come before the step's row is logged and before the
-    validation that is due, and a run that is continued would have neither.
+    validation that is due, and a run that is continued would have neither. An accumulated step is finished first:
+    its gradients would be lost.
     """
 
     def __init__(self) -> None:
         self._code = 0
+        self._step = 0
         self._previous: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -63,6 +65,7 @@ class GracefulStop(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
+        self._step = trainer.global_step
         self._install(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,7 +93,7 @@ class GracefulStop(Callback):
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The handler; the next signal of the kind finds the former one."""
         self._code = _EXIT_CODE[signal.Signals(number)]
-        rank_zero_info("stopping after this batch; once more stops at once")
+        rank_zero_info("stopping after this step or batch; once more stops at once")
         signal.signal(number, self._previous[signal.Signals(number)])
 
     def _restore(self) -> None:
@@ -116,7 +119,8 @@ class GracefulStop(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Let Lightning leave behind this step."""
-        if self._agree(trainer):
+        before, self._step = self._step, trainer.global_step
+        if trainer.global_step != before and self._agree(trainer):
             trainer._signal_connector.received_sigterm = True
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:

@@ -18,7 +18,8 @@ class LastCheckpoint(Checkpoint):
     Unlike `ModelCheckpoint(save_last=True, save_on_exception=True)` it writes one file, always under one name, never
     replaces it by a run that failed before its first step, nor by weights in the middle of a step, and moves it to its
     place in one step: Lightning's own writing passes through the system's folder for temporary files, and where that
-    is another disk a crash leaves half a checkpoint.
+    is another disk a crash leaves half a checkpoint. Under gradient accumulation it waits for the optimiser step: no
+    checkpoint keeps gradients.
 
     Args:
         folder: where the file is.
@@ -33,11 +34,13 @@ class LastCheckpoint(Checkpoint):
         self._saved_step: int | None = None
         self._saved_at = 0.0
         self._in_step = False
+        self._step = self._batches = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to lose."""
         self._saved_step = trainer.global_step
         self._saved_at = self.clock()
+        self._step, self._batches = trainer.global_step, _batches(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """From here to the batch's end the weights may be half updated."""
@@ -46,12 +49,15 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save if the time has come, which rank 0 decides."""
         self._in_step = False
+        if trainer.global_step == self._step:
+            return
+        self._step, self._batches = trainer.global_step, _batches(trainer)
         if trainer.strategy.broadcast(self.clock() - self._saved_at > 60 * self.minutes):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after a validation inside fit."""
-        if not trainer.sanity_checking:
+        if not trainer.sanity_checking and self._holds_all(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -61,12 +67,17 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what there is.
 
-        Not in a second Ctrl-C, which may come at any point of a step; and not in the middle of a validation, which a
-        run that is continued from there would leave out: it goes on from the checkpoint before.
+        Not in a second Ctrl-C, which may come at any point of a step; not behind some of the batches of an accumulated
+        step; and not in the middle of a validation, which a run that is continued from there would leave out: it goes
+        on from the checkpoint before.
         """
         torn = self._in_step and isinstance(exception, KeyboardInterrupt)
-        if not torn and not trainer.validating:
+        if not torn and not trainer.validating and self._holds_all(trainer):
             self._save(trainer)
+
+    def _holds_all(self, trainer: Trainer) -> bool:
+        """Whether the weights have learned from every batch that is done: none waits for its step."""
+        return trainer.global_step != self._step or _batches(trainer) == self._batches
 
     def _save(self, trainer: Trainer) -> None:
         """Save, unless nothing was done since the last time."""
@@ -79,3 +90,8 @@ class LastCheckpoint(Checkpoint):
             trainer.strategy.barrier("last checkpoint")
             self._saved_step = trainer.global_step
             self._saved_at = self.clock()
+
+
+def _batches(trainer: Trainer) -> int:
+    """How many batches have been trained on."""
+    return trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
