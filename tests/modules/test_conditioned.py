@@ -141,7 +141,7 @@ def test_an_ordinary_draft_is_not_exported(pair, tmp_path, capsys):
 
 
 @pytest.fixture
-def conditioned(pair, tmp_path):
+def saved(pair, tmp_path):
     save_model(condition(load_model(str(pair / "draft")), rank=2), load_tokenizer(str(pair / "draft")), tmp_path / "d")
     return tmp_path / "d"
 
@@ -150,16 +150,16 @@ def export(draft, output):
     return main(["export", "--draft", str(draft), "--temperature", "0.5", "--output", str(output)])
 
 
-def test_an_export_replaces_an_earlier_one(conditioned, tmp_path):
-    assert export(conditioned, tmp_path / "out") == 0
-    assert export(conditioned, tmp_path / "out") == 0
+def test_an_export_replaces_an_earlier_one(saved, tmp_path):
+    assert export(saved, tmp_path / "out") == 0
+    assert export(saved, tmp_path / "out") == 0
     assert load_model(str(tmp_path / "out"))
 
 
-def test_an_export_into_the_current_folder(conditioned, tmp_path, monkeypatch):
+def test_an_export_into_the_current_folder(saved, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out")
-    assert export(conditioned, ".") == 0
+    assert export(saved, ".") == 0
     assert load_model(str(tmp_path / "out"))
 
 
@@ -172,11 +172,11 @@ def test_an_export_into_the_current_folder(conditioned, tmp_path, monkeypatch):
         (".", "with d, notes.txt, other"),
     ],
 )
-def test_an_export_takes_nothing_away(conditioned, tmp_path, capsys, output, says):
+def test_an_export_takes_nothing_away(saved, tmp_path, capsys, output, says):
     shutil.copytree(conditioned, tmp_path / "other")
     (tmp_path / "notes.txt").write_text("mine")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    assert export(conditioned, tmp_path / output) == 2
+    assert export(saved, tmp_path / output) == 2
     assert re.search(says, capsys.readouterr().err)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
