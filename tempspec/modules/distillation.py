@@ -333,8 +333,8 @@ class DistillationModule(pl.LightningModule):
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        """The divergence at the scheduled temperature over the response tokens."""
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+        """The divergence at the scheduled temperature over the response tokens, and how many tokens were read."""
         assert self.draft is not None
         step = self.trainer.global_step
         number = self._number(step)
@@ -350,7 +350,7 @@ class DistillationModule(pl.LightningModule):
         self._tally = report.tally if self._tally is None else self._tally + report.tally
         for name, value in self._tally.means().items():  # of the step's batches so far: the last is the step's
             self.log(f"train/{name}", value, prog_bar=name in ("loss", "acceptance"))
-        return report.loss
+        return {"loss": report.loss, "tokens": batch["attention_mask"].sum()}
 
     def on_train_start(self) -> None:
         """Start the clock that generation takes its share of; say where the temperatures are not consistent."""

@@ -84,10 +84,9 @@ def optimizers(
             None is `WarmupCosine`.
         undecayed: what is trained besides, without weight decay, as 0 is no better a value for it than another.
     """
-    trained: ParamsT = parameters
-    if undecayed:
-        trained = [{"params": list(parameters)}, {"params": list(undecayed), "weight_decay": 0.0}]
-    chosen = (optimizer or default_optimizer)(trained)
+    decayed = list(parameters)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": list(undecayed), "weight_decay": 0.0}]
+    chosen = (optimizer or default_optimizer)(groups if undecayed else decayed)
     schedule = (lr_scheduler or WarmupCosine)(chosen)
     if isinstance(schedule, ReduceLROnPlateau):
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}

@@ -86,7 +86,7 @@ def test_padding_prompts_and_filler_rows_do_not_count(pair, data, trainer):
     run.fit(module, data)
     batch = next(iter(data.train_dataloader()))
     module.trainer = run
-    plain = module.training_step(batch, 0)
+    plain = module.training_step(batch, 0)["loss"]
     changed = {name: value.clone() for name, value in batch.items()}
     changed["input_ids"] = torch.cat([changed["input_ids"], torch.full((10, 3), 5)], 1)
     changed["input_ids"][0] = 7
@@ -94,8 +94,8 @@ def test_padding_prompts_and_filler_rows_do_not_count(pair, data, trainer):
     for name in ("attention_mask", "loss_mask"):
         changed[name] = torch.nn.functional.pad(changed[name], (0, 3))
     without = {name: value[1:] for name, value in batch.items()}
-    torch.testing.assert_close(module.training_step(changed, 0), module.training_step(without, 0))
-    assert not torch.equal(plain, module.training_step(without, 0))
+    torch.testing.assert_close(module.training_step(changed, 0)["loss"], module.training_step(without, 0)["loss"])
+    assert not torch.equal(plain, module.training_step(without, 0)["loss"])
 
 
 def test_label_weight_mixes_the_texts_own_tokens_in(pair, data, trainer):

@@ -226,6 +226,6 @@ def test_rows_without_any_token_of_the_loss_are_no_trouble(fit, data, trainer):
     batch = next(iter(data.train_dataloader()))
     batch["loss_mask"][:] = False
     module.trainer = trainer(max_steps=1)
-    loss = module.training_step(batch, 0)
+    loss = module.training_step(batch, 0)["loss"]
     assert loss == 0
     loss.backward()

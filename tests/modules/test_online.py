@@ -4,6 +4,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tempspec.errors import UserError
 from tempspec.models.loading import load_model
+from tempspec.modules.callbacks import TrainingMonitor
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.plugins.schedules import Matched
@@ -129,6 +130,29 @@ def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, op
         resumed = fit(str(tmp_path / "kept" / f"step={step}.ckpt"))
         for name, value in resumed.state_dict().items():
             assert torch.equal(value, whole.state_dict()[name])
+
+
+def test_the_speed_is_that_of_the_text_that_is_trained_on(pair, data, trainer):
+    class Seeing(DistillationModule):
+        read, speeds = [], []
+
+        def _written(self, *args):
+            batch = super()._written(*args)
+            self.read.append(int(batch["attention_mask"].sum()))
+            return batch
+
+        def log(self, name, value, **options):
+            if name == "train/tokens_per_second":
+                self.speeds.append(float(value))
+
+        def configure_callbacks(self):
+            ticks = iter(range(99))
+            return [TrainingMonitor(clock=lambda: float(next(ticks)))]
+
+    module = Seeing(str(pair / "target"), draft=str(pair / "draft"), online=OnlineText(max_new_tokens=3))
+    run = trainer(max_steps=3, limit_val_batches=0, accumulate_grad_batches=2, log_every_n_steps=1)
+    run.fit(module, data)
+    assert module.speeds == [sum(module.read[step : step + 2]) for step in (0, 2, 4)]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ __all__ = ["TrainingMonitor"]
 class TrainingMonitor(Callback):
     """Logs `train/grad_norm` (before clipping), `train/lr` and `train/tokens_per_second`.
 
-    Tokens are real ones (`attention_mask`), of all ranks; time spent in validation does not count.
+    Tokens are real ones (`attention_mask`), of all ranks; time spent in validation does not count. A module that trains
+    on other text than the batch's returns the number of its `tokens` beside its loss.
 
     Args:
         clock: seconds that only grow.
@@ -26,10 +27,11 @@ class TrainingMonitor(Callback):
         self._since = 0.0
         self._paused_at = 0.0
         self._tokens: torch.Tensor | int = 0
+        self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
-        self._since, self._tokens = self.clock(), 0
+        self._since, self._tokens, self._step = self.clock(), 0, trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -49,9 +51,11 @@ class TrainingMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch; log the speed."""
-        self._tokens = self._tokens + batch["attention_mask"].sum()
-        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+        """Count the batch; log the speed behind a step."""
+        self._tokens = self._tokens + (outputs["tokens"] if "tokens" in outputs else batch["attention_mask"].sum())
+        before, self._step = self._step, trainer.global_step
+        due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
+        if trainer.global_step != before and due:
             now = self.clock()
             speed = float(self._tokens) / max(now - self._since, 1e-9)
             self._since, self._tokens = now, 0
