@@ -173,7 +173,7 @@ def test_an_export_into_the_current_folder(saved, tmp_path, monkeypatch):
     ],
 )
 def test_an_export_takes_nothing_away(saved, tmp_path, capsys, output, says):
-    shutil.copytree(conditioned, tmp_path / "other")
+    shutil.copytree(saved, tmp_path / "other")
     (tmp_path / "notes.txt").write_text("mine")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert export(saved, tmp_path / output) == 2
