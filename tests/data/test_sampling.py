@@ -11,7 +11,9 @@ from tempspec.errors import UserError
 
 # Python warns of every fork of a process with threads; the workers here touch nothing but tensors.
 FORKS = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-WORKERS = pytest.mark.parametrize("workers", [0, pytest.param(2, marks=FORKS)])
+# One core is enough for what is tested here.
+CORES = pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes:UserWarning")
+WORKERS = pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[FORKS, CORES])])
 
 
 class Numbers(Dataset):
