@@ -39,6 +39,8 @@ def report(options: Any) -> None:
         device="cuda" if torch.cuda.is_available() else "cpu",
         conditioning_rank=model.conditioning_rank,
         from_cache=model.teacher is not None,
+        chunk_tokens=model.chunk_tokens,
+        reference=None if model.selection is None else model.selection.reference,
     )
     Console().print(_table(found, ways(_devices(options.trainer))))
     if missing := _not_counted(options):
@@ -47,10 +49,10 @@ def report(options: Any) -> None:
 
 def _not_counted(options: Any) -> list[str]:
     """What the configuration asks for beyond the table."""
-    named = [name for name in ("online", "selection", "chunk_tokens") if options.model[name] is not None]
     precision = options.trainer.precision
     plain = precision in (None, 32, "32", "32-true")
-    return [f"model.{name}" for name in named] + ([] if plain else [f"trainer.precision {precision}"])
+    online = [] if options.model.online is None else ["model.online"]
+    return online + ([] if plain else [f"trainer.precision {precision}"])
 
 
 def _devices(trainer: Any) -> int:
@@ -68,9 +70,9 @@ def _optimizer(chosen: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer] | N
     return partial(getattr(importlib.import_module(module), name), **vars(chosen.get("init_args", {})))
 
 
-def _table(found: Sizes, chosen: list[Way]) -> Table:
+def _table(pair: Sizes, chosen: list[Way]) -> Table:
     parts = [field.name for field in fields(Memory)] + ["total"]
-    memories = [estimate(found, way) for way in chosen]
+    memories = [estimate(pair, way) for way in chosen]
     unit, size = ("GiB", 2**30) if max(memory.total for memory in memories) >= 2**30 else ("MiB", 2**20)
     table = Table(title=f"{unit} on each device", title_justify="left", box=None, pad_edge=False)
     table.add_column("strategy", no_wrap=True)
@@ -78,5 +80,7 @@ def _table(found: Sizes, chosen: list[Way]) -> Table:
         table.add_column(way.name, justify="right", max_width=8)
     table.add_row("devices", *(str(way.devices) for way in chosen))
     for part in parts:
-        table.add_row(part, *(f"{getattr(memory, part) / size:.3g}" for memory in memories))
+        found = [getattr(memory, part) for memory in memories]
+        if any(found):
+            table.add_row(part, *(f"{value / size:.3g}" for value in found))
     return table

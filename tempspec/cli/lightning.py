@@ -7,13 +7,12 @@ subfolder of.
 import importlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from jsonargparse import set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -22,6 +21,8 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import Logger
 
 from tempspec import registry
+from tempspec.cli.ahead import look_ahead, option_pairs
+from tempspec.cli.checkpoint import check_checkpoint
 from tempspec.cli.messages import explain
 from tempspec.cli.parser import Parser
 from tempspec.cli.progress import Progress
@@ -101,7 +102,7 @@ def _command(
     register_fsdp2()
     _allow_imports()
     arguments = ["--cache_teacher=true" if argument == "--cache-teacher" else argument for argument in arguments]
-    before = _look_ahead(list(arguments))
+    before = look_ahead(list(arguments))
     if before.get("task") not in (None, *TASKS):
         raise UserError(f"task must be one of {', '.join(TASKS)}, got {before['task']!r}")
     kind = command_line or CommandLine
@@ -121,48 +122,6 @@ def _allow_imports() -> None:
         import_path_denylist=["*"],
         import_path_allowlist=["tempspec", "lightning", "torch.optim", *sorted(registry.allowed_packages()), *asked],
     )
-
-
-def _look_ahead(arguments: list[str]) -> dict[str, Any]:
-    """`task` and `run` as the last of the options and configurations that names them says; `run` has a default."""
-    found: dict[str, Any] = {"run": "runs/default"}
-    for option, value in _pairs(arguments):
-        if option in ("-c", "--config"):
-            config = _read(value)
-            found |= {"run": f"runs/{Path(value).stem}"} | {
-                key: config[key] for key in ("task", "run") if config.get(key)
-            }
-        elif option in ("--task", "--run"):
-            found[option.removeprefix("--")] = value
-    return found
-
-
-def _pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """Options with their values, written `--name value` or `--name=value`."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        option, equals, value = argument.partition("=")
-        yield option, value if equals else following
-
-
-def _read(path: str) -> dict[str, Any]:
-    """A configuration's mapping; empty for what the parser will complain about.
-
-    Raises:
-        UserError: the file is not text, or no mapping.
-    """
-    try:
-        config = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x}; convert it"
-        ) from error
-    except RecursionError as error:
-        raise UserError(f"{path}: expected sections and options, got brackets nested by the hundred") from error
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    if not isinstance(config, dict | None):
-        raise UserError(f"{path}: expected sections such as model: and data:, got a {type(config).__name__}")
-    return config or {}
 
 
 def _module_class(task: str) -> type[LightningModule]:
@@ -288,7 +247,7 @@ class CommandLine(LightningCLI):
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
         command = self.config.subcommand
-        if command != "generate" and any(option.split(".")[0] == "--server" for option, _ in _pairs(args)):
+        if command != "generate" and any(option.split(".")[0] == "--server" for option, _ in option_pairs(args)):
             raise UserError(f"--server is an option of generate, got it with {command}: leave it out")
 
     @property
@@ -319,7 +278,7 @@ class CommandLine(LightningCLI):
             if not last.is_file():
                 raise UserError(f"ckpt_path is last, but there is no {last}; leave ckpt_path out to start from scratch")
             self._options.ckpt_path = path = str(last)
-        _check_checkpoint(path)
+        check_checkpoint(path)
 
     def before_instantiate_classes(self) -> None:
         """Let the data use the model's tokenizer unless they name their own.
@@ -487,25 +446,3 @@ class CommandLine(LightningCLI):
         elif self.trainer.is_global_zero and results:
             write_atomically(self.folder / "metrics.json", json.dumps(dict(results[0]), indent=2) + "\n")
             print_metrics(results[0])
-
-
-def _check_checkpoint(path: str) -> None:
-    """Refuse what is not a local Lightning checkpoint, before anything is built.
-
-    Raises:
-        UserError: saying which.
-    """
-    if "://" in path:
-        raise UserError(f"ckpt_path must be a local file, got {path}: download it first (checkpoints can carry code)")
-    if not Path(path).is_file():
-        raise UserError(f"ckpt_path must be a checkpoint file or last, got {path}: there is no such file")
-    try:
-        content = torch.load(path, weights_only=True, map_location="meta", mmap=True)
-    except Exception as error:  # torch.load raises whatever the bytes lead it to
-        raise UserError(f"{path} is not a checkpoint, or holds more than weights and numbers") from error
-    wanted = ("state_dict", "pytorch-lightning_version")
-    missing = [name for name in wanted if not isinstance(content, dict) or name not in content]
-    if missing:
-        raise UserError(f"{path} is not a checkpoint of fit: it has no {missing[0]}")
-    if not isinstance(content["state_dict"], dict):
-        raise UserError(f"{path} is not a checkpoint of fit: its state_dict holds no weights")

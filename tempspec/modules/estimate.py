@@ -38,9 +38,9 @@ class Sizes:
         target_rest: the target's other parameters: embedding, norm, head.
         target_layer: the largest of its layers.
         target_activations: what the target's forward pass has at a time.
-        chunk: logits, laws and gradients of the loss, computed chunk by chunk.
+        reference: a reference draft's parameters, and what its forward pass has at a time.
+        loss: logits, laws and gradients of the loss, and the head's gradient that its chunks add up.
         whole: the same of whole logits.
-        head: the gradient of the draft's head, which the chunks add up.
     """
 
     draft_weights: int
@@ -51,9 +51,9 @@ class Sizes:
     target_rest: int
     target_layer: int
     target_activations: int
-    chunk: int
+    reference: int
+    loss: int
     whole: int
-    head: int
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,12 @@ class Memory:
     activations: int
     logits: int
     target: int
+    reference: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.states + self.activations + self.logits + self.target
+        return sum(vars(self).values())
 
 
 def ways(devices: int) -> list[Way]:
@@ -116,11 +117,12 @@ def estimate(found: Sizes, way: Way) -> Memory:
         gradients=copies * found.draft_weights // parts + (2 * found.draft_layer if way.shard_draft else 0),
         states=found.states // parts,
         activations=found.activations,
-        logits=found.whole if way.shard_draft else found.chunk + found.head,
+        logits=found.whole if way.shard_draft else found.loss,
         target=found.target_rest
         + found.target_layers // layers
         + (2 * found.target_layer if way.shard_target else 0)
         + found.target_activations,
+        reference=found.reference,
     )
 
 
@@ -133,6 +135,8 @@ def sizes(
     device: str = "cpu",
     conditioning_rank: int = 0,
     from_cache: bool = False,
+    chunk_tokens: int | None = None,
+    reference: str | None = None,
 ) -> Sizes:
     """The sizes of a pair, from its configurations.
 
@@ -144,6 +148,8 @@ def sizes(
         device: `cpu` or `cuda`, which differ in the size of the loss' chunks.
         conditioning_rank: as `DistillationModule` takes it.
         from_cache: whether the draft learns from a cached teacher, without the target.
+        chunk_tokens: as `DistillationModule` takes it.
+        reference: the draft that tokens are selected by, if any.
 
     Raises:
         UserError: no such model, or no draft is named.
@@ -153,15 +159,14 @@ def sizes(
     if conditioning_rank:
         condition(draft, conditioning_rank)
     tokens = batch_size * length
-    config = target.config.get_text_config()
-    width = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
     vocabulary = min(draft.get_output_embeddings().weight.shape[0], target.get_output_embeddings().weight.shape[0])
     size = 0 if from_cache else _bytes(next(target.parameters()).dtype)
-    chunk = min(chunk_length(vocabulary, device), tokens)
+    chunk = min(chunk_length(vocabulary, device) if chunk_tokens is None else chunk_tokens, tokens)
     layers, rest = _split(target)
     head = draft.get_output_embeddings().weight
     trained = sum(parameter.numel() for parameter in draft.parameters())
     per_element = _bytes(_training_dtype(pair))
+    whole = _COPIES * tokens * vocabulary * 4
     return Sizes(
         draft_weights=trained * per_element,
         draft_layer=max(map(_numel, _split(draft)[0]), default=0) * per_element,
@@ -170,10 +175,10 @@ def sizes(
         target_layers=sum(map(_numel, layers)) * size,
         target_rest=rest * size,
         target_layer=max(map(_numel, layers), default=0) * size,
-        target_activations=tokens * (3 * width + 4 * config.hidden_size) * size,
-        chunk=_COPIES * chunk * vocabulary * 4,
-        whole=_COPIES * tokens * vocabulary * 4,
-        head=head.numel() * 4,
+        target_activations=_passing(target, tokens) * size,
+        reference=0 if reference is None else _frozen(_built(reference, None, pair, pair.options.dtype), tokens),
+        loss=_COPIES * chunk * vocabulary * 4 + head.numel() * 4 if chunk else whole,
+        whole=whole,
     )
 
 
@@ -218,6 +223,18 @@ def _bytes(dtype: torch.dtype) -> int:
 
 def _numel(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _passing(model: PreTrainedModel, tokens: int) -> int:
+    """Numbers that a forward pass without gradients has at a time: those of one layer."""
+    config = model.config.get_text_config()
+    width = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
+    return tokens * (3 * width + 4 * config.hidden_size)
+
+
+def _frozen(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes of a whole model that is only read."""
+    return (_numel(model) + _passing(model, tokens)) * _bytes(model.dtype)
 
 
 def _split(model: PreTrainedModel) -> tuple[list[nn.Module], int]:

@@ -60,7 +60,9 @@ def world(tmp_path_factory):
 def run(world, tmp_path, monkeypatch, capsys):
     """`main` on arguments, in a folder of its own; returns its exit code, and what it printed on either stream."""
     monkeypatch.chdir(tmp_path)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
 
     def call(*arguments):
         from tempspec.__main__ import main
@@ -69,4 +71,5 @@ def run(world, tmp_path, monkeypatch, capsys):
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 
-    return call
+    yield call
+    logger.setLevel(before)  # other tests read what it says

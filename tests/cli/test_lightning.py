@@ -205,4 +205,9 @@ def test_an_estimate_goes_by_what_fit_would_load_and_says_what_it_leaves_out(wor
     assert "not counted: model.online, trainer.precision bf16-true\n" in printed
     code, printed, error = run("fit", "--config", world / "pair.yaml", "--estimate", "--model.teacher", "{folder: t}")
     assert code == 0, error
-    assert set(printed.partition("\ntarget ")[2].splitlines()[0].split()) == {"0"}
+    assert "\ntarget " not in printed
+    selected = ("--model.selection", f"{{reference: {world}/draft}}", "--model.chunk_tokens", "8")
+    code, printed, error = run("fit", "--config", world / "pair.yaml", "--estimate", *selected)
+    assert code == 0, error
+    assert "\nreference " in printed
+    assert "not counted" not in printed

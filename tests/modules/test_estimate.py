@@ -124,6 +124,26 @@ def test_changes_by_temperature_count(folder):
         assert getattr(conditioned, part) > getattr(plain, part)
 
 
+def test_chunks_of_a_named_size_and_whole_logits(folder):
+    default, half, whole = (
+        sizes(pair(folder), batch_size=4, length=128, chunk_tokens=tokens) for tokens in (512, 256, 0)
+    )
+    head = 4 * WORDS * 320
+    assert half.loss - head == (default.loss - head) / 2
+    assert whole.loss == whole.whole == default.loss - head  # 512 tokens are the whole batch
+
+
+def test_a_reference_draft_counts_on_every_device(folder):
+    alone, selected = (
+        sizes(pair(folder), batch_size=1, length=16, reference=path) for path in (None, str(folder / "draft"))
+    )
+    weights = sum(parameter.numel() for parameter in load_model(str(folder / "draft")).parameters())
+    for way in ways(8):
+        more = estimate(selected, way).total - estimate(alone, way).total
+        assert more == estimate(selected, way).reference
+        assert 4 * weights < more < 4.2 * weights
+
+
 def test_a_draft_of_the_targets_layers(folder):
     made = Pair(str(folder / "target"), None, 2, ModelOptions())
     assert sizes(made, batch_size=1, length=16) == sizes(pair(folder), batch_size=1, length=16)

@@ -89,7 +89,7 @@ def test_rows_that_may_outgrow_the_draft_are_told_of_once(make, data, trainer, c
     module = make(Sweep([0.0], max_new_tokens=4, timing_prompts=0), verifiers={"token": TokenwiseRejection()})
     module.configure_model()
     module.draft.config.max_position_embeddings = context  # prompts have 5 tokens
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         predict(module, data, trainer)
     lines = [line for line in caplog.messages if "rows may grow to" in line]
     assert len(lines) == told
