@@ -88,8 +88,13 @@ COMMANDS = (
 )
 
 
-def make_pair(folder: Path) -> None:
-    """A small pair with dropout in the draft, a corpus, and the configurations of a run and of a study."""
+def make_pair(folder: Path, share: int = 1) -> None:
+    """A small pair with dropout in the draft, a corpus, and the configurations of a run and of a study.
+
+    Args:
+        folder: where they go.
+        share: a run takes one part in so many of the steps and prompts.
+    """
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -114,7 +119,7 @@ def make_pair(folder: Path) -> None:
     text = {"path": str(folder / "text.jsonl")}
     configuration = {
         "trainer": {
-            "max_steps": 160,
+            "max_steps": 160 // share,
             "val_check_interval": 10,
             "check_val_every_n_epoch": None,
             "log_every_n_steps": 1,
@@ -130,15 +135,15 @@ def make_pair(folder: Path) -> None:
         "data": {
             "train": text,
             "validation": {"held": text | {"limit": 16}},
-            "prompts": {"p": text | {"limit": 40, "prompt_tokens": 4}},
+            "prompts": {"p": text | {"limit": 40 // share, "prompt_tokens": 4}},
             "max_length": 24,
             "cache_dir": str(folder / "cache"),
         },
     }
     (folder / "pair.yaml").write_text(yaml.safe_dump(configuration))
-    configuration["trainer"]["max_steps"] = 40
+    configuration["trainer"]["max_steps"] = 40 // share
     configuration["model"]["sweep"] |= {"target_temperatures": [0.0, 1.0], "max_new_tokens": 12}
-    configuration["data"]["prompts"]["p"]["limit"] = 12
+    configuration["data"]["prompts"]["p"]["limit"] = 12 // share
     del configuration["data"]["validation"]  # a study measures on texts of its own
     drafts = {"given": {"fit": False}, "fitted": {"labels": {"train_temperature": 1.0}}}
     study = {"study": str(folder / "study"), "drafts": drafts, "experiment": configuration}
@@ -245,12 +250,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=40, help="over all commands")
     parser.add_argument("--commands", nargs="+", default=[command.name for command in COMMANDS])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="one kill of each")
+    parser.add_argument("--quick", action="store_true", help="one kill of each, of shorter runs")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     FORKS.set_forkserver_preload(["tempspec.cli.study", "tempspec.cli.results", "tempspec.modules.distillation"])
     with tempfile.TemporaryDirectory() as scratch:
-        make_pair(Path(scratch))
+        make_pair(Path(scratch), 4 if options.quick else 1)
         harness = Harness(Path(scratch), options.seed)
         for command in (command for command in COMMANDS if command.name in options.commands):
             harness.punish(command, 1 if options.quick else -(-options.kills // len(options.commands)))

@@ -9,6 +9,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext
 from tempspec.plugins import divergences as plugins
 from tempspec.testing import check_divergence
+from tests.ids import plain
 
 NAMES = [
     plugin.name for plugin in registry.scan() if plugin.family == "divergences" and plugin.distribution == "tempspec"
@@ -53,7 +54,7 @@ def test_every_built_in_is_registered():
     assert sorted(NAMES) == sorted(plugins.__all__)
 
 
-@pytest.mark.parametrize(("name", "options"), MATRIX, ids=str)
+@pytest.mark.parametrize(("name", "options"), MATRIX, ids=plain)
 def test_conformance(name, options):
     divergence = getattr(plugins, name)(**options)
     check_divergence(divergence, stops_gradient=name in STOPS_GRADIENT, cross_entropy=name in CROSS_ENTROPIES)
@@ -122,7 +123,7 @@ def test_options_at_the_ends_of_their_ranges_are_taken(name, options):
     assert {option: getattr(made, option) for option in options} == options
 
 
-@pytest.mark.parametrize(("name", "options"), MATRIX, ids=str)
+@pytest.mark.parametrize(("name", "options"), MATRIX, ids=plain)
 def test_can_be_copied(name, options):
     divergence: Divergence = getattr(plugins, name)(**options, scale="gradient")
     logp, logq = torch.randn(2, 2, 3, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)

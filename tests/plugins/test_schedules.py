@@ -8,6 +8,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import ScheduleContext
 from tempspec.plugins import schedules as plugins
 from tempspec.testing import check_schedule
+from tests.ids import plain
 
 OPTIONS = {
     "Constant": [{}, {"temperature": 0.3}],
@@ -50,7 +51,9 @@ def test_every_built_in_is_registered_and_has_options_here():
 
 
 @pytest.mark.parametrize("draft_scale", [1.0, 1.5])
-@pytest.mark.parametrize(("name", "options"), [(name, one) for name, many in OPTIONS.items() for one in many], ids=str)
+@pytest.mark.parametrize(
+    ("name", "options"), [(name, one) for name, many in OPTIONS.items() for one in many], ids=plain
+)
 def test_conformance(name, options, draft_scale):
     schedule = getattr(plugins, name)(**options, draft_scale=draft_scale)
     check_schedule(schedule)
@@ -59,7 +62,7 @@ def test_conformance(name, options, draft_scale):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [(name, one) for name, many in WITHOUT_DRAFT_SCALE.items() for one in many], ids=str
+    ("name", "options"), [(name, one) for name, many in WITHOUT_DRAFT_SCALE.items() for one in many], ids=plain
 )
 def test_conformance_without_a_scale(name, options):
     check_schedule(getattr(plugins, name)(**options))
@@ -194,7 +197,7 @@ def test_what_joined_schedules_learn_has_a_gradient_in_every_step_and_0_out_of_t
         (plugins.Matched(), None),
         (plugins.TeacherEntropy(), None),
     ],
-    ids=str,
+    ids=plain,
 )
 def test_the_bounds_of_a_run_of_90_steps(schedule, bounds):
     assert schedule.bounds(90) == (bounds and pytest.approx(bounds))
