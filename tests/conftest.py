@@ -1,5 +1,9 @@
 """Real third-party packages for the tests of registry and command line; how many examples a property gets."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tests have a process for each core
+
 import subprocess
 import sys
 from pathlib import Path
