@@ -254,8 +254,11 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     FORKS.set_forkserver_preload(["tempspec.cli.study", "tempspec.cli.results", "tempspec.modules.distillation"])
+    first = FORKS.Process(target=int)  # waits for the imports, which no life should count
+    first.start()
+    first.join()
     with tempfile.TemporaryDirectory() as scratch:
-        make_pair(Path(scratch), 4 if options.quick else 1)
+        make_pair(Path(scratch), 8 if options.quick else 1)
         harness = Harness(Path(scratch), options.seed)
         for command in (command for command in COMMANDS if command.name in options.commands):
             harness.punish(command, 1 if options.quick else -(-options.kills // len(options.commands)))
