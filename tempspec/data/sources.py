@@ -100,7 +100,13 @@ def read(source: Source, *, need_response: bool = True, cache_dir: str | Path | 
         raise UserError(
             f"{source.path}: every row is blank or limit is 0, got no text; check the columns and the limit"
         )
-    return datasets.Dataset(table)
+    dataset = datasets.Dataset(table)
+    if source.separator and (form := form_of(dataset)) != "pair":
+        raise UserError(
+            f"{source.path}: separator expected prompts, which it follows, got {form}; leave it out, or name the "
+            "column with prompts as prompt"
+        )
+    return dataset
 
 
 def fingerprint(source: Source, cache_dir: str | Path | None = None) -> str:

@@ -57,6 +57,7 @@ def test_a_key_is_a_matter_of_the_ids_alone(tokenizer, jsonl):
         ({"max_prompt_tokens": -1}, "max_prompt_tokens must be 1 or more, got -1"),
         ({"chat": True}, "chat expected prompts, got texts"),
         ({"chat": True, "prompt": "text", "separator": "!"}, "expected chat or separator, got both"),
+        ({"separator": "!"}, "separator expected prompts, which it follows, got text; leave it out"),
         ({"text": "txt"}, "no column 'txt'; did you mean 'text'"),
     ],
 )
