@@ -133,17 +133,17 @@ def one_request(draw: random.Random) -> None:
 
 
 class OneParser(lightning.CommandLine):
-    """The command line, whose parser of a task is built once."""
+    """The command line, whose parser of a task and a subcommand is built once."""
 
     _built: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def setup_parser(self, *arguments: Any) -> None:
         """Build it, or take the earlier one."""
-        before = set(vars(self))
-        if self.task not in self._built:
+        before, parser = set(vars(self)), f"{self.task} {self.command}"
+        if parser not in self._built:
             super().setup_parser(*arguments)
-            self._built[self.task] = {name: value for name, value in vars(self).items() if name not in before}
-        vars(self).update(self._built[self.task])
+            self._built[parser] = {name: value for name, value in vars(self).items() if name not in before}
+        vars(self).update(self._built[parser])
 
 
 def one_configuration(draw: random.Random, path: Path) -> None:

@@ -194,6 +194,7 @@ class CommandLine(LightningCLI):
         self.earlier = earlier
         self.task = task
         self.default_run = run
+        self.command = arguments[0]
         super().__init__(
             _module_class(task),
             TextDataModule,
@@ -210,17 +211,20 @@ class CommandLine(LightningCLI):
 
     # -- parsing -------------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The subcommands, each with the arguments of its Trainer method that are no options."""
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # Lightning's needs no instance
+        """The one that is run, with the arguments of its Trainer method that are no options.
+
+        Parsers of the others would be most of what there is to build.
+        """
         hidden = {"model", "datamodule", "dataloaders", "weights_only", "return_predictions", "verbose"}
-        return {
+        arguments = {
             "fit": {"model", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"},
             "validate": hidden,
             "test": hidden,
             "predict": hidden,
             "generate": {"model", "datamodule"},
         }
+        return {self.command: arguments[self.command]}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add `task` and `run` beside Lightning's own."""

@@ -20,6 +20,9 @@ _FAMILY = {base: family for family, base in registry.FAMILIES.items()}
 _CLASS = re.compile(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*")
 _NEVER = "Expected a <class 'NoneType'>"
 
+_OWN = {"cache_teacher": "generate"}
+"""Options that one subcommand has alone."""
+
 
 class OneLineErrors(argparse.ArgumentParser):
     """Put before a parser's class: no option is abbreviated, and what is wrong is one `UserError`, without usage."""
@@ -37,7 +40,7 @@ class OneLineErrors(argparse.ArgumentParser):
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """All options of a parser and its subcommands."""
+    """All options of a parser and its subcommand."""
     for action in parser._actions:
         yield from action.option_strings
         if isinstance(action, argparse._SubParsersAction):
@@ -86,13 +89,15 @@ def _unknown_option(arguments: list[str], names: list[str]) -> str:
     name = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
     if name is None:
         return f"unexpected argument {arguments[0]!r}: options are written --NAME VALUE"
-    return f"unknown option {name}: {_did_you_mean(name, names) or '--help lists the options'}"
+    owner = _OWN.get(name.removeprefix("--"))
+    hint = f"it is an option of {owner}; leave it out" if owner else _did_you_mean(name, names)
+    return f"unknown option {name}: {hint or '--help lists the options'}"
 
 
 def _unknown_key(key: str, names: list[str]) -> str:
     """For a key of a configuration that is no option, or another's; its first part may be the wrong one."""
-    if key in names:
-        return f"unknown key {key} in the configuration: it is an option of another subcommand; leave it out"
+    if key in _OWN:
+        return f"unknown key {key} in the configuration: it is an option of {_OWN[key]}; leave it out"
     sections = {name.partition(".")[0] for name in names}
     section, _, rest = key.partition(".")
     hint = _did_you_mean(section, sections) if rest and section not in sections else _did_you_mean(key, names)

@@ -211,7 +211,7 @@ CONFIGURATIONS = {
     "unknown key": configuration("model: {target: a, draf: b}\n", "did you mean 'model.draft'?"),
     "a key of another subcommand": configuration(
         "cache_teacher: true\nmodel: {target: a}\n",
-        "unknown key cache_teacher in the configuration: it is an option of another subcommand; leave it out",
+        "unknown key cache_teacher in the configuration: it is an option of generate; leave it out",
     ),
     "unknown key of a source": configuration(
         "data: {train: {pat: x}}\nmodel: {target: a}\n", "Source has no option 'pat', did you mean 'path'?"
@@ -338,6 +338,7 @@ OTHERS = {
         ["generate", "--config", "WORLD/pair.yaml", "--cache-teacher", "--server", "http://localhost:1"],
         "expected --cache-teacher or a server, got both",
     ),
+    "a cache for fit": Case(["PAIR", "--cache-teacher"], "unknown option --cache_teacher: it is an option of generate"),
     "a server for fit": Case(["PAIR", "--server", "http://localhost:1"], "--server is an option of generate"),
     "a short quickstart option": Case(["quickstart", "--out", "x"], "did you mean '--output'?"),
     "a short study option": Case(["study", "--dry"], "did you mean '--dry_run'?"),
