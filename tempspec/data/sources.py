@@ -87,7 +87,8 @@ def read(source: Source, *, need_response: bool = True, cache_dir: str | Path | 
         cache_dir: where a hub dataset is kept; `datasets`' own place by default.
 
     Raises:
-        UserError: a missing or empty file, an unknown column, a broken row, an unreachable hub; one line each.
+        UserError: a missing or empty file, an unknown column, a broken row, a separator without prompts, an unreachable
+            hub; one line each.
     """
     rows = _raw_rows(source, cache_dir)
     first = next(rows, None)
