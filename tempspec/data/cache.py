@@ -4,28 +4,16 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 
-from tempspec.data.rows import EncodedRow, Report
-from tempspec.data.sources import TEMPERATURE
+from tempspec.data.rows import ROW, Report
 from tempspec.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """The version of the encoding: raised whenever the same corpus would be encoded differently."""
-
-_SCHEMA = pa.schema(
-    [
-        ("input_ids", pa.list_(pa.int32())),
-        ("loss_mask", pa.list_(pa.bool_())),
-        (TEMPERATURE, pa.float32()),
-        ("key", pa.int64()),
-    ]
-)
-_ROWS_AT_ONCE = 1000
 
 
 def default_cache_dir() -> Path:
@@ -33,9 +21,7 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tempspec"
 
 
-def cached(
-    folder: Path, key: str, produce: Callable[[Report], Iterator[EncodedRow]]
-) -> tuple[datasets.Dataset, Report]:
+def cached(folder: Path, key: str, produce: Callable[[Report], Iterator[pa.Table]]) -> tuple[datasets.Dataset, Report]:
     """The rows kept under a key, and the account of how they came about; produced only where they are missing.
 
     Several processes may ask at once: each writes a file of its own, and the first name stands.
@@ -43,7 +29,7 @@ def cached(
     Args:
         folder: the cache folder; made when missing.
         key: a digest of everything that the rows depend on.
-        produce: makes the rows and fills in the report.
+        produce: makes the rows, tables of `ROW`, and fills in the report.
 
     Raises:
         UserError: the folder cannot be written.
@@ -62,15 +48,14 @@ def _report_file(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def _write(file: Path, produce: Callable[[Report], Iterator[EncodedRow]]) -> None:
+def _write(file: Path, produce: Callable[[Report], Iterator[pa.Table]]) -> None:
     """Write rows and report beside the final names, then rename: the report first, so that rows never lack one."""
     report = Report()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as scratch:
         draft = Path(scratch) / file.name
-        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, _SCHEMA) as writer:
-            rows = produce(report)
-            while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-                writer.write_batch(pa.RecordBatch.from_pylist(chunk, _SCHEMA))
+        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, ROW) as writer:
+            for table in produce(report):
+                writer.write_table(table)
         _report_file(draft).write_text(json.dumps(report.as_dict()))
         os.replace(_report_file(draft), _report_file(file))
         os.replace(draft, file)

@@ -59,5 +59,5 @@ def _pairs(source: PromptSource, encoder: Encoder) -> Iterator[tuple[tuple[int, 
             (ids,) = encoder.documents([row["text"]])
             yield tuple(ids[: source.prompt_tokens]), ids[source.prompt_tokens :]
         elif "response" in row:
-            (ids,), (rest,) = encoder.prompts([row["prompt"] + source.separator]), encoder.responses([row["response"]])
-            yield tuple(ids), rest
+            (ids,) = encoder.prompts([row["prompt"] + source.separator])
+            yield tuple(ids), encoder.following(ids, row["response"], ended=True)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 import datasets
+import pyarrow as pa
 from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.data.cache import FORMAT, cached
 from tempspec.data.digest import digest_value
 from tempspec.data.encoding import Encoder
-from tempspec.data.rows import EncodedRow, Report, RowOptions, encode_rows
+from tempspec.data.rows import Report, RowOptions, encode_rows
 from tempspec.data.sources import Source, fingerprint, read
 from tempspec.data.split import hold_out
 from tempspec.errors import UserError
@@ -40,11 +41,15 @@ class Corpora:
         encoder: the tokenizer and its options.
         options: how rows are made.
         cache_dir: where encoded sets and hub data are kept.
+        max_skipped: the largest share of rows that may be left out because they cannot be used.
+        encoding_workers: processes that encode; None chooses.
     """
 
     encoder: Encoder
     options: RowOptions
     cache_dir: Path
+    max_skipped: float = 0.01
+    encoding_workers: int | None = None
 
     def encode(self, name: str, sources: Sequence[Source], side: Side | None = None) -> datasets.Dataset:
         """The rows of some sources as one set.
@@ -55,19 +60,22 @@ class Corpora:
             side: one side of each corpus; all of it by default.
 
         Raises:
-            UserError: no row is left, or a corpus is not as it should be.
+            UserError: no row is left, too many cannot be used, or a corpus is not as it should be.
         """
         parts = [self._encode_one(source, side) for source in sources]
         for source, (_, report) in zip(sources, parts, strict=True):
             rank_zero_info(f"{name}: {source.path}: {report}")
+            report.unusable.check(report.read, self.max_skipped)
         if not any(report.rows for _, report in parts):
             raise UserError(f"{name}: no row to learn from: {parts[0][1]}; {_remedy(side)}")
         return datasets.concatenate_datasets([rows for rows, _ in parts])
 
     def _encode_one(self, source: Source, side: Side | None) -> tuple[datasets.Dataset, Report]:
-        def produce(report: Report) -> Iterator[EncodedRow]:
+        def produce(report: Report) -> Iterator[pa.Table]:
             dataset = read(source, cache_dir=self.cache_dir / "hub")
-            return encode_rows(side.of(dataset) if side else dataset, source, self.encoder, self.options, report)
+            rows = side.of(dataset) if side else dataset
+            workers, scratch = self.encoding_workers, self.cache_dir
+            return encode_rows(rows, source, self.encoder, self.options, report, workers, scratch)
 
         return cached(self.cache_dir, self._key(source, side), produce)
 

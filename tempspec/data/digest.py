@@ -48,7 +48,7 @@ def key_of_ids(ids: Iterable[int]) -> int:
     >>> key_of_ids([1, 2]) == key_of_ids((1, 2)), key_of_ids([1, 2]) == key_of_ids([2, 1])
     (True, False)
     """
-    return _top_bits(np.asarray(list(ids), dtype="<i8").tobytes(), 63)
+    return _top_bits(np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype="<i8").tobytes(), 63)
 
 
 def unit_interval(text: str, seed: int) -> float:

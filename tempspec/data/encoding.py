@@ -1,18 +1,20 @@
-"""From text to token ids: documents, prompts, responses, conversations. It knows no file, no batch, no model."""
+"""From text to token ids: documents, prompts, pairs, conversations. It knows no file, no batch, no model."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import groupby
+from typing import Any, NamedTuple
 
-from jinja2 import TemplateError
+import numpy as np
 
-from tempspec.errors import UserError
+from tempspec.data.turns import EMPTY, UNMARKED, ChatTemplate, Messages, Tools, Unusable, before_answer, check
+from tempspec.models.tokens import Encoded, Marked, Tokeniser
 
 _PLAIN_TURN = "User: {}\nAssistant: {}\n"
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-Turns = list[dict[str, str]]
+_FEW = 8
+"""Tokens up to which a turn is looked at, whether it says anything."""
 
 
 def fold(text: str) -> str:
@@ -24,25 +26,30 @@ def fold(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-def before_answer(turns: Turns) -> Turns:
-    """The turns that an answer follows: a final assistant turn is left out.
+class Pair(NamedTuple):
+    """A prompt, what follows it, and whether that came to its end by itself."""
 
-    Raises:
-        ValueError: there is no such turn.
-    """
-    asked = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    if not asked:
-        raise ValueError("expected a turn before the assistant's")
-    return asked
+    prompt: str
+    response: str
+    ended: bool = True
+
+
+class Conversation(NamedTuple):
+    """Messages as the chat template takes them, its tools, and whether the last answer came to its end by itself."""
+
+    messages: Messages
+    tools: Tools | None = None
+    ended: bool = True
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A tokenizer and how texts are put to it.
 
-    A document and a prompt start with what the tokenizer itself puts at the start (BOS, where it adds one); documents
-    and responses end with EOS, where the tokenizer has one; a prompt never does. Prompt and response are tokenised
-    apart, so that the boundary is exact.
+    A document and a prompt start with what the tokenizer itself puts at the start (BOS, where it adds one), unless
+    their text begins with it already; documents and responses end with EOS, where the tokenizer has one, unless they
+    were cut; a prompt never does. Prompt and response are tokenised as one text, and so are the turns of a
+    conversation (`Tokeniser`).
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -54,44 +61,67 @@ class Encoder:
     fold_whitespace: bool = False
     add_bos: bool = False
 
+    # -- texts --------------------------------------------------------------------------------------------------------
+
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole documents, from BOS to EOS."""
-        return [self._closed(ids) for ids in self.prompts(texts)]
+        return [each.ids.tolist() for each in self.pairs(Pair("", text) for text in texts)]
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that something follows: BOS but no EOS."""
-        return [self._opened(ids) for ids in self._tokenise(texts, special=True)]
+        return [each.ids.tolist() for each in self.pairs(Pair("", text, ended=False) for text in texts)]
 
-    def responses(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts that follow a prompt: no BOS, but EOS."""
-        return [self._closed(ids) for ids in self._tokenise(texts, special=False)]
+    def pairs(self, pairs: Iterable[Pair]) -> list[Encoded]:
+        """Prompts with what follows them, which is learned; without a prompt, a document."""
+        return self._tokeniser.encode([self._joined(pair) for pair in pairs])
 
-    def conversation(self, turns: Turns) -> tuple[list[int], list[bool]]:
-        """Ids of a conversation under the chat template, and which of them an assistant wrote.
+    def following(self, prompt: Sequence[int], text: str, *, ended: bool) -> list[int]:
+        """Ids of a text that was written after a prompt; EOS is put back where it ended by itself."""
+        return self._tokeniser.following(prompt, fold(text) if self.fold_whitespace else text, ended=ended)
 
-        All assistant turns count where the template marks them (`{% generation %}`); else the last turn alone, with
-        everything that the template puts behind it.
+    def text(self, ids: Sequence[int]) -> str:
+        """What ids say, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-        Raises:
-            ValueError: the last turn is not the assistant's, or the template cannot tell prompt from response.
+    # -- conversations ------------------------------------------------------------------------------------------------
+
+    def conversations(self, conversations: Sequence[Conversation]) -> list[Encoded | Unusable]:
+        """Conversations under the chat template, of which what the assistant says is learned, or why that cannot be.
+
+        Where the template marks it (`{% generation %}`), transformers' own mask says what that is; else the turns are
+        found in the rendered text. A turn of which nothing is left but its end is not learned.
         """
-        if turns[-1]["role"] != "assistant":
-            raise ValueError(f"the last turn must be the assistant's, got '{turns[-1]['role']}'")
-        if _GENERATION_MARK.search(self._template()):
-            marked = self._render(turns, return_assistant_tokens_mask=True)
-            return list(marked["input_ids"]), [bool(mark) for mark in marked["assistant_masks"]]
-        ids, opening = list(self._render(turns)["input_ids"]), self.opening(turns)
-        if ids[: len(opening)] != opening:
-            raise ValueError("the chat template writes the prompt differently once it is answered")
-        return ids, [False] * len(opening) + [True] * (len(ids) - len(opening))
+        made: list[Encoded | Unusable | None] = [None] * len(conversations)
+        texts: dict[int, Marked] = {}
+        unlearned: dict[int, list[str]] = {}
+        for index, each in enumerate(conversations):
+            messages = self._folded(each.messages)
+            try:
+                if self._template.marks_answers(each.tools):
+                    made[index] = self._marked_by_template(messages, each.tools)
+                else:
+                    text, spans, unlearned[index] = self._template.find(messages, each.tools)
+                    texts[index] = Marked(text, spans)
+            except Unusable as reason:
+                made[index] = reason
+        for index, encoded in zip(texts, self._tokeniser.encode(list(texts.values())), strict=True):
+            encoded.unlearned = list(unlearned[index])
+            made[index] = encoded
+        for encoded, each in zip(made, conversations, strict=True):
+            if isinstance(encoded, Encoded):
+                self._leave_out_ends(encoded, ended=each.ended)
+        return made  # type: ignore[return-value]  # nothing is None any more
 
-    def opening(self, turns: Turns) -> list[int]:
+    def opening(self, messages: Messages, tools: Tools | None = None) -> list[int]:
         """Ids of a conversation up to where the assistant is to speak next; a final assistant turn is left out.
 
         Raises:
             ValueError: there is nothing to answer, or the template refuses the turns.
         """
-        return list(self._render(before_answer(turns), add_generation_prompt=True)["input_ids"])
+        self._template.marks_answers(tools)
+        asked = self._folded(before_answer(messages))
+        text = self._template.render(asked, tools, add_generation_prompt=True)
+        return self._tokeniser.encode([Marked(text, [])])[0].ids.tolist()
 
     def asking(self, questions: Sequence[str], answers: Sequence[str]) -> list[int]:
         r"""Ids of a conversation whose last question waits for its answer.
@@ -114,40 +144,56 @@ class Encoder:
             turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": question}]
         return self.opening(turns)
 
-    def text(self, ids: Sequence[int]) -> str:
-        """What ids say, special tokens left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+    # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _tokenise(self, texts: Sequence[str], *, special: bool) -> list[list[int]]:
+    @cached_property
+    def _tokeniser(self) -> Tokeniser:
+        return Tokeniser(self.tokenizer, self.add_bos)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer)
+
+    def _joined(self, pair: Pair) -> Marked:
+        prompt, both = pair.prompt, pair.prompt + pair.response
         if self.fold_whitespace:
-            texts = [fold(text) for text in texts]
-        encoded = self.tokenizer(list(texts), add_special_tokens=special, return_attention_mask=False, verbose=False)
-        return [list(ids) for ids in encoded["input_ids"]]
+            prompt, both = fold(prompt), fold(both)
+        return Marked(both, [(len(prompt), len(both))], opened=True, closed=pair.ended)
 
-    def _opened(self, ids: list[int]) -> list[int]:
-        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if len(ids) > 1 and ids[-1] == eos is not None:
-            ids = ids[:-1]
-        return [bos, *ids] if self.add_bos and bos is not None and ids[:1] != [bos] else ids
+    def _folded(self, messages: Messages) -> Messages:
+        if not self.fold_whitespace:
+            return messages
+        return [
+            turn | {"content": fold(turn["content"])} if isinstance(turn.get("content"), str) else turn
+            for turn in messages
+        ]
 
-    def _closed(self, ids: list[int]) -> list[int]:
-        eos = self.tokenizer.eos_token_id
-        return ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+    def _marked_by_template(self, messages: Messages, tools: Tools | None) -> Encoded:
+        """As transformers' own mask says."""
+        check(messages)
+        marked = self._template.render(
+            messages, tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        )
+        spans, position = [], 0
+        for learned, run in groupby(marked["assistant_masks"]):
+            end = position + len(list(run))
+            spans += [(position, end)] if learned else []
+            position = end
+        missing = sum(message["role"] == "assistant" for message in messages) - len(spans)
+        return Encoded(np.asarray(marked["input_ids"], dtype=np.int32), spans, unlearned=[UNMARKED] * missing)
 
-    def _template(self) -> str:
-        template = self.tokenizer.chat_template
-        if not template:
-            raise UserError(
-                f"the tokenizer {self.tokenizer.name_or_path} has no chat template, which `messages` need; "
-                "use prompt and response columns, or a chat model's tokenizer"
-            )
-        return str(self.tokenizer.get_chat_template())
+    def _leave_out_ends(self, encoded: Encoded, *, ended: bool) -> None:
+        """Take out turns that say nothing, and the end of a last turn that was cut."""
+        if not ended and encoded.spans:
+            begin, end = encoded.spans[-1]
+            while end > begin and int(encoded.ids[end - 1]) in self._special_ids:
+                end -= 1
+            encoded.spans[-1] = begin, end
+        said = [end - begin > _FEW or bool(self.text(encoded.ids[begin:end]).strip()) for begin, end in encoded.spans]
+        encoded.unlearned += [EMPTY] * said.count(False)
+        encoded.spans = [span for span, says in zip(encoded.spans, said, strict=True) if says]
 
-    def _render(self, turns: Turns, **options: Any) -> Any:
-        self._template()
-        if self.fold_whitespace:
-            turns = [{**turn, "content": fold(turn["content"])} for turn in turns]
-        try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=True, **options)
-        except TemplateError as error:
-            raise ValueError(f"the chat template refuses it: {' '.join(str(error).split())}") from error
+    @cached_property
+    def _special_ids(self) -> set[int]:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {*self.tokenizer.all_special_ids, *(token for token, each in added if each.special)}

@@ -1,25 +1,59 @@
-"""From a corpus in normal form to training rows: packing, prompt masking, truncation, and an account of what was lost.
+"""From a corpus in normal form to training rows: prompt masking, truncation, packing, and an account of what was lost.
 
-A row is a dictionary with `input_ids`, `loss_mask` (True where the token is a target of the loss), the
-`generation_temperature` (NaN unknown) and a `key` (the bootstrap cluster: one a prompt, or one a packed block).
+A row has `input_ids`, `loss_mask` (True where the token is a target of the loss), the `generation_temperature` (NaN
+unknown), a `key` (the bootstrap cluster: one a prompt, or one a packed block) and `starts` (the positions at which its
+documents begin; 0 alone where it is one).
 """
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from tempspec.data.digest import key_of_ids
-from tempspec.data.encoding import Encoder
+from tempspec.data.encoding import Conversation, Encoder, Pair
+from tempspec.data.mapping import mapped
+from tempspec.data.packing import Block, pack
+from tempspec.data.skipped import Skipped
 from tempspec.data.sources import TEMPERATURE, Source, form_of
-from tempspec.errors import UserError
+from tempspec.data.turns import Unusable
 from tempspec.models.identity import tokenizer_digest
+from tempspec.models.tokens import Encoded
 
 EncodedRow = dict[str, Any]
-_TEXTS_AT_ONCE = 256
+
+BEYOND = "turns beyond data.max_length"
+_ROWS_AT_ONCE = 1000
+
+ROW = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.list_(pa.bool_())),
+        (TEMPERATURE, pa.float32()),
+        ("key", pa.int64()),
+        ("starts", pa.list_(pa.int32())),
+    ]
+)
+"""The columns of a training row."""
+
+_ACCOUNT = {
+    "reason": pa.string(),  # why a row cannot be encoded, null where it can
+    "first": pa.string(),  # its place and details
+    "learned": pa.int32(),  # tokens that are targets of the loss
+    "cut": pa.int32(),  # tokens beyond the maximum length
+    "turns": pa.int32(),  # the assistant's
+    "unlearned": pa.list_(pa.string()),  # the reason for every one that is not learned
+}
+MADE = pa.schema([*ROW, *_ACCOUNT.items()])
+"""The columns of a row as it is made, with what the report counts."""
 
 
 @dataclass
@@ -27,32 +61,61 @@ class Report:
     """What became of a corpus.
 
     Attributes:
-        read: rows of the corpus.
+        read: rows of the corpus, those that cannot be used included.
         rows: training rows made of them.
         tokens: tokens in those.
+        learned: tokens that are targets of the loss.
+        turns: assistant turns in rows that were encoded.
+        unlearned: turns of those that are not learned, by reason.
         truncated: rows cut to the maximum length.
+        cut: tokens that these lost.
         dropped: rows left out because no target of the loss was left.
+        skipped: rows that cannot be used, by reason.
+        first: place and details of the first of them.
     """
 
     read: int = 0
     rows: int = 0
     tokens: int = 0
+    learned: int = 0
+    turns: int = 0
+    unlearned: dict[str, int] = field(default_factory=dict)
     truncated: int = 0
+    cut: int = 0
     dropped: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    first: str = ""
 
     def __str__(self) -> str:
         """One line for the log.
 
-        >>> str(Report(read=10, rows=8, tokens=900, truncated=3, dropped=2))
-        '10 rows read, 8 kept with 900 tokens (3 truncated, 2 dropped: nothing left to learn from)'
+        >>> print(Report(read=10, rows=8, tokens=900, learned=640, truncated=3, cut=120, dropped=2))
+        10 rows read, 8 kept with 900 tokens, 640 learned (3 truncated by 120 tokens; 2 dropped: nothing left to learn)
+        >>> print(Report(read=9, rows=9, tokens=90, learned=40, turns=7, unlearned={"turns with nothing to learn": 2}))
+        9 rows read, 9 kept with 90 tokens, 40 learned in 5 of 7 assistant turns (2 turns with nothing to learn)
         """
-        lost = [f"{self.truncated} truncated"] * bool(self.truncated)
-        lost += [f"{self.dropped} dropped: nothing left to learn from"] * bool(self.dropped)
-        return f"{self.read} rows read, {self.rows} kept with {self.tokens} tokens" + (
-            f" ({', '.join(lost)})" if lost else ""
+        turns = f" in {self.turns - sum(self.unlearned.values())} of {self.turns} assistant turns"
+        notes = [f"{self.truncated} truncated by {self.cut} tokens"] * bool(self.truncated)
+        notes += [f"{self.dropped} dropped: nothing left to learn"] * bool(self.dropped)
+        notes += [f"{count} {reason}" for reason, count in self.unlearned.items()]
+        notes += [f"skipped: {self.unusable}"] * bool(self.skipped)
+        return (
+            f"{self.read} rows read, {self.rows} kept with {self.tokens} tokens, {self.learned} learned"
+            + turns * bool(self.turns)
+            + f" ({'; '.join(notes)})" * bool(notes)
         )
 
-    def as_dict(self) -> dict[str, int]:
+    @property
+    def unusable(self) -> Skipped:
+        """The rows that cannot be used."""
+        return Skipped.of(self.skipped, self.first)
+
+    def skip(self, skipped: Skipped) -> None:
+        """Count rows that cannot be used."""
+        both = self.unusable + skipped
+        self.skipped, self.first = both.as_dict(), both.first
+
+    def as_dict(self) -> dict[str, Any]:
         """The counts by name."""
         return asdict(self)
 
@@ -70,129 +133,222 @@ class RowOptions:
     pack: bool = True
 
 
-def encode_rows(
-    dataset: datasets.Dataset, source: Source, encoder: Encoder, options: RowOptions, report: Report
-) -> Iterator[EncodedRow]:
-    """The training rows of a corpus, in its order; `report` counts them as they go by.
-
-    Raises:
-        UserError: a conversation that the chat template cannot take, with its row.
-    """
-    report.read += len(dataset)
-    form = form_of(dataset)
-    if form == "text":
-        rows = _of_texts(dataset, encoder, options, report)
-    elif form == "messages":
-        rows = _of_conversations(dataset, source, encoder, options, report)
-    else:
-        rows = _of_pairs(dataset, source, encoder, options, report)
-    for row in rows:
-        report.rows += 1
-        report.tokens += len(row["input_ids"])
-        yield row
-
-
-def pack(documents: Iterable[Sequence[int]], length: int, boundary: int | None = None) -> Iterator[list[int]]:
-    """Join documents and cut the stream into blocks; nothing is lost, and the last block may be shorter.
-
-    Documents are parted by the EOS that they end with and by nothing else: attention and positions run across it.
+class RowMaker:
+    """Makes rows of a batch of a corpus; picklable, for processes that encode.
 
     Args:
-        documents: token ids.
-        length: the tokens of a block.
-        boundary: a token that both ends and starts documents (BOS and EOS in one): it is not doubled where two meet.
-
-    >>> list(pack([[1, 2, 0], [3, 4, 5, 0]], 4))
-    [[1, 2, 0, 3], [4, 5, 0]]
+        dataset: the corpus, in normal form.
+        source: where it is from.
+        encoder: the tokenizer and its options.
+        options: how rows are made.
     """
-    block: list[int] = []
-    for document in documents:
-        position = 1 if block and block[-1] == document[0] == boundary else 0
-        while position < len(document):
-            taken = document[position : position + length - len(block)]
-            block.extend(taken)
-            position += len(taken)
-            if len(block) == length:
-                yield block
-                block = []
-    if block:
-        yield block
+
+    def __init__(self, dataset: datasets.Dataset, source: Source, encoder: Encoder, options: RowOptions) -> None:
+        self.form = form_of(dataset)
+        self.packs = options.pack and self.form == "text"
+        self.tokenizer = tokenizer_digest(encoder.tokenizer) if "tokenizer" in dataset.column_names else ""
+        self.source, self.encoder, self.options = source, encoder, options
+
+    def __call__(self, batch: dict[str, list[Any]], numbers: Sequence[int]) -> pa.Table:
+        """The rows of a batch, `MADE`; documents that are to be packed are whole.
+
+        Args:
+            batch: values by column.
+            numbers: the rows' numbers in the corpus, from 0 on.
+        """
+        names = list(batch)
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+        made = [
+            self._skipped(number, row, encoded) if isinstance(encoded, Unusable) else self._made(row, *encoded)
+            for number, row, encoded in zip(numbers, rows, self._encoded(rows), strict=True)
+        ]
+        return _table(made)
+
+    def _encoded(self, rows: Sequence[EncodedRow]) -> list[tuple[Encoded, int] | Unusable]:
+        """Every row with the number of its assistant turns, or why it cannot be encoded."""
+        if self.form == "messages":
+            conversations = [Conversation(*messages_of(row), ended=_ended(row)) for row in rows]
+            return [
+                each
+                if isinstance(each, Unusable)
+                else (each, sum(turn["role"] == "assistant" for turn in asked.messages))
+                for asked, each in zip(conversations, self.encoder.conversations(conversations), strict=True)
+            ]
+        if self.form == "text":
+            return [(each, 0) for each in self.encoder.pairs(Pair("", row["text"], _ended(row)) for row in rows)]
+        # text encoded again need not give the tokens that were generated
+        exact = [bool(self.tokenizer) and row["tokenizer"] == self.tokenizer for row in rows]
+        others = (row for row, same in zip(rows, exact, strict=True) if not same)
+        separator = self.source.separator
+        encoded = iter(
+            self.encoder.pairs(Pair(row["prompt"] + separator, row["response"], _ended(row)) for row in others)
+        )
+        return [(_of_ids(row) if same else next(encoded), 0) for row, same in zip(rows, exact, strict=True)]
+
+    def _made(self, row: EncodedRow, encoded: Encoded, turns: int) -> EncodedRow:
+        """A row cut to the maximum length."""
+        length = len(encoded.ids)
+        most = length if self.packs else min(length, self.options.max_length)
+        mask = np.zeros(most, dtype=bool)
+        for begin, end in encoded.spans:
+            mask[begin:end] = True
+        mask[0] = False
+        beyond = sum(begin >= most for begin, _ in encoded.spans) if turns else 0
+        temperature = row.get(TEMPERATURE)
+        return _NOTHING | {
+            "input_ids": encoded.ids[:most],
+            "loss_mask": mask,
+            TEMPERATURE: np.nan if temperature is None else temperature,
+            "key": 0 if self.packs else key_of_ids(encoded.ids if self.form == "text" else encoded.prompt),
+            "learned": int(mask.sum()),
+            "cut": length - most,
+            "turns": turns,
+            "unlearned": [*encoded.unlearned, *[BEYOND] * beyond],
+        }
+
+    def _skipped(self, number: int, row: EncodedRow, why: Unusable) -> EncodedRow:
+        line = row.get("line")
+        skipped = Skipped()
+        skipped.add(
+            why.reason, f"{self.source.path} {f'row {number + 1}' if line is None else f'line {line}'}", why.details
+        )
+        return _NOTHING | {"reason": why.reason, "first": skipped.first}
 
 
-def masked_row(
-    ids: list[int], mask: list[bool], key: int, temperature: float | None, options: RowOptions, report: Report
-) -> Iterator[EncodedRow]:
-    """One row cut to the maximum length, or none where no target of the loss is left."""
-    report.truncated += len(ids) > options.max_length
-    ids, mask = ids[: options.max_length], [False, *mask[1 : options.max_length]]
-    if not any(mask):
-        report.dropped += 1
+_NOTHING: EncodedRow = {
+    "input_ids": np.empty(0, dtype=np.int32),
+    "loss_mask": np.empty(0, dtype=bool),
+    TEMPERATURE: np.nan,
+    "key": 0,
+    "starts": [0],
+    "reason": None,
+    "first": None,
+    "learned": 0,
+    "cut": 0,
+    "turns": 0,
+    "unlearned": [],
+}
+
+
+def encode_rows(
+    dataset: datasets.Dataset,
+    source: Source,
+    encoder: Encoder,
+    options: RowOptions,
+    report: Report,
+    workers: int | None = None,
+    scratch: Path | None = None,
+) -> Iterator[pa.Table]:
+    """The training rows of a corpus, `ROW`, in its order; `report` counts them as they go by.
+
+    Documents of different generation temperatures share no row: those of each follow those of the one before.
+
+    Args:
+        dataset: the corpus, in normal form.
+        source: where it is from.
+        encoder: the tokenizer and its options.
+        options: how rows are made.
+        report: counts.
+        workers: processes; None chooses.
+        scratch: a folder for what is not done yet.
+    """
+    report.read += len(dataset)
+    if not len(dataset):
         return
-    known = math.nan if temperature is None else temperature
-    yield {"input_ids": ids, "loss_mask": mask, TEMPERATURE: known, "key": key}
+    maker = RowMaker(dataset, source, encoder, options)
+    with mapped(dataset, maker, f"encoding {source.path}", workers, scratch) as made:
+        rows = _packed(made, encoder, options) if maker.packs else _tables(made)
+        for table in rows:
+            kept = _counted(table, report)
+            if len(kept):
+                yield kept
 
 
-def _of_texts(dataset: datasets.Dataset, encoder: Encoder, options: RowOptions, report: Report) -> Iterator[EncodedRow]:
-    """Documents, packed or one a row. Only documents of one generation temperature share a block."""
-    for temperature, part in _by_temperature(dataset):
-        documents = _documents(part, encoder)
-        if options.pack:
-            documents = pack(documents, options.max_length, encoder.tokenizer.eos_token_id)
-        for ids in documents:
-            yield from masked_row(ids, [True] * len(ids), key_of_ids(ids), temperature, options, report)
+def _counted(made: pa.Table, report: Report) -> pa.Table:
+    """Count rows as they were made; returns those with something to learn, `ROW`."""
+    unusable = made.filter(pc.is_valid(made["reason"]))
+    for reason, first in zip(unusable["reason"].to_pylist(), unusable["first"].to_pylist(), strict=True):
+        report.skip(Skipped(Counter([reason]), first))
+    usable = made.filter(pc.is_null(made["reason"]))
+    kept = usable.filter(pc.greater(usable["learned"], 0))
+    unlearned = Counter(report.unlearned) + Counter(pc.list_flatten(usable["unlearned"]).to_pylist())
+    report.unlearned = dict(unlearned)
+    report.turns += _sum(usable["turns"])
+    report.truncated += _sum(pc.greater(usable["cut"], 0))
+    report.cut += _sum(usable["cut"])
+    report.dropped += len(usable) - len(kept)
+    report.rows += len(kept)
+    report.tokens += _sum(pc.list_value_length(kept["input_ids"]))
+    report.learned += _sum(kept["learned"])
+    return kept.select(ROW.names).cast(ROW)
 
 
-def _by_temperature(dataset: datasets.Dataset) -> Iterator[tuple[float | None, datasets.Dataset]]:
-    temperatures = _temperatures(dataset)
-    order = sorted(range(len(dataset)), key=lambda index: (_sortable(temperatures[index]), index))
-    for _, group in groupby(order, key=lambda index: _sortable(temperatures[index])):
-        indices = list(group)
-        yield temperatures[indices[0]], dataset.select(indices)
+def _sum(values: pa.ChunkedArray) -> int:
+    return int(pc.sum(values).as_py() or 0)
 
 
-def _sortable(temperature: float | None) -> float:
-    return -1.0 if temperature is None else temperature
+def _tables(made: datasets.Dataset) -> Iterator[pa.Table]:
+    yield from made.with_format("arrow").iter(_ROWS_AT_ONCE)
 
 
-def _temperatures(dataset: datasets.Dataset) -> list[float | None]:
-    return list(dataset[TEMPERATURE]) if TEMPERATURE in dataset.column_names else [None] * len(dataset)
+def _packed(made: datasets.Dataset, encoder: Encoder, options: RowOptions) -> Iterator[pa.Table]:
+    """Documents joined to rows, `MADE`, those of one temperature after those of another."""
+    temperatures = np.asarray(made.with_format("numpy")[TEMPERATURE][:])
+    for temperature in np.roll(np.unique(temperatures), int(np.isnan(temperatures).any())):  # the unknown first
+        same = np.isnan(temperatures) if np.isnan(temperature) else temperatures == temperature
+        part = made if same.all() else made.select(np.flatnonzero(same))
+        documents = (ids for table in _tables(part) for ids in _lists(table["input_ids"]))
+        blocks = pack(documents, options.max_length, encoder.tokenizer.eos_token_id)
+        while rows := [_block_row(block, temperature) for block in islice(blocks, _ROWS_AT_ONCE)]:
+            yield _table(rows)
 
 
-def _documents(dataset: datasets.Dataset, encoder: Encoder) -> Iterator[list[int]]:
-    for batch in dataset.iter(_TEXTS_AT_ONCE):
-        yield from encoder.documents(batch["text"])
+def _block_row(block: Block, temperature: float) -> EncodedRow:
+    return _NOTHING | {
+        "input_ids": block.ids,
+        "loss_mask": block.learned,
+        TEMPERATURE: temperature,
+        "key": key_of_ids(block.ids),
+        "starts": block.starts,
+        "learned": int(block.learned.sum()),
+    }
 
 
-def _of_pairs(
-    dataset: datasets.Dataset, source: Source, encoder: Encoder, options: RowOptions, report: Report
-) -> Iterator[EncodedRow]:
-    exact = _has_ids_of(dataset, encoder)
-    for batch in dataset.iter(_TEXTS_AT_ONCE):
-        if exact:
-            prompts, responses = batch["prompt_ids"], batch["response_ids"]
-        else:
-            prompts = encoder.prompts([prompt + source.separator for prompt in batch["prompt"]])
-            responses = encoder.responses(batch["response"])
-        temperatures = batch.get(TEMPERATURE, [None] * len(prompts))
-        for prompt, response, temperature in zip(prompts, responses, temperatures, strict=True):
-            mask = [False] * len(prompt) + [True] * len(response)
-            yield from masked_row(prompt + response, mask, key_of_ids(prompt), temperature, options, report)
+def _lists(column: pa.ChunkedArray) -> Iterator[np.ndarray]:
+    """The lists of a column, as arrays."""
+    for chunk in column.chunks:
+        values, ends = chunk.values.to_numpy(), chunk.offsets.to_numpy()
+        for begin, end in pairwise(ends):
+            yield values[begin:end]
 
 
-def _has_ids_of(dataset: datasets.Dataset, encoder: Encoder) -> bool:
-    """Whether pairs carry the very tokens of this tokenizer: text encoded again need not give what was generated."""
-    if "tokenizer" not in dataset.column_names:
-        return False
-    return set(dataset["tokenizer"]) == {tokenizer_digest(encoder.tokenizer)}
+def _table(rows: Sequence[EncodedRow]) -> pa.Table:
+    return pa.table([_column([row[field.name] for row in rows], field.type) for field in MADE], schema=MADE)
 
 
-def _of_conversations(
-    dataset: datasets.Dataset, source: Source, encoder: Encoder, options: RowOptions, report: Report
-) -> Iterator[EncodedRow]:
-    for number, row in enumerate(dataset, start=1):
-        try:
-            ids, mask = encoder.conversation(row["messages"])
-        except ValueError as error:
-            raise UserError(f"{source.path}: conversation {number}: {error}; repair or drop the row") from error
-        first = mask.index(True) if True in mask else len(ids)
-        yield from masked_row(ids, mask, key_of_ids(ids[:first]), row.get(TEMPERATURE), options, report)
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A column of values; lists of numbers are joined without a Python object a number."""
+    if not pa.types.is_list(kind) or pa.types.is_string(kind.value_type):
+        return pa.array(values, kind)
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    joined = np.concatenate([np.asarray(each, dtype=kind.value_type.to_pandas_dtype()) for each in values])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(joined, kind.value_type))
+
+
+def _of_ids(row: EncodedRow) -> Encoded:
+    """A pair whose very tokens are known."""
+    ids = np.asarray([*row["prompt_ids"], *row["response_ids"]], dtype=np.int32)
+    return Encoded(ids, [(len(row["prompt_ids"]), len(ids))])
+
+
+def _ended(row: EncodedRow) -> bool:
+    """Whether a text came to its end by itself; one that was cut says so."""
+    return row.get("finish") != "length"
+
+
+def messages_of(row: EncodedRow) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """Messages and tools of a row, as the chat template takes them."""
+    messages, tools = (
+        json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row.get("tools"))
+    )
+    return messages, tools or None

@@ -20,6 +20,7 @@ from tempspec.interfaces import Request
 from tempspec.models.identity import tokenizer_digest
 from tempspec.models.loading import load_config
 from tempspec.models.ragged import context_length
+from tempspec.models.tokens import Tokeniser
 from tempspec.modules.pair import Pair
 from tempspec.modules.prediction import generated_row
 from tempspec.modules.server import Refused, Server, call
@@ -122,15 +123,9 @@ class ServedGeneration:
             raise UserError(
                 f"{self.server.url}: expected an OpenAI completion, got one without choices[0].text"
             ) from error
-        ids = choice.get("token_ids") or self._ids(text, stopped)
+        ids = choice.get("token_ids") or self._tokeniser.following(item.request.prompt, text, ended=stopped)
         finish = "stop" if stopped else "length"
         return generated_row(item, self.pair, self._tokenizer_digest, text, ids, finish)
-
-    def _ids(self, text: str, stopped: bool) -> list[int]:
-        """The tokens of a text that came without them; the stop token that ended it is put back."""
-        tokenizer = self.pair.tokenizer
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [*ids, tokenizer.eos_token_id] if stopped and tokenizer.eos_token_id is not None else ids
 
     def _body(self, request: Request, form: Form) -> dict[str, Any]:
         """What is posted."""
@@ -218,6 +213,10 @@ class ServedGeneration:
             more = None
         ids = [*ids, *(more if isinstance(more, list) else [more])]
         return sorted({token for token in ids if token is not None})
+
+    @cached_property
+    def _tokeniser(self) -> Tokeniser:
+        return Tokeniser(self.pair.tokenizer)
 
     @cached_property
     def _tokenizer_digest(self) -> str:

@@ -1,0 +1,212 @@
+"""Texts to token ids, with borders in them that are found by characters (floor 3). It knows no chat template."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+Span = tuple[int, int]
+
+
+class Marked(NamedTuple):
+    """A text of which some parts are learned.
+
+    Attributes:
+        text: all of it.
+        spans: the characters of those parts, begin and end, in order.
+        opened: whether what the tokenizer puts at the start belongs before it.
+        closed: whether EOS belongs after it; it is learned with what it ends.
+    """
+
+    text: str
+    spans: Sequence[Span]
+    opened: bool = False
+    closed: bool = False
+
+
+@dataclass
+class Encoded:
+    """Token ids, and which of them are learned.
+
+    Attributes:
+        ids: int32 `[T]`.
+        spans: the tokens that are learned, begin and end, in order.
+        asked: where a token reaches over the border before the first of them, the ids of what comes before it, when
+            that is tokenised alone, int32 `[T]`.
+        unlearned: for every part that should be learned and is not, the reason.
+    """
+
+    ids: np.ndarray
+    spans: list[Span]
+    asked: np.ndarray | None = None
+    unlearned: list[str] = field(default_factory=list)
+
+    @property
+    def prompt(self) -> np.ndarray:
+        """Ids of what comes before all that is learned, as they are when nothing follows yet."""
+        return self.ids[: self.spans[0][0] if self.spans else None] if self.asked is None else self.asked
+
+
+@dataclass(frozen=True)
+class Tokeniser:
+    """A tokenizer, and how marked texts are put to it.
+
+    What belongs together is tokenised as one text: tokenised apart, what comes later may get a blank that nobody wrote.
+    A token that reaches over a border is not learned: after what comes before alone, nobody is asked for it. What the
+    tokenizer puts at the start or the end is not put there twice. Tokenizers of Python have no character positions:
+    their texts are tokenised piece by piece.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        add_bos: put BOS at the start even where the tokenizer does not.
+    """
+
+    tokenizer: Any
+    add_bos: bool = False
+
+    def encode(self, texts: Sequence[Marked]) -> list[Encoded]:
+        """All texts by one call of the tokenizer, with the tokens of what is learned."""
+        if not texts:
+            return []
+        made = self._by_characters(texts) if self.tokenizer.is_fast else [self._by_pieces(each) for each in texts]
+        return [self._with_edges(encoded, marked) for encoded, marked in zip(made, texts, strict=True)]
+
+    def _ids(self, texts: Sequence[str], *, special: bool = False) -> Any:
+        return self.tokenizer(
+            list(texts),
+            add_special_tokens=special,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+
+    def _by_characters(self, texts: Sequence[Marked]) -> list[Encoded]:
+        batch = self._ids([each.text for each in texts])
+        made = []
+        for row, (ids, marked) in enumerate(zip(batch["input_ids"], texts, strict=True)):
+            borders = _Borders(batch, row, len(ids), len(marked.text))
+            spans = [borders.tokens_of(span) for span in marked.spans]
+            exact = not spans or borders.start(spans[0][0]) == marked.spans[0][0]
+            asked = None if exact else _array(self._ids([marked.text[: marked.spans[0][0]]])["input_ids"][0])
+            made.append(Encoded(_array(ids), spans, asked))
+        return made
+
+    def _by_pieces(self, marked: Marked) -> Encoded:
+        """What a tokenizer without character positions makes of the parts of a text, one by one."""
+        self._say_that_pieces_are_tokenised  # noqa: B018  # once
+        borders = [0, *(place for span in marked.spans for place in span), len(marked.text)]
+        pieces = [marked.text[begin:end] for begin, end in pairwise(borders)]
+        ids = self._ids(pieces)["input_ids"]
+        ends = np.cumsum([len(piece) for piece in ids]).tolist()
+        spans = [(ends[2 * index], ends[2 * index + 1]) for index in range(len(marked.spans))]
+        return Encoded(_array([token for piece in ids for token in piece]), spans)
+
+    @cached_property
+    def _say_that_pieces_are_tokenised(self) -> None:
+        name = type(self.tokenizer).__name__
+        rank_zero_info(f"{name} gives no character positions: prompts and answers are tokenised piece by piece")
+
+    def _with_edges(self, encoded: Encoded, marked: Marked) -> Encoded:
+        """With what belongs before and after the text, where it is not there already."""
+        ids, spans, asked, count = encoded.ids, encoded.spans, encoded.asked, len(encoded.ids)
+        before, after = self._edges
+        if marked.closed and ids[-1:].tolist() != after[-1:]:
+            ids = np.concatenate([ids, _array(after)])
+            spans = [(begin, len(ids) if end == count else end) for begin, end in spans]
+        if marked.opened and ids[:1].tolist() != before[:1]:
+            ids = np.concatenate([_array(before), ids])
+            spans = [(begin + len(before), end + len(before)) for begin, end in spans]
+            asked = asked if asked is None else np.concatenate([_array(before), asked])
+        return Encoded(ids, spans, asked)
+
+    @cached_property
+    def _edges(self) -> tuple[list[int], list[int]]:
+        """What stands before and after every document."""
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        plain, dressed = (self._ids(["a"], special=special)["input_ids"][0] for special in (False, True))
+        at = next((at for at in range(len(dressed)) if dressed[at : at + len(plain)] == plain), 0)
+        before, after = list(dressed[:at]), list(dressed[at + len(plain) :])
+        if self.add_bos and bos is not None and before[:1] != [bos]:
+            before = [bos, *before]
+        return before, after if eos is None or after[-1:] == [eos] else [*after, eos]
+
+    def following(self, prompt: Sequence[int], text: str, *, ended: bool) -> list[int]:
+        """Ids of a text that was written after a prompt; EOS is put back where it ended by itself.
+
+        It is tokenised behind the prompt's own text, or, where a token would reach from one into the other, behind
+        another: the prompt's last token was not to be changed any more when the text was written.
+        """
+        context = str(self.tokenizer.decode(list(prompt), clean_up_tokenization_spaces=False))
+        for before in (context, "\n", "a"):
+            marked = Marked(before + text, [(len(before), len(before) + len(text))], opened=True, closed=ended)
+            (both,) = self.encode([marked])
+            if both.asked is None:
+                break
+        return both.ids[both.spans[0][0] :].tolist()
+
+
+def _array(ids: Sequence[int]) -> np.ndarray:
+    return np.asarray(ids, dtype=np.int32)
+
+
+class _Borders:
+    """Where the tokens of one text of a batch begin and end, by characters.
+
+    A token begins where the one before it ends: some tokenizers leave the blank at its start out of its position.
+
+    Args:
+        batch: what the tokenizer gave.
+        row: the number of the text.
+        tokens: how many it has.
+        characters: how many it has.
+    """
+
+    def __init__(self, batch: Any, row: int, tokens: int, characters: int) -> None:
+        self.batch, self.row, self.tokens, self.characters = batch, row, tokens, characters
+
+    def end(self, token: int) -> int:
+        """The character after a token's last; 0 before the first token."""
+        return int(self.batch.token_to_chars(self.row, token).end) if token >= 0 else 0
+
+    def start(self, token: int) -> int:
+        """A token's first character; that after the last one for the token after the last."""
+        if token >= self.tokens:
+            return self.characters
+        return min(int(self.batch.token_to_chars(self.row, token).start), self.end(token - 1))
+
+    def tokens_of(self, span: Span) -> Span:
+        """The tokens that lie within some characters, begin and end."""
+        begin, end = self.first_from(span[0]), self.first_beyond(span[1])
+        return begin, max(begin, end)
+
+    def first_from(self, character: int) -> int:
+        """The first token that begins at a character or after it."""
+        if character <= 0:
+            return 0
+        token = self._near(character)
+        while token < self.tokens and self.start(token) < character:
+            token += 1
+        while token > 0 and self.start(token - 1) >= character:
+            token -= 1
+        return token
+
+    def first_beyond(self, character: int) -> int:
+        """The first token that ends after a character."""
+        if character >= self.characters:
+            return self.tokens
+        token = self._near(character)
+        while token > 0 and self.end(token - 1) > character:
+            token -= 1
+        return token
+
+    def _near(self, character: int) -> int:
+        """The token of a character, or of the next that has one."""
+        for place in range(character, self.characters):
+            token = self.batch.char_to_token(self.row, place)
+            if token is not None:
+                return int(token)
+        return self.tokens
