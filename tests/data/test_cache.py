@@ -1,23 +1,27 @@
 import math
 import os
+from dataclasses import replace
 
+import pyarrow as pa
 import pytest
 
 from tempspec.data.cache import cached, default_cache_dir
 from tempspec.data.corpora import Corpora, Side
 from tempspec.data.encoding import Encoder
+from tempspec.data.rows import ROW as SCHEMA
 from tempspec.data.rows import RowOptions
 from tempspec.data.sources import Source
 from tempspec.errors import UserError
 
-ROW = {"input_ids": [1, 2], "loss_mask": [False, True], "generation_temperature": math.nan, "key": 2**62}
+ROW = {"input_ids": [1, 2], "loss_mask": [False, True], "generation_temperature": math.nan, "key": 2**62, "starts": [0]}
+TABLE = pa.Table.from_pylist([ROW], schema=SCHEMA)
 
 
 def counting(calls):
     def produce(report):
         calls.append(report)
         report.rows += 1
-        yield ROW
+        yield TABLE
 
     return produce
 
@@ -35,7 +39,7 @@ def test_a_hit_equals_the_miss_and_produces_nothing(tmp_path):
 
 def test_an_interrupted_write_leaves_nothing(tmp_path):
     def broken(report):
-        yield ROW
+        yield TABLE
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -82,3 +86,20 @@ def test_the_same_content_under_another_name_is_found_again(tmp_path, jsonl, sen
     for name in ("a.jsonl", "b.jsonl"):
         Corpora(Encoder(tokenizer), RowOptions(32), tmp_path / "cache").encode("x", [Source(jsonl(texts, name))])
     assert len(list((tmp_path / "cache").glob("*.arrow"))) == 1
+
+
+def talks(broken, fine):
+    asked = [{"role": "user", "content": "the fox"}]
+    answered = [*asked, {"role": "assistant", "content": "ran"}]
+    return [{"messages": asked}] * broken + [{"messages": answered}] * fine
+
+
+def test_rows_that_cannot_be_used_are_left_out_up_to_a_share(tmp_path, jsonl, chat):
+    source = Source(jsonl(talks(1, 99)))
+    corpora = Corpora(Encoder(chat("plain")), RowOptions(32), tmp_path / "cache")
+    for _ in range(2):  # made, then found
+        assert len(corpora.encode("x", [source])) == 99
+        with pytest.raises(
+            UserError, match=r"row 1: the last turn is not .*; 1 of 100 rows cannot be used .*expected at"
+        ):
+            replace(corpora, max_skipped=0.009).encode("x", [source])
