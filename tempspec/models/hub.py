@@ -1,4 +1,4 @@
-"""Whether the hub answers: it is asked once and quickly, instead of waited for through the libraries' retries (floor 3)."""
+"""Whether the hub answers: it is asked once and quickly, without the retries of the libraries (floor 3)."""
 
 import logging
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
-import httpx
 import pytest
 from huggingface_hub.errors import GatedRepoError, HFValidationError, OfflineModeIsEnabled, RepositoryNotFoundError
 
@@ -14,7 +14,7 @@ def raising(error):
     return ask
 
 
-ANSWER = httpx.Response(404, request=httpx.Request("GET", "https://example.org"))
+ANSWER = MagicMock(status_code=404, headers={})
 
 
 def test_an_answer_is_passed_on():
@@ -23,7 +23,7 @@ def test_an_answer_is_passed_on():
     assert not hub_is_silent(lambda: info)
 
 
-@pytest.mark.parametrize("error", [OSError("no route"), OfflineModeIsEnabled("off"), TimeoutError(), httpx.ProxyError("x")])
+@pytest.mark.parametrize("error", [OSError("no route"), OfflineModeIsEnabled("off"), TimeoutError()])
 def test_no_network_is_silence(error):
     assert hub_is_silent(raising(error))
 
