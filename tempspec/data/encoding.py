@@ -12,7 +12,7 @@ from tempspec.errors import UserError
 _PLAIN_TURN = "User: {}\nAssistant: {}\n"
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
-Turns = list[dict[str, str]]
+Turns = list[dict[str, Any]]
 
 
 def fold(text: str) -> str:
@@ -85,13 +85,13 @@ class Encoder:
             raise ValueError("the chat template writes the prompt differently once it is answered")
         return ids, [False] * len(opening) + [True] * (len(ids) - len(opening))
 
-    def opening(self, turns: Turns) -> list[int]:
+    def opening(self, turns: Turns, tools: list[Any] | None = None) -> list[int]:
         """Ids of a conversation up to where the assistant is to speak next; a final assistant turn is left out.
 
         Raises:
             ValueError: there is nothing to answer, or the template refuses the turns.
         """
-        return list(self._render(before_answer(turns), add_generation_prompt=True)["input_ids"])
+        return list(self._render(before_answer(turns), tools=tools, add_generation_prompt=True)["input_ids"])
 
     def asking(self, questions: Sequence[str], answers: Sequence[str]) -> list[int]:
         r"""Ids of a conversation whose last question waits for its answer.

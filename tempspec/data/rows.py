@@ -14,7 +14,7 @@ import datasets
 
 from tempspec.data.digest import key_of_ids
 from tempspec.data.encoding import Encoder
-from tempspec.data.sources import TEMPERATURE, Source, form_of
+from tempspec.data.sources import TEMPERATURE, Source, form_of, messages_of
 from tempspec.errors import UserError
 from tempspec.models.identity import tokenizer_digest
 
@@ -191,7 +191,7 @@ def _of_conversations(
 ) -> Iterator[EncodedRow]:
     for number, row in enumerate(dataset, start=1):
         try:
-            ids, mask = encoder.conversation(row["messages"])
+            ids, mask = encoder.conversation(messages_of(row)[0])
         except ValueError as error:
             raise UserError(f"{source.path}: conversation {number}: {error}; repair or drop the row") from error
         first = mask.index(True) if True in mask else len(ids)
