@@ -6,9 +6,9 @@ would ask other prompts than it began with.
 
 import copy
 import json
+import re
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 
 from tempspec.data.encoding import Encoder
@@ -18,8 +18,8 @@ from tempspec.files import write_atomically
 __all__ = ["at_the_time_of"]
 
 _FILE = "prompts.date.json"
-_FUNCTION = "strftime_now"
-"""What transformers gives templates to write the date with; an argument of that name takes its place."""
+_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+"""How templates ask transformers for the date; it hands them no other clock."""
 
 
 def at_the_time_of(folder: str | Path, encoder: Encoder) -> Encoder:
@@ -32,12 +32,20 @@ def at_the_time_of(folder: str | Path, encoder: Encoder) -> Encoder:
     Raises:
         UserError: the folder cannot be written, or its note is torn.
     """
-    if _FUNCTION not in json.dumps(encoder.tokenizer.chat_template or ""):
+    template = encoder.tokenizer.chat_template
+    named = template if isinstance(template, dict) else {"": template or ""}
+    if not any(map(_CALL.search, named.values())):
         return encoder
+    moment = _first_time(Path(folder))
+    stopped = {name: _CALL.sub(lambda call: _quoted(moment, call[2]), text) for name, text in named.items()}
     tokenizer = copy.copy(encoder.tokenizer)
-    now = _first_time(Path(folder))
-    tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, **{_FUNCTION: now.strftime})
+    tokenizer.chat_template = stopped if isinstance(template, dict) else stopped[""]
     return replace(encoder, tokenizer=tokenizer)
+
+
+def _quoted(moment: datetime, form: str) -> str:
+    """A moment as `strftime` writes it, as a literal of a template."""
+    return json.dumps(moment.strftime(form), ensure_ascii=False)
 
 
 def _first_time(folder: Path) -> datetime:

@@ -10,7 +10,7 @@ from tempspec.data import conversations, values
 from tempspec.data.json_files import Row, Unusable
 from tempspec.errors import UserError
 
-__all__ = ["CATEGORY", "EXACT", "TEMPERATURE", "Shape", "shape_of", "unread_media"]
+__all__ = ["CATEGORY", "EXACT", "TEMPERATURE", "Shape", "names_a_part", "shape_of", "unread_media"]
 
 TEMPERATURE = "generation_temperature"
 CATEGORY = "category"
@@ -77,7 +77,7 @@ class Shape:
             return conversations.messages(name, value, system=row.get("system"), columnar=self.columnar)
         if part == "turns":
             return values.turns(name, value)
-        if part in self.optional and not (isinstance(value, str) and values.is_unicode(value)):
+        if part in self.optional and not (isinstance(value, str) and value.strip() and values.is_unicode(value)):
             return None
         if name == _INSTRUCTION and row.get("input") is not None:
             return _joined(values.text(name, value), values.text("input", row["input"]))
@@ -118,6 +118,12 @@ def shape_of(source: Named, rows: Sequence[Row], *, need_response: bool, columna
     if "prompt" in columns and not need_response and "response" in found:
         columns.setdefault("response", "response")
     return Shape(columns, need_response, columnar)
+
+
+def names_a_part(source: Named, row: Row) -> bool:
+    """Whether an object has a column that may be a part of a row."""
+    known = {*_FORMS, _INSTRUCTION, "conversations"} | {getattr(source, form, None) for form in _FORMS}
+    return not known.isdisjoint(row)
 
 
 def unread_media(rows: Sequence[Row]) -> list[str]:
@@ -187,7 +193,7 @@ def _about_unknown(rows: Sequence[Row], found: list[str], need_response: bool) -
     elif nested:
         advice = f"{_names(nested)} holds rows of its own: write them as the rows of a file"
     else:
-        advice = "none of them holds text: write one text a row"
+        advice = "none of them holds text: write a list of rows or JSON Lines, with one text a row"
     return f"expected columns {known}; it has {_names(found)}; {advice}"
 
 

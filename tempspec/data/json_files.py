@@ -48,10 +48,10 @@ def has_lines(path: Path) -> bool:
 
 
 def rows_of_json(path: Path) -> Iterator[Numbered]:
-    """An object a line (blank lines are no rows), an array of objects, or one object that wraps such an array.
+    """An object a line (blank lines are no rows), an array of objects, or one object.
 
     Raises:
-        UserError: a file that is not in lines is not JSON, or is neither rows nor a row.
+        UserError: a file that is not in lines is not JSON.
     """
     if has_lines(path):
         with _opened(path) as file:
@@ -60,7 +60,8 @@ def rows_of_json(path: Path) -> Iterator[Numbered]:
     with _opened(path) as file:
         text = file.read().decode(ENCODING)
     if text.strip():
-        yield from enumerate(map(_object, _rows(path, _whole(path, text))), start=1)
+        value = _whole(path, text)
+        yield from enumerate(map(_object, value if isinstance(value, list) else [value]), start=1)
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -100,28 +101,25 @@ def _whole(path: Path, text: str) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({str(error).partition(';')[0]}); repair it") from error
 
 
-def _rows(path: Path, value: Any) -> list[Any]:
-    """The rows of a whole document: itself, what it wraps, or the one row that it is."""
-    if isinstance(value, list):
-        return value
-    if isinstance(value, dict):
-        lists = [member for member in value.values() if _holds_rows(member)]
-        if len(lists) == 1:
-            return cast(list[Any], lists[0])
-        if not lists and any(isinstance(member, str | list) for member in value.values()):
-            return [value]
-    got = f"one object with {_keys(value)}" if isinstance(value, dict) else f"one {type(value).__name__}"
-    raise UserError(
-        f"{path}: expected a list of rows or JSON Lines, got {got}; write one object a row, or wrap one list of them"
-    )
+def wrapped_rows(path: str | Path, row: Row) -> list[Numbered] | None:
+    """The rows that a file's only object wraps, as in `{"data": [...]}`; None where it is a row itself.
+
+    Raises:
+        UserError: it has several lists of objects.
+    """
+    lists = {name: member for name, member in row.items() if _holds_rows(member)}
+    if not lists:
+        return None
+    if len(lists) > 1:
+        raise UserError(
+            f"{path}: expected a list of rows or JSON Lines, got one object with the lists {', '.join(lists)}; write "
+            "the one to read to a file of its own"
+        )
+    (rows,) = lists.values()
+    return list(enumerate(map(_object, rows), start=1))
 
 
 def _holds_rows(value: Any) -> bool:
     """Whether a value is a list of objects that are not turns of a conversation."""
     fine = isinstance(value, list) and value and all(isinstance(member, dict) for member in value)
     return bool(fine) and not any(name in value[0] for name in _TURN)
-
-
-def _keys(value: Row) -> str:
-    shown = [" ".join(name.split()) for name in list(value)[:6]]
-    return ", ".join(shown) + (", ..." if len(value) > 6 else "") if value else "nothing in it"

@@ -18,10 +18,11 @@ import datasets
 import pyarrow as pa
 from lightning.pytorch.utilities import rank_zero_info
 
-from tempspec.data.columns import CATEGORY, EXACT, TEMPERATURE, Shape, shape_of, unread_media
+from tempspec.data.columns import CATEGORY, EXACT, TEMPERATURE, Shape, names_a_part, shape_of, unread_media
 from tempspec.data.conversations import for_template
 from tempspec.data.digest import digest_path, digest_value
 from tempspec.data.hub_data import hub_commit, hub_rows
+from tempspec.data.json_files import wrapped_rows
 from tempspec.data.readers import READERS, Numbered, Row, Unusable, numbered_rows, place_of, suffix_of
 from tempspec.data.skipped import Skipped
 from tempspec.errors import UserError
@@ -36,6 +37,7 @@ __all__ = [
     "fingerprint",
     "form_of",
     "messages_of",
+    "named_sources",
     "read",
     "source_of",
 ]
@@ -97,18 +99,28 @@ class Source:
 S = TypeVar("S", bound=Source)
 
 
-def source_of(given: S | str, kind: type[S]) -> S:
+def source_of(given: Source | str, kind: type[S]) -> S:
     """A source, of which the path may be all that is given.
 
     Raises:
         UserError: a text is meant to be options, and they could not be read.
     """
-    if not isinstance(given, str):
+    if isinstance(given, kind):
         return given
-    if given.lstrip()[:1] in ("{", "["):
+    path = str(given)
+    if path.lstrip()[:1] in ("{", "["):
         options = ", ".join(option.name for option in dataclasses.fields(kind))
-        raise UserError(f"data: expected a path, or options out of {options}, got {given}; check their names")
-    return kind(given)
+        raise UserError(f"data: expected a path, or options out of {options}; got {path}; check their names")
+    return kind(path)
+
+
+def named_sources(given: Mapping[str, S | str] | None, kind: type[S]) -> dict[str, S]:
+    """Sources by name; `NAME.path`, which is how a command line names the first option of a new set, names NAME.
+
+    Raises:
+        UserError: see `source_of`.
+    """
+    return {name.removesuffix(".path"): source_of(source, kind) for name, source in (given or {}).items()}
 
 
 def read(
@@ -139,6 +151,7 @@ def read(
     head = list(islice(rows, _ROWS_LOOKED_AT))
     if not head:
         raise UserError(f"{source.path}: expected at least one row, got an empty file; check how it was written")
+    head = _unwrapped(source, head)
     good = [row for _, row in head if not isinstance(row, Unusable)]
     if not good:
         _refuse_first(source, head)
@@ -196,6 +209,14 @@ def _raw_rows(source: Source, cache_dir: str | Path | None) -> Iterator[Numbered
 def _check_hub_name(source: Source) -> None:
     if suffix_of(source.file) in READERS or not _HUB_NAME.fullmatch(source.path):
         raise UserError(f"{source.path}: no such file or folder; check data's path (it is relative to {Path.cwd()})")
+
+
+def _unwrapped(source: Source, head: list[Numbered]) -> list[Numbered]:
+    """The rows of a file that is one JSON object with a list of them in it; other rows as they are."""
+    row = head[0][1]
+    if len(head) > 1 or isinstance(row, Unusable) or suffix_of(source.file) != ".json" or names_a_part(source, row):
+        return head
+    return wrapped_rows(source.path, row) or head
 
 
 def _refuse_first(source: Source, rows: Sequence[Numbered]) -> None:
