@@ -112,7 +112,7 @@ def _unknown_key(key: str, names: list[str]) -> str:
 def _wrong_value(key: str, details: str) -> str:
     """For a value that its option does not accept."""
     subtypes = (re.search(r"Subtypes: (.*)", details) or ["", details])[1]
-    given = (re.search(r"Given value: (.*)", details, re.DOTALL) or ["", ""])[1].strip()
+    given = _joined(details.rpartition("Given value: ")[2]) if "Given value: " in details else ""
     shown = "" if given.startswith(("NestedArg(", "Namespace(")) else given
     errors = _errors(details)
     specific = [error for error in errors if not re.match(r"Expected a <class '\w+'>(\. Got|$)", error)]
@@ -122,12 +122,14 @@ def _wrong_value(key: str, details: str) -> str:
 
 
 def _errors(details: str) -> list[str]:
-    """The bullets under `Errors:` that can help; the whole text where there are none."""
+    """The bullets under `Errors:` that can help, those of a union within a union too; the whole text without any."""
     if "Errors:" not in details:
         return [_joined(details)]
-    part = re.split(r"\n\s*Given value", details.partition("Errors:")[2])[0]
+    part = details.partition("Errors:")[2]
+    ends = re.findall(r"\n *Given value", part)
+    part = part.split(min(ends, key=len))[0] if ends else part
     outermost = min(re.findall(r"\n *- ", part), key=len, default="\n- ")
-    bullets = [_joined(bullet) for bullet in part.split(outermost) if bullet.strip()]
+    bullets = [error for bullet in part.split(outermost) if bullet.strip() for error in _errors(bullet)]
     return [bullet for bullet in bullets if bullet != _NEVER] or bullets
 
 

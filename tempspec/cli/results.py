@@ -96,7 +96,7 @@ def generate_served(module: DistillationModule, data: TextDataModule, server: Se
         folder: the stage's folder.
     """
     served = ServedGeneration(module.pair, module.runner.sweep, server)
-    rows, path = served.run(data.prompt_sets(), folder)
+    rows, path = served.run(data.prompt_sets(folder), folder)
     _report_rows(rows, path, module, data, served.facts)
 
 

@@ -14,6 +14,7 @@ from tempspec.data.cache import FORMAT, cached
 from tempspec.data.digest import digest_value
 from tempspec.data.encoding import Encoder
 from tempspec.data.rows import Report, RowOptions, encode_rows
+from tempspec.data.skipped import Skipped
 from tempspec.data.sources import Source, fingerprint, read
 from tempspec.data.split import hold_out
 from tempspec.errors import UserError
@@ -72,7 +73,10 @@ class Corpora:
 
     def _encode_one(self, source: Source, side: Side | None) -> tuple[datasets.Dataset, Report]:
         def produce(report: Report) -> Iterator[pa.Table]:
-            dataset = read(source, cache_dir=self.cache_dir / "hub")
+            skipped = Skipped()
+            dataset = read(source, cache_dir=self.cache_dir / "hub", skipped=skipped)
+            report.read += skipped.total
+            report.skip(skipped)
             rows = side.of(dataset) if side else dataset
             workers, scratch = self.encoding_workers, self.cache_dir
             return encode_rows(rows, source, self.encoder, self.options, report, workers, scratch)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tempspec.data.turns import EMPTY, UNMARKED, ChatTemplate, Messages, Tools, Unusable, before_answer, check
+from tempspec.data.skipped import Unusable
+from tempspec.data.turns import EMPTY, UNMARKED, ChatTemplate, Messages, Tools, before_answer, check
 from tempspec.models.tokens import Encoded, Marked, Tokeniser
 
 _PLAIN_TURN = "User: {}\nAssistant: {}\n"

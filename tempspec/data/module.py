@@ -12,12 +12,13 @@ from torch.utils.data import DataLoader
 
 from tempspec.data.batches import Collate, EncodedSets
 from tempspec.data.cache import default_cache_dir
+from tempspec.data.clock import at_the_time_of
 from tempspec.data.corpora import Corpora, Side
 from tempspec.data.encoding import Encoder
 from tempspec.data.prompts import Prompt, PromptSource, read_prompts
 from tempspec.data.rows import RowOptions
 from tempspec.data.sampling import ResumableLoader, ShardSampler, Slot, work_loader
-from tempspec.data.sources import TEMPERATURE, Source
+from tempspec.data.sources import TEMPERATURE, Source, named_sources, source_of
 from tempspec.errors import UserError
 from tempspec.models.loading import load_tokenizer
 
@@ -33,7 +34,7 @@ class TextDataModule(LightningDataModule):
 
     Args:
         tokenizer: a folder or a hub name; the target's by default.
-        train: the training corpus, or several.
+        train: the training corpus, or several; here and below, a path alone will do for a corpus without options.
         validation: named validation sets.
         validation_fraction: without `validation`, the share of the training rows that is held out as the set
             `train-held-out`, chosen by content; 0 for none.
@@ -55,11 +56,11 @@ class TextDataModule(LightningDataModule):
     def __init__(
         self,
         tokenizer: str | None = None,
-        train: Source | list[Source] | None = None,
-        validation: dict[str, Source] | None = None,
+        train: Source | str | list[Source | str] | None = None,
+        validation: dict[str, Source | str] | None = None,
         validation_fraction: float = 0.05,
-        test: dict[str, Source] | None = None,
-        prompts: dict[str, PromptSource] | None = None,
+        test: dict[str, Source | str] | None = None,
+        prompts: dict[str, PromptSource | str] | None = None,
         max_length: int = 256,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
@@ -76,10 +77,11 @@ class TextDataModule(LightningDataModule):
         self.tokenizer_path = tokenizer
         self.tokenizer_revision = tokenizer_revision
         self.trust_remote_code = trust_remote_code
-        self.train_sources = [train] if isinstance(train, Source) else list(train or [])
-        self.validation_sources = dict(validation or {})
-        self.test_sources = dict(test or {})
-        self.prompt_sources = dict(prompts or {})
+        trains = [train] if isinstance(train, Source | str) else list(train or [])
+        self.train_sources = [source_of(given, Source) for given in trains]
+        self.validation_sources = named_sources(validation, Source)
+        self.test_sources = named_sources(test, Source)
+        self.prompt_sources = named_sources(prompts, PromptSource)
         self.validation_fraction = validation_fraction
         self.row_options = RowOptions(max_length, pack)
         self.fold_whitespace = fold_whitespace
@@ -92,6 +94,7 @@ class TextDataModule(LightningDataModule):
         self._train: datasets.Dataset
         self._validation: list[datasets.Dataset] = []
         self._test: list[datasets.Dataset] = []
+        self._prompts: dict[str, list[Prompt]] = {}
         self._ready: set[str] = set()
         self._check_options()
 
@@ -156,8 +159,11 @@ class TextDataModule(LightningDataModule):
         """The tokenizer with this module's options."""
         return Encoder(self.tokenizer, self.fold_whitespace, self.add_bos)
 
-    def prompt_sets(self) -> dict[str, list[Prompt]]:
+    def prompt_sets(self, folder: str | Path | None = None) -> dict[str, list[Prompt]]:
         """The prompt sets by name, read at the first call.
+
+        Args:
+            folder: the run's, which keeps the date that chat templates write; the trainer's by default.
 
         Raises:
             UserError: there is none, one is empty, or a file is broken.
@@ -166,12 +172,14 @@ class TextDataModule(LightningDataModule):
             raise UserError(
                 "data.prompts is empty; name at least one prompt set, such as `prompts: {chat: {path: ...}}`"
             )
+        if not self._prompts:
+            kept = folder or (self.trainer.default_root_dir if self.trainer else None)
+            encoder = self.encoder if kept is None else at_the_time_of(kept, self.encoder)
+            cache = self.cache_dir / "hub"
+            self._prompts = {
+                name: read_prompts(name, source, encoder, cache) for name, source in self.prompt_sources.items()
+            }
         return self._prompts
-
-    @cached_property
-    def _prompts(self) -> dict[str, list[Prompt]]:
-        cache = self.cache_dir / "hub"
-        return {name: read_prompts(name, source, self.encoder, cache) for name, source in self.prompt_sources.items()}
 
     # -- Lightning's hooks --------------------------------------------------------------------------------------------
 

@@ -1,28 +1,37 @@
-"""Rows of a data file as plain dictionaries, one reader a format. Nothing here knows what a column means.
+"""Rows of a data file as plain dictionaries, numbered, one reader a format. Nothing here knows what a column means.
 
 The readers are our own and not the builders of `datasets`, because those guess types ("12" becomes a number, "NA"
 nothing, "2024-01-01" a date), name no line in an error, and ask a server even for a local file. Nothing is executed or
-unpickled.
+unpickled. A row that cannot be read comes as `Unusable` in its place, so that the others are not lost.
 """
 
 import csv
-import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import datasets
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from tempspec.data.json_files import ENCODING, Numbered, Row, has_lines, rows_of_json
+from tempspec.data.skipped import Unusable
 from tempspec.errors import UserError
 
-Row = dict[str, Any]
-ENCODING = "utf-8-sig"
-"""UTF-8 with or without the byte-order mark that spreadsheets put first."""
+__all__ = [
+    "READERS",
+    "Numbered",
+    "Row",
+    "Unusable",
+    "numbered_rows",
+    "place_of",
+    "row_word",
+    "rows_of_path",
+    "suffix_of",
+]
 
 
 def rows_of_path(path: Path) -> Iterator[Row]:
@@ -31,12 +40,40 @@ def rows_of_path(path: Path) -> Iterator[Row]:
     Raises:
         UserError: the format is unknown, or the content is not what the format promises (with the line or row).
     """
+    for number, row in numbered_rows(path):
+        if isinstance(row, Unusable):
+            raise UserError(f"{place_of(path, number)}: {row}; repair it")
+        yield row
+
+
+def numbered_rows(path: Path) -> Iterator[Numbered]:
+    """The rows of a data file with their numbers from 1: lines of a file of lines, rows of any other.
+
+    Raises:
+        UserError: the format is unknown, or the file as a whole is not what the format promises.
+    """
     if path.is_dir():
-        return rows_of_folder(path)
+        return enumerate(rows_of_folder(path), start=1)
     reader = READERS.get(suffix_of(path))
     if reader is None:
         raise UserError(f"{path}: expected one of {', '.join(READERS)} or a folder, got '{path.suffix}'; convert it")
     return _with_clear_errors(path, reader)
+
+
+def place_of(path: str | Path, number: int) -> str:
+    """What a row is called: `data.jsonl line 12`, `data.parquet row 12`.
+
+    Args:
+        path: of the file, or the name of hub data.
+        number: what `numbered_rows` gave.
+    """
+    return f"{path} {row_word(path)} {number}"
+
+
+def row_word(path: str | Path) -> Literal["line", "row"]:
+    """What a file's rows are counted as."""
+    file = Path(path).expanduser()
+    return "line" if suffix_of(file) == ".txt" or (suffix_of(file) in _JSON and has_lines(file)) else "row"
 
 
 def suffix_of(path: Path) -> str:
@@ -48,68 +85,56 @@ def suffix_of(path: Path) -> str:
     return "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]).lower()
 
 
-def rows_of_lines(path: Path) -> Iterator[Row]:
-    """JSON Lines: one object a line; blank lines are skipped."""
-    with path.open(encoding=ENCODING) as file:
-        yield from _objects(path, file)
-
-
-def rows_of_packed_lines(path: Path) -> Iterator[Row]:
-    """JSON Lines under gzip, as HumanEval is published."""
-    with gzip.open(path, "rt", encoding=ENCODING) as file:
-        yield from _objects(path, file)
-
-
-def _objects(path: Path, lines: Iterable[str]) -> Iterator[Row]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield _object(path, f"line {number}", _parse(path, line.rstrip(), first_line=number))
-
-
-def rows_of_json(path: Path) -> Iterator[Row]:
-    """A JSON array of objects; a file that does not start with `[` is read as JSON Lines."""
-    text = path.read_text(encoding=ENCODING)
-    if not text.lstrip().startswith("["):
-        yield from rows_of_lines(path)
-        return
-    for number, value in enumerate(_parse(path, text), start=1):
-        yield _object(path, f"row {number}", value)
-
-
-def rows_of_csv(path: Path) -> Iterator[Row]:
-    """Comma-separated values with a header; every value stays the text that it is."""
-    with path.open(encoding=ENCODING, newline="") as file:
-        header = next(csv.reader(file), [])
+def rows_of_csv(path: Path) -> Iterator[Numbered]:
+    """Comma-separated values with a header; every value stays the text that it is. Blank lines are no rows."""
+    with path.open(encoding=ENCODING, errors="surrogateescape", newline="") as file:
+        header = [name.encode(errors="surrogateescape").decode() for name in next(csv.reader(file), [])]
     if not header:
         return
+    ragged: dict[int, Unusable] = {}
+
+    def note(row: pyarrow.csv.InvalidRow) -> str:
+        found = f"expected {row.expected_columns}, got {row.actual_columns}"
+        ragged[row.number - 1] = Unusable("another number of columns", found)  # the header is row 1
+        return "skip"
+
     table = pyarrow.csv.read_csv(
         path,
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())),
+        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # threads would not tell a row's number
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.binary())),
     )
-    for batch in table.to_batches():
-        yield from batch.to_pylist()
+    rows = (row for batch in table.to_batches() for row in batch.to_pylist())
+    for number in range(1, table.num_rows + len(ragged) + 1):
+        yield number, ragged[number] if number in ragged else _decoded(next(rows))
 
 
-def rows_of_parquet(path: Path) -> Iterator[Row]:
+def _decoded(row: dict[str, bytes]) -> Row | Unusable:
+    try:
+        return {name: value.decode() for name, value in row.items()}
+    except UnicodeDecodeError as error:
+        return Unusable("not UTF-8", f"byte {error.object[error.start]:#04x}")
+
+
+def rows_of_parquet(path: Path) -> Iterator[Numbered]:
     """Apache Parquet, batch by batch."""
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000):
-            yield from batch.to_pylist()
+        yield from enumerate((row for part in file.iter_batches(batch_size=1000) for row in part.to_pylist()), start=1)
 
 
-def rows_of_text(path: Path) -> Iterator[Row]:
+def rows_of_text(path: Path) -> Iterator[Numbered]:
     """Plain text: one row `text` for each paragraph, the lines between two blank ones, their breaks kept."""
     lines: list[str] = []
+    number = 0
     with path.open(encoding=ENCODING) as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if line.strip():
                 lines.append(line.rstrip("\n"))
             elif lines:
-                yield {"text": "\n".join(lines)}
+                yield number - len(lines), {"text": "\n".join(lines)}
                 lines = []
     if lines:
-        yield {"text": "\n".join(lines)}
+        yield number + 1 - len(lines), {"text": "\n".join(lines)}
 
 
 def rows_of_folder(path: Path) -> Iterator[Row]:
@@ -140,17 +165,15 @@ def _check_inside(path: Path) -> None:
             raise UserError(f"{path}: its state.json leads out of the folder, to {file['filename']}; save it anew")
 
 
-READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".jsonl": rows_of_lines,
-    ".jsonl.gz": rows_of_packed_lines,
-    ".json": rows_of_json,
+_JSON = (".jsonl", ".jsonl.gz", ".json")
+READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = dict.fromkeys(_JSON, rows_of_json) | {
     ".parquet": rows_of_parquet,
     ".csv": rows_of_csv,
     ".txt": rows_of_text,
 }
 
 
-def _with_clear_errors(path: Path, reader: Callable[[Path], Iterator[Row]]) -> Iterator[Row]:
+def _with_clear_errors(path: Path, reader: Callable[[Path], Iterator[Numbered]]) -> Iterator[Numbered]:
     """Turn what a reader may meet in a broken file into one line."""
     try:
         yield from reader(path)
@@ -166,20 +189,3 @@ def _with_clear_errors(path: Path, reader: Callable[[Path], Iterator[Row]]) -> I
     except OSError as error:
         reason = " ".join(str(error.strerror or error).split())
         raise UserError(f"{path}: cannot be read: {reason}; check the file and its rights") from error
-
-
-def _parse(path: Path, text: str, first_line: int = 1) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        raise UserError(f"{path}: line {line} is not JSON ({error.msg}, column {error.colno}); repair it") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
-        reason = str(error).partition(";")[0]
-        raise UserError(f"{path}: line {first_line} cannot be read as JSON ({reason}); repair it") from error
-
-
-def _object(path: Path, place: str, value: Any) -> Row:
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {place}: expected a JSON object, got {type(value).__name__}; one object a row")
-    return value

@@ -5,7 +5,6 @@ unknown), a `key` (the bootstrap cluster: one a prompt, or one a packed block) a
 documents begin; 0 alone where it is one).
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,9 +21,9 @@ from tempspec.data.digest import key_of_ids
 from tempspec.data.encoding import Conversation, Encoder, Pair
 from tempspec.data.mapping import mapped
 from tempspec.data.packing import Block, pack
-from tempspec.data.skipped import Skipped
-from tempspec.data.sources import TEMPERATURE, Source, form_of
-from tempspec.data.turns import Unusable
+from tempspec.data.readers import place_of
+from tempspec.data.skipped import Skipped, Unusable
+from tempspec.data.sources import TEMPERATURE, Source, form_of, messages_of
 from tempspec.models.identity import tokenizer_digest
 from tempspec.models.tokens import Encoded
 
@@ -207,11 +206,8 @@ class RowMaker:
         }
 
     def _skipped(self, number: int, row: EncodedRow, why: Unusable) -> EncodedRow:
-        line = row.get("line")
         skipped = Skipped()
-        skipped.add(
-            why.reason, f"{self.source.path} {f'row {number + 1}' if line is None else f'line {line}'}", why.details
-        )
+        skipped.add(why.reason, place_of(self.source.path, row.get("line", number + 1)), why.details)
         return _NOTHING | {"reason": why.reason, "first": skipped.first}
 
 
@@ -344,11 +340,3 @@ def _of_ids(row: EncodedRow) -> Encoded:
 def _ended(row: EncodedRow) -> bool:
     """Whether a text came to its end by itself; one that was cut says so."""
     return row.get("finish") != "length"
-
-
-def messages_of(row: EncodedRow) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
-    """Messages and tools of a row, as the chat template takes them."""
-    messages, tools = (
-        json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row.get("tools"))
-    )
-    return messages, tools or None

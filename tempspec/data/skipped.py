@@ -7,6 +7,20 @@ from dataclasses import dataclass, field
 from tempspec.errors import UserError
 
 
+class Unusable(ValueError):
+    """Why a row cannot be used.
+
+    Args:
+        reason: the same words for every such row.
+        details: what this row has, or what helps.
+    """
+
+    def __init__(self, reason: str, details: str = "") -> None:
+        super().__init__(f"{reason} ({details})" if details else reason)
+        self.reason = reason
+        self.details = details
+
+
 @dataclass
 class Skipped:
     """What was left out of a corpus, and why.

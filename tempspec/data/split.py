@@ -6,6 +6,7 @@ from typing import Any
 import datasets
 
 from tempspec.data.digest import unit_interval
+from tempspec.data.sources import messages_of
 
 
 def identity(row: dict[str, Any]) -> str:
@@ -17,7 +18,8 @@ def identity(row: dict[str, Any]) -> str:
         return str(row["text"])
     if "prompt" in row:
         return str(row["prompt"])
-    return json.dumps(row["messages"][:-1] or row["messages"], sort_keys=True)
+    messages, _ = messages_of(row)
+    return json.dumps(messages[:-1] or messages, sort_keys=True)
 
 
 def is_held_out(row: dict[str, Any], fraction: float, seed: int) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
 
+from tempspec.data.skipped import Unusable
 from tempspec.errors import UserError
 from tempspec.models.tokens import Span
 
@@ -24,20 +25,6 @@ _SENTINEL = "9c1f0d5e8b7a4c62"
 _MOST_SKELETONS = 1024
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 """What a template raises at a conversation that it was not made for."""
-
-
-class Unusable(ValueError):
-    """A row that cannot be encoded.
-
-    Args:
-        reason: why, without what only this row has.
-        details: what this row has, or what helps.
-    """
-
-    def __init__(self, reason: str, details: str = "") -> None:
-        super().__init__(f"{reason}: {details}" if details else reason)
-        self.reason = reason
-        self.details = details
 
 
 class Found(NamedTuple):

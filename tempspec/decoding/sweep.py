@@ -171,6 +171,10 @@ class PromptLike(Protocol):
         """What it is among the prompts of its set; empty for none."""
 
     @property
+    def place(self) -> str:
+        """Where it was read, as `question.jsonl line 12`."""
+
+    @property
     def turns(self) -> int:
         """How often the model is asked: more than once in a conversation."""
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from tempspec.decoding.engine import Engine
+from tempspec.decoding.fitting import check_items
 from tempspec.decoding.sweep import (
     PromptLike,
     Sweep,
@@ -104,9 +105,7 @@ class SweepRunner:
         else:
             fitted = self._fitted(Path(folder).parent / "validate", checkpoint)
             items = work_list(self.sweep, self.verifiers, prompt_sets, stop_ids, fitted)
-        reader = Engine(self.pair.target_model, self.pair.vocabulary)
-        for item in items:
-            reader.check(item.request)
+        check_items(Engine(self.pair.target_model, self.pair.vocabulary), items, self._context)
         self._longest_row = max(self._longest_turn(prompt) for prompts in prompt_sets.values() for prompt in prompts)
         self._shortest_prompt = min((item.request.prompt for item in items), key=len, default=())
         self._order = [key for item in items for key in item.keys()]

@@ -154,7 +154,8 @@ def _config(folder: Path) -> dict[str, Any] | None:
 
 def _paths(data: Mapping[str, Any]) -> list[str]:
     train = data.get("train") or []
-    return [source["path"] for source in (train if isinstance(train, list) else [train])]
+    listed = train if isinstance(train, list) else [train]
+    return [source if isinstance(source, str) else source["path"] for source in listed]
 
 
 def _on_hub(path: str) -> bool:

@@ -239,12 +239,12 @@ CONFIGURATIONS = {
 }
 LINE = '{"text": "w1 w2 w3"}\n'
 DATA = {
-    "not UTF-8": corpus("d.jsonl", b'{"text": "caf\xe9"}\n', "expected UTF-8 text, got byte 0xe9"),
-    "UTF-16": corpus("d.jsonl", LINE.encode("utf-16"), "expected UTF-8 text, got byte 0xff"),
+    "not UTF-8": corpus("d.jsonl", b'{"text": "caf\xe9"}\n', "d.jsonl line 1: not UTF-8 (byte 0xe9)"),
+    "UTF-16": corpus("d.jsonl", LINE.encode("utf-16"), "d.jsonl line 1: not UTF-8 (byte 0xff)"),
     "half of a surrogate pair": corpus("d.jsonl", '{"text": "\\ud800"}\n', "half of a surrogate pair"),
-    "deep": corpus("d.jsonl", LINE + "[" * 100_000, "line 2 cannot be read as JSON"),
-    "a number of many digits": corpus("d.jsonl", '{"text": ' + "9" * 5000 + "}", "line 1 cannot be read as JSON"),
-    "not a number": corpus("d.jsonl", '{"text": NaN}', "must hold text, got float"),
+    "deep": corpus("d.jsonl", LINE + "[" * 100_000, "line 2: not JSON (maximum recursion"),
+    "a number of many digits": corpus("d.jsonl", '{"text": ' + "9" * 5000 + "}", "line 1: not JSON (Exceeds the limit"),
+    "not a number": corpus("d.jsonl", '{"text": NaN}', "text is no text (got float)"),
     "a temperature that is none": corpus("d.jsonl", '{"text": "a", "generation_temperature": NaN}', "got nan"),
     "empty": corpus("d.jsonl", "", "got an empty file"),
     "blank": corpus("d.jsonl", '{"text": " "}\n', "every row is blank"),
@@ -253,7 +253,7 @@ DATA = {
         ["PAIR", "--data.train", "{path: folder}"], "expected a folder saved by", written("folder/d.jsonl", LINE)
     ),
     "another column": corpus("d.jsonl", LINE, "no column 'txt'; did you mean 'text'?", text="txt"),
-    "a huge line that is no JSON": corpus("d.jsonl", '{"text": "' + "w1 " * 10**6, "line 1 is not JSON"),
+    "a huge line that is no JSON": corpus("d.jsonl", '{"text": "' + "w1 " * 10**6, "line 1: not JSON"),
     "a pickle": corpus("d.pkl", b"cos\nabort\n(tR.", "expected one of .jsonl"),
     "torn Parquet": corpus("d.parquet", b"PAR1" + b"\x00" * 90, "not a readable .parquet file"),
     "torn gzip": corpus("d.jsonl.gz", b"\x1f\x8b\x08" + b"\x00" * 9, "gzip stream is broken"),
@@ -268,10 +268,12 @@ DATA = {
         ],
     ),
     "no prompt long enough": prompts(LINE, "prompt set 'p' (p.jsonl) is empty: 1 too short", prompt_tokens=9),
-    "turns that are no texts": prompts('{"turns": [1]}\n', "must hold a list of texts"),
-    "half of a surrogate pair in a turn": prompts('{"turns": ["\\ud800"]}\n', "must hold a list of texts"),
-    "half of a surrogate pair in a category": prompts('{"turns": ["a"], "category": "\\ud800"}\n', "must hold a name"),
-    "messages without roles": prompts('{"messages": [{"content": "a"}]}\n', "must hold a list of {role, content}"),
+    "turns that are no texts": prompts('{"turns": [1]}\n', "turns is no list of texts"),
+    "half of a surrogate pair in a turn": prompts('{"turns": ["\\ud800"]}\n', "turns is no list of texts"),
+    "half of a surrogate pair in a category": prompts(
+        '{"turns": ["a"], "category": "\\ud800"}\n', "category is no name"
+    ),
+    "messages without roles": prompts('{"messages": [{"content": "a"}]}\n', "line 1: a message without a role"),
 }
 MODELS = {
     "only a pickle": model(pickled_weights, "model.safetensors"),

@@ -249,18 +249,18 @@ def test_a_cut_answer_is_learned_without_its_end():
 @pytest.mark.parametrize(
     ("template", "messages", "message"),
     [
-        (templates.CHATML, TURNS[:1], "the last turn is not the assistant's: got 'user'"),
+        (templates.CHATML, TURNS[:1], "the last turn is not the assistant's (got 'user'"),
         (templates.CHATML, TURNS[1:2], "there is no turn before the assistant's"),
         (
             templates.R1,
             TURNS,
-            "prompt differently once it is answered: that is the template's doing, not the row's: use",
+            "prompt differently once it is answered (that is the template's doing, not the row's: use",
         ),
-        ("{{ raise_exception('roles must alternate') }}", TURNS, "the chat template refuses it: roles must alternate"),
+        ("{{ raise_exception('roles must alternate') }}", TURNS, "the chat template refuses it (roles must alternate"),
         (
             templates.CHATML,
             [TURNS[0] | {"content": [{"type": "text", "text": "a"}]}, TURNS[1]],
-            "template refuses it: ",
+            "template refuses it (",
         ),
         (
             "{% for m in messages %}{{ m.content }}|{% endfor %}",

@@ -217,6 +217,30 @@ def test_a_yaml_names_sources_by_their_fields(tmp_path, pairs):
     assert module.prompt_sources == {"c": PromptSource("d", prompt_tokens=7, limit=32)}
 
 
+def test_a_path_alone_is_a_source():
+    module = TextDataModule(train=["a.jsonl", Source("b")], validation={"v": "c"}, prompts={"chat.path": "d.jsonl"})
+    assert module.train_sources == [Source("a.jsonl"), Source("b")]
+    assert module.validation_sources == {"v": Source("c")}
+    assert module.prompt_sources == {"chat": PromptSource("d.jsonl")}
+    assert TextDataModule(train="a.jsonl").train_sources == [Source("a.jsonl")]
+    with pytest.raises(UserError, match=r"expected a path, or options out of path, .*; got {path: a, limt: 3}"):
+        TextDataModule(train="{path: a, limt: 3}")
+
+
+def test_a_path_alone_is_a_source_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").write_text('{"text": "Don\'t"}\n')
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TextDataModule, "data")
+    for given in ("a.jsonl", "[a.jsonl]", "{path: a.jsonl}", "[{path: a.jsonl}]"):
+        arguments = [f"--data.train={given}", "--data.prompts={c: a.jsonl}"]
+        module = parser.instantiate(parser.parse_args(arguments)).data
+        assert module.train_sources == [Source("a.jsonl")]
+        assert module.prompt_sources == {"c": PromptSource("a.jsonl")}
+    module = parser.instantiate(parser.parse_args(["--data.train.path=a.jsonl", "--data.train.limit=3"])).data
+    assert module.train_sources == [Source("a.jsonl", limit=3)]
+
+
 BAD_OPTIONS = {
     "max_length": ({"max_length": 1}, "data.max_length must be 2 or more, got 1"),
     "batch_size": ({"batch_size": 0}, "data.batch_size must be 1 or more, got 0"),

@@ -51,7 +51,7 @@ def test_a_key_is_a_matter_of_the_ids_alone(tokenizer, jsonl):
     ("options", "message"),
     [
         ({"prompt_tokens": 500}, "is empty: 1 too short; lower prompt_tokens"),
-        ({"prompt_tokens": 9, "max_prompt_tokens": 4}, "is empty: 1 too long"),
+        ({"prompt_tokens": 9, "max_prompt_tokens": 4}, "is empty: 1 longer than max_prompt_tokens 4; lower"),
         ({"prompt_tokens": 0}, "prompt_tokens must be 1 or more, got 0"),
         ({"limit": 0}, "limit must be 1 or more, got 0"),
         ({"max_prompt_tokens": -1}, "max_prompt_tokens must be 1 or more, got -1"),
@@ -110,6 +110,8 @@ def test_a_tokenizer_without_a_template_gets_a_plain_conversation(tokenizer, jso
             None,
         ),  # the hub's MT-bench
         ({"prompt": "the fox"}, {"chat": True}, None),
+        ({"instruction": "the fox", "input": "", "output": "ran"}, {"chat": True}, None),  # Alpaca
+        ({"conversations": [{"from": "human", "value": "the fox"}, {"from": "gpt", "value": "ran"}]}, {}, None),
     ],
 )
 def test_other_files_are_read_by_their_columns(chat, jsonl, row, options, asked):
@@ -130,14 +132,14 @@ def test_the_limit_holds_in_every_category(tokenizer, jsonl):
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"turns": "the fox"}, {}, "column 'turns' must hold a list of texts, one a turn, got 'the fox'"),
-        ({"turns": ["the fox", 3]}, {}, "must hold a list of texts"),
+        ({"turns": "the fox"}, {}, "line 1: turns is no list of texts (one a turn, got 'the fox')"),
+        ({"turns": ["the fox", 3]}, {}, "turns is no list of texts"),
         ({"turns": ["the fox", " "]}, {}, "every row is blank"),
-        ({"turns": ["the fox"], "category": ["x"]}, {}, "column 'category' must hold a name, got ['x']"),
+        ({"turns": ["the fox"], "category": ["x"]}, {}, "line 1: category is no name (got ['x'])"),
         ({"turns": ["the fox"]}, {"category": "task"}, "no column 'task'"),
         ({"turns": ["the fox"]}, {"turns": "turn"}, "no column 'turn'; did you mean 'turns'"),
         ({"turns": ["the fox"], "text": "a"}, {"turns": "turns", "text": "text"}, "name one of"),
-        ({"question": "the fox"}, {}, "or messages, or turns; it has question"),
+        ({"question": "the fox"}, {}, "messages or conversations, or turns; it has question"),
     ],
 )
 def test_a_broken_question_file_is_one_line(tokenizer, jsonl, row, options, message):
@@ -148,5 +150,48 @@ def test_a_broken_question_file_is_one_line(tokenizer, jsonl, row, options, mess
 
 
 def test_a_template_that_refuses_later_turns_says_so_at_once(chat, jsonl):
-    with pytest.raises(UserError, match="conversation 1: the chat template refuses it: roles must alternate"):
+    with pytest.raises(UserError, match=r"line 1: the chat template refuses it \(roles must alternate\)"):
         read_prompts("mt", PromptSource(jsonl(MT_BENCH)), Encoder(chat("refusing")))
+
+
+def test_what_alpaca_is_about_is_asked_in_the_same_turn(chat, jsonl):
+    row = {"instruction": "the fox", "input": "a red hill", "output": "ran"}
+    (prompt,) = read_prompts("s", PromptSource(jsonl([row]), chat=True), Encoder(chat("plain")))
+    assert prompt.text == "the fox\n\na red hill"
+    assert Encoder(chat("plain")).text(prompt.ids) == "<user>the fox\n\na red hill|<assistant>"
+
+
+def test_a_conversation_that_the_template_refuses_is_counted(chat, jsonl, caplog):
+    tokenizer = chat("plain")
+    tokenizer.chat_template = (
+        "{% if messages[0].content == 'bad' %}{{ raise_exception('no') }}{% endif %}<a>{{ messages }}"
+    )
+    rows = [{"turns": [f"the fox {number}"]} for number in range(150)]
+    rows[70] = {"turns": ["bad"]}
+    path = jsonl(rows)
+    with caplog.at_level("INFO"):
+        prompts = read_prompts("mt", PromptSource(path, limit=None), Encoder(tokenizer))
+    assert len(prompts) == 149
+    assert f"1 the chat template refuses it; the first: {path} line 71" in caplog.text
+    with pytest.raises(UserError, match=r"line 71: .*1 of 150 rows cannot be used"):
+        read_prompts("mt", PromptSource(path, limit=None), Encoder(tokenizer), max_skipped=0.0)
+
+
+def test_prompts_that_are_too_long_name_the_option_and_the_row(tokenizer, jsonl, sentences, caplog):
+    path = jsonl([{"prompt": "the fox"}, {"prompt": sentences(1)}])
+    with caplog.at_level("INFO"):
+        read_prompts("s", PromptSource(path, max_prompt_tokens=4), Encoder(tokenizer))
+    assert f"left out: 1 longer than max_prompt_tokens 4; the first: {path} line 2" in caplog.text
+
+
+def test_a_prompt_knows_its_line(tokenizer, tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "the fox"}\n\n{"prompt": " "}\n{"prompt": "a red"}\n')
+    prompts = read_prompts("s", PromptSource(str(path)), Encoder(tokenizer))
+    assert [prompt.place for prompt in prompts] == [f"{path} line 1", f"{path} line 4"]
+
+
+def test_a_blank_question_is_counted(chat, jsonl):
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in ("the fox", " ")]
+    with pytest.raises(UserError, match="line 2: the last question is blank; 1 of 2 rows"):
+        read_prompts("s", PromptSource(jsonl(rows)), Encoder(chat("plain")))

@@ -140,7 +140,7 @@ def _count(prompts: Mapping[str, Any]) -> int:
     """How many prompts sets have at most; of one that is not there yet and has no limit, as many as others have."""
     found = 0
     for given in prompts.values():
-        source = PromptSource(**given)
+        source = PromptSource(given) if isinstance(given, str) else PromptSource(**given)
         if source.limit is None and Path(source.path).is_file():
             found += len(read(source, need_response=False))
         else:
