@@ -23,7 +23,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from tempspec.data.digest import digest_path, digest_value
 from tempspec.data.readers import READERS, Row, rows_of_path, suffix_of
 from tempspec.errors import UserError
-from tempspec.models.loading import HUB_SECONDS
+from tempspec.models.hub import HUB_SECONDS
 
 TEMPERATURE = "generation_temperature"
 CATEGORY = "category"
