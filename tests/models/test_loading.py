@@ -1,8 +1,10 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -13,8 +15,10 @@ from transformers import (
 
 from tempspec.errors import UserError
 from tempspec.models.conditioning import condition
+from tempspec.models.hub import hub_is_silent
 from tempspec.models.loading import (
     check_vocabulary,
+    load_config,
     load_model,
     load_tokenizer,
     real_vocabulary,
@@ -136,6 +140,60 @@ def test_what_can_only_be_a_folder_is_not_asked_of_the_hub(load, path, tmp_path,
 def test_a_file_is_not_a_folder(folder):
     with pytest.raises(UserError, match="is a file"):
         load_model(str(folder / "config.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("last.ckpt", "; a checkpoint goes to --ckpt_path"), ("model.safetensors", ".gguf")]
+)
+def test_a_file_of_weights_is_not_a_model(tmp_path, name, hint):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"is a file; expected a folder written by save_pretrained, .*{hint}$"):
+        load_model(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("inner", ["fit/draft", "fit/model", "draft", "model"])
+@pytest.mark.parametrize("load", [load_config, load_model, load_tokenizer])
+def test_a_run_folder_names_the_model_in_it(folder, tmp_path, load, inner):
+    shutil.copytree(folder, tmp_path / inner)
+    with pytest.raises(UserError, match=f"is the folder of a run: name the model in it, {tmp_path / inner}$"):
+        load(str(tmp_path))
+
+
+def test_a_lora_adapter_is_to_be_merged_first(folder, tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    shutil.copy(folder / "tokenizer_config.json", tmp_path)
+    with pytest.raises(UserError, match=r"is a LoRA adapter, not a model: merge it first.*merge_and_unload\(\)"):
+        load_model(str(tmp_path))
+    assert load_tokenizer(str(tmp_path)).get_vocab() == {"?": 0, "a": 1, "b": 2}
+
+
+class Answer(Exception):
+    """What the transport of some version raises."""
+
+
+def http(status):
+    return HfHubHTTPError("no", response=SimpleNamespace(status_code=status, headers={}, request=None))
+
+
+@pytest.mark.parametrize(
+    ("error", "silent"), [(None, False), (http(404), False), (http(503), True), (Answer(), True), (OSError(), True)]
+)
+def test_the_hub_is_silent_where_it_gives_no_answer(error, silent):
+    def ask():
+        if error is not None:
+            raise error
+
+    assert hub_is_silent(ask) is silent
+
+
+def test_a_refusal_of_ones_own_passes_through_the_question():
+    def ask():
+        raise UserError("no such model")
+
+    with pytest.raises(UserError, match="no such model"):
+        hub_is_silent(ask)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
