@@ -5,8 +5,9 @@ import logging
 import os
 import struct
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -282,8 +283,10 @@ _LOADING = (
 @contextmanager
 def one_line(what: str, found: Place) -> Iterator[None]:
     """Turn whatever loading can raise into one line."""
+    # transformers shows a bar of its own over a GGUF file, which nothing else turns off.
+    bars = redirect_stderr(StringIO()) if found.gguf is not None else nullcontext()
     try:
-        with silence():
+        with silence(), bars:
             yield
     except _LOADING as error:
         raise UserError(f"cannot load a {what} from {found.name}: {_reason(error, found)}") from error

@@ -6,8 +6,9 @@ model's author is run unless asked, and a hub name without network is answered a
 
 import copy
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,7 +109,7 @@ def load_config(path: str, *, revision: str | None = None, trust_remote_code: bo
     """The configuration of a model; arguments and errors as in `load_model`."""
     found = place(path, revision, trust_remote_code)
     with one_line("model", found):
-        return AutoConfig.from_pretrained(found.path, **found.arguments())
+        return _read(AutoConfig.from_pretrained, found)
 
 
 def load_model(
@@ -167,7 +168,7 @@ def _model(
 ) -> PreTrainedModel:
     """See `load_model`."""
     with one_line("model", found):
-        config = AutoConfig.from_pretrained(found.path, **found.arguments())
+        config = _read(AutoConfig.from_pretrained, found)
         if config.is_encoder_decoder or getattr(config, "is_decoder", True) is False:
             raise ValueError(f"a {config.model_type} is not a causal language model")
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -188,6 +189,20 @@ def _model(
             )
     use_attention(model, attn_implementation)
     return model.eval()
+
+
+def _read(load: Callable[..., Any], found: Place) -> Any:
+    """A configuration or a tokenizer. Parsing those of a GGUF file takes seconds, and is done once in a process."""
+    if found.gguf is None:
+        return load(found.path, **found.arguments())
+    file = Path(found.path) / found.gguf
+    stamp = (file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else None
+    return copy.deepcopy(_parsed(load, found, stamp))
+
+
+@lru_cache(maxsize=8)
+def _parsed(load: Callable[..., Any], found: Place, stamp: tuple[int, int] | None) -> Any:
+    return load(found.path, **found.arguments())
 
 
 def _quantization(found: Place, asked: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -234,7 +249,7 @@ def load_tokenizer(path: str, *, revision: str | None = None, trust_remote_code:
     """
     found = place(path, revision, trust_remote_code, tokenizer=True)
     with one_line("tokenizer", found):
-        return AutoTokenizer.from_pretrained(found.path, **found.arguments())
+        return _read(AutoTokenizer.from_pretrained, found)
 
 
 def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

@@ -62,6 +62,17 @@ def test_a_gguf_file_brings_its_tokenizer_and_template(file, tokenizer):
     assert own.chat_template == TEMPLATE
 
 
+def test_a_gguf_file_is_parsed_once_and_read_anew_once_changed(model, tokenizer, tmp_path, capfd):
+    write_gguf(tmp_path / "x.gguf", model, tokenizer)
+    first = load_config(str(tmp_path))
+    first.hidden_size = 1  # of a copy
+    assert load_config(str(tmp_path)).hidden_size == 32
+    write_gguf(tmp_path / "x.gguf", small_llama(tokenizer, layers=1), tokenizer)
+    assert load_config(str(tmp_path)).num_hidden_layers == 1
+    load_model(str(tmp_path))
+    assert capfd.readouterr().err == ""
+
+
 def test_a_dtype_for_a_gguf_file(file):
     assert load_model(str(file), dtype="bfloat16").dtype == torch.bfloat16
 
