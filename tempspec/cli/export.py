@@ -9,7 +9,7 @@ from tempspec.cli.messages import OneLineErrors
 from tempspec.cli.quiet import quiet
 from tempspec.errors import UserError
 from tempspec.models.conditioning import FILE, fold, is_conditioned
-from tempspec.models.loading import load_draft, load_tokenizer, save_model
+from tempspec.models.loading import load_config, load_draft, load_tokenizer, save_model
 
 __all__ = ["main"]
 
@@ -35,11 +35,12 @@ def main(arguments: Sequence[str]) -> int:
     if not 0 <= options.temperature < float("inf"):
         raise UserError(f"--temperature must be 0 or more and finite, got {options.temperature}")
     quiet()
-    draft = load_draft(options.draft)
+    draft = load_draft(options.draft, dtype="float32")
     if not is_conditioned(draft):
         raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
     _check_output(Path(options.output).resolve(), Path(options.draft).expanduser().resolve())
-    save_model(fold(draft, options.temperature), load_tokenizer(options.draft), options.output)
+    own = load_config(options.draft).dtype  # which the sum of the weights and their change is rounded to, once
+    save_model(fold(draft, options.temperature), load_tokenizer(options.draft), options.output, dtype=own)
     print(f"{options.output}: the draft at temperature {options.temperature:g}")
     return 0
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
-from tempspec.data.digest import digest_folder, digest_path
+from tempspec.data.digest import digest_file, digest_folder, digest_path
 from tempspec.data.module import TextDataModule
 from tempspec.data.provenance import Provenance, write_provenance
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell, category_cell_of
 from tempspec.metrics.sweep import SweepMetrics
+from tempspec.models.hub import weight_files
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.fitted import write_fitted
 from tempspec.modules.prediction import fitted_for
@@ -105,12 +106,11 @@ def _report_rows(
 ) -> None:
     """The record beside a file of generated rows, and one line about both."""
     pair, sweep = module.pair, module.runner.sweep
-    weights = Path(pair.target).expanduser()
     files = {name: source.file for name, source in data.prompt_sources.items()}
     record = Provenance(
         target=pair.target,
         target_revision=pair.options.target_revision,
-        weights_digest=digest_folder(weights, "*.safetensors") if weights.is_dir() and server is None else None,
+        weights_digest=_weights_digest(pair.target) if server is None else None,
         generation_temperatures=sweep.generation_temperatures,
         top_k=sweep.top_k,
         top_p=sweep.top_p,
@@ -118,11 +118,20 @@ def _report_rows(
         seed=sweep.seed,
         prompt_sets={name: digest_path(file) if file.exists() else None for name, file in files.items()},
         count=len(rows),
+        target_quantised=pair.quantised if server is None else None,
         server=server,
     )
     beside = write_provenance(path.parent, record)
     tokens = sum(len(row["response_ids"]) for row in rows)
     print(f"{len(rows)} responses, {tokens} tokens: {path}; where they come from: {beside}")
+
+
+def _weights_digest(target: str) -> str | None:
+    """Of a target's weights; None for a hub name."""
+    files = weight_files(target)
+    if not files:
+        return None
+    return digest_file(files[0]) if files[0].suffix == ".gguf" else digest_folder(files[0].parent, "*.safetensors")
 
 
 def _write(folder: Path, estimates: dict[Cell, dict[str, Estimate]], **facts: Any) -> None:

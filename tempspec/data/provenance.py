@@ -45,6 +45,7 @@ class Provenance:
         seed: of the sampling.
         prompt_sets: each prompt set's name with the digest of its file, None for hub data.
         count: responses written.
+        target_quantised: how the target's weights are quantised, in words; None for ordinary weights.
         server: where the target was served, under which name, and in which form it was asked; None where it ran here.
         versions: installed versions of the packages that decide the samples.
         date: when the record was made, ISO 8601, UTC.
@@ -60,6 +61,7 @@ class Provenance:
     seed: int
     prompt_sets: dict[str, str | None]
     count: int
+    target_quantised: str | None = None
     server: dict[str, str] | None = None
     versions: dict[str, str] = field(default_factory=versions)
     date: str = field(default_factory=now)

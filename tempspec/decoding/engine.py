@@ -39,8 +39,8 @@ from tempspec.interfaces import (
     Verifier,
 )
 from tempspec.models.conditioning import is_conditioned, set_temperature
+from tempspec.models.cutting import first_layers
 from tempspec.models.decodable import check_decodable
-from tempspec.models.loading import first_layers
 from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
 
 PREFILL_CHUNK = 512

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tempspec.models.attention import use_attention
+
 __all__ = ["hidden_states", "linear_head"]
 
 _PROBE_TOKENS = 4
@@ -22,7 +24,8 @@ def linear_head(model: PreTrainedModel) -> nn.Linear | None:
     """The model's head if logits equal head(`hidden_states`); None where anything else happens on the way.
 
     Soft-capped or scaled logits, scaled hidden states, adapters on the head and models without a base are found by
-    trying: a few tokens go through the whole model and through its parts.
+    trying: a few tokens go through the whole model and through its parts, by the attention that it was loaded with:
+    another may not take float32.
     """
     head = model.get_output_embeddings()
     if type(head) is not nn.Linear or model.base_model is model:
@@ -30,7 +33,8 @@ def linear_head(model: PreTrainedModel) -> nn.Linear | None:
     ids = torch.arange(_PROBE_TOKENS, device=head.weight.device)[None] % head.weight.shape[0]
     seen: list[Tensor] = []
     handle = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    training = model.training
+    training, attention = model.training, model.config._attn_implementation
+    use_attention(model, None)
     try:
         with torch.autocast(ids.device.type, enabled=False):
             logits = model.eval()(input_ids=ids, use_cache=False).logits
@@ -39,6 +43,7 @@ def linear_head(model: PreTrainedModel) -> nn.Linear | None:
     finally:
         handle.remove()
         model.train(training)
+        use_attention(model, attention)
     if len(seen) != 1 or seen[0].shape != hidden.shape:
         return None
     same = torch.equal(mapped, logits) and torch.allclose(seen[0], hidden, rtol=1e-3, atol=1e-3)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from tempspec.models.hub import weight_files
+
 EDGE = 1 << 20
 """Bytes read from each end of a file: enough to tell two trained checkpoints apart, whatever their size."""
 
@@ -21,20 +23,21 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def has_weights(path: str) -> bool:
     """Whether a model's weights lie in a folder here: a hub name has none, nor has a folder of a tokenizer."""
-    return any(Path(path).expanduser().glob("*.safetensors"))
+    return bool(weight_files(path))
 
 
 def weights_digest(path: str) -> str:
     """A digest of a model folder's config and of the size and both ends of its weight files; a hub name is its own.
 
     Args:
-        path: a `save_pretrained` folder or a hub name.
+        path: a `save_pretrained` folder, a GGUF file or a folder with one, or a hub name.
     """
     folder = Path(path).expanduser()
-    if not folder.is_dir():
+    if not folder.exists():
         return path
+    config = folder / "config.json"  # a GGUF file has its own in it
     digest = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for file in sorted([*weight_files(path), *([config] if config.is_file() else [])]):
         size = file.stat().st_size
         digest.update(f"{file.name} {size} ".encode())
         with file.open("rb") as handle:

@@ -42,7 +42,8 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
         UserError: another cache is in the folder, or the disk is too small.
     """
     data.setup("fit")
-    target = pair.target_model.to(device)
+    pair.use(device, decoding=False)
+    target = pair.target_model
     origin = replace(
         _origin(pair, data),
         vocabulary=pair.vocabulary,

@@ -32,8 +32,10 @@ from tempspec.interfaces import (
 )
 from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
-from tempspec.models.loading import ModelOptions, Spacing
+from tempspec.models.cutting import Spacing
+from tempspec.models.loading import ModelOptions, cast_weights
 from tempspec.models.ragged import context_length
+from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.caching import open_cache, write_cache
 from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, stop_asked
 from tempspec.modules.consistency import Span, inconsistency
@@ -68,7 +70,8 @@ class DistillationModule(pl.LightningModule):
         draft_layers: make the draft from the target's first N layers instead of loading one.
         draft_spacing: which layers those are: the `first`, or `even`ly spread ones from the first to the last.
         draft_width: the hidden size of a draft made so; a narrower one takes the leading part of every weight.
-        loading: dtype, attention implementation, revisions. A draft in training is float32 unless a dtype is named.
+        loading: dtype, attention implementations, quantisation, revisions. A draft in training is float32 unless a
+            dtype is named, and saved in what it came in.
         divergence: what fit minimises; ForwardKL by default.
         temperature: the loss temperature, a number or a schedule; 1 by default.
         label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
@@ -80,6 +83,8 @@ class DistillationModule(pl.LightningModule):
         online: rows whose response is written while training, by the draft or the target; none by default.
         teacher: a cache of the target's logits: `generate --cache-teacher` writes it, and fit then loads no target.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
+        gradient_checkpointing: keep only the input of each of the draft's layers in fit, and compute the rest again in
+            the backward pass: a third more time for a fraction of the activations.
         optimizer: any of torch.optim; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) by default.
         lr_scheduler: a learning-rate schedule, stepped with the optimiser; WarmupCosine by default.
         validation_temperatures: target and draft temperatures of the analytic grid; 0 is argmax.
@@ -109,6 +114,7 @@ class DistillationModule(pl.LightningModule):
         online: OnlineText | None = None,
         teacher: CachedTeacher | None = None,
         chunk_tokens: int | None = None,
+        gradient_checkpointing: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         validation_temperatures: list[float] | None = None,
@@ -141,6 +147,7 @@ class DistillationModule(pl.LightningModule):
         self.online = online
         self.teacher = teacher
         self.chunk_tokens = chunk_tokens
+        self.gradient_checkpointing = gradient_checkpointing
         self.measurement = Measurement(list(dict.fromkeys(temperatures)))
         self.runner = SweepRunner(
             self.pair,
@@ -181,17 +188,24 @@ class DistillationModule(pl.LightningModule):
             if self.draft is None:
                 self.draft = self.pair.load_draft(self.pair.options.dtype)
             return
+        self.pair.use(self.trainer.strategy.root_device, decoding=self.stage == "predict")
         if not self._from_cache:
             self._place_target()
         if self._reference is not None and self.stage == "fit":
-            self._reference().to(self.trainer.strategy.root_device)
+            self._reference()
         if self._adopted and self.stage != "fit" and self._needs_draft():
             self.draft = self._adopted.pop()
+        if self.draft is not None:
+            self.pair.adapt(self.draft)
+        training = self.stage == "fit" and self.pair.options.dtype == "auto"
         if self.draft is None and self._needs_draft():
-            training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
         if self.draft is not None and self.stage == "fit":
+            if training:  # it may have been measured before, in its own dtype
+                cast_weights(self.draft, torch.float32)
             self._condition(self.draft)
+            if self.gradient_checkpointing:
+                recompute_activations(self.draft)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
             if self.online is not None:
                 self._writer = self._online_writer(self.online, self.draft)
@@ -216,13 +230,16 @@ class DistillationModule(pl.LightningModule):
 
     def _place_target(self) -> None:
         """The target on this process's device: its layers in parts where that is asked for, and nothing is decoded."""
+        device = self.trainer.strategy.root_device
         spread = self.pair.options.shard_target and self.stage != "predict" and self.trainer.world_size > 1
         if spread and not self._spread:
             if self.online is not None:
                 raise UserError("online text is written row by row: set model.loading.shard_target: false")
+            self.pair.use(torch.device("cpu"), decoding=False)  # a device may not hold it whole
             shard_layers(self.pair.target_model, self.trainer)
+            self.pair.use(device, decoding=False)
         self._spread = self._spread or spread
-        self.pair.target_model.to(self.trainer.strategy.root_device)
+        _ = self.pair.target_model
 
     @property
     def _sharded(self) -> bool:
@@ -316,6 +333,11 @@ class DistillationModule(pl.LightningModule):
         assert self.draft is not None
         return self.draft
 
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """What the draft is saved in."""
+        return self.pair.exported_dtype
+
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves that every training wants, a stop when the loss is no number, a word where laws are not exact."""
         return [TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes()]
@@ -374,6 +396,7 @@ class DistillationModule(pl.LightningModule):
     def _online_writer(self, options: OnlineText, draft: PreTrainedModel) -> OnlineWriter:
         if is_conditioned(draft) and options.writer != "target":
             raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
+        self.pair.options.attention(decoding=True)  # refused now, not when the first text is due
         context = min(context_length(model.config) for model in (self.pair.target_model, draft))
         return OnlineWriter(options, self.pair.vocabulary, self.pair.stop_ids, context)
 
@@ -382,7 +405,9 @@ class DistillationModule(pl.LightningModule):
         assert self.draft is not None
         by = writer.options.writer
         author = self.draft if by == "draft" else self.pair.target_model
-        batch = writer(batch, author, moment.step, moment.key, self.draft if by == "both" else None, number)
+        other = self.draft if by == "both" else None
+        with self.pair.decode_with(*(model for model in (author, other) if model is not None)):
+            batch = writer(batch, author, moment.step, moment.key, other, number)
         elapsed = time.perf_counter() - self._began
         self.log("train/generation_share", min(writer.seconds / max(elapsed, 1e-9), 1.0))
         return batch
@@ -395,11 +420,15 @@ class DistillationModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for the weights of a conditioned draft; take up the text that was written last.
 
+        Outside of fit the draft becomes what its exported folder holds, whose weights are rounded.
+
         Raises:
             UserError: another number of processes wrote it, or the draft is conditioned by changes of another rank.
         """
         if self.draft is not None:
             self._condition(self.draft)
+            if self.stage != "fit":
+                self._round(checkpoint["state_dict"], self.draft)
         texts = checkpoint.get("online_text")
         if self._writer is None or texts is None:
             return
@@ -409,6 +438,15 @@ class DistillationModule(pl.LightningModule):
                 "resume with as many"
             )
         self._writer.written = texts[self.trainer.global_rank]
+
+    def _round(self, state: dict[str, Tensor], draft: PreTrainedModel) -> None:
+        """A checkpoint's weights, and the draft's dtype, as if they came from the exported folder."""
+        dtype = self.export_dtype
+        for name in (f"draft.{name}" for name, _ in draft.named_parameters(remove_duplicate=False)):
+            if name in state:
+                state[name] = state[name].to(dtype)
+        if self.pair.options.dtype == "auto" and draft.dtype != dtype:
+            cast_weights(draft, dtype)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell the divergence how the step went."""

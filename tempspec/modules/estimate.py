@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tempspec.errors import UserError
 from tempspec.models.conditioning import condition, set_temperature
-from tempspec.models.loading import first_layers, load_config
+from tempspec.models.cutting import first_layers
+from tempspec.models.loading import load_config
 from tempspec.modules.objective import chunk_length
 from tempspec.modules.optim import default_optimizer
 from tempspec.modules.pair import Pair

@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from tempspec.core.reduce import or_one
 from tempspec.errors import UserError
-from tempspec.models.loading import DType, load_model, load_tokenizer
+from tempspec.models.loading import DType, cast_weights, load_model, load_tokenizer
+from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
 from tempspec.modules.optim import optimizers
 
@@ -133,8 +134,11 @@ class LanguageModelModule(LightningModule):
         tokenizer: folder or hub name of the tokenizer; None takes the one beside `pretrained`.
         shape: sizes of a new Llama; the defaults if neither this nor `pretrained` is given.
         pretrained: folder or hub name of a model to continue from.
-        dtype: of the weights of `pretrained`; train in float32 and set `trainer.precision: bf16-mixed` for speed.
-        attn_implementation: the attention implementation, by transformers' name.
+        dtype: of the weights in training; train in float32 and set `trainer.precision: bf16-mixed` for speed.
+        export_dtype: of the weights that are saved; `auto` is what `pretrained` came in, float32 for a new model.
+        attn_implementation: the attention implementation, by transformers' name; null leaves it to the model.
+        gradient_checkpointing: keep only the input of each layer in fit, and compute the rest again in the backward
+            pass: a third more time for a fraction of the activations.
         optimizer: the optimiser; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) if not given.
         lr_scheduler: the learning-rate schedule, stepped every optimiser step; WarmupCosine if not given.
 
@@ -151,7 +155,9 @@ class LanguageModelModule(LightningModule):
         shape: ModelShape | None = None,
         pretrained: str | None = None,
         dtype: DType = "float32",
-        attn_implementation: str = "sdpa",
+        export_dtype: DType = "auto",
+        attn_implementation: str | None = None,
+        gradient_checkpointing: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
@@ -168,6 +174,9 @@ class LanguageModelModule(LightningModule):
         self.pretrained = pretrained
         self.dtype_name: DType = dtype
         self.attn_implementation = attn_implementation
+        self.gradient_checkpointing = gradient_checkpointing
+        self._export_dtype: torch.dtype = torch.float32 if export_dtype == "auto" else getattr(torch, export_dtype)
+        self._keeps_dtype = export_dtype == "auto"
         self.tokenizer = load_tokenizer(source)
         self.model: PreTrainedModel | None = None
         self.set_names: tuple[str, ...] = ()
@@ -179,18 +188,22 @@ class LanguageModelModule(LightningModule):
         """Build or load the model, once, in train mode."""
         if self.model is None:
             self.model = self._load() if self.pretrained is not None else self.shape.build(self.tokenizer)
+            if self.gradient_checkpointing:
+                recompute_activations(self.model)
             self.model.train()
 
     def _load(self) -> PreTrainedModel:
         """The model to continue from."""
         assert self.pretrained is not None
-        model = load_model(self.pretrained, dtype=self.dtype_name, attn_implementation=self.attn_implementation)
+        model = load_model(self.pretrained, attn_implementation=self.attn_implementation)
+        if self._keeps_dtype:
+            self._export_dtype = model.dtype
         rows, ids = model.get_input_embeddings().weight.shape[0], max(self.tokenizer.get_vocab().values()) + 1
         if ids > rows:
             raise UserError(
                 f"the tokenizer has {ids} ids, but {self.pretrained} only {rows}: use the model's own tokenizer"
             )
-        return model
+        return model if self.dtype_name == "auto" else cast_weights(model, getattr(torch, self.dtype_name))
 
     def setup(self, stage: str) -> None:
         """Learn the evaluation sets' names from the data module."""
@@ -265,3 +278,8 @@ class LanguageModelModule(LightningModule):
         """The model as `transformers` knows it."""
         assert self.model is not None
         return self.model
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """What its weights are rounded to in the folder."""
+        return self._export_dtype

@@ -1,27 +1,32 @@
 """The pair of an experiment: a frozen target outside the module tree and a trainable draft (floor 5)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.errors import UserError
+from tempspec.models.attention import use_attention
 from tempspec.models.conditioning import is_conditioned
+from tempspec.models.cutting import Spacing, first_layers
 from tempspec.models.loading import (
     DType,
     ModelOptions,
-    Spacing,
+    cast_weights,
     check_vocabulary,
-    first_layers,
     load_config,
     load_draft,
     load_model,
     load_tokenizer,
     real_vocabulary,
 )
+from tempspec.models.quantised import quantised
 from tempspec.models.ragged import context_length
 
 
@@ -48,6 +53,9 @@ class Pair:
     spacing: Spacing = "first"
     width: int | None = None
     _references: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
+    _device: torch.device = field(default=torch.device("cpu"), repr=False)
+    _decoding: bool = field(default=False, repr=False)
+    _own_dtype: torch.dtype | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse two drafts."""
@@ -60,6 +68,8 @@ class Pair:
             for name in ("tokenizer", "target_model", "vocabulary", "stop_ids"):
                 if name in vars(other):
                     vars(self)[name] = vars(other)[name]
+        if (self.draft, self.draft_layers, self.options) == (other.draft, other.draft_layers, other.options):
+            self._own_dtype = other._own_dtype
 
     @property
     def has_draft(self) -> bool:
@@ -90,22 +100,80 @@ class Pair:
                     f"data.max_length is {length}, but {path} was made for at most {context} positions: lower it"
                 )
 
+    def use(self, device: torch.device, *, decoding: bool) -> None:
+        """Where models go and how they attend, from now on; those that are loaded already follow.
+
+        Args:
+            device: what they are loaded straight to.
+            decoding: whether the engine calls them, or training and validation do.
+
+        Raises:
+            UserError: a model has no such attention.
+        """
+        self._device, self._decoding = device, decoding
+        for model in (vars(self).get("target_model"), *self._references.values()):
+            if model is not None:
+                self.adapt(model)
+
+    def adapt(self, model: PreTrainedModel) -> PreTrainedModel:
+        """A model that was loaded before, moved and attending as `use` said; changed in place."""
+        use_attention(model, self.options.attention(decoding=self._decoding))
+        # One that is quantised was loaded to its device, and some of that kind refuse to be moved.
+        return model if model.device == self._device else model.to(self._device)
+
+    @contextmanager
+    def decode_with(self, *models: PreTrainedModel) -> Iterator[None]:
+        """Let models attend as in decoding for a while, amid training."""
+        for model in models:
+            use_attention(model, self.options.attention(decoding=True))
+        try:
+            yield
+        finally:
+            for model in models:
+                use_attention(model, self.options.attention(decoding=self._decoding))
+
     @cached_property
     def target_model(self) -> PreTrainedModel:
-        """The target, in eval mode and without gradients."""
-        model = load_model(self.target, **self._options(self.options.dtype, self.options.target_revision))
+        """The target, in eval mode and without gradients, loaded straight to the device that `use` named."""
+        options = self._options(self.options.dtype, self.options.target_revision)
+        model = load_model(self.target, quantization=self.options.quantization, **options)
+        if self.quantised is not None:
+            rank_zero_info(f"the target is {self.quantised}: what is measured and written is of these weights")
         return model.requires_grad_(False)
+
+    @cached_property
+    def quantised(self) -> str | None:
+        """How the target's weights are quantised, in words; None where they are not."""
+        return quantised(self.target, self.options.quantization, self.options.target_revision)
 
     def load_draft(self, dtype: DType) -> PreTrainedModel:
         """The draft, made or loaded; its weights are its own.
 
+        Args:
+            dtype: of its weights; `exported_dtype` knows afterwards what it came in.
+
         Raises:
-            UserError: no draft is named, or its tokenizer is another one.
+            UserError: no draft is named, its tokenizer is another one, or it is quantised and its dtype is to change.
         """
-        if self.draft_layers is not None:
-            draft = first_layers(self.target_model, self.draft_layers, spacing=self.spacing, width=self.width)
-            draft = draft.requires_grad_(True)
-            return draft if dtype == "auto" else draft.to(getattr(torch, dtype))
+        draft = self._made_draft() if self.draft_layers is not None else self._named_draft()
+        self._own_dtype = draft.dtype
+        if dtype == "auto" or draft.dtype == getattr(torch, dtype):
+            return draft
+        if getattr(draft, "hf_quantizer", None) is not None:
+            raise UserError(f"a draft that is quantised cannot be trained, got {self.draft}: begin with its original")
+        return cast_weights(draft, getattr(torch, dtype))
+
+    def _made_draft(self) -> PreTrainedModel:
+        assert self.draft_layers is not None
+        source = self.target_model
+        if self.options.quantization is not None:  # it is cut from the original, which is dropped at once
+            source = load_model(
+                self.target, **self._options(self.options.dtype, self.options.target_revision) | {"device": "cpu"}
+            )
+        draft = first_layers(source, self.draft_layers, spacing=self.spacing, width=self.width)
+        return self.adapt(draft).requires_grad_(True)
+
+    def _named_draft(self) -> PreTrainedModel:
         if self.draft is None:
             raise UserError(
                 "this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number"
@@ -115,7 +183,16 @@ class Pair:
             self.tokenizer,
             load_tokenizer(self.draft, revision=options.draft_revision, trust_remote_code=options.trust_remote_code),
         )
-        return load_draft(self.draft, **self._options(dtype, options.draft_revision))
+        return load_draft(self.draft, **self._options(options.dtype, options.draft_revision))
+
+    @property
+    def exported_dtype(self) -> torch.dtype:
+        """What a trained draft is saved in: what was asked for, else what it came in; known once it is loaded."""
+        named = self.options.export_dtype if self.options.export_dtype != "auto" else self.options.dtype
+        if named != "auto":
+            return getattr(torch, named)
+        assert self._own_dtype is not None
+        return self._own_dtype
 
     def reference_model(self, path: str) -> PreTrainedModel:
         """Another draft to compare with, frozen, loaded once.
@@ -139,7 +216,8 @@ class Pair:
         """How one of the models is loaded."""
         return {
             "dtype": dtype,
-            "attn_implementation": self.options.attn_implementation,
+            "attn_implementation": self.options.attention(decoding=self._decoding),
+            "device": self._device,
             "revision": revision,
             "trust_remote_code": self.options.trust_remote_code,
         }

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
+from tempspec.models.quantised import quantised
 
 __all__ = ["draft_card", "write_draft_card"]
 
@@ -85,7 +86,8 @@ def _metadata(model: Mapping[str, Any], data: Mapping[str, Any]) -> ModelCardDat
 
 
 def _training(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "target", f"`{_name(model['target'])}`"
+    how = _quantised(model)
+    yield "target", f"`{_name(model['target'])}`{f', {how}' if how else ''}"
     start = model.get("draft")
     yield "draft before training", f"`{_name(start)}`" if start else f"{model.get('draft_layers')} layers of the target"
     yield "divergence", _plugin(model.get("divergence"), "ForwardKL")
@@ -93,6 +95,12 @@ def _training(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tup
     if (model.get("label_weight") or 0) > 0:
         yield "share of the text's own next token in the loss", f"{model['label_weight']:g}"
     yield "data", ", ".join(f"`{_name(path)}`" for path in _paths(data)) or "none named"
+
+
+def _quantised(model: Mapping[str, Any]) -> str | None:
+    """How the target's weights are quantised, in words."""
+    loading = model.get("loading") or {}
+    return quantised(model["target"], loading.get("quantization"), loading.get("target_revision"))
 
 
 def _measured(run: Path) -> Iterator[str]:

@@ -1,28 +1,24 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
-    AutoModelForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
 )
 
 from tempspec.errors import UserError
 from tempspec.models.conditioning import condition
+from tempspec.models.hub import hub_is_silent
 from tempspec.models.loading import (
     check_vocabulary,
-    first_layers,
+    load_config,
     load_model,
     load_tokenizer,
     real_vocabulary,
@@ -111,7 +107,7 @@ BROKEN = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "cannot load a model"),
     "no weights": (without_weights, "model.safetensors"),
     "weights out of reach": (with_weights_out_of_reach, "model.safetensors is there but cannot be read"),
-    "only a pickle": (with_pickle_only, "model.safetensors"),
+    "only a pickle": (with_pickle_only, "pytorch_model.bin, and only safetensors are read: convert it"),
     "torn weights": (lambda folder: (folder / "model.safetensors").write_text("torn"), "cannot load a model"),
     "other shapes": (lambda folder: edit_config(folder, hidden_size=16), "a checkpoint of another model"),
     "more layers": (lambda folder: edit_config(folder, num_hidden_layers=5), "a checkpoint of another model"),
@@ -146,6 +142,60 @@ def test_a_file_is_not_a_folder(folder):
         load_model(str(folder / "config.json"))
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"), [("last.ckpt", "; a checkpoint goes to --ckpt_path"), ("model.safetensors", ".gguf")]
+)
+def test_a_file_of_weights_is_not_a_model(tmp_path, name, hint):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"is a file; expected a folder written by save_pretrained, .*{hint}$"):
+        load_model(str(tmp_path / name))
+
+
+@pytest.mark.parametrize("inner", ["fit/draft", "fit/model", "draft", "model"])
+@pytest.mark.parametrize("load", [load_config, load_model, load_tokenizer])
+def test_a_run_folder_names_the_model_in_it(folder, tmp_path, load, inner):
+    shutil.copytree(folder, tmp_path / inner)
+    with pytest.raises(UserError, match=f"is the folder of a run: name the model in it, {tmp_path / inner}$"):
+        load(str(tmp_path))
+
+
+def test_a_lora_adapter_is_to_be_merged_first(folder, tmp_path):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    shutil.copy(folder / "tokenizer_config.json", tmp_path)
+    with pytest.raises(UserError, match=r"is a LoRA adapter, not a model: merge it first.*merge_and_unload\(\)"):
+        load_model(str(tmp_path))
+    assert load_tokenizer(str(tmp_path)).get_vocab() == {"?": 0, "a": 1, "b": 2}
+
+
+class Answer(Exception):
+    """What the transport of some version raises."""
+
+
+def http(status):
+    return HfHubHTTPError("no", response=SimpleNamespace(status_code=status, headers={}, request=None))
+
+
+@pytest.mark.parametrize(
+    ("error", "silent"), [(None, False), (http(404), False), (http(503), True), (Answer(), True), (OSError(), True)]
+)
+def test_the_hub_is_silent_where_it_gives_no_answer(error, silent):
+    def ask():
+        if error is not None:
+            raise error
+
+    assert hub_is_silent(ask) is silent
+
+
+def test_a_refusal_of_ones_own_passes_through_the_question():
+    def ask():
+        raise UserError("no such model")
+
+    with pytest.raises(UserError, match="no such model"):
+        hub_is_silent(ask)
+
+
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])
 def test_a_hub_name_without_network(load, monkeypatch):
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nothing listens on the discard port
@@ -159,117 +209,6 @@ def test_a_folder_without_tokenizer(folder, tmp_path):
     (tmp_path / "copy" / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"holds no tokenizer; expected tokenizer\.json"):
         load_tokenizer(str(tmp_path / "copy"))
-
-
-def small_gpt2():
-    return GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=3, n_head=2, n_positions=32))
-
-
-def small_gemma3():
-    return Gemma3ForCausalLM(
-        Gemma3TextConfig(
-            vocab_size=16,
-            hidden_size=8,
-            intermediate_size=12,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=4,
-            sliding_window=4,
-        )
-    )
-
-
-@pytest.mark.parametrize("make", [small_llama, small_gpt2, small_gemma3, lambda: small_llama(tie=True)])
-def test_all_layers_give_the_target_and_nothing_is_shared(make):
-    target = make().eval()
-    token_BT = torch.tensor([[1, 2, 3, 4, 5, 6]])
-    whole = first_layers(target, 3)
-    torch.testing.assert_close(whole(token_BT).logits, target(token_BT).logits, rtol=0, atol=0)
-    pointers = {parameter.data_ptr() for parameter in target.parameters()}
-    assert pointers.isdisjoint(parameter.data_ptr() for parameter in whole.parameters())
-    one = first_layers(target, 1)
-    assert one.config.num_hidden_layers == 1
-    assert target.config.num_hidden_layers == 3
-    assert not torch.equal(one(token_BT).logits, target(token_BT).logits)
-
-
-@pytest.mark.parametrize(("own", "default"), [("cpu", "meta"), ("meta", "cpu")])
-def test_first_layers_are_where_the_target_is(own, default):
-    target = small_llama().bfloat16().to(own)
-    with torch.device(default):
-        draft = first_layers(target, 1)
-    tensors = [*draft.parameters(), *draft.buffers()]
-    assert {tensor.device.type for tensor in tensors} == {own}
-    assert draft.dtype == torch.bfloat16
-
-
-def test_first_layers_survive_a_folder(tmp_path):
-    draft = first_layers(small_gemma3().eval(), 2)
-    save_model(draft, None, tmp_path / "draft")
-    token_BT = torch.tensor([[1, 2, 3]])
-    torch.testing.assert_close(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "draft")(token_BT).logits, draft(token_BT).logits
-    )
-
-
-@pytest.mark.parametrize(("count", "chosen"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 2])])
-def test_evenly_spaced_layers(count, chosen):
-    target = small_llama().eval()
-    draft = first_layers(target, count, spacing="even")
-    for layer, origin in zip(draft.model.layers, chosen, strict=True):
-        for name, value in layer.state_dict().items():
-            assert torch.equal(value, target.model.layers[origin].state_dict()[name])
-
-
-def test_every_layer_keeps_what_the_config_says_of_it(tmp_path):
-    config = SmolLM3Config(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        no_rope_layers=[1, 1, 1, 0],
-        sliding_window=4,
-        pad_token_id=None,
-        bos_token_id=None,
-        eos_token_id=[1, 2, 3, 4],
-        layer_types=["full_attention", "sliding_attention", "full_attention", "full_attention"],
-    )
-    draft = first_layers(SmolLM3ForCausalLM(config).eval(), 2, spacing="even")
-    assert draft.config.no_rope_layers == [1, 0]
-    assert draft.config.layer_types == ["full_attention", "full_attention"]
-    assert draft.config.eos_token_id == [1, 2, 3, 4]
-    assert [layer.self_attn.use_rope for layer in draft.model.layers] == [1, 0]
-    save_model(draft, None, tmp_path / "draft")
-    assert load_model(str(tmp_path / "draft")).config.no_rope_layers == [1, 0]
-
-
-def test_a_narrow_draft_takes_the_leading_part_of_every_weight(tmp_path):
-    target = small_llama().eval()
-    whole = target.config.hidden_size
-    draft = first_layers(target, 1, width=whole // 2)
-    assert draft.config.hidden_size == whole // 2
-    assert draft.config.intermediate_size == target.config.intermediate_size // 2
-    for name, value in draft.state_dict().items():
-        assert torch.equal(value, target.state_dict()[name][tuple(map(slice, value.shape))])
-    save_model(draft, None, tmp_path / "draft")
-    token_BT = torch.tensor([[1, 2, 3]])
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "draft")
-    torch.testing.assert_close(again(token_BT).logits, draft(token_BT).logits)
-
-
-@pytest.mark.parametrize("width", [0, 3, 1000])
-def test_widths_that_leave_no_whole_heads(width):
-    with pytest.raises(UserError, match=f"draft_width must leave whole heads.*got {width}"):
-        first_layers(small_llama(), 1, width=width)
-
-
-@pytest.mark.parametrize("count", [0, 4, -1])
-def test_layers_out_of_range(count):
-    with pytest.raises(UserError, match=f"1 to 3, the target's number of layers, got {count}"):
-        first_layers(small_llama(), count)
 
 
 @pytest.mark.parametrize(("head", "expected"), [(16, 3), (2, 2)])

@@ -35,6 +35,7 @@ class Module(LightningModule):
     """One weight that counts its optimiser steps; its validation scores are given."""
 
     export_name = "model"
+    export_dtype = torch.float32
     tokenizer = None
 
     def __init__(self, scores=(), broken_at=None):

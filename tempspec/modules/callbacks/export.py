@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,6 +22,10 @@ class Exportable(Protocol):
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer to write beside the model."""
+
+    @property
+    def export_dtype(self) -> torch.dtype:
+        """What its weights are rounded to in the folder; training keeps its own."""
 
     def export_model(self) -> PreTrainedModel:
         """The model to write, with its current weights."""
@@ -70,7 +75,8 @@ class PretrainedExport(Callback):
         module = cast(Exportable, pl_module)
         state = whole_state(module.export_model())
         if trainer.is_global_zero:
-            save_model(module.export_model(), module.tokenizer, self.folder / module.export_name, state)
+            folder = self.folder / module.export_name
+            save_model(module.export_model(), module.tokenizer, folder, state, module.export_dtype)
 
 
 def _best_path(trainer: Trainer) -> str:

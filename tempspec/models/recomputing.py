@@ -1,0 +1,26 @@
+"""Activations that are computed again in the backward pass instead of kept (floor 3)."""
+
+from transformers import PreTrainedModel
+
+from tempspec.errors import UserError
+
+__all__ = ["recompute_activations"]
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep only each layer's input in train mode, and run the layer again in the backward pass.
+
+    Without gradients and in eval mode nothing changes, caches included.
+
+    Raises:
+        UserError: the architecture does not support it.
+    """
+    # transformers renames it, and warns of the old name.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"gradient_checkpointing is not for a {model.config.model_type}, whose layers cannot be run again: set it "
+            "to false"
+        ) from error

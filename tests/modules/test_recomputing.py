@@ -1,0 +1,80 @@
+"""Activations that are computed again: the same gradients, fewer tensors kept, and nothing changed outside of fit."""
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from tempspec.errors import UserError
+from tempspec.models.recomputing import recompute_activations
+from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.language_model import LanguageModelModule, ModelShape
+from tempspec.modules.online import OnlineText
+
+
+class Kept(DistillationModule):
+    """Counts the numbers that the draft's forward pass keeps, and notes the gradients of the first step."""
+
+    def training_step(self, batch, batch_index):
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda value: kept.append(value.numel()) or value, lambda v: v):
+            result = super().training_step(batch, batch_index)
+        self.__dict__.setdefault("kept", []).append(sum(kept))
+        return result
+
+    def on_before_optimizer_step(self, optimizer):
+        if "gradients" not in self.__dict__:
+            self.__dict__["gradients"] = {name: value.grad.clone() for name, value in self.draft.named_parameters()}
+        super().on_before_optimizer_step(optimizer)
+
+
+def stepped(pair, data, trainer, **options):
+    module = Kept(str(pair / "target"), draft_layers=2, **options)
+    trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+    return module
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"chunk_tokens": 0},
+        {"chunk_tokens": 16},
+        {"conditioning_rank": 2, "temperature": 0.7},
+        {"online": OnlineText(writer="draft", max_new_tokens=4)},
+    ],
+    ids=["plain", "whole logits", "chunks", "conditioned", "online"],
+)
+def test_gradients_are_equal_and_fewer_activations_are_kept(pair, data, trainer, options):
+    torch.manual_seed(0)
+    plain = stepped(pair, data, trainer, **options)
+    torch.manual_seed(0)
+    again = stepped(pair, data, trainer, gradient_checkpointing=True, **options)
+    assert again.kept[0] < 0.7 * plain.kept[0]
+    for name, value in plain.gradients.items():
+        torch.testing.assert_close(again.gradients[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_measuring_and_decoding_compute_nothing_again(pair, data, trainer):
+    ran = []
+    module = DistillationModule(str(pair / "target"), draft_layers=1, gradient_checkpointing=True)
+    trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+    module.draft.model.layers[0].register_forward_hook(lambda *_: ran.append(torch.is_grad_enabled()))
+    trainer(limit_val_batches=1).validate(module, data)
+    assert ran
+    assert not any(ran)
+    assert DistillationModule(str(pair / "target"), draft_layers=1).gradient_checkpointing is False
+
+
+def test_a_language_model_computes_activations_again(pair, data, trainer):
+    module = LanguageModelModule(
+        tokenizer=str(pair / "target"), shape=ModelShape(16, 2, 2), gradient_checkpointing=True
+    )
+    trainer(max_steps=2, limit_val_batches=0).fit(module, data)
+    assert all(layer.gradient_checkpointing for layer in module.model.model.layers)
+
+
+def test_a_model_whose_layers_cannot_run_again_is_one_line(monkeypatch):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, n_positions=8))
+    monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="gradient_checkpointing is not for a gpt2"):
+        recompute_activations(model)
