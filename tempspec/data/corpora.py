@@ -21,15 +21,16 @@ from tempspec.models.identity import tokenizer_digest
 
 @dataclass(frozen=True)
 class Side:
-    """A side of a deterministic split: `kept` for training or `held-out`."""
+    """A side of a deterministic split: `kept` for training or `held-out`; see `hold_out`."""
 
     side: Literal["kept", "held-out"]
     fraction: float
     seed: int
+    most: int | None = None
 
     def of(self, dataset: datasets.Dataset) -> datasets.Dataset:
         """The rows on this side."""
-        return hold_out(dataset, self.fraction, self.seed)[self.side == "held-out"]
+        return hold_out(dataset, self.fraction, self.seed, self.most)[self.side == "held-out"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,15 @@ class Corpora:
         encoder: the tokenizer and its options.
         options: how rows are made.
         cache_dir: where encoded sets and hub data are kept.
+        max_skipped: the largest share of rows that may be left out because they cannot be used.
+        encoding_workers: processes that encode; None chooses.
     """
 
     encoder: Encoder
     options: RowOptions
     cache_dir: Path
+    max_skipped: float = 0.01
+    encoding_workers: int | None = None
 
     def encode(self, name: str, sources: Sequence[Source], side: Side | None = None) -> datasets.Dataset:
         """The rows of some sources as one set.
@@ -52,7 +57,7 @@ class Corpora:
         Args:
             name: what to call it in messages.
             sources: the corpora.
-            side: one side of each corpus; all of it by default.
+            side: one side of each corpus; all of it by default. The held-out one may come out empty.
 
         Raises:
             UserError: no row is left, or a corpus is not as it should be.
@@ -60,7 +65,7 @@ class Corpora:
         parts = [self._encode_one(source, side) for source in sources]
         for source, (_, report) in zip(sources, parts, strict=True):
             rank_zero_info(f"{name}: {source.path}: {report}")
-        if not any(report.rows for _, report in parts):
+        if not any(report.rows for _, report in parts) and (side is None or side.side == "kept"):
             raise UserError(f"{name}: no row to learn from: {parts[0][1]}; {_remedy(side)}")
         return datasets.concatenate_datasets([rows for rows, _ in parts])
 
