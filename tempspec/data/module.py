@@ -384,12 +384,7 @@ class TextDataModule(LightningDataModule):
             ("batch_size", self.batch_size, self.batch_size >= 1, "1 or more"),
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "1 or more"),
             ("num_workers", self.num_workers, (self.num_workers or 0) >= 0, "0 or more"),
-            (
-                "encoding_workers",
-                self.encoding_workers,
-                self.encoding_workers is None or self.encoding_workers >= 1,
-                "1 or more",
-            ),
+            ("encoding_workers", encoders, encoders is None or encoders >= 1, "1 or more"),
             ("group_by_length", self.group_by_length, self.group_by_length >= 0, "0 or more"),
             ("pad_to_multiple", self.padding.multiple, self.padding.multiple >= 1, "1 or more"),
             ("max_held_out", self.max_held_out, self.max_held_out >= 1, "1 or more"),
