@@ -1,6 +1,6 @@
 """Rows of like length in one batch, so that little of it is padding. It knows lengths, and no row.
 
-Axes: R rows of a set, S steps, W rows of a step on all processes.
+Axes: R rows of a set, S steps, W rows of a step on all processes, B of a batch, P processes.
 """
 
 import zlib
@@ -60,9 +60,8 @@ class Padding:
         """
         rows = np.asarray(lengths)
         steps = -(-len(rows) // (batch_size * world))
-        rows_SBP = np.zeros(steps * batch_size * world, dtype=np.int64)
-        rows_SBP[: len(rows)] = rows
-        rows_SBP = rows_SBP.reshape(steps, batch_size, world)
+        rows_SBP = np.zeros((steps, batch_size, world), dtype=np.int64)
+        rows_SBP.flat[: len(rows)] = rows
         positions = (self.of_all(rows_SBP.max(1)) * (rows_SBP > 0).sum(1)).sum()
         return float(1 - rows.sum() / positions) if positions else 0.0
 

@@ -56,7 +56,7 @@ def reading(models: Sequence[PreTrainedModel]) -> Reading:
 
 def _of(model: PreTrainedModel) -> Reading:
     embedding = model.get_input_embeddings().weight
-    size = min(_DOCUMENT, (context_length(model.config) or 2 * _DOCUMENT) // 2)
+    size = min(_DOCUMENT, context_length(model.config) // 2)
     ids_DT = (1 + torch.arange(3 * size, device=embedding.device) % (len(embedding) - 1)).view(3, size)
     place_T = torch.arange(2 * size, device=embedding.device)
     seen_2T = torch.stack([torch.ones_like(place_T), (place_T < size).long()])
@@ -93,7 +93,8 @@ def _logits(model: PreTrainedModel, inputs: Mapping[str, Tensor | bool]) -> Tens
     except (TypeError, ValueError, RuntimeError, IndexError):
         if "attention_mask" in inputs:
             raise
-        return torch.full((*inputs["input_ids"].shape, 1), torch.nan, device=model.device)
+        ids_BT = torch.as_tensor(inputs["input_ids"])
+        return torch.full((*ids_BT.shape, 1), torch.nan, device=ids_BT.device)
 
 
 def _errors(logits_BTV: Tensor, alone_DTV: Tensor) -> list[float]:
