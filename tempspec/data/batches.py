@@ -71,7 +71,7 @@ def _rows(table: pa.Table) -> list[EncodedRow]:
 
 def _values(column: pa.ChunkedArray) -> Sequence[Any]:
     whole = column.combine_chunks()
-    if not pa.types.is_list(whole.type):
+    if not (pa.types.is_list(whole.type) or pa.types.is_large_list(whole.type)):
         return whole.to_numpy(zero_copy_only=False)
     ends = whole.offsets.to_numpy()
     return np.split(whole.flatten().to_numpy(zero_copy_only=False), ends[1:-1] - ends[0])

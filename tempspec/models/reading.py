@@ -94,7 +94,7 @@ def _logits(model: PreTrainedModel, inputs: Mapping[str, Tensor | bool]) -> Tens
         if "attention_mask" in inputs:
             raise
         ids_BT = torch.as_tensor(inputs["input_ids"])
-        return torch.full((*ids_BT.shape, 1), torch.nan, device=ids_BT.device)
+        return torch.full((*ids_BT.shape, 1), torch.nan, dtype=torch.float32, device=ids_BT.device)
 
 
 def _errors(logits_BTV: Tensor, alone_DTV: Tensor) -> list[float]:
