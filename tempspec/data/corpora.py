@@ -23,15 +23,16 @@ from tempspec.models.identity import tokenizer_digest
 
 @dataclass(frozen=True)
 class Side:
-    """A side of a deterministic split: `kept` for training or `held-out`."""
+    """A side of a deterministic split: `kept` for training or `held-out`; see `hold_out`."""
 
     side: Literal["kept", "held-out"]
     fraction: float
     seed: int
+    most: int | None = None
 
     def of(self, dataset: datasets.Dataset) -> datasets.Dataset:
         """The rows on this side."""
-        return hold_out(dataset, self.fraction, self.seed)[self.side == "held-out"]
+        return hold_out(dataset, self.fraction, self.seed, self.most)[self.side == "held-out"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Corpora:
         Args:
             name: what to call it in messages.
             sources: the corpora.
-            side: one side of each corpus; all of it by default.
+            side: one side of each corpus; all of it by default. The held-out one may come out empty.
 
         Raises:
             UserError: no row is left, too many cannot be used, or a corpus is not as it should be.
@@ -67,7 +68,7 @@ class Corpora:
         for source, (_, report) in zip(sources, parts, strict=True):
             rank_zero_info(f"{name}: {source.path}: {report}")
             report.unusable.check(report.read, self.max_skipped)
-        if not any(report.rows for _, report in parts):
+        if not any(report.rows for _, report in parts) and (side is None or side.side == "kept"):
             raise UserError(f"{name}: no row to learn from: {parts[0][1]}; {_remedy(side)}")
         return datasets.concatenate_datasets([rows for rows, _ in parts])
 

@@ -1,20 +1,24 @@
 """The one LightningDataModule: text for training and validation, prompts for decoding."""
 
 import math
+import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from tempspec.data.batches import Collate, EncodedSets
+from tempspec.data.batches import STARTS, Collate, EncodedSets
 from tempspec.data.cache import default_cache_dir
 from tempspec.data.clock import at_the_time_of
 from tempspec.data.corpora import Corpora, Side
 from tempspec.data.encoding import Encoder
+from tempspec.data.grouping import LengthGroups, Padding, lengths
 from tempspec.data.prompts import Prompt, PromptSource, read_prompts
 from tempspec.data.rows import RowOptions
 from tempspec.data.sampling import ResumableLoader, ShardSampler, Slot, work_loader
@@ -25,26 +29,39 @@ from tempspec.models.loading import load_tokenizer
 HELD_OUT = "train-held-out"
 """The name of the validation set that is split off the training data."""
 
+_LARGE = 10_000
+"""Rows from which on a loader has workers of its own accord: they take seconds to start, and a batch a millisecond."""
+_WORKERS = 4
+
 
 class TextDataModule(LightningDataModule):
     """Corpora, named validation sets and named prompt sets over one tokenizer.
 
-    Documents (`text`) are packed to rows of `max_length` with EOS between them; attention runs across documents, there
-    is no mask between them. Of pairs and conversations the loss sees the response alone.
+    Documents (`text`) are packed to rows of `max_length` with EOS between them. Of pairs and conversations the loss
+    sees the response alone.
 
     Args:
         tokenizer: a folder or a hub name; the target's by default.
         train: the training corpus, or several; here and below, a path alone will do for a corpus without options.
         validation: named validation sets.
         validation_fraction: without `validation`, the share of the training rows that is held out as the set
-            `train-held-out`, chosen by content; 0 for none.
+            `train-held-out`, chosen by content: one row at least, where there are two; 0 for none.
+        max_held_out: rows that are held out at most, of all training corpora together; the others are trained on.
+        max_skipped: the largest share of a corpus' rows that may be left out because they cannot be used.
         test: named test sets; the validation sets by default.
         prompts: named prompt sets for predict and generate.
         max_length: the most tokens of a row.
         batch_size: rows of a training batch, on each device.
         eval_batch_size: rows of a validation or test batch, on each device; `batch_size` by default.
-        num_workers: worker processes of a loader.
+        group_by_length: batches within which training rows are sorted by length, so that those of a batch are of like
+            length, at most a quarter of an epoch; the batches come in random order. 0 for random batches.
+        pad_to_multiple: the length of a batch is rounded up to a multiple of this, of a sixteenth of `max_length` at
+            most; 1 for the length of its longest row.
+        num_workers: worker processes of a loader; null chooses: none for small corpora and on few cores.
+        encoding_workers: processes that encode the corpora; null chooses.
         pack: join documents to full rows; otherwise each is a row of its own, cut to `max_length`.
+        pack_attention: `separate` keeps the documents of a row from each other, in attention and positions, as if each
+            was a row of its own; `across` lets a document see those before it.
         fold_whitespace: turn every run of whitespace into one space, for vocabularies without a newline.
         add_bos: put BOS before documents and prompts even where the tokenizer does not.
         seed: of the held-out rows and of the shuffling.
@@ -59,13 +76,19 @@ class TextDataModule(LightningDataModule):
         train: Source | str | list[Source | str] | None = None,
         validation: dict[str, Source | str] | None = None,
         validation_fraction: float = 0.05,
+        max_held_out: int = 512,
+        max_skipped: float = 0.01,
         test: dict[str, Source | str] | None = None,
         prompts: dict[str, PromptSource | str] | None = None,
         max_length: int = 256,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        group_by_length: int = 256,
+        pad_to_multiple: int = 64,
+        num_workers: int | None = None,
+        encoding_workers: int | None = None,
         pack: bool = True,
+        pack_attention: Literal["separate", "across"] = "separate",
         fold_whitespace: bool = False,
         add_bos: bool = False,
         seed: int = 0,
@@ -83,18 +106,25 @@ class TextDataModule(LightningDataModule):
         self.test_sources = named_sources(test, Source)
         self.prompt_sources = named_sources(prompts, PromptSource)
         self.validation_fraction = validation_fraction
+        self.max_held_out = max_held_out
+        self.max_skipped = max_skipped
         self.row_options = RowOptions(max_length, pack)
         self.fold_whitespace = fold_whitespace
         self.add_bos = add_bos
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.group_by_length = group_by_length
+        self.padding = Padding(max_length, pad_to_multiple)
         self.num_workers = num_workers
+        self.encoding_workers = encoding_workers
+        self.pack_attention = pack_attention
         self.seed = seed
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self._train: datasets.Dataset
         self._validation: list[datasets.Dataset] = []
         self._test: list[datasets.Dataset] = []
         self._prompts: dict[str, list[Prompt]] = {}
+        self._none_held_out = False
         self._ready: set[str] = set()
         self._check_options()
 
@@ -108,7 +138,7 @@ class TextDataModule(LightningDataModule):
     @property
     def validation_names(self) -> list[str]:
         """The validation sets, in the order that a batch's `set_index` counts."""
-        return list(self.validation_sources) or ([HELD_OUT] if self._splits else [])
+        return list(self.validation_sources) or ([HELD_OUT] if self._splits and not self._none_held_out else [])
 
     @property
     def test_names(self) -> list[str]:
@@ -125,6 +155,14 @@ class TextDataModule(LightningDataModule):
     def train_rows(self) -> datasets.Dataset:
         """The encoded training rows, by the numbers that a batch's `row` has; after setup."""
         return self._train
+
+    @property
+    def packed(self) -> bool:
+        """Whether some row that was set up holds several documents that are to be kept from each other."""
+        sets = [*([self._train] if hasattr(self, "_train") else []), *self._validation, *self._test]
+        return self.pack_attention == "separate" and any(
+            STARTS in rows.column_names and lengths(rows, STARTS).max(initial=0) > 1 for rows in sets
+        )
 
     def in_order(self, start: int) -> DataLoader[Any]:
         """The training rows from a number on, in their order, on this process alone."""
@@ -177,7 +215,8 @@ class TextDataModule(LightningDataModule):
             encoder = self.encoder if kept is None else at_the_time_of(kept, self.encoder)
             cache = self.cache_dir / "hub"
             self._prompts = {
-                name: read_prompts(name, source, encoder, cache) for name, source in self.prompt_sources.items()
+                name: read_prompts(name, source, encoder, cache, self.max_skipped)
+                for name, source in self.prompt_sources.items()
             }
         return self._prompts
 
@@ -210,13 +249,13 @@ class TextDataModule(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled rows of all training corpora; resumes within an epoch."""
-        rows = EncodedSets([self._train])
+        sampler = self._train_sampler()
         return ResumableLoader(
-            rows,
-            sampler=self._sampler(len(rows), shuffle=True),
+            EncodedSets([self._train]),
+            sampler=sampler,
             batch_size=self.batch_size,
-            num_workers=self.num_workers,
             collate_fn=self._collate(),
+            **self._loading(sampler.rows),
         )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -241,7 +280,13 @@ class TextDataModule(LightningDataModule):
 
     @cached_property
     def _corpora(self) -> Corpora:
-        return Corpora(self.encoder, self.row_options, self.cache_dir)
+        return Corpora(
+            self.encoder,
+            self.row_options,
+            self.cache_dir,
+            max_skipped=self.max_skipped,
+            encoding_workers=self.encoding_workers,
+        )
 
     @property
     def _splits(self) -> bool:
@@ -254,33 +299,79 @@ class TextDataModule(LightningDataModule):
 
     def _held_out_sets(self) -> list[datasets.Dataset]:
         side = self._side("held-out")
-        return [self._corpora.encode(HELD_OUT, self.train_sources, side)] if side else []
+        if side is None:
+            return []
+        rows = self._corpora.encode(HELD_OUT, self.train_sources, side)
+        self._none_held_out = not len(rows)
+        rank_zero_info(
+            f"{HELD_OUT}: nothing is held out, which takes two different rows; name data.validation to validate"
+            if self._none_held_out
+            else f"{HELD_OUT}: a share of {side.fraction:g} of the training rows (data.validation_fraction), at most "
+            f"{self.max_held_out} of them (data.max_held_out)"
+        )
+        return [] if self._none_held_out else [rows]
 
     def _named_sets(self, sources: dict[str, Source]) -> list[datasets.Dataset]:
         return [self._corpora.encode(name, [source]) for name, source in sources.items()]
 
     def _side(self, side: Literal["kept", "held-out"]) -> Side | None:
-        return Side(side, self.validation_fraction, self.seed) if self._splits else None
+        if not self._splits:
+            return None
+        most = max(1, self.max_held_out // len(self.train_sources))
+        return Side(side, self.validation_fraction, self.seed, most)
+
+    def _train_sampler(self) -> ShardSampler:
+        """Shuffled rows, in steps of like length; says how much of an epoch is padding."""
+        tokens_R = lengths(self._train)
+        step = self.batch_size * self._world[1]
+        window = min(self.group_by_length, max(1, len(tokens_R) // step // 4)) if self.group_by_length else 0
+        sampler = self._sampler(len(tokens_R), shuffle=True, groups=LengthGroups(tokens_R, step, window))
+        share = self.padding.share(tokens_R[sampler.order()], self.batch_size, self._world[1])
+        rank_zero_info(f"train: {share:.1%} of the positions are padding")
+        return sampler
 
     def _eval_loader(self, sets: list[datasets.Dataset]) -> DataLoader[Any]:
+        """Every set in steps of like length, which come in an order of their own: the first few are a fair sample."""
         rows = EncodedSets(sets)
+        tokens_R = np.concatenate([lengths(each) for each in sets])
+        step = self.eval_batch_size * self._world[1]
+        groups = LengthGroups(tokens_R, step, len(rows) if self.group_by_length else 0, rows.ends)
         return DataLoader(
             rows,
-            sampler=self._sampler(len(rows)),
+            sampler=self._sampler(len(rows), groups=groups),
             batch_size=self.eval_batch_size,
-            num_workers=self.num_workers,
             collate_fn=self._collate(),
             generator=torch.Generator(),
+            **self._loading(len(rows)),
         )
 
     def _collate(self) -> Collate:
         tokens = self.tokenizer
-        return Collate(next(i for i in (tokens.pad_token_id, tokens.eos_token_id, 0) if i is not None))
+        pad_id = next(i for i in (tokens.pad_token_id, tokens.eos_token_id, 0) if i is not None)
+        return Collate(pad_id, self.padding, apart=self.pack_attention == "separate")
 
-    def _sampler(self, rows: int, *, shuffle: bool = False) -> ShardSampler:
+    def _loading(self, rows: int) -> dict[str, Any]:
+        """How a loader of so many rows is run."""
+        workers = self.num_workers
+        if workers is None:
+            cores = _cores() // getattr(self.trainer, "num_devices", 1)
+            workers = min(_WORKERS, cores // 2) if rows >= _LARGE else 0
+        device = getattr(getattr(self.trainer, "strategy", None), "root_device", torch.device("cpu"))
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": device.type == "cuda",
+        }
+
+    def _sampler(self, rows: int, *, shuffle: bool = False, groups: LengthGroups | None = None) -> ShardSampler:
         """This process' share of some rows, among the processes that Lightning started."""
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return ShardSampler(rows, rank=rank, world=world, shuffle=shuffle, seed=self.seed)
+        rank, world = self._world
+        return ShardSampler(rows, rank=rank, world=world, shuffle=shuffle, seed=self.seed, groups=groups)
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        """This process' number, and how many there are."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _stage(self) -> str:
         function = self.trainer.state.fn if self.trainer else None
@@ -296,13 +387,24 @@ class TextDataModule(LightningDataModule):
         Raises:
             UserError: an option is out of its range.
         """
+        encoders = self.encoding_workers
         checks = (
             ("max_length", self.row_options.max_length, self.row_options.max_length >= 2, "2 or more"),
             ("batch_size", self.batch_size, self.batch_size >= 1, "1 or more"),
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "1 or more"),
-            ("num_workers", self.num_workers, self.num_workers >= 0, "0 or more"),
+            ("num_workers", self.num_workers, (self.num_workers or 0) >= 0, "0 or more"),
+            ("encoding_workers", encoders, encoders is None or encoders >= 1, "1 or more"),
+            ("group_by_length", self.group_by_length, self.group_by_length >= 0, "0 or more"),
+            ("pad_to_multiple", self.padding.multiple, self.padding.multiple >= 1, "1 or more"),
+            ("max_held_out", self.max_held_out, self.max_held_out >= 1, "1 or more"),
+            ("max_skipped", self.max_skipped, 0 <= self.max_skipped <= 1, "in [0, 1]"),
             ("validation_fraction", self.validation_fraction, 0 <= self.validation_fraction < 1, "in [0, 1)"),
         )
         for name, value, fine, expected in checks:
             if not fine:
                 raise UserError(f"data.{name} must be {expected}, got {value}")
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from tempspec.core.noise import fold
+from tempspec.data.grouping import LengthGroups
 from tempspec.errors import UserError
 
 
@@ -34,20 +35,31 @@ class ShardSampler(DistributedSampler[Any]):
         world: how many processes there are.
         shuffle: take the rows in an order that is a pure function of (seed, epoch), the same on every rank.
         seed: of the order.
+        groups: puts rows of like length into one step; none by default.
 
     >>> list(ShardSampler(3, rank=1, world=2))
     [Slot(row=1, filler=False), Slot(row=0, filler=True)]
     """
 
-    def __init__(self, rows: int, *, rank: int = 0, world: int = 1, shuffle: bool = False, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rows: int,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        groups: LengthGroups | None = None,
+    ) -> None:
         everything: Any = range(rows)
         super().__init__(everything, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
         self.rows = rows
+        self.groups = groups
         self.start = 0
         """Slots that the next iteration leaves out, because a run that is resumed has seen them."""
 
     def __iter__(self) -> Iterator[Slot]:
-        order = self._order()
+        order = self.order()
         for place in range(
             self.start * self.num_replicas + self.rank, len(self) * self.num_replicas, self.num_replicas
         ):
@@ -56,10 +68,14 @@ class ShardSampler(DistributedSampler[Any]):
     def __len__(self) -> int:
         return max(1, math.ceil(self.rows / self.num_replicas))
 
-    def _order(self) -> Sequence[int]:
-        if not self.shuffle:
-            return range(self.rows)
-        return fold(self.seed, self.epoch, torch.arange(self.rows)).argsort(stable=True).tolist()
+    def order(self) -> Sequence[int]:
+        """The rows as all processes together take them, the first `world` rows first."""
+        order_R = torch.arange(self.rows)
+        if self.shuffle:
+            order_R = fold(self.seed, self.epoch, order_R).argsort(stable=True)
+        if self.groups is not None:
+            order_R = self.groups.order(order_R, fold(self.seed, self.epoch))
+        return order_R.tolist()
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -124,9 +140,10 @@ class ResumableLoader(DataLoader[Any]):
             UserError: it lies within a pass whose rest cannot be told, because the order has changed.
         """
         for name, now in self._layout().items():
-            if state_dict["position"] and state_dict[name] != now:
+            then = state_dict.get(name, 0)  # a checkpoint of an earlier version knows no groups, and had none
+            if state_dict["position"] and then != now:
                 raise UserError(
-                    f"the checkpoint stopped within an epoch with {name} = {state_dict[name]}, got {now}; resume with "
+                    f"the checkpoint stopped within an epoch with {name} = {then}, got {now}; resume with "
                     "the same data, batch size, seed and number of processes"
                 )
         self._epoch, self._position = state_dict["epoch"], state_dict["position"]
@@ -149,6 +166,8 @@ class ResumableLoader(DataLoader[Any]):
             "batch_size": self._rows_a_batch,
             "processes": order.num_replicas,
             "seed": order.seed,
+            "group_by_length": order.groups.window if order.groups else 0,
+            "lengths": order.groups.digest() if order.groups else 0,
         }
 
 

@@ -15,7 +15,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.identity import has_weights, tokenizer_digest, weights_digest
 from tempspec.modules.loss import response
-from tempspec.modules.outputs import inputs
+from tempspec.modules.outputs import reading_of
 from tempspec.modules.pair import Pair
 from tempspec.modules.teacher import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
 
@@ -44,8 +44,10 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     data.setup("fit")
     pair.use(device, decoding=False)
     target = pair.target_model
+    reading = reading_of([target], data)
     origin = replace(
         _origin(pair, data),
+        apart=data.packed and reading.apart,
         vocabulary=pair.vocabulary,
         weights=weights_digest(pair.target),
         seed=seed,
@@ -56,7 +58,7 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     def kept() -> Iterator[SparseLogits]:
         for batch in data.in_order(writer.begun):
             batch = {name: value.to(device) for name, value in batch.items()}
-            logits_BTV = target(**inputs(batch)).logits[:, :-1, : pair.vocabulary]
+            logits_BTV = target(**reading.inputs(batch)).logits[:, :-1, : pair.vocabulary]
             for index, keep_T in enumerate(response(batch)):
                 yield options.kept(logits_BTV[index][keep_T], int(batch["row"][index]), seed)
 
@@ -91,6 +93,10 @@ def open_cache(
     cache = TeacherCache(options, _origin(pair, data))
     asked: Mapping[str, tuple[bool, str]] = {
         "model.draft": (pair.draft is not None, "draft_layers cuts them from the target: cut and save them first"),
+        "data.pack_attention: separate": (
+            data.packed or not cache.apart,
+            "its target kept the documents of a row from each other",
+        ),
         "no model.online": (not writes, "text that is written while training was never seen by the target"),
         "no model.selection": (not selects, "it compares with the target's whole laws"),
         "another schedule": (not temperature.needs, f"{type(temperature).__name__} looks at whole laws"),

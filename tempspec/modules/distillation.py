@@ -43,7 +43,7 @@ from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides,
 from tempspec.modules.measurement import Measurement
 from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import optimizers
-from tempspec.modules.outputs import Outputs, linear_heads
+from tempspec.modules.outputs import Outputs, linear_heads, reading_of
 from tempspec.modules.pair import Pair
 from tempspec.modules.precision import PrecisionNotes
 from tempspec.modules.prediction import PromptSets, SweepRunner
@@ -275,6 +275,7 @@ class DistillationModule(pl.LightningModule):
         Raises:
             UserError: the data's rows are longer than a model's context.
         """
+        self.outputs = None  # another stage, other models: they are tried again
         data = getattr(self.trainer, "datamodule", None)
         if stage != "predict" and data is not None:
             self.pair.check_rows(data.max_length)
@@ -355,7 +356,7 @@ class DistillationModule(pl.LightningModule):
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         """The divergence at the scheduled temperature over the response tokens, and how many tokens were read."""
         assert self.draft is not None
         step = self.trainer.global_step
@@ -372,7 +373,8 @@ class DistillationModule(pl.LightningModule):
         self._tally = report.tally if self._tally is None else self._tally + report.tally
         for name, value in self._tally.means().items():  # of the step's batches so far: the last is the step's
             self.log(f"train/{name}", value, prog_bar=name in ("loss", "acceptance"))
-        return {"loss": report.loss, "tokens": batch["attention_mask"].sum()}
+        seen_BT = batch["attention_mask"]
+        return {"loss": report.loss, "tokens": seen_BT.sum(), "positions": seen_BT.numel()}
 
     def on_train_start(self) -> None:
         """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
@@ -481,7 +483,8 @@ class DistillationModule(pl.LightningModule):
             models.append(self.pair.target_model)
         # A sharded head is whole in its own forward alone.
         whole = self.chunk_tokens == 0 or self._sharded or not linear_heads(models)
-        self.outputs = Outputs(self.pair, self.chunk_tokens, whole)
+        reading = reading_of(models, getattr(self.trainer, "datamodule", None), self._cache)
+        self.outputs = Outputs(self.pair, self.chunk_tokens, whole, reading)
 
     def _total_steps(self) -> int | None:
         """The optimiser steps of the run, by its steps and its epochs; None for a run without an end."""

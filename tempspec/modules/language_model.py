@@ -19,9 +19,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from tempspec.core.reduce import or_one
 from tempspec.errors import UserError
 from tempspec.models.loading import DType, cast_weights, load_model, load_tokenizer
+from tempspec.models.reading import Reading
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
 from tempspec.modules.optim import optimizers
+from tempspec.modules.outputs import reading_of
 
 __all__ = ["LanguageModelModule", "ModelShape", "NatsPerToken", "token_nats"]
 
@@ -180,6 +182,7 @@ class LanguageModelModule(LightningModule):
         self.tokenizer = load_tokenizer(source)
         self.model: PreTrainedModel | None = None
         self.set_names: tuple[str, ...] = ()
+        self._reading: Reading | None = None
         self._sums: Tensor | None = None  # nats and weights of the step's batches so far
 
     # -- building ------------------------------------------------------------------------------------------------------
@@ -224,9 +227,9 @@ class LanguageModelModule(LightningModule):
     def _nats(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Nats of every token and its weight in the loss, `[B, T]` each."""
         assert self.model is not None
-        logits_BTV = self.model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-        ).logits
+        if self._reading is None:
+            self._reading = reading_of([self.model], self._trainer and getattr(self._trainer, "datamodule", None))
+        logits_BTV = self.model(**self._reading.inputs(batch)).logits
         return token_nats(logits_BTV, batch["input_ids"]), batch["loss_mask"] * batch["weight"][:, None]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -209,26 +209,34 @@ class OnlineWriter:
 
     def _row(self, batch: Batch, index: int) -> dict[str, Any]:
         length = int(batch["attention_mask"][index].sum())
-        return {
+        own = {"position_ids": batch["position_ids"][index, :length].tolist()} if "position_ids" in batch else {}
+        return own | {
             "input_ids": batch["input_ids"][index, :length].tolist(),
             "loss_mask": batch["loss_mask"][index, :length].tolist(),
             "generation_temperature": float(batch["generation_temperature"][index]),
         }
 
     def _batch(self, batch: Batch, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """Rows padded on the right, with all else of the batch."""
+        """Rows padded on the right, with all else of the batch; what was written is one document."""
         longest = max(len(row["input_ids"]) for row in rows)
         ids_BT = batch["input_ids"].new_zeros(len(rows), longest)
         seen_BT, mask_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT, dtype=torch.bool)
+        position_BT = torch.arange(longest, device=ids_BT.device).repeat(len(rows), 1)
         for index, row in enumerate(rows):
             length = len(row["input_ids"])
             ids_BT[index, :length] = torch.tensor(row["input_ids"])
             mask_BT[index, :length] = torch.tensor(row["loss_mask"])
             seen_BT[index, :length] = 1
+            position_BT[index, :length] = torch.tensor(row.get("position_ids", range(length)))
         temperatures = [row["generation_temperature"] for row in rows]
-        return dict(batch) | {
-            "input_ids": ids_BT,
-            "attention_mask": seen_BT,
-            "loss_mask": mask_BT,
-            "generation_temperature": batch["generation_temperature"].new_tensor(temperatures),
-        }
+        several = {"position_ids": position_BT} if "position_ids" in batch else {}
+        return (
+            dict(batch)
+            | several
+            | {
+                "input_ids": ids_BT,
+                "attention_mask": seen_BT,
+                "loss_mask": mask_BT,
+                "generation_temperature": batch["generation_temperature"].new_tensor(temperatures),
+            }
+        )

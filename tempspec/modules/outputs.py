@@ -4,17 +4,21 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.models.heads import hidden_states, linear_head
+from tempspec.models.reading import Reading, reading
 from tempspec.modules.loss import Heads, Logits
 from tempspec.modules.objective import Head
 from tempspec.modules.pair import Pair, common_ids
+from tempspec.modules.teacher import TeacherCache
 
-__all__ = ["Outputs", "inputs", "linear_heads"]
+__all__ = ["Outputs", "linear_heads", "reading_of"]
 
 
 @dataclass(frozen=True)
@@ -25,18 +29,20 @@ class Outputs:
         pair: whose vocabulary counts.
         chunk: tokens whose logits exist at a time; None chooses.
         whole: take whole logits, at once.
+        reading: how the models are called.
     """
 
     pair: Pair
     chunk: int | None
     whole: bool
+    reading: Reading = field(default_factory=Reading)
 
     def of(self, model: PreTrainedModel, batch: Mapping[str, Tensor], keep_BT: Tensor) -> Head | Tensor:
         """A model's hidden states and head, or whole logits `[N, V]`, at the positions that predict kept tokens."""
         if self.whole:
-            return model(**inputs(batch)).logits[:, :-1][keep_BT]
+            return model(**self.reading.inputs(batch)).logits[:, :-1][keep_BT]
         head = model.get_output_embeddings()
-        return Head(hidden_states(model, **inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
+        return Head(hidden_states(model, **self.reading.inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
 
     def join(self, target: Head | Tensor, draft: Head | Tensor) -> Heads | Logits:
         """Both models' outputs, over the ids that both have."""
@@ -53,6 +59,22 @@ def linear_heads(models: Sequence[PreTrainedModel]) -> bool:
     return all(linear_head(model) is not None for model in models)
 
 
-def inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor | bool]:
-    """What a model's forward takes."""
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+def reading_of(models: Sequence[PreTrainedModel], data: Any, cached: TeacherCache | None = None) -> Reading:
+    """How all of some models are called on the data's rows; one line where documents of a row see each other.
+
+    Args:
+        models: on their devices. They are tried, by all processes at once.
+        data: the data module, which says whether rows hold several documents; None for none.
+        cached: a teacher that read the rows before, in its own way.
+    """
+    found = reading(models)
+    able = {type(model).__name__: reading([model]).apart for model in models} if not found.apart else {}
+    names = [name for name, apart in able.items() if not apart]
+    if cached is not None and not cached.apart:
+        found, names = replace(found, apart=False), [*names, "the cached teacher"]
+    if getattr(data, "packed", False) and names:
+        rank_zero_info(
+            f"the documents of a packed row see each other: {' and '.join(names)} cannot keep them apart; "
+            "data.pack: false makes each a row of its own"
+        )
+    return found

@@ -117,6 +117,7 @@ class TeacherOrigin:
         target: the target's folder or hub name.
         weights: a digest of its weights; empty where they are not at hand, and the target's name must do.
         seed: of the samples.
+        apart: whether the documents of a packed row were kept from each other.
     """
 
     text: str
@@ -127,6 +128,7 @@ class TeacherOrigin:
     target: str = ""
     weights: str = ""
     seed: int = 0
+    apart: bool = False
 
 
 def fingerprint(rows: datasets.Dataset) -> tuple[str, int]:
@@ -225,6 +227,7 @@ class TeacherCache:
                 "rows): run the same `tempspec generate --cache-teacher` again, which goes on where it stopped"
             )
         self.vocabulary = int(held["vocabulary"])
+        self.apart = bool(held["apart"])
         rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(shard)) for shard in shards])
         self._rows = rows.with_format("arrow")  # Python's own numbers would cost more than the loss
 
@@ -284,7 +287,8 @@ def _record(options: CachedTeacher, origin: TeacherOrigin) -> dict[str, Any]:
 
 def _read_record(folder: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads((folder / RECORD).read_text())
+        # Earlier versions let the documents of a row see each other, and did not say so.
+        found: dict[str, Any] = {"apart": False} | json.loads((folder / RECORD).read_text())
     except FileNotFoundError as error:
         raise UserError(
             f"there is no cached teacher in {folder}: make it with `tempspec generate --cache-teacher`"

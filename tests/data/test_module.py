@@ -118,6 +118,75 @@ def test_a_stage_by_itself_sees_the_held_out_rows_of_fit(make, pairs):
             assert all(torch.equal(batch[name], expected[name]) for name in KINDS if name != "generation_temperature")
 
 
+@pytest.mark.parametrize(("rows", "held"), [(1, 0), (2, 1), (4, 1), (12, 1)])
+def test_a_small_file_is_trained_on_and_holds_out_what_it_can(make, jsonl, sentences, caplog, rows, held):
+    source = Source(jsonl([{"prompt": sentences(n), "response": sentences(n + 50, 4)} for n in range(rows)]))
+    module = ready(make(train=source, validation_fraction=1e-9), "fit")
+    assert len(module.train_rows) == rows - held
+    assert module.validation_names == [HELD_OUT] * held
+    assert len(module.val_dataloader()) == held
+    assert ("nothing is held out, which takes two different rows" in caplog.text) == (not held)
+
+
+def test_of_many_rows_no_more_are_held_out_than_allowed(make, pairs, texts, caplog):
+    module = ready(make(train=[pairs, texts], validation_fraction=0.5, max_held_out=6, pack=False), "fit")
+    (loader,) = module.val_dataloader()
+    assert len(loader.dataset) == 6
+    assert len(module.train_rows) == 21 + 60 - 6
+    assert "at most 6 of them (data.max_held_out)" in caplog.text
+
+
+def test_rows_of_a_batch_are_of_like_length_and_the_share_is_said(make, jsonl, sentences, caplog):
+    rows = [{"prompt": sentences(n, 2), "response": sentences(n, 2 + n * 7 % 20)} for n in range(240)]
+
+    def padded(**options):
+        module = ready(make(train=Source(jsonl(rows)), validation_fraction=0, max_length=64, **options), "fit")
+        batches = list(module.train_dataloader())
+        assert sorted(torch.cat([batch["row"] for batch in batches]).tolist()) == list(range(240))
+        seen = torch.cat([batch["attention_mask"].flatten() for batch in batches])
+        share = 1 - float(seen.float().mean())
+        assert f"train: {share:.1%} of the positions are padding" in caplog.text
+        return share
+
+    assert padded() < 0.3 * padded(group_by_length=0)
+
+
+def test_rows_are_validated_in_batches_of_like_length(make, pairs):
+    def loaded(**options):
+        module = make(validation={"a": pairs, "b": pairs}, **options)
+        module.setup("validate")
+        return list(module.val_dataloader()[0])
+
+    grouped, plain = loaded(), loaded(group_by_length=0)
+    assert sum(batch["input_ids"].numel() for batch in grouped) < sum(batch["input_ids"].numel() for batch in plain)
+    for name in ("key", "row", "set_index"):
+        one, other = (torch.cat([batch[name] for batch in batches]).tolist() for batches in (grouped, plain))
+        assert sorted(one) == sorted(other)
+
+
+@pytest.mark.parametrize(
+    ("cores", "rows", "asked", "workers"),
+    [(16, 20_000, None, 4), (1, 20_000, None, 0), (16, 200, None, 0), (1, 9, 3, 3)],
+)
+def test_workers_are_for_large_corpora_on_several_cores(make, monkeypatch, cores, rows, asked, workers):
+    monkeypatch.setattr("tempspec.data.module._cores", lambda: cores)
+    options = make(num_workers=asked)._loading(rows)
+    assert options == {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": False}
+
+
+@pytest.mark.parametrize("attention", ["separate", "across"])
+def test_packed_documents_have_positions_of_their_own_unless_asked(make, texts, attention):
+    module = ready(make(train=texts, validation_fraction=0, pack_attention=attention), "fit")
+    starts = [[0, 5, 11]] * len(module.train_rows)
+    rows = module.train_rows
+    module._train = (rows.remove_columns("starts") if "starts" in rows.column_names else rows).add_column(
+        "starts", starts
+    )
+    assert module.packed == (attention == "separate")
+    (batch, *_) = module.train_dataloader()
+    assert ("position_ids" in batch) == module.packed
+
+
 def test_no_fraction_and_no_sets_mean_no_validation(make, pairs):
     module = ready(make(train=pairs, validation_fraction=0), "fit")
     assert (module.val_dataloader(), module.validation_names) == ([], [])
@@ -246,6 +315,11 @@ BAD_OPTIONS = {
     "batch_size": ({"batch_size": 0}, "data.batch_size must be 1 or more, got 0"),
     "eval_batch_size": ({"eval_batch_size": 0}, "data.eval_batch_size must be 1 or more, got 0"),
     "num_workers": ({"num_workers": -1}, "data.num_workers must be 0 or more, got -1"),
+    "encoding_workers": ({"encoding_workers": 0}, "data.encoding_workers must be 1 or more, got 0"),
+    "group_by_length": ({"group_by_length": -1}, "data.group_by_length must be 0 or more, got -1"),
+    "pad_to_multiple": ({"pad_to_multiple": 0}, "data.pad_to_multiple must be 1 or more, got 0"),
+    "max_held_out": ({"max_held_out": 0}, "data.max_held_out must be 1 or more, got 0"),
+    "max_skipped": ({"max_skipped": 1.5}, "data.max_skipped must be in [0, 1], got 1.5"),
     "validation_fraction": ({"validation_fraction": 1.0}, "data.validation_fraction must be in [0, 1), got 1.0"),
 }
 
@@ -265,7 +339,6 @@ def test_an_option_out_of_range_is_one_line(make, options, message):
         ("test", {}, "data.test is missing"),
         ("predict", {}, "data.prompts is empty; name at least one prompt set"),
         ("fit", {"train": True, "tokenizer": None}, "data.tokenizer is missing"),
-        ("fit", {"train": True, "validation_fraction": 1e-9}, "data.validation_fraction is 1e-09: give more rows"),
         ("fit", {"train": True, "max_length": 3}, "no row to learn from: 20 rows read, 0 kept"),
     ],
 )

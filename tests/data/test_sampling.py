@@ -1,11 +1,13 @@
 from itertools import chain, islice
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
+from tempspec.data.grouping import LengthGroups
 from tempspec.data.sampling import ResumableLoader, ShardSampler, WorkItems, work_loader
 from tempspec.errors import UserError
 
@@ -29,9 +31,10 @@ class Numbers(Dataset):
         return self.rows
 
 
-def loader(rows=14, *, batch_size=4, workers=0, rank=0, world=1, seed=3):
-    sampler = ShardSampler(rows, rank=rank, world=world, shuffle=True, seed=seed)
-    return ResumableLoader(Numbers(rows), sampler=sampler, batch_size=batch_size, num_workers=workers)
+def loader(rows=14, *, batch_size=4, workers=0, rank=0, world=1, seed=3, window=0, longest=6, **options):
+    groups = LengthGroups(np.arange(rows) * 7 % longest, batch_size * world, window) if window else None
+    sampler = ShardSampler(rows, rank=rank, world=world, shuffle=True, seed=seed, groups=groups)
+    return ResumableLoader(Numbers(rows), sampler=sampler, batch_size=batch_size, num_workers=workers, **options)
 
 
 def rows_of(batches):
@@ -65,24 +68,33 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert len({tuple(order(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
 
 
-@WORKERS
+LOADERS = [
+    {},
+    {"window": 3},
+    pytest.param({"workers": 2}, marks=[FORKS, CORES]),
+    pytest.param({"workers": 2, "persistent_workers": True, "window": 3}, marks=[FORKS, CORES]),
+]
+
+
+@pytest.mark.parametrize("options", LOADERS, ids=str)
 @pytest.mark.parametrize("cut", [0, 1, 3, 4, 5])
-def test_a_loader_goes_on_where_it_stopped(cut, workers):
-    whole = loader(workers=workers)
+def test_a_loader_goes_on_where_it_stopped(cut, options):
+    whole = loader(**options)
     expected = rows_of(chain(whole, whole, whole, whole))
-    stopped = loader(workers=workers)
+    stopped = loader(**options)
     batches = chain(stopped, stopped)
     seen = rows_of(next(batches) for _ in range(cut))
-    resumed = loader(workers=workers)
+    resumed = loader(**options)
     resumed.load_state_dict(stopped.state_dict())
     rest = rows_of(chain(resumed, resumed))
     assert seen + rest == expected[: cut + 8]
     del batches
 
 
+@pytest.mark.parametrize("options", LOADERS, ids=str)
 @pytest.mark.parametrize("taken", [1, 3, 4])
-def test_iterations_that_are_broken_off_lose_and_repeat_nothing(taken):
-    broken, whole = loader(), loader()
+def test_iterations_that_are_broken_off_lose_and_repeat_nothing(taken, options):
+    broken, whole = loader(**options), loader(**options)
     parts = [rows_of(islice(broken, taken)) for _ in range(4)]
     assert list(chain(*parts)) == rows_of(chain(whole, whole, whole, whole))[: 4 * taken]
 
@@ -101,15 +113,36 @@ def test_iterating_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
-CHANGES = [{"rows": 13}, {"batch_size": 3}, {"seed": 4}, {"world": 2}]
+CHANGES = [{"rows": 13}, {"batch_size": 3}, {"seed": 4}, {"world": 2}, {"window": 2}, {"window": 0}, {"longest": 5}]
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_pass_whose_order_has_changed_is_not_resumed(change):
-    stopped = loader()
+    stopped = loader(window=1)
     next(iter(stopped))
     with pytest.raises(UserError, match="resume with the same data, batch size, seed and number of processes"):
-        loader(**change).load_state_dict(stopped.state_dict())
+        loader(**{"window": 1} | change).load_state_dict(stopped.state_dict())
+
+
+def test_a_pass_of_an_earlier_version_goes_on_where_nothing_is_grouped():
+    state = {"epoch": 0, "position": 1, "rows": 14, "batch_size": 4, "processes": 1, "seed": 3}
+    resumed = loader()
+    resumed.load_state_dict(state)
+    assert rows_of(islice(resumed, 3)) == rows_of(loader())[1:]
+    with pytest.raises(UserError, match="group_by_length = 0, got 2"):
+        loader(window=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_rows_of_a_step_are_of_like_length_on_every_rank(world):
+    tokens = np.arange(240)
+    ranks = []
+    for rank in range(world):
+        groups = LengthGroups(tokens, 4 * world, 60)
+        ranks.append([slot.row for slot in ShardSampler(240, rank=rank, world=world, shuffle=True, groups=groups)])
+    steps = zip(*(torch.tensor(rows).view(-1, 4) for rows in ranks), strict=True)
+    assert all(max(map(int, map(torch.max, step))) - min(map(int, map(torch.min, step))) < 4 * world for step in steps)
+    assert sorted(chain(*ranks)) == list(range(240))
 
 
 @pytest.mark.parametrize("change", CHANGES)

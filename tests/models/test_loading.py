@@ -1,10 +1,8 @@
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
@@ -15,7 +13,6 @@ from transformers import (
 
 from tempspec.errors import UserError
 from tempspec.models.conditioning import condition
-from tempspec.models.hub import hub_is_silent
 from tempspec.models.loading import (
     check_vocabulary,
     load_config,
@@ -167,33 +164,6 @@ def test_a_lora_adapter_is_to_be_merged_first(folder, tmp_path):
     with pytest.raises(UserError, match=r"is a LoRA adapter, not a model: merge it first.*merge_and_unload\(\)"):
         load_model(str(tmp_path))
     assert load_tokenizer(str(tmp_path)).get_vocab() == {"?": 0, "a": 1, "b": 2}
-
-
-class Answer(Exception):
-    """What the transport of some version raises."""
-
-
-def http(status):
-    return HfHubHTTPError("no", response=SimpleNamespace(status_code=status, headers={}, request=None))
-
-
-@pytest.mark.parametrize(
-    ("error", "silent"), [(None, False), (http(404), False), (http(503), True), (Answer(), True), (OSError(), True)]
-)
-def test_the_hub_is_silent_where_it_gives_no_answer(error, silent):
-    def ask():
-        if error is not None:
-            raise error
-
-    assert hub_is_silent(ask) is silent
-
-
-def test_a_refusal_of_ones_own_passes_through_the_question():
-    def ask():
-        raise UserError("no such model")
-
-    with pytest.raises(UserError, match="no such model"):
-        hub_is_silent(ask)
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer])

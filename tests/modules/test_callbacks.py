@@ -72,7 +72,7 @@ class NoTokenizer:
 
 
 def loader(rows=8):
-    batches = [{"key": torch.tensor(i), "attention_mask": torch.ones(3)} for i in range(rows)]
+    batches = [{"key": torch.tensor(i), "attention_mask": torch.tensor([1, 1, 1, 0])} for i in range(rows)]
     return DataLoader(batches, batch_size=1)
 
 
@@ -269,7 +269,8 @@ def test_the_usual_curves(tmp_path):
     trainer(tmp_path, monitor, logger=MetricsFile(tmp_path)).fit(Module(), loader(4))
     with (tmp_path / "metrics.csv").open(newline="") as file:
         logged = list(csv.DictReader(file))
-    for name, value in (("train/grad_norm", 1), ("train/lr", 1), ("train/tokens_per_second", 3)):
+    curves = {"train/grad_norm": 1, "train/lr": 1, "train/tokens_per_second": 3, "train/padding": 0.25}
+    for name, value in curves.items():
         assert [float(row[name]) for row in logged] == [value] * 4
 
 

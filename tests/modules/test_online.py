@@ -48,6 +48,17 @@ def test_at_temperature_zero_the_text_is_the_models_own_argmax(batch, draft):
     assert torch.equal(got["input_ids"][:, 1:][kept], expected[kept])
 
 
+def test_kept_rows_keep_their_documents_and_written_ones_are_one(batch, draft):
+    position_T = torch.arange(batch["input_ids"].shape[1]) % 6
+    batch["position_ids"] = position_T.expand_as(batch["input_ids"])
+    got = writer(share=0.5)(batch, draft, 0, 11)
+    longest = got["input_ids"].shape[1]
+    for index, known in enumerate(got["generation_temperature"].isfinite()):
+        length = int(got["attention_mask"][index].sum())
+        expected_T = torch.arange(longest) if known else position_T
+        assert torch.equal(got["position_ids"][index, :length], expected_T[:length])
+
+
 def test_some_rows_keep_the_corpus_own_text(batch, draft):
     none, half, every = (writer(share=share)(batch, draft, 0, 11) for share in (0.0, 0.5, 1.0))
     known = [int(got["generation_temperature"].isfinite().sum()) for got in (none, half, every)]

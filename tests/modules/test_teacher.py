@@ -49,6 +49,45 @@ def test_a_whole_cache_trains_as_the_target_does(make, data, trainer, chunk, tem
         torch.testing.assert_close(value, plain[name], atol=1e-6, rtol=0)
 
 
+@pytest.fixture
+def packed(data):
+    """The data, each row of which holds documents that begin at 0, 4 and 9."""
+    data.setup("fit")
+    rows = data.train_rows
+    rows = rows.remove_columns("starts") if "starts" in rows.column_names else rows
+    data._train = rows.add_column("starts", [[0, 4, 9]] * len(rows))
+    return data
+
+
+def test_a_cache_of_packed_rows_trains_as_the_target_does(make, packed, trainer, tmp_path):
+    whole = {"tokens": VOCABULARY}
+    write(make(whole), packed)
+    cached, plain = (fit(make(each), packed, trainer) for each in (whole, None))
+    packed.pack_attention = "across"
+    with pytest.raises(UserError, match=r"needs data\.pack_attention: separate"):
+        fit(make(whole), packed, trainer)
+    across = fit(make(None), packed, trainer)
+    for name, value in cached.items():
+        torch.testing.assert_close(value, plain[name], atol=1e-6, rtol=0)
+    assert any(not torch.allclose(value, plain[name], atol=1e-6, rtol=0) for name, value in across.items())
+
+
+def test_a_cache_that_read_across_documents_is_learned_from_so(make, packed, trainer, tmp_path, caplog):
+    whole = {"tokens": VOCABULARY}
+    packed.pack_attention = "across"
+    write(make(whole), packed)
+    across = fit(make(None), packed, trainer)
+    record = tmp_path / "cache-of-teacher" / "teacher.json"  # as an earlier version left it
+    record.write_text(
+        json.dumps({name: value for name, value in json.loads(record.read_text()).items() if name != "apart"})
+    )
+    packed.pack_attention = "separate"
+    cached = fit(make(whole), packed, trainer)
+    assert "see each other: the cached teacher cannot keep them apart" in caplog.text
+    for name, value in cached.items():
+        torch.testing.assert_close(value, across[name], atol=1e-6, rtol=0)
+
+
 def test_no_target_is_loaded_and_nothing_is_validated(make, data, trainer):
     options = {"tokens": 4}
     write(make(options), data)

@@ -13,10 +13,11 @@ __all__ = ["TrainingMonitor"]
 
 
 class TrainingMonitor(Callback):
-    """Logs `train/grad_norm` (before clipping), `train/lr` and `train/tokens_per_second`.
+    """Logs `train/grad_norm` (before clipping), `train/lr`, `train/tokens_per_second` and `train/padding`.
 
-    Tokens are real ones (`attention_mask`), of all ranks; time spent in validation does not count. A module that trains
-    on other text than the batch's returns the number of its `tokens` beside its loss.
+    Tokens are real ones (`attention_mask`), of all ranks; time spent in validation does not count. Padding is the share
+    of the other positions, of this rank. A module that trains on other text than the batch's returns the number of its
+    `tokens` and `positions` beside its loss.
 
     Args:
         clock: seconds that only grow.
@@ -27,11 +28,12 @@ class TrainingMonitor(Callback):
         self._since = 0.0
         self._paused_at = 0.0
         self._tokens: torch.Tensor | int = 0
+        self._positions = 0
         self._step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
-        self._since, self._tokens, self._step = self.clock(), 0, trainer.global_step
+        self._since, self._tokens, self._positions, self._step = self.clock(), 0, 0, trainer.global_step
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -53,10 +55,12 @@ class TrainingMonitor(Callback):
     ) -> None:
         """Count the batch; log the speed behind a step."""
         self._tokens = self._tokens + (outputs["tokens"] if "tokens" in outputs else batch["attention_mask"].sum())
+        self._positions += outputs["positions"] if "positions" in outputs else batch["attention_mask"].numel()
         before, self._step = self._step, trainer.global_step
         due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
         if trainer.global_step != before and due:
             now = self.clock()
-            speed = float(self._tokens) / max(now - self._since, 1e-9)
-            self._since, self._tokens = now, 0
-            pl_module.log("train/tokens_per_second", speed * trainer.world_size)
+            tokens = float(self._tokens)
+            pl_module.log("train/tokens_per_second", tokens / max(now - self._since, 1e-9) * trainer.world_size)
+            pl_module.log("train/padding", 1 - tokens / self._positions)
+            self._since, self._tokens, self._positions = now, 0, 0

@@ -1,0 +1,109 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from tempspec.models.reading import Reading
+from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.language_model import LanguageModelModule
+from tempspec.modules.outputs import Outputs, reading_of
+
+STARTS = [0, 4, 9]
+LENGTH = 13
+
+
+@pytest.fixture
+def llama():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(6)
+    return model
+
+
+@pytest.fixture
+def bloom():
+    torch.manual_seed(0)
+    return BloomForCausalLM(BloomConfig(vocab_size=24, hidden_size=16, n_layer=1, n_head=2))
+
+
+def rows(*ids, position=None):
+    """A batch of rows of token ids, of which all but the first count."""
+    longest = max(map(len, ids))
+    padded = torch.tensor([list(row) + [0] * (longest - len(row)) for row in ids])
+    seen = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in ids])
+    batch = {"input_ids": padded, "attention_mask": seen, "loss_mask": seen.bool() & (torch.arange(longest) > 0)}
+    return batch if position is None else batch | {"position_ids": torch.tensor(position)}
+
+
+@pytest.fixture
+def packed():
+    """A row of three documents beside a shorter row, and the four documents as rows of their own."""
+    ids = torch.randint(1, 24, (2, LENGTH), generator=torch.Generator().manual_seed(0)).tolist()
+    ids[1] = ids[1][:7]
+    position = [[*range(4), *range(5), *range(4)], list(range(LENGTH))]
+    together = rows(*ids, position=position)
+    together["loss_mask"][0, STARTS] = False
+    return together, rows(ids[0][:4], ids[0][4:9], ids[0][9:], ids[1])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_packed_documents_give_what_rows_of_their_own_give(llama, packed, whole):
+    outputs = Outputs(None, None, whole, reading_of([llama], SimpleNamespace(packed=True)))
+    together, alone = (outputs.of(llama, batch, batch["loss_mask"][:, 1:]) for batch in packed)
+    if not whole:
+        together, alone = together.hidden_NH, alone.hidden_NH
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+    across = Outputs(None, None, True).of(llama, packed[0], packed[0]["loss_mask"][:, 1:])
+    if whole:
+        assert (across - alone).abs().max() > 0.1
+
+
+def test_gradients_need_no_padding_mask(llama):
+    batch = rows(range(1, 12), range(5, 9), range(2, 10))
+
+    def gradients(reading):
+        llama.zero_grad()
+        Outputs(None, None, True, reading).of(llama, batch, batch["loss_mask"][:, 1:]).log_softmax(-1)[
+            :, 3
+        ].sum().backward()
+        return [parameter.grad.clone() for parameter in llama.parameters()]
+
+    assert reading_of([llama], None) == Reading(masked=False, apart=True)
+    for bare, masked in zip(gradients(Reading(False)), gradients(Reading(True)), strict=True):
+        torch.testing.assert_close(bare, masked, atol=1e-5, rtol=1e-5)
+
+
+def test_models_that_cannot_part_documents_are_named_in_one_line(llama, bloom, caplog):
+    assert not reading_of([llama, bloom], SimpleNamespace(packed=True)).apart
+    (line,) = [record.message for record in caplog.records]
+    assert line.startswith("the documents of a packed row see each other: BloomForCausalLM cannot keep them apart")
+
+
+@pytest.mark.parametrize("data", [None, SimpleNamespace(), SimpleNamespace(packed=False)])
+def test_nothing_is_said_where_rows_are_one_document(bloom, data, caplog):
+    reading_of([bloom], data)
+    assert not caplog.records
+
+
+def test_the_language_models_loss_is_that_of_its_documents(llama, packed, pair):
+    module = LanguageModelModule(tokenizer=str(pair / "target"))
+    module.model, module.log = llama, lambda *args, **kwargs: None
+    whole, parts = (
+        module.training_step(batch | {"weight": torch.ones(len(batch["input_ids"]))}, 0) for batch in packed
+    )
+    torch.testing.assert_close(whole, parts)
+
+
+def test_a_run_masks_nothing_and_every_stage_tries_its_own_models(pair, data, trainer):
+    module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=[1.0])
+    own = trainer(max_steps=1, limit_val_batches=1)
+    own.fit(module, data)
+    fitted = module.outputs
+    assert fitted.reading == Reading(masked=False, apart=True)
+    own.validate(module, data, verbose=False)
+    assert module.outputs is not fitted
