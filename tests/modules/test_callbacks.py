@@ -176,14 +176,14 @@ def test_the_clock_saves(tmp_path):
             super()._save(trainer)
             steps.append(self._saved_step)
 
-    trainer(tmp_path, Spy(tmp_path, minutes=5, clock=lambda: next(hours))).fit(Module(), loader(3))
+    trainer(tmp_path, Spy(tmp_path, every=300, clock=lambda: next(hours))).fit(Module(), loader(3))
     assert steps == [1, 2, 3, 3]
 
 
 def test_the_clock_saves_whole_accumulated_steps(tmp_path):
     seconds = [0.0]
     tick = At(2, lambda: seconds.append(3600.0))  # within the second step
-    last = LastCheckpoint(tmp_path, minutes=5, clock=lambda: seconds[-1])
+    last = LastCheckpoint(tmp_path, every=300, clock=lambda: seconds[-1])
     steps = []
     look = At(2, lambda: steps.append((tmp_path / "last.ckpt").exists()))
     leave = At(3, lambda: steps.append(last._saved_step))
