@@ -348,7 +348,14 @@ def test_a_continued_run_may_be_longer():
     assert long.total_steps == 100
 
 
-@pytest.mark.parametrize("options", [{"warmup": -1}, {"floor": 1.5}])
+def test_a_share_of_the_steps_warms_up():
+    factors = [schedule(warmup=0.1, total_steps=50).factor(step) for step in range(6)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] == 1
+    assert schedule(warmup=0.1, total_steps=3).factor(0) == 1
+
+
+@pytest.mark.parametrize("options", [{"warmup": -1}, {"warmup": 1.5}, {"floor": 1.5}])
 def test_impossible_schedules(options):
     with pytest.raises(ValueError, match="got"):
         schedule(**options)

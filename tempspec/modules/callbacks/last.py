@@ -85,9 +85,9 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what there is.
 
-        Not where one process of several fails alone; not in a second Ctrl-C, which may come at any point of a step; not behind some of the batches of an accumulated
-        step; and not in the middle of a validation, which a run that is continued from there would leave out: it goes
-        on from the checkpoint before.
+        Not where one process of several fails alone; not in a second Ctrl-C, which may come at any point of a step; not
+        behind some of the batches of an accumulated step; and not in the middle of a validation, which a run that is
+        continued from there would leave out: it goes on from the checkpoint before.
         """
         alone = trainer.world_size > 1 and not raised_by_all(exception)
         torn = self._in_step and isinstance(exception, KeyboardInterrupt)
