@@ -80,11 +80,11 @@ class DistillationModule(pl.LightningModule):
         online: rows whose response is written while training, by the draft or the target; none by default.
         teacher: a cache of the target's logits: `generate --cache-teacher` writes it, and fit then loads no target.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
-        optimizer: any of torch.optim, whose weight decay is then of all parameters; by default AdamW(lr=1e-4, betas=(0.9,
-            0.95), weight_decay=0.1), whose decay is of matrices alone. Gradients are clipped at 1 unless the trainer's
-            gradient_clip_val says otherwise; 0 is no clipping.
-        lr_scheduler: a learning-rate schedule, stepped with the optimiser; by default WarmupCosine, with 5% of the steps
-            to warm up.
+        optimizer: any of torch.optim, whose weight decay is then of all parameters; by default AdamW(lr=1e-4,
+            betas=(0.9, 0.95), weight_decay=0.1), whose decay is of matrices alone. Gradients are clipped at 1 unless
+            the trainer's gradient_clip_val says otherwise; 0 is no clipping.
+        lr_scheduler: a learning-rate schedule, stepped with the optimiser; by default WarmupCosine, with 5% of the
+            steps to warm up.
         validation_temperatures: target and draft temperatures of the analytic grid; 0 is argmax.
         verifiers: acceptance rules of predict, by names of your own; TokenwiseRejection by default.
         drafter: what proposes tokens in predict; CausalLM (the draft) by default.
@@ -337,9 +337,8 @@ class DistillationModule(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip as the trainer says; where it says nothing, as a draft needs it that was trained before."""
-        self.clip_gradients(
-            optimizer, CLIP if gradient_clip_val is None else gradient_clip_val, gradient_clip_algorithm
-        )
+        value = CLIP if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, value, gradient_clip_algorithm)
 
     def _learned_besides(self) -> list[torch.nn.Parameter]:
         """What is trained and not the draft's: of a schedule or a divergence that learns."""

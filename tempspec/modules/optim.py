@@ -97,8 +97,8 @@ def optimizers(
 ) -> OptimizerLRScheduler:
     """What `configure_optimizers` returns.
 
-    The default optimiser lets matrices decay alone: norms and biases have a value that they are near, which is not 0. One
-    that is named is taken as torch means it: its weight decay is of all parameters.
+    The default optimiser lets matrices decay alone: norms and biases are near a good value, which is not 0. One that is
+    named is taken as torch means it: its weight decay is of all parameters.
 
     Args:
         module: the module, attached to its Trainer.
