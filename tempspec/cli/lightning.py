@@ -400,7 +400,8 @@ class CommandLine(LightningCLI):
         """
         if self.subcommand != "fit" or self.task != "distillation":
             raise UserError(f"--estimate is for fit with task: distillation, got {self.subcommand} with {self.task}")
-        importlib.import_module("tempspec.cli.estimate").report(self._options)
+        module = self.parser.instantiate_classes(self.config)[self.subcommand].model
+        importlib.import_module("tempspec.cli.estimate").report(self._options, module)
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, print and write metrics.json."""

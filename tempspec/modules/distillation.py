@@ -163,8 +163,8 @@ class DistillationModule(pl.LightningModule):
         self.outputs: Outputs | None = None
         self._spread = False
         self._tally: Tally | None = None
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -328,7 +328,7 @@ class DistillationModule(pl.LightningModule):
         assert self.draft is not None
         draft = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
         besides = self._learned_besides()
-        return optimizers(self, draft, self._optimizer, self._lr_scheduler, besides, pretrained=True)
+        return optimizers(self, draft, self.optimizer, self.lr_scheduler, besides, pretrained=True)
 
     def configure_gradient_clipping(
         self,
@@ -372,7 +372,7 @@ class DistillationModule(pl.LightningModule):
         self._number = BatchInStep()
         self._tally = None
         self._begin_reading()
-        named = self._optimizer is not None, self._lr_scheduler is not None
+        named = self.optimizer is not None, self.lr_scheduler is not None
         if note := fine_tuning(*named, self.trainer.gradient_clip_val):
             rank_zero_info(note)
         online = self.online
