@@ -1,20 +1,14 @@
 """`tempspec fit --estimate`: what a fit takes of each device's memory (floor 6)."""
 
-import importlib
-from collections.abc import Callable, Iterable
 from dataclasses import fields
-from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
-from torch.optim import Optimizer
 
-from tempspec.models.loading import ModelOptions
+from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.estimate import Memory, Sizes, Way, estimate, sizes, ways
-from tempspec.modules.pair import Pair
 
 __all__ = ["report"]
 
@@ -22,37 +16,32 @@ _ILLUSTRATION = 8
 """Devices of the table where the configuration names one."""
 
 
-def report(options: Any) -> None:
+def report(options: Any, module: DistillationModule) -> None:
     """Print a column for each way to spread the pair over devices.
 
     Args:
         options: fit's parsed configuration.
+        module: what it describes; nothing of it is loaded.
     """
-    model, data = options.model, options.data.get("init_args", options.data)
-    loading = ModelOptions(**vars(model.loading)) if model.loading is not None else ModelOptions()
-    pair = Pair(model.target, model.draft, model.draft_layers, loading, model.draft_spacing, model.draft_width)
+    data, model = options.data.get("init_args", options.data), options.model
     found = sizes(
-        pair,
+        module.pair,
         batch_size=data.batch_size,
         length=data.max_length,
-        optimizer=_optimizer(model.optimizer),
+        optimizer=module.optimizer,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        conditioning_rank=model.conditioning_rank,
-        from_cache=model.teacher is not None,
-        chunk_tokens=model.chunk_tokens,
+        conditioning_rank=module.conditioning_rank,
+        from_cache=module.teacher is not None,
+        chunk_tokens=module.chunk_tokens,
         reference=None if model.selection is None else model.selection.reference,
+        divergence=module.divergence,
+        label_weight=module.loss.label_weight,
+        precision=options.trainer.precision,
+        gradient_checkpointing=getattr(module, "gradient_checkpointing", False),
     )
     Console().print(_table(found, ways(_devices(options.trainer))))
-    if missing := _not_counted(options):
-        print(f"not counted: {', '.join(missing)}")
-
-
-def _not_counted(options: Any) -> list[str]:
-    """What the configuration asks for beyond the table."""
-    precision = options.trainer.precision
-    plain = precision in (None, 32, "32", "32-true")
-    online = [] if options.model.online is None else ["model.online"]
-    return online + ([] if plain else [f"trainer.precision {precision}"])
+    if module.online is not None:
+        print("not counted: model.online")
 
 
 def _devices(trainer: Any) -> int:
@@ -60,14 +49,6 @@ def _devices(trainer: Any) -> int:
     named = trainer.devices if isinstance(trainer.devices, int) and trainer.devices > 0 else 1
     total = named * trainer.num_nodes
     return total if total > 1 else _ILLUSTRATION
-
-
-def _optimizer(chosen: Any) -> Callable[[Iterable[nn.Parameter]], Optimizer] | None:
-    """The optimiser that a configuration names, which the parser has checked."""
-    if chosen is None:
-        return None
-    module, _, name = chosen.class_path.rpartition(".")
-    return partial(getattr(importlib.import_module(module), name), **vars(chosen.get("init_args", {})))
 
 
 def _table(pair: Sizes, chosen: list[Way]) -> Table:

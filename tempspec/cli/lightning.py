@@ -35,6 +35,7 @@ from tempspec.files import replacing, write_atomically
 from tempspec.modules.callbacks import GracefulStop, LastCheckpoint, PretrainedExport
 from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.prediction import DecodingProgress
+from tempspec.modules.processes import lost_another
 from tempspec.modules.server import Server
 from tempspec.modules.sharding import register_fsdp2
 
@@ -232,6 +233,12 @@ class CommandLine(LightningCLI):
         parser.add_argument("--task", type=Task, default=self.task, help="What is run: decides what `model` takes.")
         parser.add_argument("--run", type=str, default=self.default_run, help="The folder that the run leaves.")
         parser.add_argument(
+            "--checkpoint_every",
+            type=float,
+            default=300.0,
+            help="Seconds between two checkpoints of fit; 0 for none but at the end and behind each validation.",
+        )
+        parser.add_argument(
             "--server",
             type=Server | str | None,
             default=None,
@@ -356,7 +363,7 @@ class CommandLine(LightningCLI):
         if self.subcommand == "fit":
             callbacks += [MetricsPosition(), PretrainedExport(self.folder)]
         if checkpoints:
-            callbacks.append(LastCheckpoint(self.folder / "checkpoints"))
+            callbacks.append(LastCheckpoint(self.folder / "checkpoints", self._options.checkpoint_every))
         return callbacks
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -379,6 +386,8 @@ class CommandLine(LightningCLI):
                     f"the checkpoint {path} does not fit this configuration's model or optimizer; give the one that "
                     "fit left, or the configuration that it was trained with (config.yaml beside checkpoints/)"
                 ) from error
+            if lost_another(error):
+                raise UserError("another process of this run has ended: its own message says why") from error
             if "SLURM" in str(error):  # devices or num_nodes are not those of the job
                 raise UserError(" ".join(str(error).split())) from error
             raise
@@ -391,7 +400,8 @@ class CommandLine(LightningCLI):
         """
         if self.subcommand != "fit" or self.task != "distillation":
             raise UserError(f"--estimate is for fit with task: distillation, got {self.subcommand} with {self.task}")
-        importlib.import_module("tempspec.cli.estimate").report(self._options)
+        module = self.parser.instantiate_classes(self.config)[self.subcommand].model
+        importlib.import_module("tempspec.cli.estimate").report(self._options, module)
 
     def validate(self, **kwargs: Any) -> None:
         """Measure, print and write metrics.json."""

@@ -42,7 +42,7 @@ from tempspec.modules.consistency import Span, inconsistency
 from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
 from tempspec.modules.measurement import Measurement
 from tempspec.modules.online import OnlineText, OnlineWriter
-from tempspec.modules.optim import optimizers
+from tempspec.modules.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.outputs import Outputs, linear_heads, reading_of
 from tempspec.modules.pair import Pair
 from tempspec.modules.precision import PrecisionNotes
@@ -85,8 +85,11 @@ class DistillationModule(pl.LightningModule):
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         gradient_checkpointing: keep only the input of each of the draft's layers in fit, and compute the rest again in
             the backward pass: a third more time for a fraction of the activations.
-        optimizer: any of torch.optim; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) by default.
-        lr_scheduler: a learning-rate schedule, stepped with the optimiser; WarmupCosine by default.
+        optimizer: any of torch.optim, whose weight decay is then of all parameters; by default AdamW(lr=1e-4,
+            betas=(0.9, 0.95), weight_decay=0.1), whose decay is of matrices alone. Gradients are clipped at 1 unless
+            the trainer's gradient_clip_val says otherwise; 0 is no clipping.
+        lr_scheduler: a learning-rate schedule, stepped with the optimiser; by default WarmupCosine, with 5% of the
+            steps to warm up.
         validation_temperatures: target and draft temperatures of the analytic grid; 0 is argmax.
         verifiers: acceptance rules of predict, by names of your own; TokenwiseRejection by default.
         drafter: what proposes tokens in predict; CausalLM (the draft) by default.
@@ -167,8 +170,8 @@ class DistillationModule(pl.LightningModule):
         self.outputs: Outputs | None = None
         self._spread = False
         self._tally: Tally | None = None
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -347,7 +350,18 @@ class DistillationModule(pl.LightningModule):
         """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""
         assert self.draft is not None
         draft = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
-        return optimizers(self, draft, self._optimizer, self._lr_scheduler, self._learned_besides())
+        besides = self._learned_besides()
+        return optimizers(self, draft, self.optimizer, self.lr_scheduler, besides, pretrained=True)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says; where it says nothing, as a draft needs it that was trained before."""
+        value = CLIP if gradient_clip_val is None else gradient_clip_val
+        self.clip_gradients(optimizer, value, gradient_clip_algorithm)
 
     def _learned_besides(self) -> list[torch.nn.Parameter]:
         """What is trained and not the draft's: of a schedule or a divergence that learns."""
@@ -382,6 +396,9 @@ class DistillationModule(pl.LightningModule):
         self._number = BatchInStep()
         self._tally = None
         self._begin_reading()
+        named = self.optimizer is not None, self.lr_scheduler is not None
+        if note := fine_tuning(*named, self.trainer.gradient_clip_val):
+            rank_zero_info(note)
         online = self.online
         if online is not None and online.share == 1 and online.high is not None:
             generation = [online.low, online.high]

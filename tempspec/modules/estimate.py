@@ -1,29 +1,31 @@
 """What a fit takes of a device's memory, from the models' configurations alone (floor 5).
 
-Nothing is loaded: the models are built on torch's meta device, and what a backward pass keeps is counted there.
+Nothing is loaded: the models are built on torch's meta device, and a step is rehearsed there.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tempspec.errors import UserError
-from tempspec.models.conditioning import condition, set_temperature
+from tempspec.interfaces import Divergence
+from tempspec.models.conditioning import condition
 from tempspec.models.cutting import first_layers
 from tempspec.models.loading import load_config
 from tempspec.modules.objective import chunk_length
 from tempspec.modules.optim import default_optimizer
 from tempspec.modules.pair import Pair
+from tempspec.modules.rehearsal import Moment, Step, Unknowable, rehearse
+from tempspec.plugins.divergences import ForwardKL
 
 __all__ = ["Memory", "Sizes", "Way", "estimate", "sizes", "ways"]
 
-_COPIES = 8
-"""Float32 tensors of tokens x vocabulary that the objective has at a time: both sides' logits, laws and gradients."""
+_MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+_TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+"""What `trainer.precision` makes of a pass, and of the draft's weights."""
 
 
 @dataclass(frozen=True)
@@ -34,27 +36,23 @@ class Sizes:
         draft_weights: the draft's parameters, in the precision of training.
         draft_layer: the largest of its layers.
         states: what the optimiser keeps.
-        activations: what the draft's forward pass keeps for its backward.
         target_layers: the parameters of the target's layers.
         target_rest: the target's other parameters: embedding, norm, head.
         target_layer: the largest of its layers.
-        target_activations: what the target's forward pass has at a time.
         reference: a reference draft's parameters, and what its forward pass has at a time.
-        loss: logits, laws and gradients of the loss, and the head's gradient that its chunks add up.
-        whole: the same of whole logits.
+        moments: what a step has besides, at the times that may be the fullest.
+        whole: the same with whole logits.
     """
 
     draft_weights: int
     draft_layer: int
     states: int
-    activations: int
     target_layers: int
     target_rest: int
     target_layer: int
-    target_activations: int
     reference: int
-    loss: int
-    whole: int
+    moments: tuple[Moment, ...]
+    whole: tuple[Moment, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Way:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on each device."""
+    """Bytes on each device at the time when they are most."""
 
     weights: int
     gradients: int
@@ -112,18 +110,24 @@ def estimate(found: Sizes, way: Way) -> Memory:
     """
     parts = way.devices if way.shard_draft else 1
     layers = way.devices if way.shard_target else 1
-    copies = 2 if way.devices > 1 and not way.shard_draft else 1  # DDP's buckets hold the gradients once more
-    return Memory(
-        weights=found.draft_weights // parts + (2 * found.draft_layer if way.shard_draft else 0),
-        gradients=copies * found.draft_weights // parts + (2 * found.draft_layer if way.shard_draft else 0),
-        states=found.states // parts,
-        activations=found.activations,
-        logits=found.whole if way.shard_draft else found.loss,
-        target=found.target_rest
-        + found.target_layers // layers
-        + (2 * found.target_layer if way.shard_target else 0)
-        + found.target_activations,
-        reference=found.reference,
+    gathered = 2 * found.draft_layer if way.shard_draft else 0
+    # DDP's buckets hold the gradients once more, from the beginning.
+    buckets = found.draft_weights if way.devices > 1 and not way.shard_draft else 0
+    target = found.target_rest + found.target_layers // layers + (2 * found.target_layer if way.shard_target else 0)
+    return max(
+        (
+            Memory(
+                weights=found.draft_weights // parts + gathered,
+                gradients=moment.gradients // parts + (gathered if moment.gradients else 0) + buckets,
+                states=found.states // parts,
+                activations=moment.activations,
+                logits=moment.logits,
+                target=target + moment.target,
+                reference=found.reference,
+            )
+            for moment in (found.whole if way.shard_draft else found.moments)
+        ),
+        key=lambda memory: memory.total,
     )
 
 
@@ -132,12 +136,16 @@ def sizes(
     *,
     batch_size: int,
     length: int,
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None,
+    optimizer: OptimizerCallable | None = None,
     device: str = "cpu",
     conditioning_rank: int = 0,
     from_cache: bool = False,
     chunk_tokens: int | None = None,
     reference: str | None = None,
+    divergence: Divergence | None = None,
+    label_weight: float = 0.0,
+    precision: str | int | None = None,
+    gradient_checkpointing: bool = False,
 ) -> Sizes:
     """The sizes of a pair, from its configurations.
 
@@ -146,41 +154,60 @@ def sizes(
         batch_size: rows of a batch, on each device.
         length: tokens of a row.
         optimizer: parameters -> optimiser; the default one if None.
-        device: `cpu` or `cuda`, which differ in the size of the loss' chunks.
+        device: `cpu` or `cuda`, which differ in the size of the loss' chunks and in kernels.
         conditioning_rank: as `DistillationModule` takes it.
         from_cache: whether the draft learns from a cached teacher, without the target.
         chunk_tokens: as `DistillationModule` takes it.
         reference: the draft that tokens are selected by, if any.
+        divergence: what is minimised; `ForwardKL` if None.
+        label_weight: as `DistillationModule` takes it.
+        precision: the Trainer's.
+        gradient_checkpointing: whether the draft's layers are computed anew in the backward pass.
 
     Raises:
-        UserError: no such model, or no draft is named.
+        UserError: no such model, no draft is named, or code that must know what is in a tensor.
     """
     target = _target(pair)
     draft = _draft(pair, target)
     if conditioning_rank:
         condition(draft, conditioning_rank)
-    tokens = batch_size * length
-    vocabulary = min(draft.get_output_embeddings().weight.shape[0], target.get_output_embeddings().weight.shape[0])
-    size = 0 if from_cache else _bytes(next(target.parameters()).dtype)
-    chunk = min(chunk_length(vocabulary, device) if chunk_tokens is None else chunk_tokens, tokens)
-    layers, rest = _split(target)
-    head = draft.get_output_embeddings().weight
-    trained = sum(parameter.numel() for parameter in draft.parameters())
-    per_element = _bytes(_training_dtype(pair))
-    whole = _COPIES * tokens * vocabulary * 4
-    return Sizes(
-        draft_weights=trained * per_element,
-        draft_layer=max(map(_numel, _split(draft)[0]), default=0) * per_element,
-        states=round(trained * _states_per_parameter(optimizer or default_optimizer)) * per_element,
-        activations=_kept(draft, batch_size, length),
-        target_layers=sum(map(_numel, layers)) * size,
-        target_rest=rest * size,
-        target_layer=max(map(_numel, layers), default=0) * size,
-        target_activations=_passing(target, tokens) * size,
-        reference=0 if reference is None else _frozen(_built(reference, None, pair, pair.options.dtype), tokens),
-        loss=_COPIES * chunk * vocabulary * 4 + head.numel() * 4 if chunk else whole,
-        whole=whole,
+    draft = draft.to(_TRUE.get(str(precision), _training_dtype(pair)))
+    if gradient_checkpointing:
+        getattr(draft, "activation_checkpointing_enable", draft.gradient_checkpointing_enable)()
+    other = None if reference is None else _built(reference, None, pair, pair.options.dtype)
+    vocabulary = min(model.get_output_embeddings().weight.shape[0] for model in (draft, target))
+    mixed = _MIXED.get(str(precision))
+    step = Step(
+        batch_size,
+        length,
+        vocabulary,
+        chunk_length(vocabulary, device) if chunk_tokens is None else chunk_tokens,
+        ForwardKL() if divergence is None else divergence,
+        label_weight,
+        autocast=mixed,
+        math=device != "cpu" and mixed is None and _unfused(draft),
     )
+    trained, layers = _bytes(draft), _layers(target)
+    found = Sizes(
+        draft_weights=trained,
+        draft_layer=max(map(_bytes, _layers(draft)), default=0),
+        states=round(trained * _states_per_parameter(optimizer or default_optimizer)),
+        target_layers=0 if from_cache else sum(map(_bytes, layers)),
+        target_rest=0 if from_cache else _bytes(target) - sum(map(_bytes, layers)),
+        target_layer=0 if from_cache else max(map(_bytes, layers), default=0),
+        reference=0 if other is None else _bytes(other) + _hidden(other, step),
+        moments=(),
+        whole=(),
+    )
+    stepping = Moment(gradients=trained, activations=_stepping(draft, device))
+    try:
+        moments, whole = rehearse(draft, None if from_cache else target, other, step)
+    except Unknowable as error:
+        raise UserError(
+            "expected a model and a divergence whose memory does not depend on what is in a tensor, got one where it "
+            f"does ({error}): leave --estimate out"
+        ) from error
+    return replace(found, moments=(*moments, stepping), whole=(*whole, stepping))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -218,34 +245,35 @@ def _training_dtype(pair: Pair) -> torch.dtype:
     return torch.float32 if pair.options.dtype == "auto" else getattr(torch, pair.options.dtype)
 
 
-def _bytes(dtype: torch.dtype) -> int:
-    return torch.empty((), dtype=dtype).element_size()
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def _numel(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _layers(model: PreTrainedModel) -> list[nn.Module]:
+    return list(next((part for part in model.modules() if isinstance(part, nn.ModuleList)), nn.ModuleList()))
 
 
-def _passing(model: PreTrainedModel, tokens: int) -> int:
-    """Numbers that a forward pass without gradients has at a time: those of one layer."""
+def _hidden(model: PreTrainedModel, step: Step) -> int:
+    """Bytes of a frozen model's outputs, which wait for the loss."""
+    weight_VH = model.get_output_embeddings().weight
+    return step.batch_size * (step.length - 1) * weight_VH.shape[1] * weight_VH.element_size()
+
+
+def _unfused(model: PreTrainedModel) -> bool:
+    """Whether CUDA has no fused kernel for a model's attention in float32: the one that takes it needs equal heads."""
     config = model.config.get_text_config()
-    width = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
-    return tokens * (3 * width + 4 * config.hidden_size)
+    heads = getattr(config, "num_attention_heads", 1)
+    grouped = (getattr(config, "num_key_value_heads", None) or heads) != heads
+    return model.config._attn_implementation == "sdpa" and grouped and model.dtype == torch.float32
 
 
-def _frozen(model: PreTrainedModel, tokens: int) -> int:
-    """Bytes of a whole model that is only read."""
-    return (_numel(model) + _passing(model, tokens)) * _bytes(model.dtype)
+def _stepping(model: PreTrainedModel, device: str) -> int:
+    """Bytes of the optimiser's own tensors within a step: a CPU goes parameter by parameter, CUDA takes all at once."""
+    each = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
+    return 2 * max(each) if device == "cpu" else sum(each)
 
 
-def _split(model: PreTrainedModel) -> tuple[list[nn.Module], int]:
-    """The layers, and the number of parameters outside of them."""
-    found = next((part for part in model.modules() if isinstance(part, nn.ModuleList)), nn.ModuleList())
-    layers = list(found)
-    return layers, _numel(model) - sum(map(_numel, layers))
-
-
-def _states_per_parameter(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) -> float:
+def _states_per_parameter(optimizer: OptimizerCallable) -> float:
     """Numbers that an optimiser keeps for each parameter, found by one step on a small matrix."""
     parameter = nn.Parameter(torch.zeros(32, 32))
     made = optimizer([parameter])
@@ -253,32 +281,3 @@ def _states_per_parameter(optimizer: Callable[[Iterable[nn.Parameter]], Optimize
     made.step()
     kept = (value for state in made.state.values() for value in state.values() if isinstance(value, Tensor))
     return sum(value.numel() for value in kept) / parameter.numel()
-
-
-def _kept(model: PreTrainedModel, batch_size: int, length: int) -> int:
-    """Bytes that a float32 forward pass of the model's base keeps for its backward, weights apart."""
-    model = model.to(torch.float32).train()
-    set_temperature(model, 1.0)
-    with _counting() as kept, torch.device("meta"):
-        ids = torch.zeros(batch_size, length, dtype=torch.int64)
-        seen = torch.ones(batch_size, 1, length, length, dtype=torch.bool)  # made here: masks are not made on meta
-        model.base_model(input_ids=ids, attention_mask=seen, use_cache=False)
-    return sum(kept.values())
-
-
-@contextmanager
-def _counting() -> Iterator[dict[int, int]]:
-    """Bytes of all tensors that autograd keeps, by identity of their storage; views count once."""
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []
-
-    def note(value: Tensor) -> Tensor:
-        if not isinstance(value, nn.Parameter):
-            base = value._base if value._base is not None else value
-            if not isinstance(base, nn.Parameter):
-                alive.append(base)
-                kept[id(base)] = base.numel() * base.element_size()
-        return value
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda value: value):
-        yield kept

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,7 +23,7 @@ from tempspec.models.loading import DType, cast_weights, load_model, load_tokeni
 from tempspec.models.reading import Reading
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
-from tempspec.modules.optim import optimizers
+from tempspec.modules.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.outputs import reading_of
 
 __all__ = ["LanguageModelModule", "ModelShape", "NatsPerToken", "token_nats"]
@@ -141,8 +142,11 @@ class LanguageModelModule(LightningModule):
         attn_implementation: the attention implementation, by transformers' name; null leaves it to the model.
         gradient_checkpointing: keep only the input of each layer in fit, and compute the rest again in the backward
             pass: a third more time for a fraction of the activations.
-        optimizer: the optimiser; AdamW(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1) if not given.
-        lr_scheduler: the learning-rate schedule, stepped every optimiser step; WarmupCosine if not given.
+        optimizer: the optimiser, whose weight decay is then of all parameters; if not given AdamW(lr=1e-3, betas=(0.9,
+            0.95), weight_decay=0.1), whose decay is of matrices alone, for `pretrained` with lr=1e-4. Gradients of
+            `pretrained` are clipped at 1 unless the trainer's gradient_clip_val says otherwise; 0 is no clipping.
+        lr_scheduler: the learning-rate schedule, stepped every optimiser step; if not given WarmupCosine, for
+            `pretrained` with 5% of the steps to warm up.
 
     Raises:
         UserError: no tokenizer, or both or neither kind of model.
@@ -220,7 +224,19 @@ class LanguageModelModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimiser and schedule over all parameters."""
-        return optimizers(self, self.parameters(), self.optimizer, self.lr_scheduler)
+        before = self.pretrained is not None
+        return optimizers(self, self.parameters(), self.optimizer, self.lr_scheduler, pretrained=before)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the trainer says; where it says nothing, as a model needs it that was trained before."""
+        if gradient_clip_val is None and self.pretrained is not None:
+            gradient_clip_val = CLIP
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -244,8 +260,11 @@ class LanguageModelModule(LightningModule):
         return total / or_one(sums[1])
 
     def on_train_start(self) -> None:
-        """Begin a step."""
+        """Begin a step; say which defaults are those of fine-tuning."""
         self._sums = None
+        named = self.optimizer is not None, self.lr_scheduler is not None
+        if self.pretrained is not None and (note := fine_tuning(*named, self.trainer.gradient_clip_val)):
+            rank_zero_info(note)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Begin another step."""

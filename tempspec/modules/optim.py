@@ -13,7 +13,18 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
 
-__all__ = ["WarmupCosine", "default_optimizer", "optimizers"]
+__all__ = ["CLIP", "WarmupCosine", "default_optimizer", "fine_tuning", "optimizers"]
+
+_RATE, _FINE_RATE = 1e-3, 1e-4
+"""Peak learning rates: of random weights of a few million numbers, and of weights that were trained before.
+
+The second is what is usual for fine-tuning all of a model of 0.1 to 3 billion parameters; the first destroys one within
+its warm-up.
+"""
+_FINE_WARMUP = 0.05
+"""Share of the steps of a fine-tuning up to its peak: short runs are common."""
+CLIP = 1.0
+"""The norm that gradients of a model that was trained before are clipped at, unless the Trainer names another."""
 
 
 class WarmupCosine(LRScheduler):
@@ -23,7 +34,7 @@ class WarmupCosine(LRScheduler):
 
     Args:
         optimizer: the optimiser, whose own learning rate is the peak.
-        warmup: steps up to the peak.
+        warmup: steps up to the peak; below 1 their share of the run's steps (in a run without an end, of 1,000).
         floor: the last learning rate as a fraction of the peak.
         total_steps: the optimiser steps of the run; None takes the Trainer's own count.
 
@@ -34,10 +45,10 @@ class WarmupCosine(LRScheduler):
     """
 
     def __init__(
-        self, optimizer: Optimizer, warmup: int = 100, floor: float = 0.1, total_steps: int | None = None
+        self, optimizer: Optimizer, warmup: float = 100, floor: float = 0.1, total_steps: int | None = None
     ) -> None:
-        if warmup < 0:
-            raise ValueError(f"warmup must be 0 steps or more, got {warmup}")
+        if warmup < 0 or (warmup > 1 and warmup % 1):
+            raise ValueError(f"warmup must be a number of steps, or a share of them below 1, got {warmup}")
         if not 0 <= floor <= 1:
             raise ValueError(f"floor must be a fraction of the peak, 0 to 1, got {floor}")
         self.warmup = warmup
@@ -47,10 +58,13 @@ class WarmupCosine(LRScheduler):
 
     def factor(self, step: int) -> float:
         """The fraction of the peak that the optimiser step number `step`, from 0, is taken with."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
         total = math.inf if self.total_steps is None else self.total_steps
-        progress = min(1.0, (step - self.warmup) / max(1, total - self.warmup))
+        warmup = self.warmup
+        if 0 < warmup < 1:
+            warmup = math.ceil(warmup * (total if total < math.inf else 1000))
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
         return self.floor + (1 - self.floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def get_lr(self) -> list[float | torch.Tensor]:
@@ -62,9 +76,14 @@ class WarmupCosine(LRScheduler):
         super().load_state_dict({key: value for key, value in state_dict.items() if key != "total_steps"})
 
 
-def default_optimizer(parameters: ParamsT) -> Optimizer:
-    """AdamW with the usual constants of small language models (GPT-3's betas and decay)."""
-    return AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+def default_optimizer(parameters: ParamsT, pretrained: bool = False) -> Optimizer:
+    """AdamW with the usual constants of language models (GPT-3's betas and decay).
+
+    Args:
+        parameters: what is trained.
+        pretrained: whether it was trained before.
+    """
+    return AdamW(parameters, lr=_FINE_RATE if pretrained else _RATE, betas=(0.9, 0.95), weight_decay=0.1)
 
 
 def optimizers(
@@ -73,23 +92,61 @@ def optimizers(
     optimizer: OptimizerCallable | None,
     lr_scheduler: LRSchedulerCallable | None,
     undecayed: Sequence[nn.Parameter] = (),
+    *,
+    pretrained: bool,
 ) -> OptimizerLRScheduler:
     """What `configure_optimizers` returns.
+
+    The default optimiser lets matrices decay alone: norms and biases are near a good value, which is not 0. One that is
+    named is taken as torch means it: its weight decay is of all parameters.
 
     Args:
         module: the module, attached to its Trainer.
         parameters: what is trained.
         optimizer: parameters -> optimiser; None is `default_optimizer`.
         lr_scheduler: optimiser -> schedule, stepped every optimiser step (`ReduceLROnPlateau`: after every epoch);
-            None is `WarmupCosine`.
+            None is `WarmupCosine`, with a share of the steps to warm up where the weights were trained before.
         undecayed: what is trained besides, without weight decay, as 0 is no better a value for it than another.
+        pretrained: whether the weights were trained before.
     """
-    decayed = list(parameters)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": list(undecayed), "weight_decay": 0.0}]
-    chosen = (optimizer or default_optimizer)(groups if undecayed else decayed)
-    schedule = (lr_scheduler or WarmupCosine)(chosen)
+    trained = list(parameters)
+    besides = {"params": list(undecayed), "weight_decay": 0.0}
+    if optimizer is None:
+        still = {"params": [one for one in trained if one.ndim < 2], "weight_decay": 0.0}
+        groups = [{"params": [one for one in trained if one.ndim >= 2]}, still, besides | {"lr": _RATE}]
+        chosen = default_optimizer([group for group in groups if group["params"]], pretrained)
+    else:
+        chosen = optimizer([{"params": trained}, besides] if undecayed else trained)
+    if lr_scheduler is None:
+        schedule: Any = WarmupCosine(chosen, warmup=_FINE_WARMUP) if pretrained else WarmupCosine(chosen)
+    else:
+        schedule = lr_scheduler(chosen)
     if isinstance(schedule, ReduceLROnPlateau):
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
     if isinstance(schedule, WarmupCosine) and schedule.total_steps is None:
         schedule.total_steps = module.trainer.estimated_stepping_batches
     return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fine_tuning(named_optimizer: bool, named_schedule: bool, clip: float | None) -> str | None:
+    """One line on the defaults that weights which were trained before are trained with; None where all are named.
+
+    Args:
+        named_optimizer: whether the configuration names one.
+        named_schedule: whether it names a learning-rate schedule.
+        clip: `trainer.gradient_clip_val`.
+
+    >>> fine_tuning(True, True, None)
+    'fine-tuning: gradients clipped at 1; for another set trainer.gradient_clip_val'
+    """
+    parts = []
+    if not named_optimizer:
+        parts.append((f"AdamW at {_FINE_RATE:g}, decay of matrices alone", "model.optimizer"))
+    if not named_schedule:
+        parts.append((f"WarmupCosine with {_FINE_WARMUP:.0%} of the steps to warm up", "model.lr_scheduler"))
+    if clip is None:
+        parts.append((f"gradients clipped at {CLIP:g}", "trainer.gradient_clip_val"))
+    if not parts:
+        return None
+    texts, options = zip(*parts, strict=True)
+    return f"fine-tuning: {', '.join(texts)}; for another set {', '.join(options)}"

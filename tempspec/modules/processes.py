@@ -1,12 +1,43 @@
-"""What one process has, told to all (floor 5)."""
+"""What the processes of a run tell each other, and how they end together (floor 5)."""
 
 from typing import TypeVar
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["of_all"]
+__all__ = ["RaisedByAll", "lost_another", "of_all", "raised_by_all"]
 
 Value = TypeVar("Value")
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Socket Timeout", "remote process exited")
+"""How gloo and NCCL say that the process at the other end is gone."""
+
+
+class RaisedByAll:
+    """Mixed into exceptions that every process raises at the same point: they may still wait for each other.
+
+    After any other exception they may not. The others are somewhere else, in a collective that one will never join.
+    """
+
+
+def raised_by_all(exception: BaseException) -> bool:
+    """Whether every process raises this exception at the same point.
+
+    Lightning's own is raised at a place where all processes have agreed to stop.
+
+    >>> raised_by_all(SIGTERMException()), raised_by_all(ValueError())
+    (True, False)
+    """
+    return isinstance(exception, RaisedByAll | SIGTERMException)
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone, which has told why.
+
+    >>> lost_another(RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer [127.0.0.1]:3544"))
+    True
+    """
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST)
 
 
 def of_all(value: Value) -> list[Value]:

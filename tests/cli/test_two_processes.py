@@ -55,9 +55,11 @@ def slurms(rank):
     return shared | {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank)}
 
 
-def start(commands, launcher):
-    """Begin commands in both of two processes."""
+def start(commands, launcher, folder=None):
+    """Begin commands in both of two processes; a folder's modules may be named by them."""
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    if folder is not None:
+        shared |= {"PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}", "TEMPSPEC_ALLOW": "failing"}
     line = [sys.executable, "-c", RANK, json.dumps(commands)]
     return [
         subprocess.Popen(line, env=shared | launcher(rank), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -204,6 +206,42 @@ def test_text_that_two_processes_write_is_taken_up_again(experiment, tmp_path):
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     drafts = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "fit/draft") for name in ("whole", "stopped")]
     torch.testing.assert_close(*(draft.state_dict() for draft in drafts), rtol=0, atol=0)
+
+
+FAILING = """
+import pathlib, torch
+from tempspec.errors import UserError
+from tempspec.plugins.schedules import Constant
+
+class Failing(Constant):
+    def __init__(self, told: str):
+        super().__init__(1.0)
+        self.told = told
+
+    def __call__(self, context):
+        if context.step == 2 and torch.distributed.get_rank() == 1:
+            pathlib.Path(self.told).touch()
+            raise UserError("rank 1 expected better text")
+        return super().__call__(context)
+"""
+
+
+def test_where_one_process_fails_both_end(experiment, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    raised = tmp_path / "raised"
+    schedule = ["--model.temperature", "failing.Failing", "--model.temperature.told", str(raised)]
+    fit = [*next(commands(experiment, tmp_path / "run", *MACHINES, "--data.batch_size", "4")), *schedule]
+    ranks = start([fit], torchruns, tmp_path)
+    while not raised.exists():
+        assert [rank.poll() for rank in ranks] == [None, None]
+        time.sleep(0.05)
+    since = time.monotonic()
+    printed = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert time.monotonic() - since < 30
+    assert [rank.returncode for rank in ranks] == [2, 2]
+    assert "error: rank 1 expected better text" in printed[1].splitlines()
+    assert "error: another process of this run has ended: its own message says why" in printed[0].splitlines()
+    assert "Traceback" not in "".join(printed)
 
 
 def test_a_teacher_is_cached_by_one_process(experiment, run, tmp_path):

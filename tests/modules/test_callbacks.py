@@ -177,14 +177,14 @@ def test_the_clock_saves(tmp_path):
             super()._save(trainer)
             steps.append(self._saved_step)
 
-    trainer(tmp_path, Spy(tmp_path, minutes=5, clock=lambda: next(hours))).fit(Module(), loader(3))
+    trainer(tmp_path, Spy(tmp_path, every=300, clock=lambda: next(hours))).fit(Module(), loader(3))
     assert steps == [1, 2, 3, 3]
 
 
 def test_the_clock_saves_whole_accumulated_steps(tmp_path):
     seconds = [0.0]
     tick = At(2, lambda: seconds.append(3600.0))  # within the second step
-    last = LastCheckpoint(tmp_path, minutes=5, clock=lambda: seconds[-1])
+    last = LastCheckpoint(tmp_path, every=300, clock=lambda: seconds[-1])
     steps = []
     look = At(2, lambda: steps.append((tmp_path / "last.ckpt").exists()))
     leave = At(3, lambda: steps.append(last._saved_step))
@@ -350,7 +350,14 @@ def test_a_continued_run_may_be_longer():
     assert long.total_steps == 100
 
 
-@pytest.mark.parametrize("options", [{"warmup": -1}, {"floor": 1.5}])
+def test_a_share_of_the_steps_warms_up():
+    factors = [schedule(warmup=0.1, total_steps=50).factor(step) for step in range(6)]
+    assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert factors[5] == 1
+    assert schedule(warmup=0.1, total_steps=3).factor(0) == 1
+
+
+@pytest.mark.parametrize("options", [{"warmup": -1}, {"warmup": 1.5}, {"floor": 1.5}])
 def test_impossible_schedules(options):
     with pytest.raises(ValueError, match="got"):
         schedule(**options)

@@ -116,7 +116,7 @@ def test_a_run_that_was_stopped_within_an_accumulated_step_ends_with_the_same_bi
     whole = fit()
     clock = iter([0.0] * 3 + [100.0] * 99)  # the third step is saved by the time, and last
     with pytest.raises((SystemExit, ZeroDivisionError)):
-        fit([GracefulStop(), ENDS[end](), LastCheckpoint(tmp_path, minutes=1, clock=lambda: next(clock))])
+        fit([GracefulStop(), ENDS[end](), LastCheckpoint(tmp_path, every=60, clock=lambda: next(clock))])
     assert torch.load(path, weights_only=True)["global_step"] == 3
     for name, value in fit(resume=str(path)).items():
         assert torch.equal(value, whole[name])

@@ -1,7 +1,7 @@
 """Callbacks that a run wants whatever it trains, one a file (floor 5)."""
 
 from tempspec.modules.callbacks.export import Exportable, PretrainedExport
-from tempspec.modules.callbacks.finite import FiniteLoss
+from tempspec.modules.callbacks.finite import FiniteLoss, NotFinite
 from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, stop_asked
 from tempspec.modules.callbacks.last import LastCheckpoint
 from tempspec.modules.callbacks.monitor import TrainingMonitor
@@ -14,6 +14,7 @@ __all__ = [
     "FiniteLoss",
     "GracefulStop",
     "LastCheckpoint",
+    "NotFinite",
     "PretrainedExport",
     "Stopped",
     "TrainingMonitor",

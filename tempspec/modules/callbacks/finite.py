@@ -7,12 +7,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from tempspec.errors import UserError
-from tempspec.modules.processes import of_all
+from tempspec.modules.processes import RaisedByAll, of_all
 
-__all__ = ["FiniteLoss"]
+__all__ = ["FiniteLoss", "NotFinite"]
 
 _NAMED = 16
 """Rows that a message names at most."""
+
+
+class NotFinite(RaisedByAll, UserError):
+    """The loss is no number, on some process; all of them raise it."""
 
 
 class FiniteLoss(Callback):
@@ -33,7 +37,7 @@ class FiniteLoss(Callback):
         """Check the loss.
 
         Raises:
-            UserError: it is not finite here or on another rank.
+            NotFinite: it is not finite here or on another rank.
         """
         broken = not bool(torch.isfinite(loss.detach()).all())
         if not trainer.strategy.reduce_boolean_decision(broken, all=False):
@@ -41,7 +45,7 @@ class FiniteLoss(Callback):
         found = (loss.item(), self._keys) if broken else None
         value, keys = next(one for one in of_all(found) if one is not None)
         rest = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
-        raise UserError(
+        raise NotFinite(
             f"the loss is {value} at step {trainer.global_step} (rows with keys {', '.join(map(str, keys[:_NAMED]))}"
             f"{rest}): lower the learning rate, clip gradients (trainer.gradient_clip_val: 1.0), or train in "
             "bf16-mixed, not 16-mixed"

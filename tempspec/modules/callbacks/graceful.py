@@ -14,13 +14,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from tempspec.modules.callbacks.patience import Patience
+from tempspec.modules.processes import RaisedByAll, raised_by_all
+
 __all__ = ["GracefulStop", "Stopped", "stop_asked"]
 
 _EXIT_CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """128 + the signal's number, as shells count."""
 
 
-class Stopped(SystemExit):
+class Stopped(RaisedByAll, SystemExit):
     """The run was asked to stop and did; `code` is 130 (SIGINT) or 143 (SIGTERM)."""
 
 
@@ -34,9 +37,16 @@ class GracefulStop(Callback):
     signal's exit code: an exception in `on_train_batch_end` would come before the step's row is logged and before the
     validation that is due, and a run that is continued would have neither. An accumulated step is finished first:
     its gradients would be lost.
+
+    Of several processes, one that a signal cannot reach (it waits in a collective for one that is gone) ends after
+    `patience`; and one that fails alone ends those that it has started.
+
+    Args:
+        patience: what ends a process that does not answer.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patience: Patience | None = None) -> None:
+        self.patience = Patience() if patience is None else patience
         self._code = 0
         self._step = 0
         self._previous: dict[signal.Signals, Any] = {}
@@ -58,6 +68,8 @@ class GracefulStop(Callback):
             self._code = _EXIT_CODE[signal.SIGTERM]
         for number in self._previous:
             signal.signal(number, self._note)
+        if self._previous and trainer.world_size > 1:
+            self.patience.begin()
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
@@ -85,10 +97,16 @@ class GracefulStop(Callback):
         self._restore()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Put the former handlers back, and give Lightning's exception the exit code."""
+        """Put the former handlers back, and give Lightning's exception the exit code.
+
+        Processes that Lightning has started from this one would wait for it; it ends them itself only where one of
+        them fails.
+        """
         if isinstance(exception, SIGTERMException):
             exception.code = self._code
         self._restore()
+        if trainer.world_size > 1 and not raised_by_all(exception) and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGTERM)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         """The handler; the next signal of the kind finds the former one."""
@@ -98,6 +116,7 @@ class GracefulStop(Callback):
 
     def _restore(self) -> None:
         """Put the former handlers back."""
+        self.patience.stop()
         while self._previous:
             signal.signal(*self._previous.popitem())
 
