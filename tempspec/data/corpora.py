@@ -65,7 +65,8 @@ class Corpora:
         parts = [self._encode_one(source, side) for source in sources]
         for source, (_, report) in zip(sources, parts, strict=True):
             rank_zero_info(f"{name}: {source.path}: {report}")
-            report.unusable.check(report.read, self.max_skipped)
+            if side is None or side.side == "kept":  # the other is small, and its rows are as the others are
+                report.unusable.check(report.corpus, self.max_skipped)
         if not any(report.rows for _, report in parts):
             raise UserError(f"{name}: no row to learn from: {parts[0][1]}; {_remedy(side)}")
         return datasets.concatenate_datasets([rows for rows, _ in parts])
@@ -73,6 +74,7 @@ class Corpora:
     def _encode_one(self, source: Source, side: Side | None) -> tuple[datasets.Dataset, Report]:
         def produce(report: Report) -> Iterator[pa.Table]:
             dataset = read(source, cache_dir=self.cache_dir / "hub")
+            report.corpus = len(dataset)
             rows = side.of(dataset) if side else dataset
             workers, scratch = self.encoding_workers, self.cache_dir
             return encode_rows(rows, source, self.encoder, self.options, report, workers, scratch)

@@ -25,6 +25,7 @@ from tempspec.data.packing import Block, pack
 from tempspec.data.skipped import Skipped
 from tempspec.data.sources import TEMPERATURE, Source, form_of
 from tempspec.data.turns import Unusable
+from tempspec.errors import UserError
 from tempspec.models.identity import tokenizer_digest
 from tempspec.models.tokens import Encoded
 
@@ -32,6 +33,8 @@ EncodedRow = dict[str, Any]
 
 BEYOND = "turns beyond data.max_length"
 _ROWS_AT_ONCE = 1000
+_TRIED = 32
+"""Rows of a large corpus that are tried before all of it is encoded: a template may refuse every row."""
 
 ROW = pa.schema(
     [
@@ -61,7 +64,8 @@ class Report:
     """What became of a corpus.
 
     Attributes:
-        read: rows of the corpus, those that cannot be used included.
+        corpus: rows of the whole corpus, those that cannot be used included.
+        read: rows of the side of it that is encoded.
         rows: training rows made of them.
         tokens: tokens in those.
         learned: tokens that are targets of the loss.
@@ -74,6 +78,7 @@ class Report:
         first: place and details of the first of them.
     """
 
+    corpus: int = 0
     read: int = 0
     rows: int = 0
     tokens: int = 0
@@ -251,11 +256,19 @@ def encode_rows(
         report: counts.
         workers: processes; None chooses.
         scratch: a folder for what is not done yet.
+
+    Raises:
+        UserError: none of the first rows of a large corpus can be used: the others are not tried.
     """
     report.read += len(dataset)
     if not len(dataset):
         return
     maker = RowMaker(dataset, source, encoder, options)
+    if len(dataset) > _ROWS_AT_ONCE:
+        first = Report()
+        _counted(maker(dataset[:_TRIED], range(_TRIED)), first)
+        if first.unusable.total == _TRIED:
+            raise UserError(f"{first.first}; so it is with the first {_TRIED} rows, and the others were not tried")
     with mapped(dataset, maker, f"encoding {source.path}", workers, scratch) as made:
         rows = _packed(made, encoder, options) if maker.packs else _tables(made)
         for table in rows:
@@ -348,7 +361,7 @@ def _ended(row: EncodedRow) -> bool:
 
 def messages_of(row: EncodedRow) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     """Messages and tools of a row, as the chat template takes them."""
-    messages, tools = (
-        json.loads(value) if isinstance(value, str) else value for value in (row["messages"], row.get("tools"))
-    )
-    return messages, tools or None
+    messages, tools = row["messages"], row.get("tools")
+    if isinstance(messages, str):
+        messages = json.loads(messages)
+    return messages, json.loads(tools) if isinstance(tools, str) else tools

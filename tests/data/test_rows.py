@@ -13,6 +13,7 @@ from tempspec.data.rows import BEYOND, Report, RowOptions, encode_rows
 from tempspec.data.skipped import Skipped
 from tempspec.data.sources import Source
 from tempspec.data.turns import EMPTY
+from tempspec.errors import UserError
 from tempspec.models.identity import tokenizer_digest
 from tests.data import templates
 from tests.data.templates import qwen_like
@@ -166,6 +167,12 @@ def test_broken_conversations_are_counted_with_their_lines():
         "in 1 of 2 assistant turns (1 dropped: nothing left to learn; 1 turns with nothing to learn; "
         "skipped: 2 the last turn is not the assistant's)"
     )
+
+
+def test_a_template_that_refuses_everything_is_not_tried_on_all():
+    rows = [talk("the fox", "ran")] * 1001
+    with pytest.raises(UserError, match=r"prompt differently .*; so it is with the first 32 rows"):
+        encoded(rows, Encoder(qwen_like(templates.R1)))
 
 
 def test_a_row_without_a_line_is_named_by_its_number():
