@@ -32,9 +32,8 @@ def blocks_of(documents, *rest, **options):
 
 
 def talk(*said):
-    return {
-        "messages": [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(said)]
-    }
+    roles = ("user", "assistant")
+    return {"messages": json.dumps([{"role": roles[place % 2], "content": text} for place, text in enumerate(said)])}
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
@@ -136,7 +135,7 @@ def test_a_conversation_is_keyed_by_what_comes_before_the_answer(chat, template)
     turns = [
         [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": text}] for text in ("ran", "fell")
     ]
-    rows, _ = encoded([{"messages": each} for each in turns], Encoder(chat(template)))
+    rows, _ = encoded([{"messages": json.dumps(each)} for each in turns], Encoder(chat(template)))
     assert rows[0]["key"] == rows[1]["key"]
     assert rows[0]["input_ids"] != rows[1]["input_ids"]
 
@@ -149,18 +148,19 @@ def test_rows_of_one_prompt_share_their_key_whatever_follows():
     assert len({row["key"] for row in rows}) == len({row["key"] for row in chats}) == 1
 
 
-def test_broken_conversations_are_counted_with_their_lines():
+def test_broken_conversations_are_counted_with_their_lines(jsonl):
     rows = [
         talk("the fox", "ran") | {"line": 4},
         talk("the fox") | {"line": 7},
         talk("the fox", "") | {"line": 8},
         talk("a") | {"line": 9},
     ]
-    kept, report = encoded(rows, Encoder(qwen_like()), Source("talks.jsonl"))
+    path = jsonl(rows)
+    kept, report = encoded(rows, Encoder(qwen_like()), Source(path))
     assert len(kept) == report.rows == 1
     assert report.unusable == Skipped(
         Counter({"the last turn is not the assistant's": 2}),
-        "talks.jsonl line 7: the last turn is not the assistant's (got 'user')",
+        f"{path} line 7: the last turn is not the assistant's (got 'user')",
     )
     assert (report.dropped, report.turns, report.unlearned) == (1, 2, {EMPTY: 1})
     assert str(report).endswith(
@@ -209,11 +209,15 @@ def test_exact_ids_are_taken_where_a_row_has_them(tokenizer):
     assert [row["input_ids"] for row in made] == [[5, 6, 7], pair.ids.tolist(), pair.ids.tolist()]
 
 
-def test_messages_are_json_text_or_lists():
-    rows = [talk("the fox", "ran")]
-    as_text = [{"messages": json.dumps(rows[0]["messages"]), "tools": None}]
+def test_tools_of_a_row_reach_the_template():
+    tools = [{"type": "function", "function": {"name": "over", "parameters": {}}}]
+    rows = [talk("the fox", "ran") | {"tools": given} for given in (None, json.dumps(tools))]
     encoder = Encoder(qwen_like(templates.QWEN))
-    assert repr(encoded(rows, encoder)) == repr(encoded(as_text, encoder))
+    made, _ = encoded(rows, encoder, max_length=1000)
+    messages = json.loads(rows[0]["messages"])
+    for row, given in zip(made, (None, tools), strict=True):
+        expected = encoder.tokenizer.apply_chat_template(messages, tools=given, return_dict=True)["input_ids"]
+        assert row["input_ids"] == expected
 
 
 @pytest.mark.parametrize("form", ["text", "messages"])
