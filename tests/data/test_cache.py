@@ -100,6 +100,6 @@ def test_rows_that_cannot_be_used_are_left_out_up_to_a_share(tmp_path, jsonl, ch
     for _ in range(2):  # made, then found
         assert len(corpora.encode("x", [source])) == 99
         with pytest.raises(
-            UserError, match=r"row 1: the last turn is not .*; 1 of 100 rows cannot be used .*expected at"
+            UserError, match=r"(row|line) 1: the last turn is not .*; 1 of 100 rows cannot be used .*expected at"
         ):
             replace(corpora, max_skipped=0.009).encode("x", [source])
