@@ -69,7 +69,7 @@ class Corpora:
         for source, (_, report) in zip(sources, parts, strict=True):
             rank_zero_info(f"{name}: {source.path}: {report}")
             if whole:  # one bad row is a large share of the few that are held out
-                report.unusable.check(report.read, self.max_skipped)
+                report.unusable.check(report.corpus, self.max_skipped)
         if whole and not any(report.rows for _, report in parts):
             raise UserError(f"{name}: no row to learn from: {parts[0][1]}; {_remedy(side)}")
         return datasets.concatenate_datasets([rows for rows, _ in parts])
@@ -78,8 +78,10 @@ class Corpora:
         def produce(report: Report) -> Iterator[pa.Table]:
             skipped = Skipped()
             dataset = read(source, cache_dir=self.cache_dir / "hub", skipped=skipped)
-            report.read += skipped.total
-            report.skip(skipped)
+            report.corpus = len(dataset) + skipped.total
+            if side is None or side.side == "kept":
+                report.read += skipped.total
+                report.skip(skipped)
             rows = side.of(dataset) if side else dataset
             workers, scratch = self.encoding_workers, self.cache_dir
             return encode_rows(rows, source, self.encoder, self.options, report, workers, scratch)

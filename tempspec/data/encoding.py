@@ -13,6 +13,8 @@ from tempspec.data.skipped import Unusable
 from tempspec.data.turns import EMPTY, UNMARKED, ChatTemplate, Messages, Tools, before_answer, check
 from tempspec.models.tokens import Encoded, Marked, Tokeniser
 
+__all__ = ["Conversation", "Encoder", "Pair", "before_answer", "fold"]
+
 _PLAIN_TURN = "User: {}\nAssistant: {}\n"
 _FEW = 8
 """Tokens up to which a turn is looked at, whether it says anything."""
@@ -105,9 +107,9 @@ class Encoder:
                     texts[index] = Marked(text, spans)
             except Unusable as reason:
                 made[index] = reason
-        for index, encoded in zip(texts, self._tokeniser.encode(list(texts.values())), strict=True):
-            encoded.unlearned = list(unlearned[index])
-            made[index] = encoded
+        for index, found in zip(texts, self._tokeniser.encode(list(texts.values())), strict=True):
+            found.unlearned = list(unlearned[index])
+            made[index] = found
         for encoded, each in zip(made, conversations, strict=True):
             if isinstance(encoded, Encoded):
                 self._leave_out_ends(encoded, ended=each.ended)
@@ -190,7 +192,8 @@ class Encoder:
             while end > begin and int(encoded.ids[end - 1]) in self._special_ids:
                 end -= 1
             encoded.spans[-1] = begin, end
-        said = [end - begin > _FEW or bool(self.text(encoded.ids[begin:end]).strip()) for begin, end in encoded.spans]
+        turns = (encoded.ids[begin:end].tolist() for begin, end in encoded.spans)
+        said = [len(ids) > _FEW or bool(self.text(ids).strip()) for ids in turns]
         encoded.unlearned += [EMPTY] * said.count(False)
         encoded.spans = [span for span, says in zip(encoded.spans, said, strict=True) if says]
 

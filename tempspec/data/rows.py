@@ -23,7 +23,8 @@ from tempspec.data.mapping import mapped
 from tempspec.data.packing import Block, pack
 from tempspec.data.readers import place_of
 from tempspec.data.skipped import Skipped, Unusable
-from tempspec.data.sources import TEMPERATURE, Source, form_of, messages_of
+from tempspec.data.sources import FINISH, TEMPERATURE, Source, form_of, messages_of
+from tempspec.errors import UserError
 from tempspec.models.identity import tokenizer_digest
 from tempspec.models.tokens import Encoded
 
@@ -31,6 +32,8 @@ EncodedRow = dict[str, Any]
 
 BEYOND = "turns beyond data.max_length"
 _ROWS_AT_ONCE = 1000
+_TRIED = 32
+"""Rows of a large corpus that are tried before all of it is encoded: a template may refuse every row."""
 
 ROW = pa.schema(
     [
@@ -60,7 +63,8 @@ class Report:
     """What became of a corpus.
 
     Attributes:
-        read: rows of the corpus, those that cannot be used included.
+        corpus: rows of the whole corpus, those that cannot be used included.
+        read: rows of the side of it that is encoded.
         rows: training rows made of them.
         tokens: tokens in those.
         learned: tokens that are targets of the loss.
@@ -73,6 +77,7 @@ class Report:
         first: place and details of the first of them.
     """
 
+    corpus: int = 0
     read: int = 0
     rows: int = 0
     tokens: int = 0
@@ -247,11 +252,19 @@ def encode_rows(
         report: counts.
         workers: processes; None chooses.
         scratch: a folder for what is not done yet.
+
+    Raises:
+        UserError: none of the first rows of a large corpus can be used: the others are not tried.
     """
     report.read += len(dataset)
     if not len(dataset):
         return
     maker = RowMaker(dataset, source, encoder, options)
+    if len(dataset) > _ROWS_AT_ONCE:
+        first = Report()
+        _counted(maker(dataset[:_TRIED], range(_TRIED)), first)
+        if first.unusable.total == _TRIED:
+            raise UserError(f"{first.first}; so it is with the first {_TRIED} rows, and the others were not tried")
     with mapped(dataset, maker, f"encoding {source.path}", workers, scratch) as made:
         rows = _packed(made, encoder, options) if maker.packs else _tables(made)
         for table in rows:
@@ -339,4 +352,4 @@ def _of_ids(row: EncodedRow) -> Encoded:
 
 def _ended(row: EncodedRow) -> bool:
     """Whether a text came to its end by itself; one that was cut says so."""
-    return row.get("finish") != "length"
+    return row.get(FINISH) != "length"

@@ -30,6 +30,7 @@ from tempspec.errors import UserError
 __all__ = [
     "CATEGORY",
     "EXACT",
+    "FINISH",
     "LINE",
     "TEMPERATURE",
     "Form",

@@ -131,12 +131,13 @@ class ChatTemplate:
 
     def _searched(self, messages: Messages, tools: Tools | None, text: str) -> Found:
         """Every border by renderings of its own."""
-        spans, unlearned = [], []
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant":
-                found = self._turn(messages, tools, text, index)
-                (unlearned if isinstance(found, str) else spans).append(found)  # type: ignore[arg-type]
-        return Found(text, spans, unlearned)
+        asked = (index for index, message in enumerate(messages) if message["role"] == "assistant")
+        found = [self._turn(messages, tools, text, index) for index in asked]
+        return Found(
+            text,
+            [each for each in found if not isinstance(each, str)],
+            [each for each in found if isinstance(each, str)],
+        )
 
     def _turn(self, messages: Messages, tools: Tools | None, text: str, index: int) -> Span | str:
         """Where a turn is, or why it cannot be learned."""

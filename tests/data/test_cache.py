@@ -103,3 +103,19 @@ def test_rows_that_cannot_be_used_are_left_out_up_to_a_share(tmp_path, jsonl, ch
             UserError, match=r"line 1: the last turn is not .*; 1 of 100 rows cannot be used .*expected at"
         ):
             replace(corpora, max_skipped=0.009).encode("x", [source])
+
+
+def test_what_sources_and_encoding_skip_is_one_count(tmp_path, jsonl, chat, caplog):
+    rows = [*talks(1, 300), {"messages": None}]
+    corpora = Corpora(Encoder(chat("plain")), RowOptions(32), tmp_path / "cache")
+    with caplog.at_level("INFO"):
+        assert len(corpora.encode("x", [Source(jsonl(rows))])) == 300
+    assert "302 rows read, 300 kept" in caplog.text
+    assert "1 the last turn is not the assistant's" in caplog.text
+    assert "1 messages" in caplog.text
+
+
+def test_a_cut_response_is_read_and_encoded_without_eos(tmp_path, jsonl, tokenizer):
+    rows = [{"prompt": "the", "response": " fox", "finish": finish} for finish in ("stop", "length")]
+    made = Corpora(Encoder(tokenizer), RowOptions(32), tmp_path / "cache").encode("x", [Source(jsonl(rows))])
+    assert [row["input_ids"][-1] == tokenizer.eos_token_id for row in made] == [True, False]

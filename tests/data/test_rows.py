@@ -13,7 +13,9 @@ from tempspec.data.rows import BEYOND, Report, RowOptions, encode_rows
 from tempspec.data.skipped import Skipped
 from tempspec.data.sources import Source
 from tempspec.data.turns import EMPTY
+from tempspec.errors import UserError
 from tempspec.models.identity import tokenizer_digest
+from tests.data import templates
 from tests.data.templates import qwen_like
 
 
@@ -167,6 +169,12 @@ def test_broken_conversations_are_counted_with_their_lines(jsonl):
     )
 
 
+def test_a_template_that_refuses_everything_is_not_tried_on_all():
+    rows = [talk("the fox", "ran")] * 1001
+    with pytest.raises(UserError, match=r"prompt differently .*; so it is with the first 32 rows"):
+        encoded(rows, Encoder(qwen_like(templates.R1)))
+
+
 def test_a_row_without_a_line_is_named_by_its_number():
     _, report = encoded([talk("the fox", "ran"), talk("the fox")], Encoder(qwen_like()))
     assert report.first == "here row 2: the last turn is not the assistant's (got 'user')"
@@ -199,6 +207,17 @@ def test_exact_ids_are_taken_where_a_row_has_them(tokenizer):
     made, _ = encoded(rows, Encoder(tokenizer))
     (pair,) = Encoder(tokenizer).pairs([Pair("the", " fox")])
     assert [row["input_ids"] for row in made] == [[5, 6, 7], pair.ids.tolist(), pair.ids.tolist()]
+
+
+def test_tools_of_a_row_reach_the_template():
+    tools = [{"type": "function", "function": {"name": "over", "parameters": {}}}]
+    rows = [talk("the fox", "ran") | {"tools": given} for given in (None, json.dumps(tools))]
+    encoder = Encoder(qwen_like(templates.QWEN))
+    made, _ = encoded(rows, encoder, max_length=1000)
+    messages = json.loads(rows[0]["messages"])
+    for row, given in zip(made, (None, tools), strict=True):
+        expected = encoder.tokenizer.apply_chat_template(messages, tools=given, return_dict=True)["input_ids"]
+        assert row["input_ids"] == expected
 
 
 @pytest.mark.parametrize("form", ["text", "messages"])
