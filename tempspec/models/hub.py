@@ -235,7 +235,7 @@ def _weights(path: str, names: Collection[str], joint: str, tokenizer: bool) -> 
     files = sorted(name for name in names if name.endswith(GGUF) and not name.startswith("mmproj"))
     if len(files) > 1 or (files and joint == ":"):  # of the hub's the name must be known without network as well
         listed = ", ".join(f"{path}{joint}{name}" for name in files[:8]) + (", ..." if len(files) > 8 else "")
-        raise UserError(f"{path} holds {len(files)} GGUF file{'s' * (len(files) > 1)}: name one: {listed}")
+        raise UserError(f"{path} holds GGUF files, and one must be named: {listed}")
     if files:
         return files[0]
     if not tokenizer and any(name.startswith("pytorch_model") for name in names):

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
+from tempspec.models.hub import split_name
 from tempspec.models.quantised import quantised
 
 __all__ = ["draft_card", "write_draft_card"]
@@ -61,13 +62,13 @@ def draft_card(run: Path) -> ModelCard:
         "## Measured\n",
         *_measured(run),
         "## Use\n",
-        f"{_USE.format(target=_name(model['target']))}\n",
+        f"{_USE.format(target=_arguments(model['target']))}\n",
     ]
     return ModelCard("\n".join(parts), ignore_metadata_errors=False)
 
 
 _USE = """```python
-target = AutoModelForCausalLM.from_pretrained("{target}")
+target = AutoModelForCausalLM.from_pretrained({target})
 draft = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 target.generate(**inputs, assistant_model=draft)
 ```"""
@@ -172,7 +173,15 @@ def _on_hub(path: str) -> bool:
 
 def _name(path: str) -> str:
     """A hub name as it is, a path without the folders of somebody's machine."""
-    return path if _on_hub(path) else Path(path).name
+    return path if _on_hub(split_name(path)[0]) else Path(path).name
+
+
+def _arguments(target: str) -> str:
+    """What `from_pretrained` is called with."""
+    hub, file = split_name(target)
+    if file is None and target.endswith(".gguf"):
+        hub, file = "path/to/its/folder", Path(target).name
+    return f'"{_name(target)}"' if file is None else f'"{hub}", gguf_file="{file}"'
 
 
 def _plugin(value: Any, default: str) -> str:

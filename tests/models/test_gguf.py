@@ -104,13 +104,13 @@ def test_several_gguf_files_are_listed(file, tmp_path):
     for name in ("a-Q4_0.gguf", "a-Q8_0.gguf", "mmproj-a.gguf"):
         (tmp_path / name).write_bytes(file.read_bytes())
     listed = f"{tmp_path}/a-Q4_0.gguf, {tmp_path}/a-Q8_0.gguf"
-    with pytest.raises(UserError, match=re.escape(f"holds 2 GGUF files: name one: {listed}") + "$"):
+    with pytest.raises(UserError, match=re.escape(f"holds GGUF files, and one must be named: {listed}") + "$"):
         load_model(str(tmp_path))
 
 
 def test_gguf_files_of_the_hub_are_named(monkeypatch):
     monkeypatch.setattr(hub, "_ask", lambda name, revision: (False, {"a-Q4_0.gguf", "README.md"}))
-    with pytest.raises(UserError, match=r"name one: someone/a-GGUF:a-Q4_0\.gguf$"):
+    with pytest.raises(UserError, match=r"one must be named: someone/a-GGUF:a-Q4_0\.gguf$"):
         load_model("someone/a-GGUF")
     found = hub.place("someone/a-GGUF:a-Q4_0.gguf", "v1", False)
     assert (found.path, found.revision, found.arguments()["gguf_file"]) == ("someone/a-GGUF", "v1", "a-Q4_0.gguf")
