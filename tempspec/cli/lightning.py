@@ -32,7 +32,7 @@ from tempspec.data.environment import write_environment
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 from tempspec.files import replacing, write_atomically
-from tempspec.modules.callbacks import GracefulStop, LastCheckpoint, PretrainedExport
+from tempspec.modules.callbacks import ChangedOptions, GracefulStop, LastCheckpoint, PretrainedExport, decisive
 from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.prediction import DecodingProgress
 from tempspec.modules.processes import lost_another
@@ -239,6 +239,12 @@ class CommandLine(LightningCLI):
             help="Seconds between two checkpoints of fit; 0 for none but at the end and behind each validation.",
         )
         parser.add_argument(
+            "--resume_changed",
+            type=bool,
+            default=False,
+            help="Let fit go on from --ckpt_path with another objective, optimizer or schedule than the checkpoint's.",
+        )
+        parser.add_argument(
             "--server",
             type=Server | str | None,
             default=None,
@@ -362,6 +368,8 @@ class CommandLine(LightningCLI):
             callbacks += [DecodingProgress(), Progress()]  # in this order: the bar shows what was just counted
         if self.subcommand == "fit":
             callbacks += [MetricsPosition(), PretrainedExport(self.folder)]
+            changed = ChangedOptions(decisive(self._options.as_dict()), self._options.resume_changed)
+            callbacks.append(changed)
         if checkpoints:
             callbacks.append(LastCheckpoint(self.folder / "checkpoints", self._options.checkpoint_every))
         return callbacks

@@ -109,14 +109,16 @@ def optimizers(
         undecayed: what is trained besides, without weight decay, as 0 is no better a value for it than another.
         pretrained: whether the weights were trained before.
     """
-    trained = list(parameters)
-    besides = {"params": list(undecayed), "weight_decay": 0.0}
+    trained, learned = list(parameters), list(undecayed)
+    # The same groups for both, so that a run can be continued with another optimiser's options.
+    matrices = {"params": [one for one in trained if one.ndim >= 2]}
+    vectors = {"params": [one for one in trained if one.ndim < 2]}
+    besides = {"params": learned, "weight_decay": 0.0}
     if optimizer is None:
-        still = {"params": [one for one in trained if one.ndim < 2], "weight_decay": 0.0}
-        groups = [{"params": [one for one in trained if one.ndim >= 2]}, still, besides | {"lr": _RATE}]
+        groups = [matrices, vectors | {"weight_decay": 0.0}, besides | {"lr": _RATE}]
         chosen = default_optimizer([group for group in groups if group["params"]], pretrained)
     else:
-        chosen = optimizer([{"params": trained}, besides] if undecayed else trained)
+        chosen = optimizer([group for group in (matrices, vectors, besides) if group["params"]])
     if lr_scheduler is None:
         schedule: Any = WarmupCosine(chosen, warmup=_FINE_WARMUP) if pretrained else WarmupCosine(chosen)
     else:

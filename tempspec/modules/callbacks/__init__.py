@@ -1,5 +1,6 @@
 """Callbacks that a run wants whatever it trains, one a file (floor 5)."""
 
+from tempspec.modules.callbacks.changed import ChangedOptions, decisive
 from tempspec.modules.callbacks.export import Exportable, PretrainedExport
 from tempspec.modules.callbacks.finite import FiniteLoss, NotFinite
 from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, stop_asked
@@ -10,6 +11,7 @@ from tempspec.modules.callbacks.seed import BatchInStep, BatchSeed
 __all__ = [
     "BatchInStep",
     "BatchSeed",
+    "ChangedOptions",
     "Exportable",
     "FiniteLoss",
     "GracefulStop",
@@ -18,5 +20,6 @@ __all__ = [
     "PretrainedExport",
     "Stopped",
     "TrainingMonitor",
+    "decisive",
     "stop_asked",
 ]
