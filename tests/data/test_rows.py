@@ -1,3 +1,4 @@
+import json
 import math
 from itertools import chain
 
@@ -92,7 +93,7 @@ def test_a_conversation_is_keyed_by_what_comes_before_the_answer(chat, template)
     turns = [
         [{"role": "user", "content": "the fox"}, {"role": "assistant", "content": text}] for text in ("ran", "fell")
     ]
-    rows, _ = encoded([{"messages": each} for each in turns], Encoder(chat(template)))
+    rows, _ = encoded([{"messages": json.dumps(each)} for each in turns], Encoder(chat(template)))
     assert rows[0]["key"] == rows[1]["key"]
     assert rows[0]["input_ids"] != rows[1]["input_ids"]
 
@@ -101,4 +102,4 @@ def test_a_broken_conversation_is_named_by_its_number(chat):
     asked = [{"role": "user", "content": "the fox"}]
     answered = [*asked, {"role": "assistant", "content": "ran"}]
     with pytest.raises(UserError, match=r"^here: conversation 2: the last turn must be the assistant's"):
-        encoded([{"messages": answered}, {"messages": asked}], Encoder(chat("plain")))
+        encoded([{"messages": json.dumps(each)} for each in (answered, asked)], Encoder(chat("plain")))
