@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 
+_BYTES = "latin-1"
+"""A character for each byte, so that a row that is no UTF-8 does not end the file."""
+
+
 def rows_of_path(path: Path) -> Iterator[Row]:
     """The rows of a data file, or of a folder that `datasets` saved.
 
@@ -87,10 +91,11 @@ def suffix_of(path: Path) -> str:
 
 def rows_of_csv(path: Path) -> Iterator[Numbered]:
     """Comma-separated values with a header; every value stays the text that it is. Blank lines are no rows."""
-    with path.open(encoding=ENCODING, errors="surrogateescape", newline="") as file:
-        header = [name.encode(errors="surrogateescape").decode() for name in next(csv.reader(file), [])]
+    with path.open(encoding=_BYTES, newline="") as file:
+        header = next(csv.reader(file), [])
     if not header:
         return
+    names = {name: name.encode(_BYTES).decode().removeprefix("\ufeff") for name in header}
     ragged: dict[int, Unusable] = {}
 
     def note(row: pyarrow.csv.InvalidRow) -> str:
@@ -100,18 +105,19 @@ def rows_of_csv(path: Path) -> Iterator[Numbered]:
 
     table = pyarrow.csv.read_csv(
         path,
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # threads would not tell a row's number
+        read_options=pyarrow.csv.ReadOptions(use_threads=False, encoding=_BYTES),  # threads tell no row's number
         parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.binary())),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(header, pa.string())),
     )
     rows = (row for batch in table.to_batches() for row in batch.to_pylist())
     for number in range(1, table.num_rows + len(ragged) + 1):
-        yield number, ragged[number] if number in ragged else _decoded(next(rows))
+        yield number, ragged[number] if number in ragged else _decoded(next(rows), names)
 
 
-def _decoded(row: dict[str, bytes]) -> Row | Unusable:
+def _decoded(row: dict[str, str], names: dict[str, str]) -> Row | Unusable:
+    """A row of characters that stand for bytes."""
     try:
-        return {name: value.decode() for name, value in row.items()}
+        return {names[name]: value.encode(_BYTES).decode() for name, value in row.items()}
     except UnicodeDecodeError as error:
         return Unusable("not UTF-8", f"byte {error.object[error.start]:#04x}")
 
@@ -166,7 +172,8 @@ def _check_inside(path: Path) -> None:
 
 
 _JSON = (".jsonl", ".jsonl.gz", ".json")
-READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = dict.fromkeys(_JSON, rows_of_json) | {
+READERS: dict[str, Callable[[Path], Iterator[Numbered]]] = {
+    **dict.fromkeys(_JSON, rows_of_json),
     ".parquet": rows_of_parquet,
     ".csv": rows_of_csv,
     ".txt": rows_of_text,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from uuid import uuid4
 
 import datasets
 import pyarrow as pa
@@ -167,7 +168,7 @@ def read(
         raise UserError(
             f"{source.path}: every row is blank or limit is 0, got no text; check the columns and the limit"
         )
-    dataset = datasets.Dataset(table)
+    dataset = datasets.Dataset(table, fingerprint=uuid4().hex)  # the default is made by pickling the whole table
     if source.separator and (form := form_of(dataset)) != "pair":
         raise UserError(
             f"{source.path}: separator expected prompts, which it follows, got {form}; leave it out, or name the "

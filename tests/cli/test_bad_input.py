@@ -216,6 +216,10 @@ CONFIGURATIONS = {
     "unknown key of a source": configuration(
         "data: {train: {pat: x}}\nmodel: {target: a}\n", "Source has no option 'pat', did you mean 'path'?"
     ),
+    "an unknown option of a prompt set": configuration(
+        "data: {prompts: {p: {pat: x, limit: 3}}}\nmodel: {target: a}\n",
+        "data.prompts: PromptSource has no option 'pat', did you mean 'path'?",
+    ),
     "not UTF-8": configuration(b"model: {target: caf\xe9}\n", "UTF-8"),
     "control characters": configuration("model: {target: '\x00'}\n", "unacceptable character"),
     "a list": configuration("[model]\n", "c.yaml: expected sections such as model: and data:, got a list"),
