@@ -63,7 +63,7 @@ class Padding:
         rows_SBP = np.zeros((steps, batch_size, world), dtype=np.int64)
         rows_SBP.flat[: len(rows)] = rows
         positions = (self.of_all(rows_SBP.max(1)) * (rows_SBP > 0).sum(1)).sum()
-        return float(1 - rows.sum() / positions) if positions else 0.0
+        return float((positions - rows.sum()) / positions) if positions else 0.0
 
 
 @dataclass(frozen=True)
