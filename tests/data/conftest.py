@@ -55,7 +55,6 @@ MARKED = (
     "{{ turn.content }}|{% endgeneration %}{% else %}{{ turn.content }}|{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
-CHANGING = "{% if add_generation_prompt %}A{% else %}B{% endif %}{{ messages[0].content }}"
 REFUSING = "{{ raise_exception('roles must alternate') }}"
 
 
@@ -71,7 +70,7 @@ def chat():
 
     def make(name: str) -> PreTrainedTokenizerFast:
         tokenizer = trained(bos=False)
-        templates = {"plain": PLAIN, "marked": MARKED, "changing": CHANGING, "refusing": REFUSING}
+        templates = {"plain": PLAIN, "marked": MARKED, "refusing": REFUSING}
         tokenizer.chat_template = templates[name]
         return tokenizer
 
