@@ -5,6 +5,7 @@ from typing import Any
 
 from tempspec.data.encoding import Encoder
 from tempspec.data.prompts import Prompt, PromptSource
+from tempspec.data.skipped import Skipped
 from tempspec.data.sources import form_of, read
 from tempspec.errors import UserError
 from tempspec.models.identity import tokenizer_digest
@@ -52,12 +53,12 @@ def continuations(
 
 def _pairs(source: PromptSource, encoder: Encoder) -> Iterator[tuple[tuple[int, ...], list[int]]]:
     """Prompt and rest of every row."""
-    dataset = read(PromptSource(**(vars(source) | {"limit": None})), need_response=False)
+    dataset = read(PromptSource(**(vars(source) | {"limit": None})), need_response=False, skipped=Skipped())
     form = form_of(dataset)
     for row in dataset:
         if form == "text":
             (ids,) = encoder.documents([row["text"]])
             yield tuple(ids[: source.prompt_tokens]), ids[source.prompt_tokens :]
-        elif "response" in row:
+        elif row.get("response"):
             (ids,) = encoder.prompts([row["prompt"] + source.separator])
             yield tuple(ids), encoder.following(ids, row["response"], ended=True)

@@ -10,6 +10,7 @@ from tempspec.cli.steps import finished_seconds
 from tempspec.cli.study.config import Run, Study
 from tempspec.cli.study.jobs import Jobs
 from tempspec.data.prompts import PromptSource
+from tempspec.data.skipped import Skipped
 from tempspec.data.sources import read
 from tempspec.decoding.sweep import Sweep
 from tempspec.modules.distillation import DistillationModule
@@ -142,7 +143,7 @@ def _count(prompts: Mapping[str, Any]) -> int:
     for given in prompts.values():
         source = PromptSource(given) if isinstance(given, str) else PromptSource(**given)
         if source.limit is None and Path(source.path).is_file():
-            found += len(read(source, need_response=False))
+            found += len(read(source, need_response=False, skipped=Skipped()))
         else:
             found += source.limit or 32
     return found
