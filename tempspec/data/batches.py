@@ -55,22 +55,24 @@ class Collate:
         """The batch.
 
         Returns:
-            `input_ids`, `attention_mask` int64 `[B, T]`; `loss_mask` bool `[B, T]`; `generation_temperature`, `weight`
-            float32 `[B]`; `key`, `row` (its number), `set_index` int64 `[B]`.
+            `input_ids`, `attention_mask` int64 `[B, T]`; `loss_mask` bool `[B, T]`; `weight` float32 `[B]`, 0 or 1;
+            `generation_temperature`, the bits of float32 as int32 `[B]`, which Lightning rounds under no precision;
+            `key`, `row` (its number), `set_index` int64 `[B]`.
         """
         longest = max(len(row["input_ids"]) for row in rows)
         batch = {
-            "input_ids": torch.full((len(rows), longest), self.pad_id),
+            "input_ids": torch.full((len(rows), longest), self.pad_id, dtype=torch.int64),
             "attention_mask": torch.zeros(len(rows), longest, dtype=torch.int64),
             "loss_mask": torch.zeros(len(rows), longest, dtype=torch.bool),
         }
         for index, row in enumerate(rows):
             length = len(row["input_ids"])
-            batch["input_ids"][index, :length] = torch.tensor(row["input_ids"])
+            batch["input_ids"][index, :length] = torch.tensor(row["input_ids"], dtype=torch.int64)
             batch["attention_mask"][index, :length] = 1
-            batch["loss_mask"][index, :length] = torch.tensor(row["loss_mask"])
+            batch["loss_mask"][index, :length] = torch.tensor(row["loss_mask"], dtype=torch.bool)
         for name, dtype in _PER_ROW.items():
             batch[name] = torch.tensor([row[name] for row in rows], dtype=dtype)
+        batch[TEMPERATURE] = batch[TEMPERATURE].view(torch.int32)
         return batch
 
 

@@ -224,7 +224,7 @@ class Engine:
         """
         text = max(1, min(text, PREFILL_CHUNK, self._context - self._nodes - 1))
         self.reserve(text)
-        self._condition(torch.ones(self._slot_count))
+        self._condition(torch.ones(self._slot_count, dtype=torch.float32))
         if self._draft is not None:
             text = max(1, min(text, self._draft.context - 1))
         nodes = [self._drafter.most_nodes(count) if self._drafter else 0 for count in range(self._longest + 1)]
@@ -260,7 +260,8 @@ class Engine:
         for model in (self._target, self._draft):
             room = min(longest, model.context) if model is not None else 0
             if model is self._draft:
-                self._condition(torch.tensor([row.request.proposal_temperature for row in rows]))
+                heat = [row.request.proposal_temperature for row in rows]
+                self._condition(torch.tensor(heat, dtype=torch.float32))
             for start in range(0, room, PREFILL_CHUNK):
                 assert model is not None
                 token_RN = slots.token_ST[index_R, start : min(start + PREFILL_CHUNK, room)]
@@ -336,7 +337,7 @@ class Engine:
         longest = max(turn.limits)
         if self._drafter is None or turn.rule is None or longest == 0:
             none_B0 = turn.token_BT[:, :0]
-            law_B0V = torch.empty(*none_B0.shape, self._vocabulary, device=none_B0.device)
+            law_B0V = torch.empty(*none_B0.shape, self._vocabulary, dtype=torch.float32, device=none_B0.device)
             return Draft(none_B0, turn.limit_B, law_B0V), None
         steps = None
         if self._draft is not None:

@@ -53,7 +53,7 @@ class RowRatio(BootstrapRatio):
     def update(self, *rows: Row) -> None:
         """Count requests; many at once are much cheaper than one by one."""
         counts_N2S = torch.tensor([self.counts(row) for row in rows], dtype=torch.float64, device=self.device)
-        key_N = torch.tensor([row["prompt_key"] for row in rows], device=self.device)
+        key_N = torch.tensor([row["prompt_key"] for row in rows], dtype=torch.int64, device=self.device)
         self.add(counts_N2S[:, 0], counts_N2S[:, 1], key_N)
 
 

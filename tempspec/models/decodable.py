@@ -68,7 +68,7 @@ def _distance(ragged: RaggedModel) -> float:
     longest = max(_LENGTHS)
     token_RN = torch.arange(len(_LENGTHS) * (longest + _NEW), device=device).view(len(_LENGTHS), -1)
     token_RN %= model.get_input_embeddings().weight.shape[0]
-    start_R = torch.tensor(_LENGTHS, device=device)
+    start_R = torch.tensor(_LENGTHS, dtype=torch.int64, device=device)
     ragged.fill(token_RN[:, :longest], torch.zeros_like(start_R), longest=0, rows=torch.arange(2, device=device))
     new_RN = token_RN.gather(1, start_R[:, None] + torch.arange(_NEW, device=device))
     got_RNV = ragged.forward(new_RN, start_R, longest=longest)

@@ -253,7 +253,7 @@ class DraftSteps:
         self._longest = max(self._ends)
         self.fed = -1
         self._vocabulary = vocabulary
-        self.largest_B = torch.zeros(len(lengths), device=model.device)
+        self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=model.device)
         self._parent_BN: Tensor | None = None
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:

@@ -246,7 +246,7 @@ def _split(model: PreTrainedModel) -> tuple[list[nn.Module], int]:
 
 def _states_per_parameter(optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]) -> float:
     """Numbers that an optimiser keeps for each parameter, found by one step on a small matrix."""
-    parameter = nn.Parameter(torch.zeros(32, 32))
+    parameter = nn.Parameter(torch.zeros(32, 32, dtype=torch.float32))
     made = optimizer([parameter])
     parameter.grad = torch.zeros_like(parameter)
     made.step()

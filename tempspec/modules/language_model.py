@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from tempspec.core.reduce import or_one
 from tempspec.errors import UserError
+from tempspec.interfaces import Exact
 from tempspec.models.loading import DType, load_model, load_tokenizer
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
 from tempspec.modules.optim import optimizers
@@ -86,7 +87,7 @@ def token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
     return F.pad(nats, (1, 0))
 
 
-class NatsPerToken(Metric):
+class NatsPerToken(Exact, Metric):
     """Cross-entropy per token of every validation set, token-weighted: sums and counts, `[S]` each.
 
     Args:
@@ -105,8 +106,8 @@ class NatsPerToken(Metric):
         super().__init__(**kwargs)
         self.nats_S: Tensor
         self.tokens_S: Tensor
-        self.add_state("nats_S", torch.zeros(sets), dist_reduce_fx="sum")
-        self.add_state("tokens_S", torch.zeros(sets), dist_reduce_fx="sum")
+        self.add_state("nats_S", torch.zeros(sets, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens_S", torch.zeros(sets, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, nats_BT: Tensor, weight_BT: Tensor, set_index_B: Tensor) -> None:
         """Add a batch; positions of weight 0 do not count."""
@@ -114,9 +115,9 @@ class NatsPerToken(Metric):
         self.tokens_S.index_add_(0, set_index_B, weight_BT.sum(1).to(self.tokens_S.dtype))
 
     def compute(self) -> Tensor:
-        """Nats per token of every set and, last, over all of them, `[S + 1]`; NaN for a set without tokens."""
+        """Nats per token of every set and, last, over all of them, float32 `[S + 1]`; NaN for a set without tokens."""
         nats, tokens = (torch.cat([state_S, state_S.sum()[None]]) for state_S in (self.nats_S, self.tokens_S))
-        return nats / tokens
+        return (nats / tokens).float()
 
 
 class LanguageModelModule(LightningModule):
@@ -214,7 +215,7 @@ class LanguageModelModule(LightningModule):
         logits_BTV = self.model(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
         ).logits
-        return token_nats(logits_BTV, batch["input_ids"]), batch["loss_mask"] * batch["weight"][:, None]
+        return token_nats(logits_BTV, batch["input_ids"]), batch["loss_mask"] * batch["weight"].float()[:, None]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The token-weighted cross-entropy of the batch."""
