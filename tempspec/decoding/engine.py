@@ -41,7 +41,7 @@ from tempspec.interfaces import (
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.decodable import check_decodable
 from tempspec.models.loading import first_layers
-from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
+from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length, factor_switch
 
 PREFILL_CHUNK = 512
 """Prompt tokens that one prefill pass feeds to a row; longer prompts take several."""
@@ -126,14 +126,22 @@ class Engine:
             type(length).limit is not DraftLength.limit or type(length).for_round is not DraftLength.for_round
         )
         self._context = context_length(target.config)
+        self._switch = factor_switch(target.config)
         self._capacity = 0
 
     def check_prompt(self, request: Request) -> None:
         """Refuse a prompt that the target cannot read.
 
         Raises:
-            UserError: the prompt does not fit the context or the vocabulary.
+            UserError: the prompt does not fit the context or the vocabulary; or the row may outgrow the positions in
+                which LongRoPE keeps its factors.
         """
+        if self._switch is not None and len(request.prompt) + request.max_new_tokens > self._switch:
+            raise UserError(
+                f"prompt {request.key or ''} has {len(request.prompt)} tokens and may get {request.max_new_tokens} "
+                f"more, expected at most {self._switch} together: there the target changes its LongRoPE factors, for "
+                "all rows of a batch; lower max_new_tokens, or leave long prompts out by max_prompt_tokens"
+            )
         if len(request.prompt) >= self._context:
             raise UserError(
                 f"prompt {request.key or ''} has {len(request.prompt)} tokens, expected fewer than the target's "

@@ -34,9 +34,49 @@ def bucketed(length: int) -> int:
     return -(-length // BUCKET) * BUCKET
 
 
-def context_length(config: PreTrainedConfig) -> int:
+def made_for(config: PreTrainedConfig) -> int:
     """The most positions that a model was made for; 2**31 where its config names none."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+def factor_switch(config: PreTrainedConfig) -> int | None:
+    """The positions within which LongRoPE keeps its short factors; None for a model with other positions.
+
+    Behind them transformers takes the long ones, for every row of a batch whose longest row is longer, and `generate`
+    computes its cache anew. (`dynamic` factors change behind `made_for`, where nothing is read.)
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [given, *(part for part in given.values() if isinstance(part, dict))]  # one for each type of layer
+    long = [kind for kind in kinds if kind.get("rope_type", kind.get("type")) in ("longrope", "su")]
+    return min((int(kind.get("original_max_position_embeddings") or made_for(config)) for kind in long), default=None)
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """The longest row that a model reads as if it were alone, in any batch: `made_for`, or `factor_switch`."""
+    return min(made_for(config), factor_switch(config) or 2**31)
+
+
+def check_rows(name: str, config: PreTrainedConfig, length: int) -> None:
+    """Refuse rows that a model cannot read in batches.
+
+    Args:
+        name: what the user calls the model.
+        config: the model's.
+        length: of the longest row, `data.max_length`.
+
+    Raises:
+        UserError: naming the model and how many positions it reads.
+    """
+    context, switch = context_length(config), factor_switch(config)
+    if length <= context:
+        return
+    if context == switch:
+        raise UserError(
+            f"data.max_length is {length}, but {name} changes its LongRoPE factors behind {switch} positions, for all "
+            f"rows of a batch: lower it to {switch} or less"
+        )
+    raise UserError(f"data.max_length is {length}, but {name} was made for at most {context} positions: lower it")
 
 
 class RaggedModel:

@@ -41,6 +41,7 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     Raises:
         UserError: another cache is in the folder, or the disk is too small.
     """
+    pair.check_rows(data.max_length)
     data.setup("fit")
     target = pair.target_model.to(device)
     origin = replace(

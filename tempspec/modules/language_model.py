@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from tempspec.core.reduce import or_one
 from tempspec.errors import UserError
 from tempspec.interfaces import Exact
-from tempspec.models.loading import DType, load_model, load_tokenizer
+from tempspec.models.loading import DType, load_config, load_model, load_tokenizer
+from tempspec.models.ragged import check_rows
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
 from tempspec.modules.optim import optimizers
 
@@ -194,8 +195,14 @@ class LanguageModelModule(LightningModule):
         return model
 
     def setup(self, stage: str) -> None:
-        """Learn the evaluation sets' names from the data module."""
+        """Learn the evaluation sets' names from the data module; refuse rows that the model was not made for.
+
+        Raises:
+            UserError: see `tempspec.models.ragged.check_rows`.
+        """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.pretrained is not None:
+            check_rows(self.pretrained, load_config(self.pretrained), data.max_length)
         self.set_names = tuple(data.test_names if stage == "test" else data.validation_names)
         self.nats_per_token = NatsPerToken(len(self.set_names))
 

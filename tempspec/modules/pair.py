@@ -22,7 +22,7 @@ from tempspec.models.loading import (
     load_tokenizer,
     real_vocabulary,
 )
-from tempspec.models.ragged import context_length
+from tempspec.models.ragged import check_rows
 
 
 @dataclass
@@ -85,10 +85,7 @@ class Pair:
             if path is None:
                 continue
             config = load_config(path, revision=revision, trust_remote_code=self.options.trust_remote_code)
-            if length > (context := context_length(config)):
-                raise UserError(
-                    f"data.max_length is {length}, but {path} was made for at most {context} positions: lower it"
-                )
+            check_rows(path, config, length)
 
     @cached_property
     def target_model(self) -> PreTrainedModel:
