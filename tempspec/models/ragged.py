@@ -4,9 +4,11 @@ Axes: R rows of a call, B rows of the batch, N new tokens, L positions viewed, V
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tempspec.core.trees import ancestry
@@ -79,6 +81,31 @@ def check_rows(name: str, config: PreTrainedConfig, length: int) -> None:
     raise UserError(f"data.max_length is {length}, but {name} was made for at most {context} positions: lower it")
 
 
+def largest_id(model: PreTrainedModel) -> int:
+    """The last id that a model has an embedding for."""
+    return model.get_input_embeddings().weight.shape[0] - 1
+
+
+def readable(token: Tensor, model: PreTrainedModel) -> Tensor:
+    """Ids as a model reads them: one that it has no embedding for as its last one.
+
+    A draft may lack ids that the target emits. No law that is emitted depends on what it sees instead.
+    """
+    return token.clamp(max=largest_id(model))
+
+
+def lend_embeddings(model: PreTrainedModel) -> None:
+    """Let a model read any id wherever it is called, as `RaggedModel` does; changed in place."""
+
+    def clamped(module: Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(named.get("input_ids"), Tensor):
+            named = named | {"input_ids": readable(named["input_ids"], model)}
+        return args, named
+
+    if not hasattr(model, "_lends_embeddings"):
+        model._lends_embeddings = model.base_model.register_forward_pre_hook(clamped, with_kwargs=True)
+
+
 class RaggedModel:
     """A transformers causal language model with a `RaggedCache`; tokens go in with explicit positions and a 4-D mask.
 
@@ -115,8 +142,6 @@ class RaggedModel:
         self.model = model
         self.context = context_length(model.config)
         self.device = model.device
-        # A draft may lack ids that the target emits: it sees its last one instead, which no law depends on.
-        self._largest_id = model.get_input_embeddings().weight.shape[0] - 1
         self.cache = RaggedCache(config.num_hidden_layers, slots, capacity)
         self._cached = {cache_argument(model): self.cache}
         self._window: int = getattr(config, "sliding_window", None) or 0
@@ -233,7 +258,7 @@ class RaggedModel:
             key_1L, position_RN, hidden_RNL = _tree_view(key_1L, start_R, new, visible_RNN)
         self.cache.begin(place_RN, rows, view)
         output = self.model(
-            input_ids=token_RN.clamp(max=self._largest_id),
+            input_ids=readable(token_RN, self.model),
             position_ids=position_RN if self._reachable else position_RN.clamp(max=self.context - 1),
             attention_mask=self._masks(key_1L, position_RN, hidden_RNL),
             use_cache=True,

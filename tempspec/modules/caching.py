@@ -14,6 +14,7 @@ from tempspec.core.sparse import SparseLogits
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.identity import has_weights, tokenizer_digest, weights_digest
+from tempspec.modules.ids import check_ids, make_ids_readable
 from tempspec.modules.loss import response
 from tempspec.modules.outputs import inputs
 from tempspec.modules.pair import Pair
@@ -44,6 +45,8 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     pair.check_rows(data.max_length)
     data.setup("fit")
     target = pair.target_model.to(device)
+    make_ids_readable(pair, [target])
+    check_ids(pair, {"train": data.train_rows})
     origin = replace(
         _origin(pair, data),
         vocabulary=pair.vocabulary,

@@ -80,19 +80,25 @@ class Sides(Protocol):
 
 @dataclass(frozen=True)
 class Logits:
-    """Whole logits, for models whose head is more than a linear map."""
+    """Whole logits over the real ids, for models whose head is more than a linear map; the draft may lack some."""
 
     logits_p_NV: Tensor
     logits_q_NV: Tensor
 
     def loss(self, objective: Objective) -> Result:
         """See `tempspec.modules.objective.plain`."""
-        return plain(self.logits_p_NV, self.logits_q_NV, objective)
+        return plain(*self._common, objective)
 
     @torch.no_grad()
     def summaries(self, needs: frozenset[Summary]) -> Summaries:
         """See `tempspec.modules.objective.summarise`."""
-        return summarise(self.logits_p_NV, self.logits_q_NV, needs)
+        return summarise(*self._common, needs)
+
+    @property
+    def _common(self) -> tuple[Tensor, Tensor]:
+        """Both over the ids that both have: a loss knows no other."""
+        common = min(self.logits_p_NV.shape[-1], self.logits_q_NV.shape[-1])
+        return self.logits_p_NV[..., :common], self.logits_q_NV[..., :common]
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Both logits, at once."""
@@ -101,7 +107,14 @@ class Logits:
 
 @dataclass(frozen=True)
 class Heads:
-    """Hidden states and heads; logits exist for a chunk of tokens at a time."""
+    """Hidden states and heads; logits exist for a chunk of tokens at a time.
+
+    Attributes:
+        target: the target's side.
+        draft: the draft's.
+        vocabulary: the number of real ids; a head may have more rows, or fewer.
+        chunk: tokens at a time; None chooses.
+    """
 
     target: Head
     draft: Head
@@ -110,11 +123,16 @@ class Heads:
 
     def loss(self, objective: Objective) -> Result:
         """See `tempspec.modules.objective.chunked`."""
-        return chunked(self.target, self.draft, self.vocabulary, objective, self.chunk)
+        return chunked(self.target, self.draft, self._common, objective, self.chunk)
 
     def summaries(self, needs: frozenset[Summary]) -> Summaries:
         """See `tempspec.modules.objective.summaries`."""
-        return summaries(self.target, self.draft, self.vocabulary, needs, self.chunk)
+        return summaries(self.target, self.draft, self._common, needs, self.chunk)
+
+    @property
+    def _common(self) -> int:
+        """The ids that both have: a loss knows no other."""
+        return min(len(self.target.weight_VH), len(self.draft.weight_VH), self.vocabulary)
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         """See `tempspec.modules.objective.pieces`."""

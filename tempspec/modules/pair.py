@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.errors import UserError
@@ -152,12 +151,3 @@ class Pair:
         eos = self.target_model.generation_config.eos_token_id
         ids = [*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id]
         return frozenset(token for token in ids if token is not None)
-
-
-def common_ids(logits_p: Tensor, logits_q: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Both heads cut to the real ids that both have, for losses: padding carries no mass, `[..., V]` each.
-
-    Decoding never does this to the target: there the ids that the draft lacks get zero draft mass instead.
-    """
-    common = min(logits_p.shape[-1], logits_q.shape[-1], vocabulary)
-    return logits_p[..., :common], logits_q[..., :common]
