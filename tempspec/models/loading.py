@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     StrictDataclassError,
 )
+from lightning.pytorch.utilities import rank_zero_info
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -464,7 +465,9 @@ def real_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) 
 
 
 def check_vocabulary(target_tokenizer: PreTrainedTokenizerBase, draft_tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a pair whose token ids mean different things.
+    """Refuse a pair whose token ids mean different things; say in one line where one side has more of them.
+
+    An id that the target lacks is never emitted. One that the draft lacks is never drafted.
 
     Raises:
         UserError: naming the first tokens that differ, with both ids.
@@ -476,11 +479,21 @@ def check_vocabulary(target_tokenizer: PreTrainedTokenizerBase, draft_tokenizer:
     )
     if not differing:
         return
+    if all(_free(token, draft, target) or _free(token, target, draft) for token in differing):
+        more, other = ("draft", "target") if differing[0] in draft else ("target", "draft")
+        named = ", ".join(repr(token) for token in differing[:3])
+        rank_zero_info(f"the {more}'s tokenizer has {len(differing)} more than the {other}'s ({named}): never drafted")
+        return
     examples = ", ".join(f"{t!r} ({_id(target, t)} and {_id(draft, t)})" for t in differing[:3])
     raise UserError(
         f"target and draft need one tokenizer, but {len(differing)} tokens differ (target's id and draft's): "
         f"{examples}; choose a draft of the target's family, or make one from the target's first layers"
     )
+
+
+def _free(token: str, own: dict[str, int], other: dict[str, int]) -> bool:
+    """Whether only one vocabulary has a token, at an id that the other does not use."""
+    return token in own and token not in other and own[token] not in other.values()
 
 
 def _id(vocabulary: dict[str, int], token: str) -> str:
