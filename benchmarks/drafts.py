@@ -26,7 +26,7 @@ from tempspec.models.conditioning import condition, is_conditioned, set_temperat
 from tempspec.models.loading import ModelOptions
 from tempspec.modules.loss import FitLoss, Logits, Moment, response
 from tempspec.modules.optim import WarmupCosine
-from tempspec.modules.pair import Pair, common_ids
+from tempspec.modules.pair import Pair
 from tempspec.plugins import divergences, schedules
 
 BATCH = 2
@@ -109,7 +109,8 @@ class Distillery:
             if rank:
                 set_temperature(draft, loss.draft_temperature(batch, moment))
             logits_q_NV = logits(draft, batch["input_ids"])[:, :-1][response(batch)]
-            report = loss(Logits(*common_ids(logits_p_NV, logits_q_NV, self.pair.vocabulary)), batch, moment)
+            real = self.pair.vocabulary
+            report = loss(Logits(logits_p_NV[..., :real], logits_q_NV[..., :real]), batch, moment)
             optimizer.zero_grad()
             report.loss.backward()
             torch.nn.utils.clip_grad_norm_(learned, 1.0)

@@ -157,16 +157,18 @@ class Truncation:
         if self == WHOLE:
             return tempered(logits_NV, temperatures)
 
-        def of_each(value: float, off: float) -> Tensor | None:
-            return None if value == off else logits_NV.new_full((len(temperatures),), value)
+        device = logits_NV.device
+        real = torch.promote_types(logits_NV.dtype, torch.float32)  # half precision has no 1.05, and no 257
 
-        top_k_T = of_each(self.top_k, 0)
+        def of_each(value: float, off: float, dtype: torch.dtype) -> Tensor | None:
+            return None if value == off else torch.full((len(temperatures),), value, dtype=dtype, device=device)
+
         return log_law(
             logits_NV.detach().expand(len(temperatures), -1, -1),
-            logits_NV.new_tensor(list(temperatures)),
-            top_k_B=None if top_k_T is None else top_k_T.long(),
-            top_p_B=of_each(self.top_p, 1.0),
-            min_p_B=of_each(self.min_p, 0.0),
+            torch.tensor(list(temperatures), dtype=real, device=device),
+            top_k_B=of_each(self.top_k, 0, torch.int64),
+            top_p_B=of_each(self.top_p, 1.0, real),
+            min_p_B=of_each(self.min_p, 0.0, real),
         ).exp()
 
 

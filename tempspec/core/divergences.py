@@ -294,19 +294,22 @@ def top_k_cross_entropy(logp: Tensor, logq: Tensor, *, k: int = 10) -> Tensor:
 def label_cross_entropy(logq: Tensor, label: Tensor) -> Tensor:
     """-log q(label): supervised training, and sequence-level distillation on the target's own text.
 
-    +inf where q forbids the label, with gradient 0. Kim and Rush 2016 (arXiv 1606.07947).
+    +inf where q forbids the label, with gradient 0; 0 where q has no such id, which no draft can learn. Kim and Rush
+    2016 (arXiv 1606.07947).
 
     Args:
         logq: the draft's log-law.
         label: the token of the text, int64 `[...]`.
 
-    >>> label_cross_entropy(torch.tensor([0.25, 0.75]).log(), torch.tensor(0))
-    tensor(1.3863)
+    >>> label_cross_entropy(torch.tensor([[0.25, 0.75]] * 2).log(), torch.tensor([0, 2]))
+    tensor([1.3863, 0.0000])
     """
     (logq,) = _wide(logq)
-    own = logq.gather(-1, label[..., None]).squeeze(-1)
+    known = label < logq.shape[-1]
+    own = logq.gather(-1, label.clamp(max=logq.shape[-1] - 1)[..., None]).squeeze(-1)
     impossible = own == -torch.inf
-    return -own.masked_fill(impossible, 0.0) + torch.zeros_like(own).masked_fill_(impossible, torch.inf)
+    value = -own.masked_fill(impossible, 0.0) + torch.zeros_like(own).masked_fill_(impossible, torch.inf)
+    return torch.where(known, value, 0.0)
 
 
 def logit_difference(logp: Tensor, logq: Tensor) -> Tensor:

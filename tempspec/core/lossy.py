@@ -74,7 +74,7 @@ def budgeted(logp: Tensor, logq: Tensor, budget: float) -> Tensor:
     (tensor([0.3749, 0.3000, 0.3251]), tensor(0.0500))
     """
     p, q = precise(logp).double().exp(), precise(logq).double().exp()
-    ratio = torch.where(p > 0, q / torch.where(p > 0, p, 1.0), torch.where(q > 0, torch.inf, 1.0))
+    ratio = torch.where(p > 0, q / torch.where(p > 0, p, 1.0), torch.where(q > 0, torch.inf, torch.ones_like(q)))
     ratio, order = ratio.sort(-1)
     p_up, q_up = p.gather(-1, order), q.gather(-1, order)
     p_down, q_down = p_up.flip(-1), q_up.flip(-1)

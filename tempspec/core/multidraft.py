@@ -104,7 +104,7 @@ class Children:
         child_BNN = (parent_BN[:, None] == above_N1) & real(parent_BN, length_B)[:, None]
         most = child_BNN.sum(-1).amax(0).tolist()
         rank_BNN = child_BNN.cumsum(-1).masked_fill(~child_BNN, 0)
-        node_BNK = torch.full((*child_BNN.shape[:2], max(most)), -1, device=parent_BN.device)
+        node_BNK = torch.full((*child_BNN.shape[:2], max(most)), -1, dtype=torch.int64, device=parent_BN.device)
         for rank in range(max(most)):
             found_BNN = rank_BNN == rank + 1
             node_BNK[..., rank] = torch.where(found_BNN.any(-1), found_BNN.long().argmax(-1), -1)
@@ -151,7 +151,7 @@ class _Law:
             law_BV.copy_(excess_BV.addcmul_(law_BV, (left_B[rows, None] == 0).to(law_BV.dtype)))
         changed_B = left_B > 0
         next_B = quotient(left_B, left_B + 1.0 - self.reach_B)
-        kept_B = torch.where(there_B & (self.reach_B < 1.0), 0.0, 1.0)
+        kept_B = (~(there_B & (self.reach_B < 1.0))).to(self.reach_B.dtype)
         self.scale_B = torch.where(changed_B, quotient(next_B, left_B), self.scale_B * kept_B)
         self.reach_B = torch.where(changed_B, next_B, self.reach_B * kept_B)
 
@@ -281,7 +281,7 @@ def match_weight(logp_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B
     """
     p_BV = probabilities(at_position(logp_BNV, node_B + 1))
     child_BN = (parent_BN == node_B[:, None]) & real(token_BN, length_B)
-    least_BN = torch.where(child_BN, 0.0, torch.inf).to(p_BV.dtype)
+    least_BN = torch.zeros_like(child_BN, dtype=p_BV.dtype).masked_fill_(~child_BN, torch.inf)
     rest_BV = p_BV.scatter_reduce(1, token_BN, least_BN, "amin")
     # Children that have all of p are left only by rounding.
     return torch.where((rest_BV.amax(-1) == 0)[:, None], p_BV, rest_BV)

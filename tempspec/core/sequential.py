@@ -139,5 +139,5 @@ def sequential_acceptance(logp: Tensor, logq: Tensor, count: int) -> Tensor:
     (tensor(0.7881, dtype=torch.float64), tensor(0.8585, dtype=torch.float64))
     """
     p, q = precise(logp).exp(), precise(logq).exp()
-    rho = sequential_division(p, q, torch.full(p.shape[:-1], count, device=p.device))
+    rho = sequential_division(p, q, torch.full(p.shape[:-1], count, dtype=torch.int64, device=p.device))
     return 1.0 - (1.0 - sequential_beta(p, q, rho)) ** count

@@ -8,6 +8,7 @@ bias (Anshumann et al. 2025, arXiv 2503.16870).
 Axes: N positions, K kept tokens, V vocabulary, H temperatures, C cells of a law.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -73,7 +74,7 @@ class SparseLogits:
         logp_NK = z_NK - self._exactly(temperature_N)[:, None]
         drawn_N = torch.full_like(temperature_N, self.drawn_at)
         proposal_NK = self.logit_NK / self.drawn_at - self._exactly(drawn_N)[:, None]
-        weight_NK = (logp_NK - proposal_NK) - torch.tensor(float(z_NK.shape[-1])).log()
+        weight_NK = (logp_NK - proposal_NK) - math.log(z_NK.shape[-1])
         return weight_NK, weight_NK + logq_NK - logp_NK
 
     def _exactly(self, temperature_N: Tensor) -> Tensor:

@@ -95,8 +95,9 @@ class Collate:
         """The batch.
 
         Returns:
-            `input_ids`, `attention_mask` int64 `[B, T]`; `loss_mask` bool `[B, T]`; `generation_temperature`, `weight`
-            float32 `[B]`; `key`, `row` (its number), `set_index` int64 `[B]`. Where a row holds several documents that
+            `input_ids`, `attention_mask` int64 `[B, T]`; `loss_mask` bool `[B, T]`; `weight` float32 `[B]`, 0 or 1;
+            `generation_temperature`, the bits of float32 as int32 `[B]`, which Lightning rounds under no precision;
+            `key`, `row` (its number), `set_index` int64 `[B]`. Where a row holds several documents that
             are to be kept from each other, `position_ids` int64 `[B, T]` as well, which begin again with each.
         """
         length_B = np.array([len(row["input_ids"]) for row in rows])
@@ -115,6 +116,7 @@ class Collate:
         batch = {name: torch.from_numpy(values) for name, values in arrays.items()}
         for name, dtype in _PER_ROW.items():
             batch[name] = torch.tensor([row[name] for row in rows], dtype=dtype)
+        batch[TEMPERATURE] = batch[TEMPERATURE].view(torch.int32)
         return batch
 
 

@@ -9,20 +9,31 @@ Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token 
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
 from itertools import pairwise
 from statistics import mean
 from time import perf_counter
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tempspec.core.lossy import distance
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
 from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
-from tempspec.decoding.rounds import Foresight, Outcome, Turn, append_round, has_optimum, no_numbers, optimum
+from tempspec.decoding.rounds import (
+    Foresight,
+    Outcome,
+    Turn,
+    append_round,
+    has_optimum,
+    law_distance,
+    no_numbers,
+    optimum,
+    visible,
+)
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.decoding.step_times import pass_seconds
 from tempspec.errors import UserError
@@ -41,13 +52,31 @@ from tempspec.interfaces import (
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.cutting import first_layers
 from tempspec.models.decodable import check_decodable
-from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length
+from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length, factor_switch
 
 PREFILL_CHUNK = 512
 """Prompt tokens that one prefill pass feeds to a row; longer prompts take several."""
 
 ALIGNMENT = 8
 """Capacities are multiples of this, which keeps the rows of masks and caches aligned."""
+
+
+Options = ParamSpec("Options")
+
+
+def unconditioned_after(
+    run: "Callable[Concatenate[Engine, Options], Iterator[Completion]]",
+) -> "Callable[Concatenate[Engine, Options], Iterator[Completion]]":
+    """A run that leaves a conditioned draft as tau = 1 has it, however it ends: left early, or by an error."""
+
+    @wraps(run)
+    def running(engine: "Engine", *args: Options.args, **options: Options.kwargs) -> Iterator[Completion]:
+        try:
+            yield from run(engine, *args, **options)
+        finally:
+            engine._condition(None)
+
+    return running
 
 
 class Engine:
@@ -126,14 +155,22 @@ class Engine:
             type(length).limit is not DraftLength.limit or type(length).for_round is not DraftLength.for_round
         )
         self._context = context_length(target.config)
+        self._switch = factor_switch(target.config)
         self._capacity = 0
 
     def check_prompt(self, request: Request) -> None:
         """Refuse a prompt that the target cannot read.
 
         Raises:
-            UserError: the prompt does not fit the context or the vocabulary.
+            UserError: the prompt does not fit the context or the vocabulary; or the row may outgrow the positions in
+                which LongRoPE keeps its factors.
         """
+        if self._switch is not None and len(request.prompt) + request.max_new_tokens > self._switch:
+            raise UserError(
+                f"prompt {request.key or ''} has {len(request.prompt)} tokens and may get {request.max_new_tokens} "
+                f"more, expected at most {self._switch} together: there the target changes its LongRoPE factors, for "
+                "all rows of a batch; lower max_new_tokens, or leave long prompts out by max_prompt_tokens"
+            )
         if len(request.prompt) >= self._context:
             raise UserError(
                 f"prompt {request.key or ''} has {len(request.prompt)} tokens, expected fewer than the target's "
@@ -160,6 +197,7 @@ class Engine:
             )
 
     @torch.inference_mode()
+    @unconditioned_after
     def run(self, requests: Sequence[Request], stop: Callable[[], bool] | None = None) -> Iterator[Completion]:
         """Decode all requests; yields each as it finishes, in no particular order.
 
@@ -190,7 +228,6 @@ class Engine:
                 noise = NoiseAhead(laws.seed_B, slots.rounds(), max(self._longest, self._nodes) + 1)
             self._round(slots, laws, noise, began)
             yield from self._release(slots)
-        self._condition(None)
 
     def end(self, request: Request) -> int:
         """The length at which a request is finished, prompt included."""
@@ -224,17 +261,19 @@ class Engine:
         """
         text = max(1, min(text, PREFILL_CHUNK, self._context - self._nodes - 1))
         self.reserve(text)
-        self._condition(torch.ones(self._slot_count))
+        self._condition(torch.ones(self._slot_count, dtype=torch.float32))
         if self._draft is not None:
             text = max(1, min(text, self._draft.context - 1))
         nodes = [self._drafter.most_nodes(count) if self._drafter else 0 for count in range(self._longest + 1)]
-        verify = tuple(pass_seconds(self._target, self._slot_count, text, 1 + count) for count in nodes)
-        draft = 0.0
-        if self._draft is not None:
-            levels = [1, *(max(1, after - before) for before, after in pairwise(nodes[:-1]))]  # leaves are not fed
-            seconds = {width: pass_seconds(self._draft, self._slot_count, text, width) for width in set(levels)}
-            draft = mean(seconds[width] for width in levels)
-        self._condition(None)
+        try:
+            verify = tuple(pass_seconds(self._target, self._slot_count, text, 1 + count) for count in nodes)
+            draft = 0.0
+            if self._draft is not None:
+                levels = [1, *(max(1, after - before) for before, after in pairwise(nodes[:-1]))]  # leaves are not fed
+                seconds = {width: pass_seconds(self._draft, self._slot_count, text, width) for width in set(levels)}
+                draft = mean(seconds[width] for width in levels)
+        finally:
+            self._condition(None)
         return StepTimes(draft, verify)
 
     # -- admission ----------------------------------------------------------------------------------------------------
@@ -260,7 +299,8 @@ class Engine:
         for model in (self._target, self._draft):
             room = min(longest, model.context) if model is not None else 0
             if model is self._draft:
-                self._condition(torch.tensor([row.request.proposal_temperature for row in rows]))
+                heat = [row.request.proposal_temperature for row in rows]
+                self._condition(torch.tensor(heat, dtype=torch.float32))
             for start in range(0, room, PREFILL_CHUNK):
                 assert model is not None
                 token_RN = slots.token_ST[index_R, start : min(start + PREFILL_CHUNK, room)]
@@ -281,7 +321,7 @@ class Engine:
         last_B1 = turn.token_BT.gather(1, turn.length_B[:, None] - 1)
         token_BN = torch.cat([last_B1, draft.token_BK], 1)
         logits_BNV = self._target.forward(
-            token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1, visible_RNN=_visible(draft)
+            token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1, visible_RNN=visible(draft)
         )
         logp_BNV = logits_BNV[..., : self._vocabulary]
         # A sum of largest logits is finite unless some position has NaN, +inf, or -inf alone: what gives no law.
@@ -336,7 +376,7 @@ class Engine:
         longest = max(turn.limits)
         if self._drafter is None or turn.rule is None or longest == 0:
             none_B0 = turn.token_BT[:, :0]
-            law_B0V = torch.empty(*none_B0.shape, self._vocabulary, device=none_B0.device)
+            law_B0V = torch.empty(*none_B0.shape, self._vocabulary, dtype=torch.float32, device=none_B0.device)
             return Draft(none_B0, turn.limit_B, law_B0V), None
         steps = None
         if self._draft is not None:
@@ -392,7 +432,7 @@ class Engine:
             None if acceptance_BK is None else acceptance_BK.gather(1, outcome.place_BD).tolist(),
             None if length_B is None else length_B.tolist(),
             None if siblings is None else optimum(logp_BNV, draft, siblings, outcome),
-            _distance(self._verifier, logp_BNV[:, :-1], draft),
+            law_distance(self._verifier, logp_BNV[:, :-1], draft),
         )
 
     # -- commit -------------------------------------------------------------------------------------------------------
@@ -453,21 +493,3 @@ class Engine:
             if row is not None and (row.completion.finish == "stop" or row.length >= row.end):
                 slots.rows[index] = None
                 yield row.completion
-
-
-def _visible(draft: Draft) -> Tensor | None:
-    """What the last token and the nodes of a tree see of each other, `[B, K+1, K+1]`; None for a chain."""
-    if draft.parent_BK is None:
-        return None
-    return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
-
-
-def _distance(verifier: Verifier, logp_BKV: Tensor, draft: Draft) -> tuple[list[list[float]], list[list[float]]] | None:
-    """TV and KL of a lossy rule's law from the target's, position by position; None for a rule without such a law."""
-    if verifier.lossless:
-        return None
-    emitted_BKV = verifier.emitted_law(logp_BKV, draft.logq_BKV)
-    if emitted_BKV is None:
-        return None
-    variation_BK, kl_BK = distance(emitted_BKV, logp_BKV)
-    return variation_BK.tolist(), kl_BK.tolist()

@@ -89,7 +89,7 @@ class NoiseAhead:
         device = seed_B.device
         self._seed_B = seed_B
         self._round_RB = round_B + torch.arange(ROUNDS_AHEAD, device=device)[:, None]
-        stream_S1 = torch.tensor(STREAMS_AHEAD, device=device)[:, None]
+        stream_S1 = torch.tensor(STREAMS_AHEAD, dtype=torch.int64, device=device)[:, None]
         round_RB11 = self._round_RB[:, :, None, None]
         offset_N = torch.arange(offsets, device=device)
         self._uniform_RBSN = uniform(seed_B[:, None, None], stream_S1, round_RB11, offset_N)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tempspec.core.lossy import distance
 from tempspec.core.multidraft import Children, Siblings, optimal_siblings
+from tempspec.core.trees import ancestry
 from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.slots import Laws, Row
-from tempspec.interfaces import Completion, Draft, Drafter, DraftLength
+from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +141,23 @@ def no_numbers(model: str, row: Row) -> str:
         f"the {model}'s logits are NaN or infinite for request {row.request.key or '(no key)'}, behind "
         f"{row.length} tokens: check its weights, or load it in another precision (model.loading.dtype: float32)"
     )
+
+
+def visible(draft: Draft) -> Tensor | None:
+    """What the last token and the nodes of a tree see of each other, `[B, K+1, K+1]`; None for a chain."""
+    if draft.parent_BK is None:
+        return None
+    return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
+
+
+def law_distance(
+    verifier: Verifier, logp_BKV: Tensor, draft: Draft
+) -> tuple[list[list[float]], list[list[float]]] | None:
+    """TV and KL of a lossy rule's law from the target's, position by position; None for a rule without such a law."""
+    if verifier.lossless:
+        return None
+    emitted_BKV = verifier.emitted_law(logp_BKV, draft.logq_BKV)
+    if emitted_BKV is None:
+        return None
+    variation_BK, kl_BK = distance(emitted_BKV, logp_BKV)
+    return variation_BK.tolist(), kl_BK.tolist()

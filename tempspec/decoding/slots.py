@@ -104,15 +104,15 @@ class Slots:
         targets = [request.target_temperature for request in requests]
         drafts = [request.proposal_temperature for request in requests]
 
-        def optional(values: list[float], neutral: float) -> Tensor | None:
+        def optional(values: list[float], neutral: float, dtype: torch.dtype = torch.float32) -> Tensor | None:
             if all(value == neutral for value in values):
                 return None
-            return torch.tensor(values, device=self.device)
+            return torch.tensor(values, dtype=dtype, device=self.device)
 
         return Laws(
             torch.tensor(targets, dtype=torch.float32, device=self.device),
             torch.tensor(drafts, dtype=torch.float32, device=self.device),
-            optional([request.top_k for request in requests], 0),
+            optional([request.top_k for request in requests], 0, torch.int64),
             optional([request.top_p for request in requests], 1),
             optional([request.min_p for request in requests], 0),
             self.integers([request.seed for request in requests]),
@@ -121,7 +121,7 @@ class Slots:
 
     def last_round(self) -> LastRound:
         """How the batch's last round went; on the host, where limits are decided."""
-        return LastRound(*torch.tensor([row.last if row else NO_ROUND for row in self.batch]).T)
+        return LastRound(*torch.tensor([row.last if row else NO_ROUND for row in self.batch], dtype=torch.int64).T)
 
 
 _IDLE = Request((0,), target_temperature=1.0)

@@ -275,10 +275,13 @@ def generation_list(
 
 
 def next_turn(item: WorkItem, answer: str, context: int) -> WorkItem | None:
-    """The turn behind an answer; None behind the last one, and where the conversation has outgrown the context."""
+    """The turn behind an answer, within the context; None behind the last one, and where the context is full."""
     following = item.then(answer)
-    if following is None or len(following.request.prompt) < context:
-        return following
+    if following is None:
+        return None
+    if (room := context - len(following.request.prompt)) > 0:
+        most = min(following.request.max_new_tokens, room)
+        return replace(following, request=replace(following.request, max_new_tokens=most))
     rank_zero_info(f"{following.key} is left out: its prompt fills the target's context of {context} tokens")
     return None
 

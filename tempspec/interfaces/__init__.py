@@ -15,6 +15,7 @@ from tempspec.interfaces.distillation import (
     TemperatureSchedule,
 )
 from tempspec.interfaces.drafting import Draft, Drafter, DraftLength, DraftTurn, LastRound, StepModel, StepTimes
+from tempspec.interfaces.exact import Exact
 from tempspec.interfaces.requests import BASELINE, Completion, Pass, Request, Seconds
 from tempspec.interfaces.verification import Noise, Verdict, Verifier
 
@@ -26,6 +27,7 @@ __all__ = [
     "DraftLength",
     "DraftTurn",
     "Drafter",
+    "Exact",
     "Kept",
     "LastRound",
     "LossContext",

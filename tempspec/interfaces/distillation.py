@@ -33,8 +33,8 @@ class Divergence(ABC):
     """A distance between the target's and the draft's law at every position: what distillation minimises.
 
     A subclass implements `per_position`, and `in_context` too where it needs the step or the labels; callers call the
-    instance, which applies the temperature factor. One that keeps a state of its own is a `torch.nn.Module` as well:
-    then its buffers are saved with the run.
+    instance, which applies the temperature factor. One that keeps a state of its own is a `torch.nn.Module` as well,
+    best an `Exact` one: then its buffers are saved with the run.
 
     Args:
         scale: `none` leaves the value as it is; `gradient` multiplies it by `temperature ** gradient_order`, which
@@ -138,7 +138,8 @@ class Temperatures:
 class TemperatureSchedule(ABC):
     """The loss temperature as a function of the optimiser step and the batch.
 
-    A schedule with learned parameters is a `torch.nn.Module` as well: fit trains and saves them with the draft.
+    A schedule with learned parameters is a `torch.nn.Module` as well, best an `Exact` one: fit trains and saves them
+    with the draft.
     """
 
     needs: frozenset[Summary] = frozenset()

@@ -32,6 +32,7 @@ __all__ = [
     "difference_estimate",
     "quotient",
     "replicate_weights",
+    "running_product",
     "same_prompts",
 ]
 
@@ -226,6 +227,21 @@ def quotient(a: Sums, b: Sums) -> Sums:
     """
     _check_same_prompts(a, b)
     return Sums(_ratio(a.numerator_SW, a.denominator_SW), _ratio(b.numerator_SW, b.denominator_SW), a.seen_M2)
+
+
+def running_product(sums: Sums) -> Sums:
+    """The products of the first 1..S ratios, as sums again: its replicates are the products of theirs.
+
+    Behind a ratio of 0 the product is 0, also where nothing was counted.
+
+    >>> sums = bootstrap_update(torch.tensor([[4.0, 2.0]]), torch.tensor([[5.0, 4.0]]), torch.tensor([7]), replicates=0)
+    >>> running_product(sums).numerator_SW.tolist()
+    [[0.8], [0.4]]
+    """
+    ratio_SW = _ratio(sums.numerator_SW, sums.denominator_SW)
+    ended_SW = torch.nn.functional.pad((ratio_SW == 0).cummax(0).values[:-1], (0, 0, 1, 0))
+    product_SW = torch.where(ended_SW, 0.0, ratio_SW.cumprod(0))
+    return Sums(product_SW, torch.ones_like(product_SW), sums.seen_M2)
 
 
 def same_prompts(a: Sums, b: Sums) -> bool:

@@ -11,10 +11,7 @@ from typing import Any
 import torch
 
 from tempspec.metrics import functional as F
-from tempspec.metrics.bootstrap import (
-    REPLICATES,
-    Estimate,
-)
+from tempspec.metrics.bootstrap import REPLICATES, Estimate, Sums, running_product
 from tempspec.metrics.ratio import BootstrapRatio, paired_ratio
 from tempspec.metrics.rows import Row
 
@@ -53,7 +50,7 @@ class RowRatio(BootstrapRatio):
     def update(self, *rows: Row) -> None:
         """Count requests; many at once are much cheaper than one by one."""
         counts_N2S = torch.tensor([self.counts(row) for row in rows], dtype=torch.float64, device=self.device)
-        key_N = torch.tensor([row["prompt_key"] for row in rows], device=self.device)
+        key_N = torch.tensor([row["prompt_key"] for row in rows], dtype=torch.int64, device=self.device)
         self.add(counts_N2S[:, 0], counts_N2S[:, 1], key_N)
 
 
@@ -276,18 +273,20 @@ class ConditionalAcceptance(ByPosition):
         return F.conditional_acceptance_counts(row, self.longest)
 
 
-class JointAcceptance(ByPosition):
-    """The chance that positions 1..i are all accepted, out of the rounds that drafted position i = 1..K.
+class JointAcceptance(ConditionalAcceptance):
+    """The chance that positions 1..i are all accepted, i = 1..K: the product of the conditional acceptances up to i.
+
+    Not the share of the rounds that drafted i tokens: an accepted stop token ends a round early, and leaving such
+    rounds out would leave out accepted tokens alone.
 
     >>> metric = JointAcceptance(longest=2)
-    >>> metric.update({"prompt_key": 7, "drafted": [2, 2, 1, 2], "accepted": [0, 1, 1, 2]})
+    >>> metric.update({"prompt_key": 7, "drafted": [2, 2, 1, 2], "tested": [1, 2, 1, 2], "accepted": [0, 1, 1, 2]})
     >>> [round(estimate.value, 3) for estimate in metric.estimates()]
-    [0.75, 0.333]
+    [0.75, 0.375]
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.joint_acceptance_counts`."""
-        return F.joint_acceptance_counts(row, self.longest)
+    def _local_sums(self) -> Sums:
+        return running_product(super()._local_sums())
 
 
 class AcceptedLengthHistogram(ByPosition):

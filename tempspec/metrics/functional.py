@@ -19,7 +19,6 @@ __all__ = [
     "conditional_acceptance_counts",
     "draft_acceptance_counts",
     "foreseen_length_counts",
-    "joint_acceptance_counts",
     "kl_from_target_counts",
     "mbsu_counts",
     "optimal_acceptance_counts",
@@ -89,11 +88,6 @@ def mbsu_counts(row: Row, parameter_ratio: float) -> Counts:
 def conditional_acceptance_counts(row: Row, longest: int) -> Counts:
     """Rounds that accepted position i, out of those that tested it, i = 1..longest."""
     return _reached(row["accepted"], longest), _reached(row["tested"], longest)
-
-
-def joint_acceptance_counts(row: Row, longest: int) -> Counts:
-    """Rounds that accepted positions 1..i, out of those that drafted position i, i = 1..longest."""
-    return _reached(row["accepted"], longest), _reached(row["drafted"], longest)
 
 
 def accepted_length_histogram_counts(row: Row, longest: int) -> Counts:

@@ -3,7 +3,6 @@
 Axes: N observations, S entries of a vector metric, W = 1 + replicates.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from tempspec.interfaces import Exact
 from tempspec.metrics.bootstrap import (
     REPLICATES,
     Estimate,
@@ -24,7 +24,7 @@ from tempspec.metrics.bootstrap import (
 __all__ = ["BootstrapRatio", "ClusteredRatio", "paired_difference", "paired_ratio", "to_estimate"]
 
 
-class BootstrapRatio(Metric):
+class BootstrapRatio(Exact, Metric):
     """The states that every ratio over prompts shares. A subclass implements `update` and calls `add` in it.
 
     States stay float64 whatever precision the module that holds them is moved to: sums in bf16 would stop growing.
@@ -91,11 +91,6 @@ class BootstrapRatio(Metric):
     def _start_seen(self) -> None:
         """An empty int64 entry: torchmetrics gathers a rank's empty list as float32, which ruins other ranks' keys."""
         self.seen = [torch.empty(0, 2, dtype=torch.int64, device=self.device)]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> "BootstrapRatio":
-        """Follow the holder's device, not its dtype."""
-        super()._apply(lambda tensor: tensor.to(fn(tensor).device), exclude_state)
-        return self
 
 
 class ClusteredRatio(BootstrapRatio):

@@ -11,21 +11,24 @@ Axes: B batch, F functions of log tau, R rank.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
+import torch.distributed as distributed
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tempspec.errors import UserError
+from tempspec.interfaces import Exact
 
 __all__ = [
     "COLDEST",
     "FILE",
     "RANGE",
+    "TrainedRange",
     "condition",
     "conditioned_rank",
     "features",
@@ -35,13 +38,14 @@ __all__ = [
     "plain_state",
     "save_conditioning",
     "set_temperature",
+    "trained_range",
 ]
 
 FILE = "conditioning.safetensors"
 COLDEST = 0.1
 """Temperatures below it, 0 included, are conditioned on as this one."""
 RANGE = "trained_temperatures"
-"""The buffer of a conditioned model with the least and the largest temperature that it was trained at."""
+"""The name, in a model and in its file, of the least and the largest temperature that it was trained at."""
 
 
 def features(temperature: Tensor) -> Tensor:
@@ -63,6 +67,43 @@ class _Dial:
 
     def __init__(self) -> None:
         self.features_BF: Tensor | None = None
+
+
+class TrainedRange(Exact):
+    """The least and the largest temperature that a model was trained at, float32 `[2]`: infinity and 0 before.
+
+    No buffer: DDP would overwrite each rank's own with rank 0's at every forward pass. Saved with the model's state.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.range_2 = torch.tensor([torch.inf, 0.0], dtype=torch.float32, device=device)
+
+    def widen(self, heat_B: Tensor) -> None:
+        """Take in temperatures that are trained at now, by all processes: every one of them calls it."""
+        low, high = self.range_2
+        lowest_2 = torch.stack([low.minimum(heat_B.min()), -high.maximum(heat_B.max())])
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(lowest_2, distributed.ReduceOp.MIN)
+        self.range_2 = lowest_2 * lowest_2.new_tensor([1.0, -1.0])
+
+    def nearest(self, heat_B: Tensor) -> Tensor:
+        """Temperatures within the range; as they are where nothing was trained."""
+        low, high = self.range_2
+        return torch.where(low <= high, heat_B.clamp(low, high), heat_B)
+
+    def get_extra_state(self) -> Tensor:
+        """The range, for `state_dict`."""
+        return self.range_2
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up a range, from `load_state_dict`."""
+        self.range_2 = state.to(self.range_2)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *more: Any) -> Self:
+        super()._apply(fn, *more)
+        self.range_2 = self.range_2.to(fn(self.range_2).device)
+        return self
 
 
 class _Conditioned(nn.Linear):
@@ -124,7 +165,7 @@ def condition(model: PreTrainedModel, rank: int) -> PreTrainedModel:
         raise UserError(f"a {model.config.model_type} has no linear layers to condition on the temperature")
     for parent, child, module in places:
         setattr(parent, child, _Conditioned(module, rank, dial))
-    model.register_buffer(RANGE, torch.tensor([torch.inf, 0.0], device=model.device))
+    model.add_module(RANGE, TrainedRange(model.device))
     return model
 
 
@@ -150,17 +191,18 @@ def set_temperature(model: nn.Module, temperature: Tensor | float | None) -> Non
         if temperature is None:
             dial.features_BF = None
             continue
-        range_2 = model.get_buffer(RANGE)
-        heat_B = torch.as_tensor(temperature, dtype=torch.float32, device=range_2.device).reshape(-1)
+        known = trained_range(model)
+        heat_B = torch.as_tensor(temperature, dtype=torch.float32, device=known.range_2.device).reshape(-1)
         if model.training:
-            range_2.copy_(torch.stack([range_2[0].minimum(heat_B.min()), range_2[1].maximum(heat_B.max())]))
-        dial.features_BF = features(_nearest_trained(heat_B, range_2))
+            known.widen(heat_B)
+        dial.features_BF = features(known.nearest(heat_B))
 
 
-def _nearest_trained(heat_B: Tensor, range_2: Tensor) -> Tensor:
-    """Temperatures within the trained range; as they are where nothing was trained."""
-    low, high = range_2
-    return torch.where(low <= high, heat_B.clamp(low, high), heat_B)
+def trained_range(model: nn.Module) -> TrainedRange:
+    """The temperatures that a conditioned model was trained at."""
+    known = model.get_submodule(RANGE)
+    assert isinstance(known, TrainedRange)
+    return known
 
 
 @torch.no_grad()
@@ -179,12 +221,13 @@ def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
             "expected a draft that is conditioned on the temperature, got an ordinary one: it needs no fold"
         )
     folded = copy.deepcopy(model)
-    range_2 = folded.get_buffer(RANGE)
+    known = trained_range(folded)
     delattr(folded, RANGE)
-    features_F = features(_nearest_trained(range_2.new_tensor(float(temperature)), range_2))
+    features_F = features(known.nearest(torch.tensor(temperature, dtype=torch.float32, device=known.range_2.device)))
     for place in _places(folded):
         layer = place.layer
-        plain = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+        size = layer.in_features, layer.out_features
+        plain = nn.Linear(*size, bias=layer.bias is not None, device="meta", dtype=layer.weight.dtype)
         plain.weight, plain.bias = nn.Parameter(layer.changed(features_F)), layer.bias
         setattr(place.parent, place.child, plain)
     return folded
@@ -192,7 +235,9 @@ def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
 
 def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of tau = 1, by the names of the ordinary model."""
-    changes = {RANGE} | {f"{place.name}.{part}" for place in _places(model) for part in ("down", "up")}
+    changes = {f"{RANGE}._extra_state"} | {
+        f"{place.name}.{part}" for place in _places(model) for part in ("down", "up")
+    }
     return {name: value for name, value in model.state_dict().items() if name not in changes}
 
 
@@ -204,7 +249,7 @@ def save_conditioning(model: PreTrainedModel, folder: Path) -> None:
         for part in ("down", "up")
     }
     if changes:
-        save_file(changes | {RANGE: model.get_buffer(RANGE)}, folder / FILE)
+        save_file(changes | {RANGE: trained_range(model).range_2}, folder / FILE)
 
 
 def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
@@ -223,6 +268,7 @@ def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedM
     changes = load_file(file)
     rank = next(iter(value.shape[0] for name, value in changes.items() if name.endswith(".down"))) // _FUNCTIONS
     condition(model, rank)
+    trained_range(model).set_extra_state(changes.pop(RANGE))
     try:
         found = model.load_state_dict(changes, strict=False)
     except RuntimeError as error:

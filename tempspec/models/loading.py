@@ -16,6 +16,7 @@ import torch
 import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -330,7 +331,9 @@ def real_vocabulary(tokenizer: Tokenizer, model: PreTrainedModel) -> int:
 
 
 def check_vocabulary(target_tokenizer: Tokenizer, draft_tokenizer: Tokenizer) -> None:
-    """Refuse a pair whose token ids mean different things.
+    """Refuse a pair whose token ids mean different things; say in one line where one side has more of them.
+
+    An id that the target lacks is never emitted. One that the draft lacks is never drafted.
 
     Raises:
         UserError: naming the first tokens that differ, with both ids.
@@ -342,11 +345,21 @@ def check_vocabulary(target_tokenizer: Tokenizer, draft_tokenizer: Tokenizer) ->
     )
     if not differing:
         return
+    if all(_free(token, draft, target) or _free(token, target, draft) for token in differing):
+        more, other = ("draft", "target") if differing[0] in draft else ("target", "draft")
+        named = ", ".join(repr(token) for token in differing[:3])
+        rank_zero_info(f"the {more}'s tokenizer has {len(differing)} more than the {other}'s ({named}): never drafted")
+        return
     examples = ", ".join(f"{t!r} ({_id(target, t)} and {_id(draft, t)})" for t in differing[:3])
     raise UserError(
         f"target and draft need one tokenizer, but {len(differing)} tokens differ (target's id and draft's): "
         f"{examples}; choose a draft of the target's family, or make one from the target's first layers"
     )
+
+
+def _free(token: str, own: dict[str, int], other: dict[str, int]) -> bool:
+    """Whether only one vocabulary has a token, at an id that the other does not use."""
+    return token in own and token not in other and own[token] not in other.values()
 
 
 def _id(vocabulary: dict[str, int], token: str) -> str:

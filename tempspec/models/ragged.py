@@ -4,9 +4,11 @@ Axes: R rows of a call, B rows of the batch, N new tokens, L positions viewed, V
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from tempspec.core.trees import ancestry
@@ -34,9 +36,74 @@ def bucketed(length: int) -> int:
     return -(-length // BUCKET) * BUCKET
 
 
-def context_length(config: PreTrainedConfig) -> int:
+def made_for(config: PreTrainedConfig) -> int:
     """The most positions that a model was made for; 2**31 where its config names none."""
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 2**31)
+
+
+def factor_switch(config: PreTrainedConfig) -> int | None:
+    """The positions within which LongRoPE keeps its short factors; None for a model with other positions.
+
+    Behind them transformers takes the long ones, for every row of a batch whose longest row is longer, and `generate`
+    computes its cache anew. (`dynamic` factors change behind `made_for`, where nothing is read.)
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [given, *(part for part in given.values() if isinstance(part, dict))]  # one for each type of layer
+    long = [kind for kind in kinds if kind.get("rope_type", kind.get("type")) in ("longrope", "su")]
+    return min((int(kind.get("original_max_position_embeddings") or made_for(config)) for kind in long), default=None)
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """The longest row that a model reads as if it were alone, in any batch: `made_for`, or `factor_switch`."""
+    return min(made_for(config), factor_switch(config) or 2**31)
+
+
+def check_rows(name: str, config: PreTrainedConfig, length: int) -> None:
+    """Refuse rows that a model cannot read in batches.
+
+    Args:
+        name: what the user calls the model.
+        config: the model's.
+        length: of the longest row, `data.max_length`.
+
+    Raises:
+        UserError: naming the model and how many positions it reads.
+    """
+    context, switch = context_length(config), factor_switch(config)
+    if length <= context:
+        return
+    if context == switch:
+        raise UserError(
+            f"data.max_length is {length}, but {name} changes its LongRoPE factors behind {switch} positions, for all "
+            f"rows of a batch: lower it to {switch} or less"
+        )
+    raise UserError(f"data.max_length is {length}, but {name} was made for at most {context} positions: lower it")
+
+
+def largest_id(model: PreTrainedModel) -> int:
+    """The last id that a model has an embedding for."""
+    return model.get_input_embeddings().weight.shape[0] - 1
+
+
+def readable(token: Tensor, model: PreTrainedModel) -> Tensor:
+    """Ids as a model reads them: one that it has no embedding for as its last one.
+
+    A draft may lack ids that the target emits. No law that is emitted depends on what it sees instead.
+    """
+    return token.clamp(max=largest_id(model))
+
+
+def lend_embeddings(model: PreTrainedModel) -> None:
+    """Let a model read any id wherever it is called, as `RaggedModel` does; changed in place."""
+
+    def clamped(module: Module, args: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(named.get("input_ids"), Tensor):
+            named = named | {"input_ids": readable(named["input_ids"], model)}
+        return args, named
+
+    if not hasattr(model, "_lends_embeddings"):
+        model._lends_embeddings = model.base_model.register_forward_pre_hook(clamped, with_kwargs=True)
 
 
 class RaggedModel:
@@ -75,8 +142,6 @@ class RaggedModel:
         self.model = model
         self.context = context_length(model.config)
         self.device = model.device
-        # A draft may lack ids that the target emits: it sees its last one instead, which no law depends on.
-        self._largest_id = model.get_input_embeddings().weight.shape[0] - 1
         self.cache = RaggedCache(config.num_hidden_layers, slots, capacity)
         self._cached = {cache_argument(model): self.cache}
         self._window: int = getattr(config, "sliding_window", None) or 0
@@ -193,7 +258,7 @@ class RaggedModel:
             key_1L, position_RN, hidden_RNL = _tree_view(key_1L, start_R, new, visible_RNN)
         self.cache.begin(place_RN, rows, view)
         output = self.model(
-            input_ids=token_RN.clamp(max=self._largest_id),
+            input_ids=readable(token_RN, self.model),
             position_ids=position_RN if self._reachable else position_RN.clamp(max=self.context - 1),
             attention_mask=self._masks(key_1L, position_RN, hidden_RNL),
             use_cache=True,
@@ -253,7 +318,7 @@ class DraftSteps:
         self._longest = max(self._ends)
         self.fed = -1
         self._vocabulary = vocabulary
-        self.largest_B = torch.zeros(len(lengths), device=model.device)
+        self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=model.device)
         self._parent_BN: Tensor | None = None
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from tempspec.core.sparse import SparseLogits
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.identity import has_weights, tokenizer_digest, weights_digest
+from tempspec.modules.ids import check_ids, make_ids_readable
 from tempspec.modules.loss import response
 from tempspec.modules.outputs import reading_of
 from tempspec.modules.pair import Pair
@@ -41,10 +42,13 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     Raises:
         UserError: another cache is in the folder, or the disk is too small.
     """
+    pair.check_rows(data.max_length)
     data.setup("fit")
     pair.use(device, decoding=False)
     target = pair.target_model
     reading = reading_of([target], data)
+    make_ids_readable(pair, [target])
+    check_ids(pair, {"train": data.train_rows})
     origin = replace(
         _origin(pair, data),
         apart=data.packed and reading.apart,

@@ -34,11 +34,12 @@ from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.cutting import Spacing
 from tempspec.models.loading import ModelOptions, cast_weights
-from tempspec.models.ragged import context_length
+from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.caching import open_cache, write_cache
 from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, stop_asked
 from tempspec.modules.consistency import Span, inconsistency
+from tempspec.modules.ids import check_ids, loaded_sets, make_ids_readable
 from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
 from tempspec.modules.measurement import Measurement
 from tempspec.modules.online import OnlineText, OnlineWriter
@@ -489,7 +490,12 @@ class DistillationModule(pl.LightningModule):
         return outputs.join(target, draft), None if reference is None else outputs.join(target, reference)
 
     def _begin_reading(self) -> None:
-        """Read models in chunks where every head is linear and nobody asked for whole logits; tried before any step."""
+        """Read models in chunks where every head is linear and nobody asked for whole logits; tried before any step.
+
+        Raises:
+            UserError: the rows hold ids that the target has no embedding for.
+        """
+        self._check_ids()
         if self.outputs is not None:
             return
         assert self.draft is not None
@@ -498,10 +504,29 @@ class DistillationModule(pl.LightningModule):
             models.append(self._reference())
         if not self._from_cache:
             models.append(self.pair.target_model)
+        make_ids_readable(self.pair, models)
         # A sharded head is whole in its own forward alone.
         whole = self.chunk_tokens == 0 or self._sharded or not linear_heads(models)
         reading = reading_of(models, getattr(self.trainer, "datamodule", None), self._cache)
         self.outputs = Outputs(self.pair, self.chunk_tokens, whole, reading)
+
+    def _check_ids(self) -> None:
+        if self._from_cache:
+            assert self.draft is not None
+            assert self._cache is not None
+            if (ids := largest_id(self.draft) + 1) < self._cache.vocabulary:
+                raise UserError(
+                    f"a cached teacher needs a draft with all of its {self._cache.vocabulary} ids, got one with {ids}: "
+                    "train without model.teacher, or take another draft"
+                )
+            return
+        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
+        for loaders, names in (
+            (trainer.train_dataloader, ["train"]),
+            (trainer.val_dataloaders, getattr(data, "validation_names", [])),
+            (trainer.test_dataloaders, getattr(data, "test_names", [])),
+        ):
+            check_ids(self.pair, loaded_sets(loaders, names))
 
     def _total_steps(self) -> int | None:
         """The optimiser steps of the run, by its steps and its epochs; None for a run without an end."""

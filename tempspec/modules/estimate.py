@@ -275,7 +275,7 @@ def _stepping(model: PreTrainedModel, device: str) -> int:
 
 def _states_per_parameter(optimizer: OptimizerCallable) -> float:
     """Numbers that an optimiser keeps for each parameter, found by one step on a small matrix."""
-    parameter = nn.Parameter(torch.zeros(32, 32))
+    parameter = nn.Parameter(torch.zeros(32, 32, dtype=torch.float32))
     made = optimizer([parameter])
     parameter.grad = torch.zeros_like(parameter)
     made.step()

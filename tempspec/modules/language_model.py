@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 
 from tempspec.core.reduce import or_one
 from tempspec.errors import UserError
-from tempspec.models.loading import DType, cast_weights, load_model, load_tokenizer
+from tempspec.interfaces import Exact
+from tempspec.models.loading import DType, cast_weights, load_config, load_model, load_tokenizer
+from tempspec.models.ragged import check_rows
 from tempspec.models.reading import Reading
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
@@ -90,7 +92,7 @@ def token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
     return F.pad(nats, (1, 0))
 
 
-class NatsPerToken(Metric):
+class NatsPerToken(Exact, Metric):
     """Cross-entropy per token of every validation set, token-weighted: sums and counts, `[S]` each.
 
     Args:
@@ -109,8 +111,8 @@ class NatsPerToken(Metric):
         super().__init__(**kwargs)
         self.nats_S: Tensor
         self.tokens_S: Tensor
-        self.add_state("nats_S", torch.zeros(sets), dist_reduce_fx="sum")
-        self.add_state("tokens_S", torch.zeros(sets), dist_reduce_fx="sum")
+        self.add_state("nats_S", torch.zeros(sets, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("tokens_S", torch.zeros(sets, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, nats_BT: Tensor, weight_BT: Tensor, set_index_B: Tensor) -> None:
         """Add a batch; positions of weight 0 do not count."""
@@ -118,9 +120,9 @@ class NatsPerToken(Metric):
         self.tokens_S.index_add_(0, set_index_B, weight_BT.sum(1).to(self.tokens_S.dtype))
 
     def compute(self) -> Tensor:
-        """Nats per token of every set and, last, over all of them, `[S + 1]`; NaN for a set without tokens."""
+        """Nats per token of every set and, last, over all of them, float32 `[S + 1]`; NaN for a set without tokens."""
         nats, tokens = (torch.cat([state_S, state_S.sum()[None]]) for state_S in (self.nats_S, self.tokens_S))
-        return nats / tokens
+        return (nats / tokens).float()
 
 
 class LanguageModelModule(LightningModule):
@@ -213,8 +215,14 @@ class LanguageModelModule(LightningModule):
         return model if self.dtype_name == "auto" else cast_weights(model, getattr(torch, self.dtype_name))
 
     def setup(self, stage: str) -> None:
-        """Learn the evaluation sets' names from the data module."""
+        """Learn the evaluation sets' names from the data module; refuse rows that the model was not made for.
+
+        Raises:
+            UserError: see `tempspec.models.ragged.check_rows`.
+        """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.pretrained is not None:
+            check_rows(self.pretrained, load_config(self.pretrained), data.max_length)
         self.set_names = tuple(data.test_names if stage == "test" else data.validation_names)
         self.nats_per_token = NatsPerToken(len(self.set_names))
 
@@ -246,7 +254,7 @@ class LanguageModelModule(LightningModule):
         if self._reading is None:
             self._reading = reading_of([self.model], self._trainer and getattr(self._trainer, "datamodule", None))
         logits_BTV = self.model(**self._reading.inputs(batch)).logits
-        return token_nats(logits_BTV, batch["input_ids"]), batch["loss_mask"] * batch["weight"][:, None]
+        return token_nats(logits_BTV, batch["input_ids"]), batch["loss_mask"] * batch["weight"].float()[:, None]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The token-weighted cross-entropy of the batch."""

@@ -5,6 +5,7 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary, G tempe
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -27,7 +28,19 @@ from tempspec.modules.objective import (
     summarise,
 )
 
-__all__ = ["Cached", "FitLoss", "Heads", "Logits", "Moment", "Report", "Sides", "Tally", "TokenSelection", "response"]
+__all__ = [
+    "Cached",
+    "FitLoss",
+    "Heads",
+    "Logits",
+    "Moment",
+    "Report",
+    "Sides",
+    "Tally",
+    "TokenSelection",
+    "generation_temperature",
+    "response",
+]
 
 Batch = Mapping[str, Tensor]
 
@@ -67,19 +80,25 @@ class Sides(Protocol):
 
 @dataclass(frozen=True)
 class Logits:
-    """Whole logits, for models whose head is more than a linear map."""
+    """Whole logits over the real ids, for models whose head is more than a linear map; the draft may lack some."""
 
     logits_p_NV: Tensor
     logits_q_NV: Tensor
 
     def loss(self, objective: Objective) -> Result:
         """See `tempspec.modules.objective.plain`."""
-        return plain(self.logits_p_NV, self.logits_q_NV, objective)
+        return plain(*self._common, objective)
 
     @torch.no_grad()
     def summaries(self, needs: frozenset[Summary]) -> Summaries:
         """See `tempspec.modules.objective.summarise`."""
-        return summarise(self.logits_p_NV, self.logits_q_NV, needs)
+        return summarise(*self._common, needs)
+
+    @property
+    def _common(self) -> tuple[Tensor, Tensor]:
+        """Both over the ids that both have: a loss knows no other."""
+        common = min(self.logits_p_NV.shape[-1], self.logits_q_NV.shape[-1])
+        return self.logits_p_NV[..., :common], self.logits_q_NV[..., :common]
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Both logits, at once."""
@@ -88,7 +107,14 @@ class Logits:
 
 @dataclass(frozen=True)
 class Heads:
-    """Hidden states and heads; logits exist for a chunk of tokens at a time."""
+    """Hidden states and heads; logits exist for a chunk of tokens at a time.
+
+    Attributes:
+        target: the target's side.
+        draft: the draft's.
+        vocabulary: the number of real ids; a head may have more rows, or fewer.
+        chunk: tokens at a time; None chooses.
+    """
 
     target: Head
     draft: Head
@@ -97,11 +123,16 @@ class Heads:
 
     def loss(self, objective: Objective) -> Result:
         """See `tempspec.modules.objective.chunked`."""
-        return chunked(self.target, self.draft, self.vocabulary, objective, self.chunk)
+        return chunked(self.target, self.draft, self._common, objective, self.chunk)
 
     def summaries(self, needs: frozenset[Summary]) -> Summaries:
         """See `tempspec.modules.objective.summaries`."""
-        return summaries(self.target, self.draft, self.vocabulary, needs, self.chunk)
+        return summaries(self.target, self.draft, self._common, needs, self.chunk)
+
+    @property
+    def _common(self) -> int:
+        """The ids that both have: a loss knows no other."""
+        return min(len(self.target.weight_VH), len(self.draft.weight_VH), self.vocabulary)
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         """See `tempspec.modules.objective.pieces`."""
@@ -177,6 +208,17 @@ class Report(NamedTuple):
     tally: Tally
 
 
+@contextmanager
+def float32_by_default() -> Iterator[None]:
+    """Plugins may make tensors without a dtype: under `bf16-true` the default is bfloat16, which has no 0.7."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
 @dataclass
 class FitLoss:
     """The loss of a batch, from both models' outputs.
@@ -195,6 +237,7 @@ class FitLoss:
     average: Literal["token", "sequence"] = "token"
     fraction: float = 1.0
 
+    @float32_by_default()
     def __call__(
         self,
         sides: Sides,
@@ -218,6 +261,7 @@ class FitLoss:
         result = sides.loss(objective)
         return self._report(result, objective, keep_BT, mean)
 
+    @float32_by_default()
     def draft_temperature(self, batch: Batch, moment: Moment) -> Tensor:
         """The draft's loss temperature of each row, `[B]`, before any model has run: for a conditioned draft.
 
@@ -242,7 +286,7 @@ class FitLoss:
         return Objective(self.divergence, target_GN, draft_GN, share_G, weight_N, context, self.label_weight)
 
     def _weights(self, batch: Batch, learned_BT: Tensor) -> Tensor:
-        weight_BT = batch["weight"][:, None] * learned_BT
+        weight_BT = batch["weight"].float()[:, None] * learned_BT  # Lightning may have made it bfloat16
         return weight_BT if self.average == "token" else weight_BT / learned_BT.sum(1, keepdim=True).clamp(min=1)
 
     def _temperatures(
@@ -252,7 +296,7 @@ class FitLoss:
         needs = self.temperature.needs
         found = sides.summaries(needs) if needs else Summaries(None, None, None, None)
         got = self._scheduled(found, batch, keep_BT, moment)
-        share_G = torch.ones(1) if got.weight_G is None else got.weight_G
+        share_G = torch.ones(1, dtype=torch.float32) if got.weight_G is None else got.weight_G
         target_GN, draft_GN = (
             side.to(keep_BT.device).expand(len(share_G), *keep_BT.shape)[:, keep_BT] for side in (got.target, got.draft)
         )
@@ -264,7 +308,7 @@ class FitLoss:
             moment.total_steps,
             len(keep_BT),
             torch.Generator().manual_seed(moment.key),
-            batch["generation_temperature"],
+            generation_temperature(batch),
             keep_BT,
             *(None if value_N is None else _spread(value_N, keep_BT) for value_N in found),
         )
@@ -301,6 +345,14 @@ class FitLoss:
 def response(batch: Batch) -> Tensor:
     """Which logits count, bool `[B, T-1]`: entry t predicts token t + 1."""
     return batch["loss_mask"][:, 1:] & (batch["weight"][:, None] > 0)
+
+
+def generation_temperature(batch: Batch) -> Tensor:
+    """The temperature that each row's text was sampled at, float32 `[B]`, NaN where unknown.
+
+    A batch has it as integers with the same bits: Lightning rounds a batch's floats under `bf16-true`.
+    """
+    return batch["generation_temperature"].view(torch.float32)
 
 
 def _spread(value_N: Tensor, keep_BT: Tensor, fill: float = torch.nan) -> Tensor:

@@ -179,7 +179,10 @@ def chunk_length(vocabulary: int, device: str = "cpu") -> int:
 
 
 def pieces(target: Head, draft: Head, vocabulary: int, chunk: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both models' logits, `[n, V]` each, a chunk of tokens at a time: for measurements without gradients."""
+    """Both models' logits, `[n, V]` each, a chunk of tokens at a time: for measurements without gradients.
+
+    A draft's V is smaller where it lacks ids; the target's law is whole.
+    """
     chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
     target, draft = _narrow(target), _narrow(draft)
     for tokens in _slices(len(draft.hidden_NH), chunk):

@@ -17,6 +17,7 @@ from tempspec.core.verification import first_rejection
 from tempspec.decoding.engine import Engine
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, Noise, Request, Verdict, Verifier
+from tempspec.modules.loss import generation_temperature
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
 
@@ -42,7 +43,9 @@ class TokenMixture(Verifier):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """The drafted tokens before the first coin that falls to the target stand; the target writes the next."""
-        keep_BK = noise.coins(torch.full(draft.token_BK.shape, 1 - self.target_share, device=logp_BKV.device))
+        keep_BK = noise.coins(
+            torch.full(draft.token_BK.shape, 1 - self.target_share, dtype=torch.float64, device=logp_BKV.device)
+        )
         accepted_B = first_rejection(keep_BK, draft.length_B)
         law_BV = logp_BKV[torch.arange(len(accepted_B), device=logp_BKV.device), accepted_B].exp()
         return Verdict(accepted_B, noise.draw(law_BV))
@@ -213,7 +216,7 @@ class OnlineWriter:
         return own | {
             "input_ids": batch["input_ids"][index, :length].tolist(),
             "loss_mask": batch["loss_mask"][index, :length].tolist(),
-            "generation_temperature": float(batch["generation_temperature"][index]),
+            "generation_temperature": float(generation_temperature(batch)[index]),
         }
 
     def _batch(self, batch: Batch, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -224,8 +227,8 @@ class OnlineWriter:
         position_BT = torch.arange(longest, device=ids_BT.device).repeat(len(rows), 1)
         for index, row in enumerate(rows):
             length = len(row["input_ids"])
-            ids_BT[index, :length] = torch.tensor(row["input_ids"])
-            mask_BT[index, :length] = torch.tensor(row["loss_mask"])
+            ids_BT[index, :length] = torch.tensor(row["input_ids"], dtype=torch.int64)
+            mask_BT[index, :length] = torch.tensor(row["loss_mask"], dtype=torch.bool)
             seen_BT[index, :length] = 1
             position_BT[index, :length] = torch.tensor(row.get("position_ids", range(length)))
         temperatures = [row["generation_temperature"] for row in rows]
@@ -237,6 +240,8 @@ class OnlineWriter:
                 "input_ids": ids_BT,
                 "attention_mask": seen_BT,
                 "loss_mask": mask_BT,
-                "generation_temperature": batch["generation_temperature"].new_tensor(temperatures),
+                "generation_temperature": torch.tensor(temperatures, dtype=torch.float32, device=ids_BT.device).view(
+                    torch.int32
+                ),
             }
         )

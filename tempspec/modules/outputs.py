@@ -15,7 +15,7 @@ from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.reading import Reading, reading
 from tempspec.modules.loss import Heads, Logits
 from tempspec.modules.objective import Head
-from tempspec.modules.pair import Pair, common_ids
+from tempspec.modules.pair import Pair
 from tempspec.modules.teacher import TeacherCache
 
 __all__ = ["Outputs", "linear_heads", "reading_of"]
@@ -45,13 +45,13 @@ class Outputs:
         return Head(hidden_states(model, **self.reading.inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
 
     def join(self, target: Head | Tensor, draft: Head | Tensor) -> Heads | Logits:
-        """Both models' outputs, over the ids that both have."""
+        """Both models' outputs, over the real ids."""
+        vocabulary = self.pair.vocabulary
         if isinstance(target, Head) and isinstance(draft, Head):
-            common = min(len(target.weight_VH), len(draft.weight_VH), self.pair.vocabulary)
-            return Heads(target, draft, common, self.chunk)
+            return Heads(target, draft, vocabulary, self.chunk)
         assert isinstance(target, Tensor)
         assert isinstance(draft, Tensor)
-        return Logits(*common_ids(target, draft, self.pair.vocabulary))
+        return Logits(target[..., :vocabulary], draft[..., :vocabulary])
 
 
 def linear_heads(models: Sequence[PreTrainedModel]) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.errors import UserError
@@ -27,7 +26,7 @@ from tempspec.models.loading import (
     real_vocabulary,
 )
 from tempspec.models.quantised import quantised
-from tempspec.models.ragged import context_length
+from tempspec.models.ragged import check_rows
 
 
 @dataclass
@@ -95,10 +94,7 @@ class Pair:
             if path is None:
                 continue
             config = load_config(path, revision=revision, trust_remote_code=self.options.trust_remote_code)
-            if length > (context := context_length(config)):
-                raise UserError(
-                    f"data.max_length is {length}, but {path} was made for at most {context} positions: lower it"
-                )
+            check_rows(path, config, length)
 
     def use(self, device: torch.device, *, decoding: bool) -> None:
         """Where models go and how they attend, from now on; those that are loaded already follow.
@@ -233,12 +229,3 @@ class Pair:
         eos = self.target_model.generation_config.eos_token_id
         ids = [*(eos if isinstance(eos, list) else [eos]), self.tokenizer.eos_token_id]
         return frozenset(token for token in ids if token is not None)
-
-
-def common_ids(logits_p: Tensor, logits_q: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
-    """Both heads cut to the real ids that both have, for losses: padding carries no mass, `[..., V]` each.
-
-    Decoding never does this to the target: there the ids that the draft lacks get zero draft mass instead.
-    """
-    common = min(logits_p.shape[-1], logits_q.shape[-1], vocabulary)
-    return logits_p[..., :common], logits_q[..., :common]

@@ -19,7 +19,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.models.identity import tokenizer_digest
 from tempspec.models.loading import load_config
-from tempspec.models.ragged import context_length
+from tempspec.models.ragged import made_for
 from tempspec.models.tokens import Tokeniser
 from tempspec.modules.pair import Pair
 from tempspec.modules.prediction import generated_row
@@ -198,7 +198,7 @@ class ServedGeneration:
     @cached_property
     def _context(self) -> int:
         options = self.pair.options
-        return context_length(
+        return made_for(
             load_config(self.pair.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
         )
 

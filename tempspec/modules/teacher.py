@@ -238,11 +238,11 @@ class TeacherCache:
         width, heats = min(self.options.tokens, self.vocabulary), len(self.options.temperatures)
         width = width if self.options.keep == "top" else self.options.tokens
         token, logit, logsum = (
-            torch.tensor(kept.column(name).combine_chunks().flatten().to_numpy(), device=row_B.device)
-            for name in _SCHEMA.names
+            torch.tensor(kept.column(name).combine_chunks().flatten().to_numpy(), dtype=dtype, device=row_B.device)
+            for name, dtype in zip(_SCHEMA.names, (torch.int64, torch.float32, torch.float32), strict=True)
         )
         return SparseLogits(
-            token.long().view(-1, width),
+            token.view(-1, width),
             logit.view(-1, width),
             logsum.view(-1, heats),
             tuple(self.options.temperatures),

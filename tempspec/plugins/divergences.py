@@ -13,7 +13,7 @@ from torch import Tensor
 from tempspec.core import divergences as core
 from tempspec.core.schedules import linear
 from tempspec.errors import UserError
-from tempspec.interfaces import Divergence, Kept, LossContext
+from tempspec.interfaces import Divergence, Exact, Kept, LossContext
 
 __all__ = [
     "TAID",
@@ -265,7 +265,7 @@ class AdaptiveKL(Divergence):
         return core.adaptive_kl(logp_BTV, logq_BTV, share=self.share)
 
 
-class TAID(Divergence, torch.nn.Module):
+class TAID(Divergence, Exact):
     """TAID: forward KL to a teacher that moves from the draft to the target while the run goes on.
 
     The target's share t rises on a straight line, or faster while the loss keeps falling; it is saved with the run.
@@ -310,7 +310,7 @@ class TAID(Divergence, torch.nn.Module):
                 raise ValueError(message)
         self.start, self.end, self.steps, self.rate, self.memory = start, end, steps, rate, memory
         for name, value in (("share", start), ("momentum", 0.0), ("loss", torch.nan)):
-            self.register_buffer(name, torch.tensor(value))
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
         """See `tempspec.core.divergences.interpolated_kl`; the share is the one reached so far."""

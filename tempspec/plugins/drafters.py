@@ -130,7 +130,7 @@ def _sampled(turn: DraftTurn) -> Draft:
 def _nothing(turn: DraftTurn) -> Draft:
     """A draft of no tokens, K = 0."""
     token_BK = turn.token_BT[:, :0]
-    law_BKV = torch.zeros(len(token_BK), 0, turn.vocabulary, device=token_BK.device)
+    law_BKV = torch.zeros(len(token_BK), 0, turn.vocabulary, dtype=torch.float32, device=token_BK.device)
     return Draft(token_BK, torch.zeros_like(turn.length_B), law_BKV)
 
 

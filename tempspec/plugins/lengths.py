@@ -130,7 +130,8 @@ class AdaEDL(DraftLength):
 
     def thresholds(self, last: LastRound) -> Tensor:
         """Lambda of each row, `[B]`; the rate is smoothed by a prior of some tokens at the goal."""
-        rate_B = (last.all_accepted_B + _PRIOR_TOKENS * self.goal) / (last.all_tested_B + _PRIOR_TOKENS)
+        accepted_B, tested_B = last.all_accepted_B.float(), last.all_tested_B.float()
+        rate_B = (accepted_B + _PRIOR_TOKENS * self.goal) / (tested_B + _PRIOR_TOKENS)
         return self.threshold + self.gain * (self.goal - rate_B)
 
     def for_round(self, last: LastRound) -> DraftLength:
@@ -236,9 +237,9 @@ class Goodput(DraftLength):
 
     def limit(self, last: LastRound) -> Tensor:
         """See `DraftLength.limit`."""
-        tested_B = torch.minimum(last.accepted_B + 1, last.drafted_B).clamp(min=0)
-        accepted_B = last.accepted_B.clamp(min=0) + self.confidence * self.acceptance
-        rate_B = (accepted_B / (tested_B + self.confidence)).double()
+        tested_B = torch.minimum(last.accepted_B + 1, last.drafted_B).clamp(min=0).double()
+        accepted_B = last.accepted_B.clamp(min=0).double() + self.confidence * self.acceptance
+        rate_B = accepted_B / (tested_B + self.confidence)
         rates = [expected_tokens(rate_B, count) / self._cost(count) for count in range(self.longest + 1)]
         return torch.stack(rates, -1).argmax(-1)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tempspec.core import schedules as core
 from tempspec.errors import UserError
-from tempspec.interfaces import ScheduleContext, Summary, Temperatures, TemperatureSchedule
+from tempspec.interfaces import Exact, ScheduleContext, Summary, Temperatures, TemperatureSchedule
 
 __all__ = [
     "Constant",
@@ -182,7 +182,7 @@ class Uniform(TemperatureSchedule):
             "sequence": lambda: (context.batch_size, 1),
             "token": lambda: _known(context.keep_BT, "keep_BT").shape,
         }[self.per]()
-        share = torch.rand(shape, generator=context.generator, device=context.generator.device)
+        share = torch.rand(shape, generator=context.generator, dtype=torch.float32, device=context.generator.device)
         return _temperatures(self.low + (self.high - self.low) * share, self.draft_scale)
 
     def bounds(self, total_steps: int | None) -> tuple[float, float]:
@@ -217,8 +217,8 @@ class Grid(TemperatureSchedule):
 
     def __call__(self, context: ScheduleContext) -> Temperatures:
         """All temperatures, `[G, 1, 1]`."""
-        one = _temperatures(torch.tensor(self.temperatures)[:, None, None], self.draft_scale)
-        return replace(one, weight_G=torch.tensor(self.weights))
+        one = _temperatures(torch.tensor(self.temperatures, dtype=torch.float32)[:, None, None], self.draft_scale)
+        return replace(one, weight_G=torch.tensor(self.weights, dtype=torch.float32))
 
     def bounds(self, total_steps: int | None) -> tuple[float, float]:
         """Over all temperatures that have a weight."""
@@ -251,7 +251,7 @@ class Matched(TemperatureSchedule):
         """
         own_B = context.generation_temperature_B
         if own_B is None:
-            own_B = torch.full((context.batch_size,), torch.nan)
+            own_B = torch.full((context.batch_size,), torch.nan, dtype=torch.float32)
         if self.unknown is None and bool(own_B.isnan().any()):
             raise UserError(
                 "Matched expected rows that carry their generation temperature, got rows without one: train on what "
@@ -294,7 +294,10 @@ class Join(TemperatureSchedule, torch.nn.Module):
         own = replace(context, step=context.step - start, total_steps=None if end is None else end - start)
         got = self.schedules[int(index)](own)
         # A gradient of 0 for the others' parameters: DDP waits for one from each.
-        zero = sum((0 * parameter.sum().to(got.target.device) for parameter in self.parameters()), torch.zeros(()))
+        zero = sum(
+            (0 * parameter.sum().to(got.target.device) for parameter in self.parameters()),
+            torch.zeros((), dtype=torch.float32),
+        )
         return replace(got, target=got.target + zero, draft=got.draft + zero)
 
     def bounds(self, total_steps: int | None) -> tuple[float, float] | None:
@@ -362,7 +365,7 @@ class TokenDifficulty(TemperatureSchedule):
         """See `tempspec.core.schedules.by_difficulty`; `[B, T]`, by the median of this process' batch."""
         loss_BT, keep_BT = _known(context.loss_BT, "loss_BT"), _known(context.keep_BT, "keep_BT")
         kept_N = loss_BT[keep_BT]
-        median = kept_N.median() if len(kept_N) else torch.ones(())
+        median = kept_N.median() if len(kept_N) else torch.ones((), dtype=torch.float32)
         scaled_BT = core.by_difficulty(loss_BT, median, base=self.base, strength=self.strength)
         return _temperatures(torch.where(keep_BT, scaled_BT, self.base), self.draft_scale)
 
@@ -390,7 +393,7 @@ class LogitPeaks(TemperatureSchedule):
         return Temperatures(*core.by_peaks(*peaks, base=self.base))
 
 
-class Curriculum(TemperatureSchedule, torch.nn.Module):
+class Curriculum(TemperatureSchedule, Exact):
     """CTKD: one learned temperature that climbs the loss while the draft descends it, ever more strongly.
 
     Args:
@@ -417,7 +420,7 @@ class Curriculum(TemperatureSchedule, torch.nn.Module):
         if not low < start < low + span:
             raise ValueError(f"start must be between low = {low} and low + span = {low + span}, got {start}")
         share = (start - low) / span
-        self.theta = torch.nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        self.theta = torch.nn.Parameter(torch.tensor(math.log(share / (1 - share)), dtype=torch.float32))
         self.steps = steps if steps is None else _at_least_one("steps", steps)
         self.draft_scale = _positive("draft_scale", draft_scale)
 

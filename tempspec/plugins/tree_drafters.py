@@ -30,7 +30,7 @@ def _model(turn: DraftTurn, name: str) -> StepModel:
 def _nothing(turn: DraftTurn) -> Draft:
     """A tree of no nodes."""
     token_BN = turn.token_BT[:, :0]
-    law_BNV = torch.zeros(len(token_BN), 0, turn.vocabulary, device=token_BN.device)
+    law_BNV = torch.zeros(len(token_BN), 0, turn.vocabulary, dtype=torch.float32, device=token_BN.device)
     return Draft(token_BN, torch.zeros_like(turn.length_B), law_BNV, token_BN)
 
 
@@ -90,10 +90,12 @@ class StaticTree(Drafter):
             inner = [node for node in range(nodes) if self._depths[node] == depth and self._children[node]]
             if depth == deepest or not inner:
                 break
-            parent_M = torch.tensor([fed[self.parents[node]] for node in inner], device=token_BN.device)
+            parent_M = torch.tensor(
+                [fed[self.parents[node]] for node in inner], dtype=torch.int64, device=token_BN.device
+            )
             fed |= {node: len(fed) - 1 + index for index, node in enumerate(inner)}
             logits_BMV = model.grow(token_BN[:, inner], parent_M.expand(len(token_BN), -1))
-        parent_BN = torch.tensor(self.parents[:nodes], device=token_BN.device).expand_as(token_BN)
+        parent_BN = torch.tensor(self.parents[:nodes], dtype=torch.int64, device=token_BN.device).expand_as(token_BN)
         return Draft(token_BN, self._lengths(turn), torch.stack([laws[node] for node in range(nodes)], 1), parent_BN)
 
     def _draw_level(
@@ -112,7 +114,7 @@ class StaticTree(Drafter):
                 nodes = [self._children[inner[index]][rank] for index in place]
                 logd_BPV = sibling_law(logq_BPV, score_BPV, taken_BPV, rank, count, self.siblings)
                 if is_drawn(self.siblings, rank):
-                    token_BP = turn.draw(logd_BPV.exp(), torch.tensor(nodes, device=token_BN.device))
+                    token_BP = turn.draw(logd_BPV.exp(), torch.tensor(nodes, dtype=torch.int64, device=token_BN.device))
                 else:
                     token_BP = logd_BPV.argmax(-1)
                 token_BN[:, nodes] = token_BP
@@ -122,7 +124,7 @@ class StaticTree(Drafter):
     def _lengths(self, turn: DraftTurn) -> Tensor:
         """The nodes that each row's limit leaves, `[B]`."""
         upto = [self.most_nodes(limit) for limit in range(turn.longest + 1)]
-        return torch.tensor(upto, device=turn.limit_B.device)[turn.limit_B]
+        return torch.tensor(upto, dtype=torch.int64, device=turn.limit_B.device)[turn.limit_B]
 
 
 def _shape(levels: Sequence[int]) -> tuple[int, ...]:

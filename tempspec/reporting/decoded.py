@@ -178,9 +178,13 @@ def _time_split(rows: Sequence[Row]) -> list[Estimate]:
     if not rows:
         return []
     seconds_N4 = torch.tensor(
-        [[row["seconds_prefill"], row["seconds_draft"], row["seconds_verify"], row["seconds_overhead"]] for row in rows]
+        [
+            [row["seconds_prefill"], row["seconds_draft"], row["seconds_verify"], row["seconds_overhead"]]
+            for row in rows
+        ],
+        dtype=torch.float64,
     )
-    key_N = torch.tensor([row["prompt_key"] for row in rows])
+    key_N = torch.tensor([row["prompt_key"] for row in rows], dtype=torch.int64)
     sums = PromptSums.of(seconds_N4, seconds_N4.sum(1, keepdim=True).expand(-1, 4), key_N).sums()
     return to_estimate(bootstrap_compute(sums))
 

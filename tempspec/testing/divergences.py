@@ -179,7 +179,7 @@ def _impossible_tokens(divergence: Divergence) -> None:
 
 def _masking_is_indexing(divergence: Divergence) -> None:
     law = "a position's value does not depend on other positions: masking equals indexing"
-    keep = torch.tensor([0, 2])
+    keep = torch.tensor([0, 2], dtype=torch.int64)
     for where, p, q in _pairs():
         got, expected = _value(divergence, p, q)[:, keep], _value(divergence, p[:, keep], q[:, keep])
         _require_close(law, where, got, expected, 1e-9)

@@ -37,7 +37,7 @@ class HashModel:
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
         """Read each row's first `length_B` tokens; logits `[B, V]`."""
-        self._state_B = torch.full((len(token_BT),), self._seed)
+        self._state_B = torch.full((len(token_BT),), self._seed, dtype=torch.int64)
         for position, token_B in enumerate(token_BT.T):
             self._state_B = torch.where(position < length_B, fold(self._state_B, token_B), self._state_B)
         return self._logits()
@@ -199,7 +199,9 @@ def _check_record(drafter: Drafter, draft: Draft, turns: _Turns) -> None:
     parent_BK, node_K = draft.tree_BK, torch.arange(drafted)
     depth_BK = ancestry(parent_BK).sum(-1)
     wrong = {
-        "at most `most_nodes(longest)` are drafted": torch.tensor(drafted > drafter.most_nodes(turns.rule.longest)),
+        "at most `most_nodes(longest)` are drafted": torch.tensor(
+            drafted > drafter.most_nodes(turns.rule.longest), dtype=torch.bool
+        ),
         "parents are earlier nodes, or -1": (parent_BK < -1) | (parent_BK >= node_K),
         "nodes come level by level": _real(draft)[:, 1:] & (depth_BK[:, 1:] < depth_BK[:, :-1]),
         "lengths lie in 0..K": (draft.length_B < 0) | (draft.length_B > drafted),

@@ -198,7 +198,7 @@ def all_rounds(pair: LawPair) -> Rounds:
     longest = pair.longest
     chain_BK = all_chains(pair.vocabulary, longest)
     groups = [f"{length} drafted" for length in range(longest + 1)]
-    lengths = [torch.full((len(chain_BK),), length) for length in range(longest + 1)]
+    lengths = [torch.full((len(chain_BK),), length, dtype=torch.int64) for length in range(longest + 1)]
     if longest > 1:
         groups.append("drafts that stop behind token 0")
         lengths.append(((chain_BK != 0).long().cumprod(-1).sum(-1) + 1).clamp(max=longest))
@@ -242,7 +242,7 @@ def all_trees(pair: LawPair, parents: Sequence[int], siblings: Siblings) -> Roun
     logd_BNV = _sibling_laws(logq_BNV, token_BN, parents, siblings)
     weight_B = logd_BNV.double().exp().gather(-1, token_BN[..., None]).squeeze(-1).prod(-1)
     cuts, row_B = _cuts(parents), weight_B.nonzero().squeeze(1)
-    row_BC, length_B = row_B.repeat(len(cuts)), torch.tensor(cuts).repeat_interleave(len(row_B))
+    row_BC, length_B = row_B.repeat(len(cuts)), torch.tensor(cuts, dtype=torch.int64).repeat_interleave(len(row_B))
     back_BC = row_BC.flip(0)
     real_BN = torch.arange(len(parents)) < length_B[:, None]
     known_BN1 = torch.nn.functional.pad(real_BN, (1, 0), value=True)[..., None]
@@ -250,7 +250,7 @@ def all_trees(pair: LawPair, parents: Sequence[int], siblings: Siblings) -> Roun
         torch.where(real_BN, token_BN[row_BC], token_BN[back_BC]),
         length_B,
         torch.where(real_BN[..., None], logd_BNV[row_BC], logd_BNV[back_BC]),
-        torch.tensor(parents).expand(len(row_BC), -1),
+        torch.tensor(parents, dtype=torch.int64).expand(len(row_BC), -1),
     )
     logp_BNV = torch.where(known_BN1, logp_BNV[row_BC], logp_BNV[back_BC])
     groups = tuple(f"{cut} nodes of {list(parents)}, {siblings} siblings" for cut in cuts)

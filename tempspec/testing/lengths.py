@@ -37,7 +37,7 @@ def check_length(rule: DraftLength, *, vocabulary: int = 8, rows: int = 64, seed
     """
     if type(rule.longest) is not int or rule.longest < 0:
         raise ConformanceError("longest is an int, 0 or more", type(rule).__name__, f"{rule.longest!r}")
-    first_B = torch.full((rows,), -1)
+    first_B = torch.full((rows,), -1, dtype=torch.int64)
     for where, last in (
         ("a first round", (first_B, first_B, first_B, first_B + 1, first_B + 1)),
         ("a later round", _last_round(rule.longest, rows, seed)),
@@ -67,7 +67,7 @@ def _proceed(rule: DraftLength, token_B: Tensor, logq_BV: Tensor, *last: Tensor)
 
 def _last_round(longest: int, rows: int, seed: int) -> tuple[Tensor, ...]:
     """Random limits in 0..longest, no more drafted than those, no more accepted than drafted; three such rounds."""
-    counts = [torch.full((rows,), longest)]
+    counts = [torch.full((rows,), longest, dtype=torch.int64)]
     for part in range(3):
         share_B = uniform(seed, int(Stream.DRAFT), part, torch.arange(rows))
         counts.append((share_B * (counts[-1] + 1)).long())

@@ -78,7 +78,9 @@ def sample_rounds(
     noise = SampledNoise(fold(seed, torch.arange(rows)))
     token_BK = _sample_draft(verifier, pair, noise)
     logp_BKV, logq_BKV = pair.rows(token_BK)
-    length_B = torch.arange(rows) % (pair.longest + 1) if ragged else torch.full((rows,), pair.longest)
+    length_B = (
+        torch.arange(rows) % (pair.longest + 1) if ragged else torch.full((rows,), pair.longest, dtype=torch.int64)
+    )
     draft = Draft(token_BK, length_B, logq_BKV)
     verdict = verifier.verify(logp_BKV, draft, noise)
     return SampledRounds(pair, draft, logp_BKV, verdict, _completed(pair, draft, verdict, noise.key_B))

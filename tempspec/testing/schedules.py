@@ -43,7 +43,7 @@ def _contexts(total_steps: int | None = _TOTAL) -> Iterator[tuple[str, ScheduleC
     """Names and contexts: steps up to far beyond the end, batch sizes, with and without generation temperatures."""
     for step in (0, 1, _TOTAL - 1, _TOTAL, 7 * _TOTAL):
         for batch in (1, 3):
-            for known in (None, torch.tensor([0.7, 0.0, 1.0][:batch])):
+            for known in (None, torch.tensor([0.7, 0.0, 1.0][:batch], dtype=torch.float32)):
                 where = f"step {step} of {total_steps}, batch of {batch}, generation temperatures {known}"
                 generator = torch.Generator().manual_seed(step)
                 keep_BT = torch.arange(_POSITIONS) > torch.arange(batch)[:, None]

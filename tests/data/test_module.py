@@ -21,7 +21,7 @@ KINDS = {
     "input_ids": (torch.int64, 2),
     "attention_mask": (torch.int64, 2),
     "loss_mask": (torch.bool, 2),
-    "generation_temperature": (torch.float32, 1),
+    "generation_temperature": (torch.int32, 1),
     "key": (torch.int64, 1),
     "row": (torch.int64, 1),
     "set_index": (torch.int64, 1),
@@ -72,7 +72,7 @@ def test_batches_have_the_promised_keys_types_and_padding(make, pairs):
         assert not batch["loss_mask"][:, 0].any()
         assert batch["loss_mask"].any(1).all()
         assert batch["weight"].eq(1).all()
-        assert batch["generation_temperature"].sub(0.7).abs().max() < 1e-6
+        assert batch["generation_temperature"].view(torch.float32).sub(0.7).abs().max() < 1e-6
 
 
 def test_an_epoch_holds_every_row_once_and_the_next_in_another_order(make, pairs):
@@ -85,7 +85,7 @@ def test_an_epoch_holds_every_row_once_and_the_next_in_another_order(make, pairs
 
 def test_unknown_generation_temperatures_are_nan(make, texts):
     (batch, *_) = ready(make(train=texts), "fit").train_dataloader()
-    assert batch["generation_temperature"].isnan().all()
+    assert batch["generation_temperature"].view(torch.float32).isnan().all()
 
 
 def test_named_sets_share_one_loader_in_their_order(make, pairs, texts):

@@ -1,5 +1,7 @@
 """Every architecture decodes as its own `generate` does, or is refused in one line."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -8,7 +10,10 @@ from transformers import AutoModelForCausalLM
 from tempspec.decoding.engine import Engine
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tests.models.test_ragged import CONFIGS, SHAPE
+from tempspec.plugins.drafters import CausalLM
+from tempspec.plugins.lengths import FixedLength
+from tempspec.plugins.verifiers import TokenwiseRejection
+from tests.models.test_ragged import CONFIGS, SHAPE, longrope
 
 from .test_engine import greedy_text, run
 
@@ -24,7 +29,11 @@ def gpt_neo(window):
     )
 
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 DECODED = CONFIGS | {
+    "phi3-longrope": longrope(44),
+    "phimoe-longrope": longrope(44, "phimoe"),
+    "llama-dynamic": transformers.LlamaConfig(**SHAPE | {"max_position_embeddings": 44}, rope_parameters=DYNAMIC),
     "phi": transformers.PhiConfig(**SHAPE),
     "falcon": transformers.FalconConfig(**HEADS, **NO_IDS, alibi=False),
     "mpt": transformers.MptConfig(vocab_size=40, d_model=32, n_layers=2, n_heads=4, max_seq_len=128),
@@ -67,3 +76,29 @@ def test_what_would_go_astray_is_one_line(name):
     with pytest.raises(UserError, match="choose another model") as caught:
         run(Engine(model(REFUSED[name]), 40, slots=3), requests())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["phi3", "phimoe"])
+def test_rows_that_may_outgrow_longropes_short_factors_are_one_line(kind):
+    with pytest.raises(
+        UserError, match=r"has 33 tokens and may get 10 more, expected at most 42 together: there"
+    ) as no:
+        run(Engine(model(longrope(42, kind)), 40, slots=3), requests())
+    assert "\n" not in str(no.value)
+
+
+def test_a_longrope_draft_drafts_the_same_in_any_company():
+    target, draft = model(CONFIGS["llama"]), model(longrope(24))
+    draft.load_state_dict(draft.state_dict() | {"lm_head.weight": target.lm_head.weight})
+
+    def counts(asked):
+        engine = Engine(
+            target, 40, verifier=TokenwiseRejection(), drafter=CausalLM(), length=FixedLength(3), draft=draft, slots=3
+        )
+        return {done.request.key: (done.tokens, done.drafted, done.accepted) for done in engine.run(asked)}
+
+    several = [replace(request, target_temperature=1.0, max_new_tokens=30) for request in requests()]
+    together = counts(several)
+    assert together == {key: value for one in several for key, value in counts([one]).items()}
+    assert 3 in together["0"][1]
+    assert not any(together["2"][1])  # nothing is drafted behind the switch

@@ -3,11 +3,15 @@
 import copy
 import math
 import pickle
+import random
+from itertools import accumulate
 
 import pytest
 import torch
 
-from tempspec.interfaces import BASELINE
+from tempspec.decoding.rounds import append_round
+from tempspec.decoding.slots import Row
+from tempspec.interfaces import BASELINE, Completion, Request
 from tempspec.metrics.bootstrap import FEWEST, replicate_weights
 from tempspec.metrics.decoding import (
     MBSU,
@@ -30,6 +34,7 @@ from tempspec.metrics.decoding import (
 from tempspec.metrics.rows import Cell, cell_of
 from tempspec.metrics.sweep import DecodingMetrics, SweepMetrics, compare
 
+COUNTS = ("drafted", "tested", "accepted")
 K = 4  # the longest round of the rows fixture
 
 
@@ -102,7 +107,7 @@ MATRIX = {
     "conditional": (lambda **kw: ConditionalAcceptance(K, **kw), reference_conditional),
     "joint": (
         lambda **kw: JointAcceptance(K, **kw),
-        lambda rows: [mean(accepted > i for drafted, accepted in rounds(rows) if drafted > i) for i in range(K)],
+        lambda rows: list(accumulate(reference_conditional(rows), lambda a, b: a and a * b)),
     ),
     "histogram": (
         lambda **kw: AcceptedLengthHistogram(K, **kw),
@@ -186,6 +191,36 @@ def test_rates_order_as_defined(rows):
     assert sum(shares) == pytest.approx(found["accepted_length"])
     assert found["joint_acceptance_1"] == found["conditional_acceptance_1"]
     assert found["acceptance_gap"] == pytest.approx(found["acceptance_rate"] - found["analytic_acceptance"])
+
+
+def test_joint_acceptance_is_not_biased_by_accepted_stops():
+    """With acceptance .8 everywhere and a stop in 1 of 20 tokens; of the rounds that drafted four, .388 accept them."""
+    generator, rows = random.Random(3), []
+    for prompt in range(1500):
+        completion = Completion(request := Request((1,), stop_ids=frozenset([0]), max_new_tokens=10**6))
+        flight = Row(request, completion, 1, 10**6, 0)
+        while completion.finish == "length":
+            accepted = next((place for place in range(K) if generator.random() > 0.8), K)
+            emitted = [int(generator.random() > 0.05) for _ in range(accepted + 1)]
+            append_round(flight, emitted, K, min(accepted + 1, K))
+        rows.append({"prompt_key": prompt, **{name: getattr(completion, name) for name in COUNTS}})
+    joint = JointAcceptance(K)
+    joint.update(*rows)
+    for place, estimate in enumerate(joint.estimates(), start=1):
+        assert estimate.low < 0.8**place < estimate.high
+        assert estimate.value == pytest.approx(0.8**place, abs=0.012)
+    drafted = [(count, most) for row in rows for count, most in zip(row["accepted"], row["drafted"], strict=True)]
+    assert mean(count == K for count, most in drafted if most == K) == pytest.approx(0.388, abs=0.01)
+
+
+def test_nothing_is_accepted_behind_a_position_that_never_is():
+    metric = JointAcceptance(3, replicates=50)
+    for prompt in range(8):
+        metric.update({"prompt_key": prompt, "drafted": [3, 3], "tested": [1, 2], "accepted": [0, 1]})
+    assert [estimate.value for estimate in metric.estimates()] == [0.5, 0.0, 0.0]
+    low, high = metric.compute()[2, 1:3].tolist()
+    assert math.isnan(low)
+    assert math.isnan(high)  # nobody has tested it
 
 
 def test_rows_without_expectations_have_no_analytic_twin(rows):

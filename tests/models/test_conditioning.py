@@ -14,6 +14,7 @@ from tempspec.models.conditioning import (
     plain_state,
     save_conditioning,
     set_temperature,
+    trained_range,
 )
 from tempspec.models.loading import load_draft, load_model, save_model
 
@@ -88,7 +89,35 @@ def test_outside_of_the_trained_range_the_nearest_temperature_is_taken(tmp_path,
 def test_measuring_does_not_widen_the_trained_range():
     model = trained(0.5, 2.0)
     logits(model, 9.0)
-    assert model.get_buffer(RANGE).tolist() == [0.5, 2.0]
+    assert trained_range(model).range_2.tolist() == [0.5, 2.0]
+
+
+def test_ddp_would_broadcast_no_range_of_temperatures():
+    """DDP overwrites every rank's buffers with rank 0's before each forward pass."""
+    model = trained(0.5, 2.0)
+    assert not [name for name, _ in model.named_buffers() if RANGE in name]
+    again = condition(tiny(), 3)
+    again.load_state_dict(model.state_dict())
+    assert trained_range(again).range_2.tolist() == [0.5, 2.0]
+
+
+def test_the_range_is_that_of_all_processes(monkeypatch):
+    asked = []
+
+    def others(lowest_2, how):
+        asked.append(how)
+        lowest_2.copy_(torch.minimum(lowest_2, torch.tensor([0.7, -2.5])))
+
+    for name, value in (("is_initialized", lambda: True), ("all_reduce", others)):
+        monkeypatch.setattr(torch.distributed, name, value)
+    assert trained_range(trained(0.5, 2.0)).range_2.tolist() == [0.5, 2.5]
+    assert asked == [torch.distributed.ReduceOp.MIN] * 2
+
+
+def test_the_range_is_as_exact_in_a_model_of_half_precision():
+    low, high = torch.tensor([0.3, 1.7])
+    model = trained(float(low), float(high)).to(torch.bfloat16)
+    assert torch.equal(trained_range(model).range_2, torch.stack([low, high]))
 
 
 def test_rows_of_one_batch_have_their_own_temperatures():

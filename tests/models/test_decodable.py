@@ -6,11 +6,11 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from tempspec.errors import UserError
-from tempspec.models import decodable
+from tempspec.models import decodable, ragged
 from tempspec.models.decodable import check_decodable
 from tempspec.models.ragged import RaggedModel
 
-from .test_ragged import CONFIGS
+from .test_ragged import CONFIGS, longrope
 
 
 def random(config, dtype=torch.float32):
@@ -67,3 +67,14 @@ def test_a_refused_model_keeps_its_mode():
     with pytest.raises(UserError, match="a bloom cannot be decoded"):
         check_decodable(model)
     assert model.training
+
+
+def test_factors_chosen_by_the_longest_row_are_found_by_trying(monkeypatch):
+    """As in code of a model's author, whose configuration says nothing of it."""
+    model, same = random(longrope(32)), random(longrope(32))
+    for weight in (*model.parameters(), *same.parameters()):
+        weight.data.mul_(5 if weight.ndim > 1 else 1)  # else positions hardly matter
+    check_decodable(same)
+    monkeypatch.setattr(ragged, "factor_switch", lambda config: None)
+    with pytest.raises(UserError, match=r"a phi3 cannot be decoded: .* got others; choose another"):
+        check_decodable(model)

@@ -190,6 +190,22 @@ def test_one_vocabulary_passes():
     check_vocabulary(words("?", "a", "b"), words("?", "a", "b"))
 
 
+@pytest.mark.parametrize(("target", "draft", "more"), [("?ab", "?abp", "draft"), ("?abpq", "?ab", "target")])
+def test_more_ids_on_one_side_are_one_line(caplog, target, draft, more):
+    """As a `[PAD]` that was added to one of two tokenizers of a family."""
+    with caplog.at_level("INFO"):
+        check_vocabulary(words(*target), words(*draft))
+    (line,) = caplog.messages
+    assert line.startswith(f"the {more}'s tokenizer has {abs(len(target) - len(draft))} more than the ")
+
+
+def test_two_meanings_of_an_id_are_refused():
+    with pytest.raises(
+        UserError, match=r"but 2 tokens differ .*: 'b' \(2 and none\), 'c' \(none and 2\); choose a draft"
+    ):
+        check_vocabulary(words("?", "a", "b"), words("?", "a", "c"))
+
+
 def test_other_vocabularies_are_named():
     with pytest.raises(UserError, match=r"3 tokens differ .*'a' \(1 and 2\), 'b' \(2 and 1\), 'c' \(none and 3\)"):
         check_vocabulary(words("?", "a", "b"), words("?", "b", "a", "c"))

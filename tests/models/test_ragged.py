@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from tempspec.errors import UserError
 from tempspec.models import thin
-from tempspec.models.ragged import RaggedModel, bucketed
+from tempspec.models.ragged import RaggedModel, bucketed, check_rows, context_length, made_for
 
 SHAPE = {
     "vocab_size": 40,
@@ -50,6 +50,18 @@ CONFIGS = {
         eos_token_id=None,
     ),
 }
+
+
+def longrope(original, kind="phi3", **others):
+    """Short factors up to `original` positions, for all rows of a batch whose longest row ends there."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 8.0]}
+    rope |= {"original_max_position_embeddings": original, "factor": 4.0}
+    if kind == "phi3":
+        return transformers.Phi3Config(
+            **SHAPE | {"pad_token_id": 0}, original_max_position_embeddings=original, rope_parameters=rope, **others
+        )
+    rope |= {"short_mscale": 1.0, "long_mscale": 1.3}
+    return transformers.PhimoeConfig(**SHAPE, rope_parameters=rope, num_local_experts=2, **others)
 
 
 @pytest.fixture(params=CONFIGS, ids=str)
@@ -164,3 +176,24 @@ def test_the_cache_holds_the_bytes_of_its_capacity_and_no_more():
         ragged.forward(torch.ones(2, 3).long(), torch.tensor([start, 0]), longest=start)
     layers, heads, size = 2, 2, 8
     assert ragged.cache.nbytes == 2 * layers * 2 * 64 * heads * size * 4
+
+
+def test_a_row_ends_where_the_factors_change():
+    assert context_length(longrope(32)) == context_length(longrope(32, "phimoe")) == 32
+    assert made_for(longrope(32)) == 128
+    nested = transformers.Gemma3TextConfig(**SHAPE)
+    nested.rope_parameters["full_attention"] |= {"rope_type": "longrope", "original_max_position_embeddings": 48}
+    dynamic = transformers.LlamaConfig(
+        **SHAPE, rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2}
+    )
+    assert [context_length(config) for config in (nested, dynamic)] == [48, 128]
+
+
+def test_rows_of_training_end_there_too():
+    check_rows("a/phi", longrope(32), 32)
+    with pytest.raises(
+        UserError, match=r"is 33, but a/phi changes its LongRoPE factors behind 32 positions, .* lower it"
+    ):
+        check_rows("a/phi", longrope(32), 33)
+    with pytest.raises(UserError, match="is 129, but a/llama was made for at most 128 positions: lower it"):
+        check_rows("a/llama", CONFIGS["llama"], 129)

@@ -21,6 +21,8 @@ from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.verifiers import TokenwiseRejection
 
+from .conftest import tiny
+
 
 @pytest.fixture
 def fit(pair, data, trainer):
@@ -46,6 +48,25 @@ def conditioned(fit, tmp_path):
     module = fit(1, temperature=uniform())
     save_model(module.export_model(), module.tokenizer, tmp_path / "conditioned")
     return str(tmp_path / "conditioned")
+
+
+@pytest.mark.parametrize("end", ["closed", "error"])
+def test_a_run_left_early_leaves_the_draft_at_temperature_one(end):
+    target, draft = tiny(0, layers=2), condition(tiny(1, layers=1), 2)
+    dial = next(module.dial for module in draft.modules() if hasattr(module, "dial"))
+    engine = Engine(
+        target, 24, verifier=TokenwiseRejection(), drafter=CausalLM(), length=FixedLength(2), draft=draft, slots=1
+    )
+    running = engine.run([Request((1, 2), 0.5, max_new_tokens=3, key="a"), Request((3,), 0.5, max_new_tokens=30)])
+    next(running)
+    assert dial.features_BF is not None
+    if end == "closed":
+        running.close()
+    else:
+        torch.nn.init.constant_(target.lm_head.weight, torch.nan)
+        with pytest.raises(UserError, match="logits are NaN"):
+            list(running)
+    assert dial.features_BF is None
 
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")

@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -6,11 +7,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from tempspec.core.sampling import log_law
+from tempspec.data.sources import Source
 from tempspec.errors import UserError
+from tempspec.interfaces import Temperatures, TemperatureSchedule
 from tempspec.models.loading import load_model, save_model
 from tempspec.modules.distillation import DistillationModule
-from tempspec.plugins.divergences import ForwardKL, NegativeLogAcceptance
-from tempspec.plugins.schedules import Linear, Uniform
+from tempspec.plugins.divergences import TAID, ForwardKL, NegativeLogAcceptance
+from tempspec.plugins.schedules import Curriculum, Grid, Join, Linear, Matched, Uniform
 
 
 @pytest.fixture
@@ -27,6 +30,13 @@ class Recorded(DistillationModule):
 
     def log(self, name, value, **options):
         self.__dict__.setdefault("logged", {}).setdefault(name, []).append(float(torch.as_tensor(value).detach()))
+
+
+class ThirdParty(TemperatureSchedule):
+    """A plugin that leaves the dtype to torch."""
+
+    def __call__(self, context):
+        return Temperatures(torch.tensor(0.7), torch.tensor(0.7))
 
 
 def weights(model):
@@ -142,6 +152,30 @@ def test_lower_precision_trains(pair, data, trainer, precision):
     module = Recorded(str(pair / "target"), draft=str(pair / "draft"), divergence=NegativeLogAcceptance())
     trainer(max_steps=2, limit_val_batches=0, precision=precision).fit(module, data)
     assert all(math.isfinite(loss) for loss in module.logged["train/loss"])
+
+
+@pytest.mark.parametrize(
+    "temperature",
+    [Grid([0.7]), Matched(), Join([Uniform(0.7, 0.7)], []), ThirdParty()],
+    ids=lambda one: type(one).__name__,
+)
+def test_under_bf16_true_the_temperature_is_the_configured(pair, data, trainer, tmp_path, temperature):
+    rows = (pair / "corpus.jsonl").read_text().splitlines()
+    sampled = [json.dumps(json.loads(row) | {"generation_temperature": 0.7}) for row in rows]
+    (tmp_path / "sampled.jsonl").write_text("\n".join(sampled))
+    data.train_sources = [Source(str(tmp_path / "sampled.jsonl"))]
+    module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=temperature)
+    trainer(max_steps=1, limit_val_batches=0, precision="bf16-true").fit(module, data)
+    assert module.logged["train/temperature"] == pytest.approx([0.7], abs=1e-6)
+
+
+def test_under_bf16_true_what_is_learned_beside_the_draft_is_exact(pair, data, trainer):
+    module = Recorded(str(pair / "target"), draft=str(pair / "draft"), divergence=TAID(), temperature=Curriculum())
+    trainer(max_steps=2, limit_val_batches=0, precision="bf16-true", gradient_clip_val=1.0).fit(module, data)
+    assert module.draft.dtype == torch.bfloat16
+    learned = [module.temperature.theta, module.divergence.share, module.divergence.momentum]
+    assert {value.dtype for value in learned} == {torch.float32}
+    assert module.temperature.theta.item() != Curriculum().theta.item()
 
 
 def test_validation_is_the_closed_form_at_every_pair_of_temperatures(pair, data, trainer):

@@ -162,3 +162,10 @@ def test_a_larger_tokenizer_is_refused(folder, tmp_path, tokenizer):
 
 def test_a_loaded_model_is_in_train_mode(folder):
     assert module(folder).model.training
+
+
+def test_nats_keep_their_precision_in_a_half_precision_module():
+    held = torch.nn.ModuleList([NatsPerToken(1)]).to(torch.bfloat16)
+    for _ in range(600):
+        held[0].update(torch.ones(1, 1), torch.ones(1, 1), torch.zeros(1, dtype=torch.int64))
+    assert held[0].tokens_S.item() == 600

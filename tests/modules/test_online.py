@@ -6,6 +6,7 @@ from tempspec.errors import UserError
 from tempspec.models.loading import load_model
 from tempspec.modules.callbacks import TrainingMonitor
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.loss import generation_temperature
 from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.plugins.schedules import Matched
 
@@ -35,8 +36,8 @@ def test_rows_keep_their_prompt_and_carry_their_temperature(batch, draft):
         assert written == list(range(prompt, prompt + len(written)))
         assert 1 <= len(written) <= 7
         assert int(got["attention_mask"][index].sum()) == prompt + len(written)
-    assert ((got["generation_temperature"] >= 0.5) & (got["generation_temperature"] <= 1.5)).all()
-    assert len(set(got["generation_temperature"].tolist())) == len(got["input_ids"])
+    assert ((generation_temperature(got) >= 0.5) & (generation_temperature(got) <= 1.5)).all()
+    assert len(set(generation_temperature(got).tolist())) == len(got["input_ids"])
     assert not draft.training
 
 
@@ -61,7 +62,7 @@ def test_kept_rows_keep_their_documents_and_written_ones_are_one(batch, draft):
 
 def test_some_rows_keep_the_corpus_own_text(batch, draft):
     none, half, every = (writer(share=share)(batch, draft, 0, 11) for share in (0.0, 0.5, 1.0))
-    known = [int(got["generation_temperature"].isfinite().sum()) for got in (none, half, every)]
+    known = [int(generation_temperature(got).isfinite().sum()) for got in (none, half, every)]
     assert known[0] == 0 < known[1] < known[2] == len(batch["input_ids"])
     assert torch.equal(none["input_ids"], batch["input_ids"])
 
@@ -71,7 +72,7 @@ def test_the_text_is_a_function_of_the_key_and_a_filler_is_never_written(batch, 
     one, same, other = (writer()(batch, draft, 0, key) for key in (1, 1, 2))
     assert torch.equal(one["input_ids"], same["input_ids"])
     assert one["input_ids"].shape != other["input_ids"].shape or not torch.equal(one["input_ids"], other["input_ids"])
-    assert one["generation_temperature"][2].isnan()
+    assert generation_temperature(one)[2].isnan()
 
 
 def test_text_is_used_again_until_it_is_refreshed(batch, draft):

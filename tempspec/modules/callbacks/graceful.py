@@ -123,7 +123,7 @@ class GracefulStop(Callback):
     def _agree(self, trainer: Trainer) -> int:
         """The exit code that any rank was asked to stop with, the same on all; 0 if none was."""
         if trainer.world_size > 1:
-            shared = torch.tensor(float(self._code), device=trainer.strategy.root_device)
+            shared = torch.tensor(float(self._code), dtype=torch.float32, device=trainer.strategy.root_device)
             self._code = int(trainer.strategy.reduce(shared, reduce_op="max"))
         return self._code
 
