@@ -280,7 +280,7 @@ DATA = {
     "messages without roles": prompts('{"messages": [{"content": "a"}]}\n', "line 1: a message without a role"),
 }
 MODELS = {
-    "only a pickle": model(pickled_weights, "model.safetensors"),
+    "only a pickle": model(pickled_weights, "only safetensors are read: convert it"),
     "code of its author's": model(foreign_code, "set trust_remote_code: true"),
     "another vocabulary": model(other_vocabulary, "target and draft need one tokenizer", "draft"),
     "recurrent layers": predict(

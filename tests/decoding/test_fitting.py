@@ -25,7 +25,7 @@ class Reader:
         self.last = request
 
 
-def test_a_prompt_beyond_the_context_names_its_row_and_the_option():
+def test_a_prompt_beyond_the_context_names_its_row_and_option():
     prompts = {"sb": [Prompt((1, 2), "q.jsonl line 1"), Prompt((1,) * 9, "q.jsonl line 2")]}
     items = work_list(Sweep([0.0]), {"token": TokenwiseRejection()}, prompts)
     check_items(Reader(), items, 10)
