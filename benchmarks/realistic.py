@@ -1,0 +1,25 @@
+"""What a real job costs besides its models: padding, busy slots, encoding, memory of rows, the estimate of a fit.
+
+    OMP_NUM_THREADS=1 python benchmarks/realistic.py
+
+Synthetic conversations of realistic lengths; no model but tiny ones. Every part is a file of its own beside this one.
+"""
+
+from argparse import ArgumentParser
+
+from goals import finish, parse
+from realistic_encoding import encoding
+from realistic_estimate import estimate
+from realistic_padding import padding
+from realistic_store import busy_share, store_memory
+
+
+def main() -> None:
+    """Measure every part, print its figures, and last the goals."""
+    quick = parse(ArgumentParser(description=__doc__)).quick
+    parts = (padding, encoding, store_memory, busy_share, estimate)
+    finish([goal for part in parts for goal in part(quick)])
+
+
+if __name__ == "__main__":
+    main()
