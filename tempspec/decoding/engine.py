@@ -70,7 +70,7 @@ def unconditioned_after(
     """A run that leaves a conditioned draft as tau = 1 has it, however it ends: left early, or by an error."""
 
     @wraps(run)
-    def running(engine: "Engine", *args: Options.args, **options: Options.kwargs) -> Iterator[Completion]:
+    def running(engine: "Engine", /, *args: Options.args, **options: Options.kwargs) -> Iterator[Completion]:
         try:
             yield from run(engine, *args, **options)
         finally:
