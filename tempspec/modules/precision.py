@@ -10,7 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from tempspec.modules.serving_defaults import serving_note
 
 __all__ = ["PrecisionNotes", "autocast_note", "half_note"]
 
@@ -20,7 +22,10 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 
 class PrecisionNotes(pl.Callback):
-    """Says before a measurement where its laws are not those of decoding, and before decoding where p moves."""
+    """Says before a measurement where its laws are not those of decoding, and before decoding where p moves.
+
+    And where serving engines would decode otherwise.
+    """
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Of `validate`; within fit, validation only follows the training."""
@@ -35,6 +40,9 @@ class PrecisionNotes(pl.Callback):
         """Of predict and generate."""
         models = {"the target": pl_module.pair.target_model, "the draft": pl_module.draft}
         _say(half_note({name: model.dtype for name, model in models.items() if model is not None}))
+        runner, config = pl_module.runner, pl_module.pair.target_model.generation_config
+        if note := serving_note(config, runner.sweep, generating=runner.generating):
+            rank_zero_info(note)
 
 
 def autocast_note(precision: str) -> str:

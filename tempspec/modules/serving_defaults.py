@@ -1,0 +1,43 @@
+"""What serving engines do to a target's law unless told otherwise, and a run here does only if asked (floor 5)."""
+
+from transformers import GenerationConfig
+
+from tempspec.decoding.sweep import Sweep
+
+__all__ = ["serving_note"]
+
+_NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""What vLLM and SGLang take from a generation_config.json, and the values that change nothing."""
+
+
+def serving_note(config: GenerationConfig, sweep: Sweep, *, generating: bool) -> str:
+    """One line that names what the target's generation configuration says and the run does otherwise; else empty.
+
+    Args:
+        config: the target's.
+        sweep: what is decoded.
+        generating: whether the target's own text is written.
+
+    >>> serving_note(GenerationConfig(), Sweep(), generating=False)
+    ''
+    """
+    option = "generation_temperatures" if generating else "target_temperatures"
+    done = {"temperature": getattr(sweep, option)} | {
+        name: [getattr(sweep, name)] for name in ("top_k", "top_p", "min_p")
+    }
+    named = {name: getattr(config, name, None) for name in _NEUTRAL}
+    other = {
+        name: value
+        for name, value in named.items()
+        if value is not None and value != _NEUTRAL[name] and value not in done.get(name, [])
+    }
+    if not other:
+        return ""
+    said = ", ".join(f"{name} {value:g}" for name, value in other.items())
+    options = [f"model.sweep.{option if name == 'temperature' else name}" for name in other if name in done]
+    remedy = [f"{', '.join(options)} {'sets' if len(options) == 1 else 'set'} the same here"] if options else []
+    remedy += ["there is no option for a repetition_penalty"] if "repetition_penalty" in other else []
+    return (
+        f"the target's generation_config.json names {said}, which serving engines apply by default and this run does "
+        f"not; {'; '.join(remedy)}"
+    )
