@@ -193,10 +193,14 @@ def _about_unknown(rows: Sequence[Row], found: list[str], need_response: bool) -
     known = "text, prompt and response, instruction and output, messages or conversations"
     known += "" if need_response else ", or turns"
     nested = [name for name in found if any(_is_nested(row.get(name)) for row in rows)]
-    if (example := _longest_text(rows, found)) is not None:
-        advice = f"name yours, for example `text: {example}`"
+    firsts = {name: next(row[name][0] for row in rows if _is_nested(row.get(name))) for name in nested}
+    talks = [name for name, first in firsts.items() if {"role", "from"} & first.keys()]
+    if talks:
+        advice = f"name yours: `messages: {_names(talks[:1])}`"
     elif nested:
         advice = f"{_names(nested)} holds rows of its own: write them as the rows of a file"
+    elif (example := _longest_text(rows, found)) is not None:
+        advice = f"name yours, for example `text: {example}`"
     else:
         advice = "none of them holds text: write a list of rows or JSON Lines, with one text a row"
     return f"expected columns {known}; it has {_names(found)}; {advice}"

@@ -83,7 +83,8 @@ def test_preferences_are_named_and_told_what_helps(jsonl, row, advice):
     [
         ({"id": "a long identifier", "body": "a", "n": 5}, "for example `text: body`"),
         ({"id": "identity_0", "tags": ["a"], "n": 5}, "none of them holds text"),
-        ({"id": "x", "paragraphs": [{"context": "a"}]}, "paragraphs holds rows of its own"),
+        ({"title": "Ulm", "paragraphs": [{"context": "a"}]}, "paragraphs holds rows of its own"),  # SQuAD
+        ({"id": "x", "dialog": [{"role": "user", "content": "a"}]}, "name yours: `messages: dialog`"),
     ],
 )
 def test_a_hint_names_a_column_that_holds_text(jsonl, row, hint):
