@@ -111,9 +111,9 @@ def optimizers(
     """
     trained, learned = list(parameters), list(undecayed)
     # The same groups for both, so that a run can be continued with another optimiser's options.
-    matrices = {"params": [one for one in trained if one.ndim >= 2]}
-    vectors = {"params": [one for one in trained if one.ndim < 2]}
-    besides = {"params": learned, "weight_decay": 0.0}
+    matrices: dict[str, Any] = {"params": [one for one in trained if one.ndim >= 2]}
+    vectors: dict[str, Any] = {"params": [one for one in trained if one.ndim < 2]}
+    besides: dict[str, Any] = {"params": learned, "weight_decay": 0.0}
     if optimizer is None:
         groups = [matrices, vectors | {"weight_decay": 0.0}, besides | {"lr": _RATE}]
         chosen = default_optimizer([group for group in groups if group["params"]], pretrained)

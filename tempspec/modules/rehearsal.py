@@ -198,7 +198,7 @@ def _fake(model: PreTrainedModel) -> list[Tensor]:
 
 def _no_mask(*args: Any, **options: Any) -> Tensor | None:
     """The mask of rows without padding, where one is needed: transformers makes one for any tensor of this kind."""
-    return sdpa_mask(*args, **options | {"attention_mask": None, "allow_is_causal_skip": True})  # type: ignore[no-any-return]
+    return sdpa_mask(*args, **options | {"attention_mask": None, "allow_is_causal_skip": True})
 
 
 AttentionInterface.register(_SDPA, sdpa_attention_forward)

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["Patience"]
 
@@ -31,7 +32,7 @@ class Patience:
         self.end = end
         self._alive = 0.0
         self._pipe: tuple[int, int] | None = None
-        self._former = (-1, signal.SIG_DFL)
+        self._former: tuple[int, Any] = (-1, signal.SIG_DFL)
         self._over = threading.Event()
 
     def begin(self) -> None:
