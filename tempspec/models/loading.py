@@ -102,12 +102,20 @@ def _folder(path: str) -> str | None:
     """
     folder = Path(path).expanduser()
     if path and folder.is_dir():
+        if not (folder / "config.json").is_file() and (inner := _left_by_fit(folder)) is not None:
+            raise UserError(f"{path} is the folder of a run, not of a model: name {inner}, which fit has left there")
         return str(folder)
     if folder.is_file():
         raise UserError(f"{path} is a file; expected a folder written by save_pretrained, or a hub name")
     if not path or _looks_local(path):
         raise UserError(f"no such folder: {path!r}; expected a folder written by save_pretrained, or a hub name")
     return None
+
+
+def _left_by_fit(run: Path) -> Path | None:
+    """The model that fit left in the folder of a run or of its stage; None where it is neither."""
+    places = (run / name for name in ("fit/draft", "draft", "fit/model", "model"))
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def _hub_is_silent(name: str, revision: str | None) -> bool:

@@ -32,6 +32,7 @@ from tempspec.interfaces import (
 )
 from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
+from tempspec.models.decodable import check_decodable
 from tempspec.models.loading import ModelOptions, Spacing
 from tempspec.models.ragged import context_length
 from tempspec.modules.caching import open_cache, write_cache
@@ -111,7 +112,7 @@ class DistillationModule(pl.LightningModule):
         chunk_tokens: int | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        validation_temperatures: list[float] | None = None,
+        validation_temperatures: list[float] | float | None = None,
         verifiers: dict[str, Verifier] | None = None,
         drafter: Drafter | None = None,
         length: DraftLength | None = None,
@@ -124,6 +125,7 @@ class DistillationModule(pl.LightningModule):
         if chunk_tokens is not None and chunk_tokens < 0:
             raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
+        temperatures = temperatures if isinstance(temperatures, list) else [temperatures]
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
         if not isinstance(temperature, TemperatureSchedule):
@@ -191,6 +193,7 @@ class DistillationModule(pl.LightningModule):
             training = self.stage == "fit" and self.pair.options.dtype == "auto"
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
         if self.draft is not None and self.stage == "fit":
+            check_decodable(self.draft)  # before it is trained for hours, not after
             self._condition(self.draft)
             self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
             if self.online is not None:

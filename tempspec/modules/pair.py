@@ -24,6 +24,8 @@ from tempspec.models.loading import (
 )
 from tempspec.models.ragged import context_length
 
+_NO_DRAFT = "this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number"
+
 
 @dataclass
 class Pair:
@@ -74,6 +76,24 @@ class Pair:
             self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code
         )
 
+    def check(self, *, needs_draft: bool) -> None:
+        """Refuse names that lead to no model, and a draft of another tokenizer, without reading any weights.
+
+        Args:
+            needs_draft: whether a draft must be named.
+
+        Raises:
+            UserError: saying which name, and why.
+        """
+        options = self.options
+        load_config(self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
+        load = {"revision": options.draft_revision, "trust_remote_code": options.trust_remote_code}
+        if self.draft is not None:
+            load_config(self.draft, **load)
+            check_vocabulary(self.tokenizer, load_tokenizer(self.draft, **load))
+        elif self.draft_layers is None and needs_draft:
+            raise UserError(_NO_DRAFT)
+
     def check_rows(self, length: int) -> None:
         """Refuse rows longer than either model's context, by their configurations alone.
 
@@ -107,9 +127,7 @@ class Pair:
             draft = draft.requires_grad_(True)
             return draft if dtype == "auto" else draft.to(getattr(torch, dtype))
         if self.draft is None:
-            raise UserError(
-                "this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number"
-            )
+            raise UserError(_NO_DRAFT)
         options = self.options
         check_vocabulary(
             self.tokenizer,
