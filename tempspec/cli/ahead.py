@@ -207,8 +207,9 @@ def _given_way(levels: list[dict[str, Any]]) -> Iterator[str]:
         low, high = sorted(pair, key=highest.__getitem__)
         if -1 < highest[low] < highest[high]:
             yield f"--{low}=null"
-            if low in _GOES_WITH:
-                yield f"--{_GOES_WITH[low]}=null"
+            beside = _GOES_WITH.get(low)
+            if beside and any(_names(level, beside) for level in levels):
+                yield f"--{beside}=null"
 
 
 def _seeds(seed: Any, task: str) -> list[str]:

@@ -248,8 +248,11 @@ class CommandLine(LightningCLI):
         """Let the data use the model's tokenizer unless they name their own.
 
         Raises:
-            UserError: the Trainer's own folder is set, or a server is to give a teacher's logits.
+            UserError: the Trainer's own folder is set, a step is made of no batches, or a server is to give a teacher's
+                logits.
         """
+        if (batches := self._options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
+            raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
         if self._options.get("cache_teacher") and self._options.server is not None:
             raise UserError(
                 "expected --cache-teacher or a server, got both: a server gives no logits; add --server null"

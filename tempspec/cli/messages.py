@@ -125,9 +125,8 @@ def _closest(name: str, names: list[str]) -> str | None:
         return dashes + known
     parts = {other: other.removeprefix("--").rpartition(".")[2] for other in names}
     alike = [other for other in names if parts[other] == last]
-    alike += [
-        other for other in names if _within(section, other) and set(last.split("_")) < set(parts[other].split("_"))
-    ]
+    words = set(last.split("_"))
+    alike += [other for other in names if _within(section, other) and words < set(parts[other].split("_"))]
     return next(iter(alike or difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
 
 

@@ -218,6 +218,13 @@ CONFIGURATIONS = {
     ),
     "not UTF-8": configuration(b"model: {target: caf\xe9}\n", "UTF-8"),
     "control characters": configuration("model: {target: '\x00'}\n", "unacceptable character"),
+    "an option of an earlier Lightning": option("trainer.gpus", "1", "did you mean '--trainer.devices'?"),
+    "an option of the optimiser": option("model.lr", "1e-4", "did you mean '--model.optimizer.lr'?"),
+    "an option of another section": option("model.batch_size", "4", "did you mean '--data.batch_size'?"),
+    "a part of an option's name": option("model.sweep.stop", "true", "did you mean 'stop_at_eos'?"),
+    "a list in two words": Case(
+        ["PAIR", "--model.sweep.target_temperatures", "0", "1"], "a list is one value: '[0, 1]'"
+    ),
     "a list": configuration("[model]\n", "c.yaml: expected sections such as model: and data:, got a list"),
     "a text": configuration("model\n", "got a str"),
     "a model that is a text": configuration("model: nothing\n", "model"),
