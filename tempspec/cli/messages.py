@@ -20,6 +20,15 @@ _FAMILY = {base: family for family, base in registry.FAMILIES.items()}
 _CLASS = re.compile(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*")
 _NEVER = "Expected a <class 'NoneType'>"
 
+_SOURCE = re.compile(r"data\.(train|validation|test|prompts)(?:\.\w+)?")
+_NO_SOURCE = re.compile(
+    "Not a valid subclass|Unexpected import path|unknown name|expected dict|got .* not of the expected"
+)
+_WRITTEN = {"train": "{path: FILE}, or a list of these"} | dict.fromkeys(
+    ("validation", "test", "prompts"), "sets with names of your own, {NAME: {path: FILE}}"
+)
+"""How text is named, for what the parser takes for the name of a class."""
+
 _OWN = {"cache_teacher": "generate"}
 """Options that one subcommand has alone."""
 
@@ -179,6 +188,8 @@ def _wrong_value(key: str, details: str) -> str:
     errors = _errors(details)
     specific = [error for error in errors if not re.match(r"Expected a <class '\w+'>(\. Got|$)", error)]
     told = [_one(error, key, subtypes, given) for error in (specific or errors)]
+    if (source := _SOURCE.fullmatch(key)) and any(_NO_SOURCE.match(line) for line in told):
+        return f"{key}: expected {_WRITTEN[source[1]]}" + (f", got {_joined(shown)}" if shown else "")
     got = "" if any("got" in line or "?" in line for line in told) or not shown else f", got {shown}"
     return f"{key}: {'; or '.join(dict.fromkeys(told))}{got}"
 

@@ -59,7 +59,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def of_earlier_version(digest: str) -> bool:
-    """Whether a text begins with a digest as versions up to 0.1 made them, of both ends of each weight file.
+    """Whether a text begins with a digest as earlier versions made them, of both ends of each weight file.
 
     >>> of_earlier_version("0123456789abcdef ModelOptions()"), of_earlier_version("0123456789abcdef" * 2)
     (True, False)
