@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec import registry
 from tempspec.cli.ahead import Ahead, look_ahead
@@ -365,11 +365,12 @@ class CommandLine(LightningCLI):
     def _check_models(self) -> None:
         """Let models that are not there be an error before any text is read; a server's target need not be here."""
         if self.task == "distillation" and self._options.server is None:
-            self.model.pair.check(needs_draft=self.command in ("fit", "validate", "test"))
+            drafting = self.model.runner.needs_draft if self.command == "predict" else self.command != "generate"
+            self.model.pair.check(needs_draft=drafting)
 
     def _alone(self) -> AbstractContextManager[None]:
         """Keep a second command out of this folder; rows have a store that does so itself."""
-        own = self.command in ("fit", "validate", "test") and rank_zero_only.rank in (None, 0)
+        own = self.command in ("fit", "validate", "test") and self.trainer.is_global_zero
         return claim(self.folder) if own else nullcontext()
 
     def _estimate(self) -> None:

@@ -80,19 +80,21 @@ class Pair:
         """Refuse names that lead to no model, and a draft of another tokenizer, without reading any weights.
 
         Args:
-            needs_draft: whether a draft must be named.
+            needs_draft: whether a draft takes part; without, what names one is not looked at.
 
         Raises:
             UserError: saying which name, and why.
         """
         options = self.options
         load_config(self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
-        load = {"revision": options.draft_revision, "trust_remote_code": options.trust_remote_code}
-        if self.draft is not None:
-            load_config(self.draft, **load)
-            check_vocabulary(self.tokenizer, load_tokenizer(self.draft, **load))
-        elif self.draft_layers is None and needs_draft:
+        if not needs_draft or self.draft_layers is not None:
+            return
+        if self.draft is None:
             raise UserError(_NO_DRAFT)
+        revision, trust = options.draft_revision, options.trust_remote_code
+        load_config(self.draft, revision=revision, trust_remote_code=trust)
+        draft = load_tokenizer(self.draft, revision=revision, trust_remote_code=trust)
+        check_vocabulary(self.tokenizer, draft)
 
     def check_rows(self, length: int) -> None:
         """Refuse rows longer than either model's context, by their configurations alone.

@@ -227,3 +227,9 @@ def test_a_draft_that_cannot_be_decoded_is_refused_before_it_is_trained(run, wor
     code, _, error = run("fit", "--config", world / "pair.yaml", *options)
     assert code == 2
     assert "keep no key-value cache" in error
+
+
+def test_generate_does_not_ask_for_the_draft(run, world, tmp_path):
+    options = ("--model.draft", "./typo", "--run", tmp_path, "--model.sweep.max_new_tokens", 2)
+    code, _, error = run("generate", "--config", world / "pair.yaml", *options)
+    assert code == 0, error
