@@ -8,38 +8,40 @@ import importlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
 
-import torch
 from jsonargparse import set_parsing_settings
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec import registry
-from tempspec.cli.ahead import look_ahead, option_pairs
+from tempspec.cli.ahead import Ahead, look_ahead
 from tempspec.cli.checkpoint import check_checkpoint
+from tempspec.cli.failures import as_user_error
 from tempspec.cli.messages import explain
-from tempspec.cli.parser import Parser
+from tempspec.cli.parser import Parser, fill_save_dirs
 from tempspec.cli.progress import Progress
 from tempspec.cli.quiet import quiet
+from tempspec.cli.record import RunRecord
 from tempspec.cli.tables import print_metrics
-from tempspec.data.environment import write_environment
+from tempspec.cli.trained import MEASURING, measure_what_was_trained
+from tempspec.cli.trainer import GeneratingTrainer
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
-from tempspec.files import replacing, write_atomically
+from tempspec.files import claim, write_atomically
 from tempspec.modules.callbacks import ChangedOptions, GracefulStop, LastCheckpoint, PretrainedExport, decisive
 from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.prediction import DecodingProgress
-from tempspec.modules.processes import lost_another
 from tempspec.modules.server import Server
 from tempspec.modules.sharding import register_fsdp2
 
-__all__ = ["CommandLine", "GeneratingTrainer", "main", "run"]
+__all__ = ["CommandLine", "main", "run"]
 
 TASKS = {
     "distillation": "tempspec.modules.distillation:DistillationModule",
@@ -50,9 +52,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
-_RESTORING = ("Error(s) in loading state_dict", "loaded state dict", "Trying to restore")
-"""How torch and Lightning begin to say that a checkpoint does not fit."""
-
 Task = Literal["distillation", "language-model"]
 
 TOKENIZER_OF = {"distillation": ("target",), "language-model": ("tokenizer", "pretrained")}
@@ -103,16 +102,19 @@ def _command(
     register_fsdp2()
     _allow_imports()
     arguments = ["--cache_teacher=true" if argument == "--cache-teacher" else argument for argument in arguments]
-    before = look_ahead(list(arguments))
-    if before.get("task") not in (None, *TASKS):
-        raise UserError(f"task must be one of {', '.join(TASKS)}, got {before['task']!r}")
+    ahead = look_ahead(list(arguments))
+    if ahead.task not in (None, *TASKS):
+        raise UserError(f"task must be one of {', '.join(TASKS)}, got {ahead.task!r}")
+    for note in ahead.notes:
+        rank_zero_info(note)
     kind = command_line or CommandLine
     try:
-        return kind(before.get("task") or "distillation", before["run"], list(arguments), earlier)
-    except MisconfigurationException as error:
-        raise UserError(" ".join(str(error).split())) from error
-    except torch.OutOfMemoryError as error:
-        raise UserError("out of memory: lower data.batch_size, data.max_length or model.sweep.slots") from error
+        return kind(ahead.task or "distillation", ahead, earlier)
+    except Exception as error:
+        told = as_user_error(error)
+        if told is None:
+            raise
+        raise told from error
 
 
 def _allow_imports() -> None:
@@ -131,82 +133,31 @@ def _module_class(task: str) -> type[LightningModule]:
     return cast(type[LightningModule], getattr(importlib.import_module(module), name))
 
 
-class GeneratingTrainer(Trainer):
-    """Lightning's Trainer with one more entry point."""
-
-    def generate(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule | None = None,
-        ckpt_path: str | None = None,
-        cache_teacher: bool = False,
-    ) -> None:
-        """Write the target's own text at the sweep's generation temperatures, or what `model.teacher` keeps of it.
-
-        Args:
-            model: a module with `begin_generation`.
-            datamodule: where the prompts come from.
-            ckpt_path: a checkpoint file, or `last`.
-            cache_teacher: cache the target's logits on the training rows, as model.teacher says; no text is written.
-
-        Raises:
-            UserError: a cache is to be written by several processes.
-        """
-        if cache_teacher:
-            if self.world_size > 1:
-                raise UserError(
-                    f"--cache-teacher expected one process, got {self.world_size}: set trainer.num_nodes and "
-                    "trainer.devices to 1"
-                )
-            model.cache_teacher(datamodule, self.strategy.root_device)  # type: ignore[operator]
-            return
-        model.begin_generation()  # type: ignore[operator]
-        self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration and the environment to the stage's folder, whatever logger is used."""
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write `config.yaml`, which every subcommand can read again, and `environment.json`."""
-        self.write(trainer, trainer.datamodule, stage)  # type: ignore[attr-defined]
-
-    def write(self, trainer: Trainer, data: TextDataModule, stage: str) -> None:
-        """The same for a trainer that has not been given its data, because it runs nothing."""
-        folder, config = Path(trainer.default_root_dir), self.config.clone()
-        config.pop("cache_teacher", None)  # generate's alone
-        with replacing(folder / "config.yaml") as partial:
-            self.parser.save(config, str(partial), skip_none=False, overwrite=True, multifile=False)
-        device = str(trainer.strategy.root_device)
-        write_environment(folder, data.sources(stage), device=device, processes=trainer.world_size)
-
-
 class CommandLine(LightningCLI):
     """The parser of one task and the run that it describes; constructing it does everything.
 
     Args:
         task: a key of `TASKS`.
-        run: the run folder unless an option or configuration names another.
-        arguments: the subcommand and its options.
+        ahead: the arguments, and what is known from them before there is a parser.
         earlier: a module whose models are taken over where this one names the same.
     """
 
-    def __init__(self, task: str, run: str, arguments: list[str], earlier: LightningModule | None = None) -> None:
+    def __init__(self, task: str, ahead: Ahead, earlier: LightningModule | None = None) -> None:
         self.earlier = earlier
         self.task = task
-        self.default_run = run
-        self.command = arguments[0]
+        self.ahead = ahead
+        self.command = ahead.arguments[0]
+        self.note = ""
         super().__init__(
             _module_class(task),
             TextDataModule,
-            save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_callback=None,  # Lightning's writes before anything is checked; see RunRecord
             trainer_class=GeneratingTrainer,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
             parser_class=Parser,
             parser_kwargs={"prog": "tempspec"},
-            args=arguments,
+            args=ahead.arguments,
             auto_configure_optimizers=False,
         )
 
@@ -231,7 +182,7 @@ class CommandLine(LightningCLI):
         """Add `task` and `run` beside Lightning's own."""
         super().add_default_arguments_to_parser(parser)
         parser.add_argument("--task", type=Task, default=self.task, help="What is run: decides what `model` takes.")
-        parser.add_argument("--run", type=str, default=self.default_run, help="The folder that the run leaves.")
+        parser.add_argument("--run", type=str, default=self.ahead.run, help="The folder that the run leaves.")
         parser.add_argument(
             "--checkpoint_every",
             type=float,
@@ -252,6 +203,12 @@ class CommandLine(LightningCLI):
             "address, or {url: ADDRESS, concurrency: 16, ...}. The API key comes from the environment alone.",
         )
         parser.add_argument(
+            "--before",
+            action="store_true",
+            help="Let validate, test and predict measure the model that the configuration names, not the one that this "
+            "run's fit has left.",
+        )
+        parser.add_argument(
             "--estimate", action="store_true", help="Print what fit takes of each device's memory; run nothing."
         )
 
@@ -259,13 +216,15 @@ class CommandLine(LightningCLI):
         """Parse; Lightning warns when a script's own arguments are passed on like this.
 
         Raises:
-            UserError: `--server` for another subcommand; in a configuration, which all of them share, it is fine.
+            UserError: an option of another subcommand; in a configuration, which all of them share, it is fine.
         """
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
         command = self.config.subcommand
-        if command != "generate" and any(option.split(".")[0] == "--server" for option, _ in option_pairs(args)):
-            raise UserError(f"--server is an option of generate, got it with {command}: leave it out")
+        for option, owners in (("server", ("generate",)), ("before", MEASURING)):
+            if command not in owners and self.ahead.names(option):
+                listed = ", ".join(owners)
+                raise UserError(f"--{option} is an option of {listed}, got it with {command}: leave it out")
 
     @property
     def _options(self) -> Any:
@@ -301,14 +260,20 @@ class CommandLine(LightningCLI):
         """Let the data use the model's tokenizer unless they name their own.
 
         Raises:
-            UserError: the Trainer's own folder is set, or a server is to give a teacher's logits.
+            UserError: the Trainer's own folder is set, a step is made of no batches, or a server is to give a teacher's
+                logits.
         """
+        if (batches := self._options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
+            raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
         if self._options.get("cache_teacher") and self._options.server is not None:
             raise UserError(
                 "expected --cache-teacher or a server, got both: a server gives no logits; add --server null"
             )
         if self._options.trainer.default_root_dir is not None:
             raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
+        fill_save_dirs(self._options.trainer.logger, str(self.folder))
+        if self.command in MEASURING and self._options.ckpt_path is None:
+            self.note = measure_what_was_trained(self._options, self.task, self.ahead)
         if self._options.data.tokenizer is None:
             named = (self._options.model.get(key) for key in TOKENIZER_OF[self.task])
             self._options.data.tokenizer = next((path for path in named if path is not None), None)
@@ -329,6 +294,8 @@ class CommandLine(LightningCLI):
             raise UserError(explain(str(error), [])) from error
         if self.earlier is not None:
             self.model.adopt(self.earlier)
+        if self.note and (self.command != "predict" or self.model.runner.needs_draft):
+            rank_zero_info(self.note)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer, with this run's folder, metrics file and callbacks.
@@ -344,6 +311,7 @@ class CommandLine(LightningCLI):
             kwargs["logger"] = [self._metrics_file(), *self._own_loggers()]
         checkpoints = trainer.enable_checkpointing is not False
         kwargs["enable_checkpointing"] = checkpoints and self.subcommand == "fit"
+        self.record = RunRecord(self._parser(self.subcommand), self._options)
         self.trainer_defaults = TRAINER_DEFAULTS | {"callbacks": self._callbacks(kwargs["enable_checkpointing"])}
         try:
             return super().instantiate_trainer(default_root_dir=str(self.folder), **kwargs)
@@ -366,8 +334,10 @@ class CommandLine(LightningCLI):
         callbacks: list[Callback] = [GracefulStop()]
         if self._options.trainer.enable_progress_bar is not False:
             callbacks += [DecodingProgress(), Progress()]  # in this order: the bar shows what was just counted
+        if not self._options.trainer.fast_dev_run:
+            callbacks.append(self.record)
         if self.subcommand == "fit":
-            callbacks += [MetricsPosition(), PretrainedExport(self.folder)]
+            callbacks += [MetricsPosition(), PretrainedExport(self.folder, self._keep_what_made_it)]
             changed = ChangedOptions(decisive(self._options.as_dict()), self._options.resume_changed)
             callbacks.append(changed)
         if checkpoints:
@@ -380,25 +350,42 @@ class CommandLine(LightningCLI):
         """Run it, or say what it would take.
 
         Raises:
-            UserError: the checkpoint is of another model, or the job has other devices than the trainer.
+            UserError: another process fits or measures in this folder, or an option cannot be used.
         """
         if self._options.estimate:
             self._estimate()
             return
         try:
-            super()._run_subcommand(subcommand)
-        except (RuntimeError, ValueError, KeyError) as error:
-            path = self._options.get("ckpt_path")
-            if path is not None and str(error).lstrip("'\"").startswith(_RESTORING):
-                raise UserError(
-                    f"the checkpoint {path} does not fit this configuration's model or optimizer; give the one that "
-                    "fit left, or the configuration that it was trained with (config.yaml beside checkpoints/)"
-                ) from error
-            if lost_another(error):
-                raise UserError("another process of this run has ended: its own message says why") from error
-            if "SLURM" in str(error):  # devices or num_nodes are not those of the job
-                raise UserError(" ".join(str(error).split())) from error
-            raise
+            self._check_models()
+            with self._alone():
+                super()._run_subcommand(subcommand)
+                self._finish_record()
+        except Exception as error:
+            told = as_user_error(error, self._options.get("ckpt_path"))
+            if told is None:
+                raise
+            raise told from error
+
+    def _finish_record(self) -> None:
+        """Write what is not written yet of a run that came to its end; a trial run and a teacher's cache leave none."""
+        if not self._options.trainer.fast_dev_run and not self._options.get("cache_teacher"):
+            self.record.finish(self.trainer, self.datamodule)
+
+    def _keep_what_made_it(self, draft: Path) -> None:
+        """Keep this fit's configuration beside the draft that it has just written, for its card and for reports."""
+        if self.task == "distillation":
+            importlib.import_module("tempspec.reporting.measured").write_draft_record(draft, self.record.resolved())
+
+    def _check_models(self) -> None:
+        """Let models that are not there be an error before any text is read; a server's target need not be here."""
+        if self.task == "distillation" and self._options.server is None:
+            drafting = self.model.runner.needs_draft if self.command == "predict" else self.command != "generate"
+            self.model.pair.check(needs_draft=drafting)
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Keep a second command out of this folder; rows have a store that does so itself."""
+        own = self.command in ("fit", "validate", "test") and self.trainer.is_global_zero
+        return claim(self.folder) if own else nullcontext()
 
     def _estimate(self) -> None:
         """Print the table of `tempspec.cli.estimate`.
@@ -428,7 +415,6 @@ class CommandLine(LightningCLI):
         """Write the target's own text and where it comes from."""
         server = self._server()
         if server is not None:
-            SaveConfig(self._parser(self.subcommand), self._options).write(self.trainer, self.datamodule, "predict")
             self._results().generate_served(self.model, self.datamodule, server, self.folder)
             return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)
@@ -449,12 +435,19 @@ class CommandLine(LightningCLI):
             raise UserError(str(error)) from error
 
     def after_fit(self) -> None:
-        """Write the draft's model card; validate and predict write it again with what they measured."""
+        """Write the draft's model card; say where this run's rows are of another draft."""
+        self.after_validate()
+        if self.task == "distillation" and self.trainer.is_global_zero:
+            note = importlib.import_module("tempspec.reporting.measured").rows_of_another_draft(Path(self._options.run))
+            if note:
+                rank_zero_info(note)
+
+    def after_validate(self) -> None:
+        """Write the draft's model card again, with what was measured."""
         if self.task == "distillation" and self.trainer.is_global_zero:
             importlib.import_module("tempspec.reporting.card").write_draft_card(Path(self._options.run))
 
-    after_validate = after_fit
-    after_predict = after_fit
+    after_predict = after_validate
 
     @staticmethod
     def _results() -> ModuleType:

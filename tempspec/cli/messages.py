@@ -20,8 +20,40 @@ _FAMILY = {base: family for family, base in registry.FAMILIES.items()}
 _CLASS = re.compile(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*")
 _NEVER = "Expected a <class 'NoneType'>"
 
+_SOURCE = re.compile(r"data\.(train|validation|test|prompts)(?:\.\w+)?")
+_NO_SOURCE = re.compile(
+    "Not a valid subclass|Unexpected import path|unknown name|expected dict|got .* not of the expected"
+)
+_WRITTEN = {"train": "{path: FILE}, or a list of these"} | dict.fromkeys(
+    ("validation", "test", "prompts"), "sets with names of your own, {NAME: {path: FILE}}"
+)
+"""How text is named, for what the parser takes for the name of a class."""
+
 _OWN = {"cache_teacher": "generate"}
 """Options that one subcommand has alone."""
+
+_ELSEWHERE = {
+    "gpus": "trainer.devices",
+    "num_gpus": "trainer.devices",
+    "epochs": "trainer.max_epochs",
+    "num_train_epochs": "trainer.max_epochs",
+    "steps": "trainer.max_steps",
+    "bf16": "trainer.precision",
+    "fp16": "trainer.precision",
+    "gradient_accumulation_steps": "trainer.accumulate_grad_batches",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "lr": "model.optimizer.lr",
+    "learning_rate": "model.optimizer.lr",
+    "weight_decay": "model.optimizer.weight_decay",
+    "per_device_train_batch_size": "data.batch_size",
+    "max_seq_length": "data.max_length",
+    "max_tokens": "model.sweep.max_new_tokens",
+    "output_dir": "run",
+    "output": "run",
+    "resume": "ckpt_path",
+    "resume_from_checkpoint": "ckpt_path",
+}
+"""What other programs, and versions of Lightning before 2, call an option of ours."""
 
 
 class OneLineErrors(argparse.ArgumentParser):
@@ -80,15 +112,54 @@ def _joined(text: str) -> str:
 
 def _did_you_mean(name: str, names: Iterable[str]) -> str:
     """`did you mean 'x'?`, or the empty string."""
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
-    return f"did you mean {close[0]!r}?" if close else ""
+    close = _closest(name, list(names))
+    return f"did you mean {close!r}?" if close else ""
+
+
+def _closest(name: str, names: list[str]) -> str | None:
+    """The name that is meant: what another program calls so, the same last part elsewhere, its words, its letters.
+
+    >>> _closest("--trainer.gpus", ["--trainer.plugins", "--trainer.devices"])
+    '--trainer.devices'
+    >>> _closest("--model.batch_size", ["--model.beta", "--data.batch_size"])
+    '--data.batch_size'
+    >>> _closest("stop", ["top_p", "stop_at_eos"])
+    'stop_at_eos'
+    >>> _closest("--model.targt", ["--data.train", "--model.target"])
+    '--model.target'
+    """
+    dashes = "--" if name.startswith("--") else ""
+    section, _, last = name.removeprefix("--").rpartition(".")
+    if (known := _ELSEWHERE.get(last)) and dashes + known.rpartition(".")[0] in _sections(names):
+        return dashes + known
+    parts = {other: other.removeprefix("--").rpartition(".")[2] for other in names}
+    alike = [other for other in names if parts[other] == last]
+    words = set(last.split("_"))
+    alike += [other for other in names if _within(section, other) and words < set(parts[other].split("_"))]
+    return next(iter(alike or difflib.get_close_matches(name, names, n=1, cutoff=0.6)), None)
+
+
+def _within(section: str, name: str) -> bool:
+    """Whether an option is of a section."""
+    return name.removeprefix("--").rpartition(".")[0] == section
+
+
+def _sections(names: Iterable[str]) -> set[str]:
+    """The names themselves, and all that they are parts of."""
+    found = set(names) | {""}
+    for name in names:
+        while "." in name:
+            name = name.rpartition(".")[0]
+            found.add(name)
+    return found | {"--"}
 
 
 def _unknown_option(arguments: list[str], names: list[str]) -> str:
     """For an argument that is no option."""
     name = next((argument.partition("=")[0] for argument in arguments if argument.startswith("-")), None)
     if name is None:
-        return f"unexpected argument {arguments[0]!r}: options are written --NAME VALUE"
+        hint = "; a list is one value: '[0, 1]'" if re.fullmatch(r"-?[\d.]+", arguments[0]) else ""
+        return f"unexpected argument {arguments[0]!r}: options are written --NAME VALUE{hint}"
     owner = _OWN.get(name.removeprefix("--"))
     hint = f"it is an option of {owner}; leave it out" if owner else _did_you_mean(name, names)
     return f"unknown option {name}: {hint or '--help lists the options'}"
@@ -117,6 +188,8 @@ def _wrong_value(key: str, details: str) -> str:
     errors = _errors(details)
     specific = [error for error in errors if not re.match(r"Expected a <class '\w+'>(\. Got|$)", error)]
     told = [_one(error, key, subtypes, given) for error in (specific or errors)]
+    if (source := _SOURCE.fullmatch(key)) and any(_NO_SOURCE.match(line) for line in told):
+        return f"{key}: expected {_WRITTEN[source[1]]}" + (f", got {_joined(shown)}" if shown else "")
     got = "" if any("got" in line or "?" in line for line in told) or not shown else f", got {shown}"
     return f"{key}: {'; or '.join(dict.fromkeys(told))}{got}"
 
@@ -137,8 +210,11 @@ def _one(error: str, key: str, subtypes: str, given: str) -> str:
     """One bullet in words."""
     rules: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         (r"Expected a dot import path string: (.*)", lambda found: _unknown_class(found[1], subtypes)),
-        (r"Problem with given class_path '(\S+)': Importing '(\S+)' is not allowed", lambda found: _denied(found[2])),
-        (r".*Importing '(\S+)' .*import path denylist", lambda found: _denied(found[1])),
+        (
+            r"Problem with given class_path '(\S+)': Importing '(\S+)' is not allowed",
+            lambda found: _denied(found[2], subtypes),
+        ),
+        (r".*Importing '(\S+)' .*import path denylist", lambda found: _denied(found[1], subtypes)),
         (r"Problem with given class_path '(\S+)': .*", lambda found: _unknown_class(found[1], subtypes)),
         (r"Option '(\S+)' is not accepted", lambda found: _unknown_argument(found[1], key, subtypes, given)),
         (r"Expected an instantiatable class.*", lambda found: _no_class(subtypes)),
@@ -184,12 +260,8 @@ def _choices(subtypes: str) -> dict[str, type]:
 
 def _unknown_class(name: str, subtypes: str) -> str:
     """For a name that is no class of the family; a registered plugin that is broken tells why."""
-    for base in _bases(subtypes):
-        if family := _FAMILY.get(base.__name__):
-            try:
-                registry.get(family, name)
-            except UserError as error:
-                return str(error)
+    if broken := _broken(name, subtypes):
+        return broken
     names = sorted(_choices(subtypes))
     if not names or not re.fullmatch(r"[\w.]+", name):
         return f"got {name}, which is not of the expected form"
@@ -199,8 +271,22 @@ def _unknown_class(name: str, subtypes: str) -> str:
     return f"unknown name {name!r}: {listed}; got {name}"
 
 
-def _denied(path: str) -> str:
-    """For a class outside the allowlist."""
+def _broken(name: str, subtypes: str) -> str:
+    """Why a name of a family cannot be used, as the registry says; empty where no family is meant."""
+    for base in _bases(subtypes):
+        if family := _FAMILY.get(base.__name__):
+            try:
+                registry.get(family, name)
+            except UserError as error:
+                return str(error)
+    return ""
+
+
+def _denied(path: str, subtypes: str) -> str:
+    """For a class outside the allowlist; one that is registered and broken tells why."""
+    name = path.rpartition(".")[2]
+    if any(plugin.name == name for plugin in registry.scan()) and (broken := _broken(name, subtypes)):
+        return broken
     return (
         f"got {path}, but a configuration may name classes of tempspec, lightning, torch.optim and registered plugins "
         f"only; to allow more set the environment variable TEMPSPEC_ALLOW={path.partition('.')[0]}"

@@ -16,7 +16,7 @@ from tempspec.metrics.sweep import SweepMetrics
 from tempspec.models.hub import weight_files
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.fitted import write_fitted
-from tempspec.modules.prediction import fitted_for
+from tempspec.modules.prediction import draft_identity, fitted_for
 from tempspec.modules.served import ServedGeneration
 from tempspec.modules.server import Server
 from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
@@ -43,15 +43,15 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
     for name, grid in grids.items():
         Console().print(validation_table(grid, title=name))
     if fit is not None:
-        checkpoint = str(module.trainer.ckpt_path) if module.trainer.ckpt_path else None
-        path = write_fitted(folder, fits, fitted_for(module.pair, checkpoint, module.runner.sweep), text)
+        path = write_fitted(folder, fits, fitted_for(module.pair, _checkpoint(module), module.runner.sweep), text)
         for best in fits:
             print(
                 f"target temperature {best.target_temperature:g}: fitted draft temperature {best.draft_temperature:g} "
                 f"accepts {best.acceptance}, the same temperature {best.same}"
             )
         print(f"for draft_temperatures: fitted, see {path}")
-    _write(folder, {cell: found for name, grid in grids.items() for cell, found in _cells(name, grid).items()})
+    cells = {cell: found for name, grid in grids.items() for cell, found in _cells(name, grid).items()}
+    _write(folder, cells, measured=draft_identity(module.pair, _checkpoint(module)))
     write_parquet(folder / "acceptance.parquet", counted)
 
 
@@ -71,7 +71,9 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
     by_category = metrics(named, cell=category_cell_of).to(module.device).estimates()
     if trainer.is_global_zero:
         Console().print(DecodingTable(estimates), *category_tables(by_category), sep="\n\n")
-        _write(folder, estimates | by_category, parameter_ratio=ratio, timing_batch=1)
+        none = {"draft": "", "checkpoint": ""}
+        measured = draft_identity(module.pair, _checkpoint(module)) if module.runner.needs_draft else none
+        _write(folder, estimates | by_category, parameter_ratio=ratio, timing_batch=1, measured=measured)
 
 
 def report_generated(module: DistillationModule, data: TextDataModule, folder: Path) -> None:
@@ -132,6 +134,12 @@ def _weights_digest(target: str) -> str | None:
     if not files:
         return None
     return digest_file(files[0]) if files[0].suffix == ".gguf" else digest_folder(files[0].parent, "*.safetensors")
+
+
+def _checkpoint(module: DistillationModule) -> str | None:
+    """The file that the draft's weights came from, if not from its folder."""
+    path = module.trainer.ckpt_path
+    return str(path) if path else None
 
 
 def _write(folder: Path, estimates: dict[Cell, dict[str, Estimate]], **facts: Any) -> None:

@@ -14,28 +14,31 @@ from tempspec.data.provenance import now, versions
 from tempspec.data.sources import Source
 from tempspec.files import write_atomically
 
-__all__ = ["ENVIRONMENT_FILE", "data_digests", "hardware", "write_environment"]
+__all__ = ["ENVIRONMENT_FILE", "data_digests", "describe_environment", "hardware", "write_environment"]
 
 ENVIRONMENT_FILE = "environment.json"
 
 
-def write_environment(folder: str | Path, sources: Mapping[str, Sequence[Source]], **facts: Any) -> Path:
-    """Write `environment.json` into a stage's folder, whole or not at all; returns the file.
+def describe_environment(sources: Mapping[str, Sequence[Source]], **facts: Any) -> dict[str, Any]:
+    """What a stage runs with, as of now.
 
     Args:
-        folder: the stage's folder.
         sources: what the stage may read, by a name each.
         facts: anything else that json can write, such as the device.
     """
-    record = {
+    return {
         "started": now(),
         "versions": {"python": platform.python_version(), **versions()},
         "hardware": hardware(),
         **facts,
         "data": data_digests(sources),
     }
+
+
+def write_environment(folder: str | Path, environment: Mapping[str, Any]) -> Path:
+    """Write `environment.json` into a stage's folder, whole or not at all; returns the file."""
     file = Path(folder) / ENVIRONMENT_FILE
-    write_atomically(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(file, json.dumps(environment, indent=1, ensure_ascii=False) + "\n")
     return file
 
 

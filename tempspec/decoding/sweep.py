@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -16,6 +16,11 @@ from tempspec.core.acceptance import Truncation
 from tempspec.core.noise import fold
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Pass, Request, Verifier
+
+if TYPE_CHECKING:
+    Temperatures = list[float]
+else:  # a configuration may give one number, which becomes a list
+    Temperatures = list[float] | float
 
 
 @dataclass
@@ -41,8 +46,8 @@ class Sweep:
         compile: compile the forward passes; worth it for small models and long runs. Needs a C++ compiler on a CPU.
     """
 
-    target_temperatures: list[float] = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5])
-    generation_temperatures: list[float] = field(default_factory=lambda: [1.0])
+    target_temperatures: Temperatures = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5])
+    generation_temperatures: Temperatures = field(default_factory=lambda: [1.0])
     draft_temperatures: list[float | Literal["same", "fitted"]] | float | Literal["same", "fitted"] = "same"
     fitted_on: list[str] = field(default_factory=list)
     samples: int = 1
@@ -64,6 +69,8 @@ class Sweep:
             ValueError: an option is out of its range.
         """
         for name in ("target_temperatures", "generation_temperatures"):
+            if not isinstance(given := getattr(self, name), list):
+                setattr(self, name, [given])
             if not getattr(self, name):
                 raise ValueError(f"{name} must hold at least one temperature, got an empty list")
         for name in ("samples", "slots", "batch_size"):

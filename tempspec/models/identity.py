@@ -2,17 +2,23 @@
 
 import hashlib
 import json
+import re
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedTokenizerBase
+from huggingface_hub import try_to_load_from_cache
 
-from tempspec.models.hub import weight_files
+if TYPE_CHECKING:  # it takes seconds to import, and a report asks for digests alone
+    from transformers import PreTrainedTokenizerBase
 
-EDGE = 1 << 20
-"""Bytes read from each end of a file: enough to tell two trained checkpoints apart, whatever their size."""
+__all__ = ["file_digest", "has_weights", "of_earlier_version", "tokenizer_digest", "weights_digest"]
+
+_WEIGHTS = ("*.safetensors", "*.gguf")
+"""Files that hold weights; a draft's conditioning is one of them."""
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """A digest of what a tokenizer does: its serialised rules or vocabulary, special tokens and chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
@@ -23,25 +29,61 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def has_weights(path: str) -> bool:
     """Whether a model's weights lie in a folder here: a hub name has none, nor has a folder of a tokenizer."""
-    return bool(weight_files(path))
+    place = Path(path).expanduser()
+    return place.is_file() or bool(_weight_files(place))
 
 
-def weights_digest(path: str) -> str:
-    """A digest of a model folder's config and of the size and both ends of its weight files; a hub name is its own.
+def weights_digest(path: str | Path, revision: str | None = None) -> str:
+    """A digest of a model folder's config and of every byte of its weight files; a copy elsewhere has the same.
 
     Args:
-        path: a `save_pretrained` folder, a GGUF file or a folder with one, or a hub name.
+        path: a `save_pretrained` folder, a file of weights, or a hub name, which is its own with the commit that the
+            local cache holds.
+        revision: a hub model's branch, tag or commit.
     """
-    folder = Path(path).expanduser()
-    if not folder.exists():
-        return path
-    config = folder / "config.json"  # a GGUF file has its own in it
+    place = Path(path).expanduser()
+    if place.is_file():
+        return file_digest(place)
+    if not place.is_dir():
+        return _hub_identity(str(path), revision)
     digest = hashlib.sha256()
-    for file in sorted([*weight_files(path), *([config] if config.is_file() else [])]):
-        size = file.stat().st_size
-        digest.update(f"{file.name} {size} ".encode())
-        with file.open("rb") as handle:
-            digest.update(handle.read(EDGE))
-            handle.seek(max(0, size - EDGE))
-            digest.update(handle.read(EDGE))
-    return digest.hexdigest()[:16]
+    config = place / "config.json"  # a GGUF file has its own in it
+    for file in ([config] if config.is_file() else []) + _weight_files(place):
+        digest.update(f"{file.name} {file_digest(file)} ".encode())
+    return digest.hexdigest()[:32]
+
+
+def file_digest(path: str | Path) -> str:
+    """A digest of all bytes of a file, read once in a process: some seconds for tens of gigabytes."""
+    path = Path(path)
+    held = path.stat()
+    return _file_digest(path, held.st_size, held.st_mtime_ns, held.st_ino)
+
+
+def of_earlier_version(digest: str) -> bool:
+    """Whether a text begins with a digest as earlier versions made them, of both ends of each weight file.
+
+    >>> of_earlier_version("0123456789abcdef ModelOptions()"), of_earlier_version("0123456789abcdef" * 2)
+    (True, False)
+    """
+    return re.fullmatch(r"[0-9a-f]{16}( .*)?", digest, re.DOTALL) is not None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    return sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+
+
+def _hub_identity(name: str, revision: str | None) -> str:
+    """The name, with the commit of it that is cached: a branch may move."""
+    try:
+        held = try_to_load_from_cache(name, "config.json", revision=revision)
+    except ValueError:  # no name that a hub could have
+        held = None
+    return f"{name} {Path(held).parent.name}" if isinstance(held, str) else name
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(path: Path, size: int, mtime_ns: int, inode: int) -> str:
+    """Of a file as it is now; size, time and inode say when the remembered one no longer holds."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:32]

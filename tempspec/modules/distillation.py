@@ -33,6 +33,7 @@ from tempspec.interfaces import (
 from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.cutting import Spacing
+from tempspec.models.decodable import check_decodable
 from tempspec.models.loading import ModelOptions, cast_weights
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
@@ -121,7 +122,7 @@ class DistillationModule(pl.LightningModule):
         gradient_checkpointing: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
-        validation_temperatures: list[float] | None = None,
+        validation_temperatures: list[float] | float | None = None,
         verifiers: dict[str, Verifier] | None = None,
         drafter: Drafter | None = None,
         length: DraftLength | None = None,
@@ -134,6 +135,7 @@ class DistillationModule(pl.LightningModule):
         if chunk_tokens is not None and chunk_tokens < 0:
             raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
+        temperatures = temperatures if isinstance(temperatures, list) else [temperatures]
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
         if not isinstance(temperature, TemperatureSchedule):
@@ -205,6 +207,7 @@ class DistillationModule(pl.LightningModule):
         if self.draft is None and self._needs_draft():
             self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
         if self.draft is not None and self.stage == "fit":
+            check_decodable(self.draft)  # before it is trained for hours, not after
             if training:  # it may have been measured before, in its own dtype
                 cast_weights(self.draft, torch.float32)
             self._condition(self.draft)

@@ -28,6 +28,8 @@ from tempspec.models.loading import (
 from tempspec.models.quantised import quantised
 from tempspec.models.ragged import check_rows
 
+_NO_DRAFT = "this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number"
+
 
 @dataclass
 class Pair:
@@ -82,6 +84,26 @@ class Pair:
         return load_tokenizer(
             self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code
         )
+
+    def check(self, *, needs_draft: bool) -> None:
+        """Refuse names that lead to no model, and a draft of another tokenizer, without reading any weights.
+
+        Args:
+            needs_draft: whether a draft takes part; without, what names one is not looked at.
+
+        Raises:
+            UserError: saying which name, and why.
+        """
+        options = self.options
+        load_config(self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
+        if not needs_draft or self.draft_layers is not None:
+            return
+        if self.draft is None:
+            raise UserError(_NO_DRAFT)
+        revision, trust = options.draft_revision, options.trust_remote_code
+        load_config(self.draft, revision=revision, trust_remote_code=trust)
+        draft = load_tokenizer(self.draft, revision=revision, trust_remote_code=trust)
+        check_vocabulary(self.tokenizer, draft)
 
     def check_rows(self, length: int) -> None:
         """Refuse rows longer than either model's context, by their configurations alone.
@@ -171,9 +193,7 @@ class Pair:
 
     def _named_draft(self) -> PreTrainedModel:
         if self.draft is None:
-            raise UserError(
-                "this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number"
-            )
+            raise UserError(_NO_DRAFT)
         options = self.options
         check_vocabulary(
             self.tokenizer,

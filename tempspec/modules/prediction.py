@@ -31,8 +31,9 @@ from tempspec.decoding.sweep import (
 )
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Request, StepTimes, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
-from tempspec.models.identity import tokenizer_digest, weights_digest
+from tempspec.models.identity import file_digest, tokenizer_digest, weights_digest
 from tempspec.models.ragged import context_length
+from tempspec.modules.earlier import refuse_earlier_rows
 from tempspec.modules.fitted import read_fitted
 from tempspec.modules.pair import Pair
 from tempspec.modules.step_times import read_step_times, write_step_times
@@ -43,6 +44,9 @@ WARM_UP_TOKENS = 8
 
 _ANSWER = "."
 """Stands for an answer where only the length of a conversation is asked for."""
+
+_WITHOUT_EFFECT = {"shard_target", "trust_remote_code"}
+"""Options of loading that no logit depends on."""
 
 PromptSets = Mapping[str, Sequence[PromptLike]]
 
@@ -111,6 +115,7 @@ class SweepRunner:
         self._order = [key for item in items for key in item.keys()]
         self._checkpoint = checkpoint
         name = "generated" if self.generating else "predictions"
+        refuse_earlier_rows(Path(folder), name)
         self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
         column = "response" if self.generating else "text"
         answers = {row["key"]: row[column] for row in self._store.rows()}
@@ -274,10 +279,12 @@ class SweepRunner:
     def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> dict[str, str]:
         """What the rows are made from, entry by entry."""
         pair = self.pair
-        origin = {"target": f"{weights_digest(pair.target)} {pair.options}"} | self.sweep.origin(prompt_sets)
+        target = weights_digest(pair.target, pair.options.target_revision)
+        origin = {"target": f"{target} {pair.options}"} | self.sweep.origin(prompt_sets)
         if self.generating:
             return origin
-        origin |= draft_identity(pair, checkpoint)
+        if self.needs_draft:
+            origin |= draft_identity(pair, checkpoint)
         origin["drafter"] = f"{describe(self.drafter)} {describe(self.length)}"
         return origin | {f"verifier {label}": describe(verifier) for label, verifier in self.verifiers.items()}
 
@@ -312,18 +319,19 @@ def generated_row(item: WorkItem, pair: Pair, digest: str, text: str, ids: list[
 
 
 def draft_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
-    """Which draft it is, in words that change with its weights."""
-    held = Path(checkpoint).stat() if checkpoint else None
+    """Which draft it is, in words that change with its weights, and not with where they lie."""
     made = f"{pair.draft_layers} {pair.spacing} layers of {pair.width}"
     return {
-        "draft": weights_digest(pair.draft) if pair.draft else made,
-        "checkpoint": f"{checkpoint} {held.st_size} {held.st_mtime_ns}" if held else "",
+        "draft": weights_digest(pair.draft, pair.options.draft_revision) if pair.draft else made,
+        "checkpoint": file_digest(checkpoint) if checkpoint else "",
     }
 
 
 def pair_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
-    """Which target and which draft it is."""
-    return {"target": weights_digest(pair.target)} | draft_identity(pair, checkpoint)
+    """Which target and which draft it is, and how they are loaded: in which dtype, with which attention."""
+    loading = {name: value for name, value in vars(pair.options).items() if name not in _WITHOUT_EFFECT}
+    target = weights_digest(pair.target, pair.options.target_revision)
+    return {"target": target, "loading": str(loading)} | draft_identity(pair, checkpoint)
 
 
 def fitted_for(pair: Pair, checkpoint: str | None, sweep: Sweep) -> dict[str, str]:

@@ -26,8 +26,10 @@ from torch import Tensor
 
 from tempspec.core.noise import fold, uniform
 from tempspec.core.sparse import SparseLogits, draw, top_k
+from tempspec.decoding.sweep import Temperatures
 from tempspec.errors import UserError
 from tempspec.interfaces import Kept
+from tempspec.models.identity import of_earlier_version
 
 __all__ = ["CacheWriter", "CachedTeacher", "TeacherCache", "TeacherOrigin", "fingerprint"]
 
@@ -58,13 +60,14 @@ class CachedTeacher:
     folder: str
     keep: Kept = "top"
     tokens: int = 64
-    temperatures: list[float] = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.5, 2.0])
+    temperatures: Temperatures = field(default_factory=lambda: [0.5, 0.75, 1.0, 1.5, 2.0])
     drawn_at: float = 1.0
     shard_rows: int = 1024
 
     def __post_init__(self) -> None:
         """Refuse what could not be read back."""
-        self.temperatures = sorted({float(temperature) for temperature in self.temperatures})
+        given = self.temperatures if isinstance(self.temperatures, list) else [self.temperatures]
+        self.temperatures = sorted({float(temperature) for temperature in given})
         checks = (
             (self.tokens >= 1, "tokens", "1 or more", self.tokens),
             (self.shard_rows >= 1, "shard_rows", "1 or more", self.shard_rows),
@@ -257,6 +260,11 @@ class TeacherCache:
 
 def _same(folder: Path, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     """Refuse a cache of other rows, another tokenizer, another target, or other options."""
+    if of_earlier_version(str(held.get("weights"))):
+        raise UserError(
+            f"the cached teacher in {folder} is of an earlier version of tempspec, which knew its target by the ends "
+            "of its files: cache it again"
+        )
     reasons = {
         "tokenizer": "it was made with another tokenizer",
         "text": "it was made for another text (data.train, max_length or the held-out share differ)",

@@ -1,6 +1,7 @@
 """The model card of a draft: what it was distilled from, at which temperatures, and what was measured (floor 5).
 
-Everything comes from the files of the run; what was not measured with this very draft is said to be missing.
+Everything comes from the files of the run; what was not measured with this very draft, by the digest of its weights, is
+said to be missing: not the figures of the draft that was in this folder before, nor those of a checkpoint.
 """
 
 import csv
@@ -9,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from huggingface_hub import ModelCard, ModelCardData
 
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
 from tempspec.models.hub import split_name
 from tempspec.models.quantised import quantised
+from tempspec.reporting.measured import fit_config, measured_draft, own_draft
 
 __all__ = ["draft_card", "write_draft_card"]
 
@@ -41,13 +42,13 @@ def draft_card(run: Path) -> ModelCard:
     """The card of the draft that a run's fit left.
 
     Args:
-        run: a folder with `fit/config.yaml`, and where they exist `validate/` and `predict/`.
+        run: a folder with `fit/draft`, and where they exist `validate/` and `predict/`.
 
     Raises:
         UserError: there is no configuration of a fit.
     """
-    config = _config(run / "fit")
-    if config is None:
+    config = fit_config(run / "fit" / "draft")
+    if not config:
         raise UserError(
             f"{run / 'fit' / 'config.yaml'}: expected the configuration of a finished fit, got none; run fit"
         )
@@ -140,25 +141,13 @@ def _estimate(row: Mapping[str, str]) -> str:
 
 def _summary(run: Path, stage: str) -> list[dict[str, str]]:
     """The rows of a stage's summary that measured this draft: all categories together, plain decoding left out."""
-    config, file = _config(run / stage), run / stage / "summary.csv"
-    if config is None or not file.is_file() or not _measures_own_draft(run, config):
+    file = run / stage / "summary.csv"
+    measured = measured_draft(run / stage)
+    if not file.is_file() or measured != {"draft": own_draft(run / "fit" / "draft"), "checkpoint": ""}:
         return []
     with file.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))
     return [row for row in rows if row["verifier"] != "autoregressive" and not row.get("category")]
-
-
-def _measures_own_draft(run: Path, config: Mapping[str, Any]) -> bool:
-    own = (run / "fit").resolve()
-    named = [config["model"].get("draft"), config.get("ckpt_path")]
-    return any(own in Path(path).expanduser().resolve().parents for path in named if path)
-
-
-def _config(folder: Path) -> dict[str, Any] | None:
-    try:
-        return yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except OSError:
-        return None
 
 
 def _paths(data: Mapping[str, Any]) -> list[str]:

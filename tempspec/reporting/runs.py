@@ -19,6 +19,7 @@ from tempspec.metrics.bootstrap import Sums
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.rows import Row
 from tempspec.metrics.sweep import SweepMetrics
+from tempspec.reporting.measured import MEASURING, fit_of_measured, of_other_drafts, of_unknown_drafts
 from tempspec.reporting.records import Estimates
 from tempspec.reporting.study import FILE as STUDY_FILE
 from tempspec.reporting.study import Prefixes, read_study
@@ -214,9 +215,10 @@ def collect(folders: Sequence[str | Path]) -> Collection:
         notes=[note for part in parts for note in part.notes],
     )
     if not any(run.rows or run.analytic_rows for run in merged.runs):
+        reasons = "; ".join(note for note in merged.notes if "left out" in note)
         raise UserError(
             f"{', '.join(map(str, paths))}: expected a finished validate or predict, got none; "
-            "run `tempspec validate` or `tempspec predict` first"
+            + (reasons or "run `tempspec validate` or `tempspec predict` first")
         )
     return replace(merged, notes=[*merged.notes, *_conflicts(parts, merged), *_version_notes(merged.runs)])
 
@@ -234,27 +236,34 @@ def read_run(folder: Path, name: str = "") -> Run:
         raise UserError(f"{folder}: expected a run folder with {', '.join(STAGES)}, got none of these{_inside(folder)}")
     finished = [stage for stage in begun if (folder / stage / STAGES[stage]).is_file()]
     notes = [f"{folder / stage} is not finished: left out" for stage in begun if stage not in finished]
+    configs = {stage: _optional(folder / stage / "config.yaml", yaml.safe_load) for stage in begun}
+    others = of_other_drafts(folder, [stage for stage in MEASURING if stage in finished], configs)
+    finished = [stage for stage in finished if stage not in others]
+    notes += others.values()
     rows: list[Any] = []
     analytic: list[Any] = []
     facts: Mapping[str, Any] = {}
-    fits = _optional(folder / "validate" / "draft_temperatures.json", json.loads)
+    fits: Mapping[str, Any] = {}
     if "predict" in finished:
         rows = _parquet(folder / "predict" / "predictions.parquet", _NEEDED)
         facts = _optional(folder / "predict" / "metrics.json", json.loads)
+    if "validate" not in others:
+        fits = _optional(folder / "validate" / "draft_temperatures.json", json.loads)
     if "validate" in finished and (folder / "validate" / "acceptance.parquet").is_file():
         analytic = _parquet(folder / "validate" / "acceptance.parquet", {"metric", "numerator", "denominator"})
     elif "validate" in finished:
         notes.append(f"{folder / 'validate'} has no acceptance.parquet: left out; run validate again")
+    kept = [stage for stage in begun if stage not in others]
     return Run(
         name=name or _clean(folder.resolve().name),
         folder=folder,
-        configs={stage: _optional(folder / stage / "config.yaml", yaml.safe_load) for stage in begun},
-        environments={stage: _optional(folder / stage / "environment.json", json.loads) for stage in begun},
+        configs={stage: configs[stage] for stage in kept},
+        environments={stage: _optional(folder / stage / "environment.json", json.loads) for stage in kept},
         rows=rows,
         analytic_rows=analytic,
         parameter_ratio=facts.get("parameter_ratio"),
         fitted=[(fit["target_temperature"], fit["draft_temperature"]) for fit in fits.get("fits", [])],
-        notes=notes,
+        notes=notes + of_unknown_drafts(folder, [stage for stage in MEASURING if stage in finished], configs),
     )
 
 
@@ -292,7 +301,7 @@ def _single(path: Path, beside: Sequence[Path]) -> Collection:
 
 def _labels(run: Run) -> dict[str, Any]:
     """What the fit of the measured draft says: its objective, and the temperature where that is constant or uniform."""
-    model = _fit_of_measured(run).get("model") or {}
+    model = fit_of_measured(run.folder, run.configs).get("model") or {}
     schedule, labels = model.get("temperature"), {"divergence": json.dumps(model.get("divergence"), sort_keys=True)}
     if isinstance(schedule, int | float):
         return labels | {"train_temperature": float(schedule)}
@@ -302,16 +311,6 @@ def _labels(run: Run) -> dict[str, Any]:
     if kind == "Constant":
         return labels | {"train_temperature": float(given.get("temperature", 1.0))}
     return labels | {"train_temperature": f"{given['low']:g} to {given['high']:g}"} if kind == "Uniform" else {}
-
-
-def _fit_of_measured(run: Run) -> Mapping[str, Any]:
-    """The configuration of the fit that left the draft which predict or validate measured; empty if none is found."""
-    for config in (run.configs[stage] for stage in ("predict", "validate") if stage in run.configs):
-        for path in ((config.get("model") or {}).get("draft"), config.get("ckpt_path")):
-            for above in Path(path).expanduser().resolve().parents if path else ():
-                if above.name == "fit":
-                    return _optional(above / STAGES["fit"], yaml.safe_load)
-    return {}
 
 
 def _unique(drafts: Sequence[Draft]) -> list[Draft]:

@@ -69,11 +69,11 @@ def test_the_card_says_what_was_measured_and_what_was_not(distilled, run, world)
     assert card.data.base_model is None  # a local folder is no hub name
     assert "- divergence: ForwardKL" in card.text
     assert card.text.count("not measured with this draft") == 2
-    assert run("validate", "--config", world / "pair.yaml")[0] == 0  # of the draft before training
+    assert run("validate", "--config", world / "pair.yaml", "--before")[0] == 0
     assert ModelCard.load(file).text.count("not measured with this draft") == 2
     for command in ("validate", "predict"):
         options = FEW if command == "predict" else ()
-        code, _, error = run(command, "--config", world / "pair.yaml", "--model.draft", file.parent, *options)
+        code, _, error = run(command, "--config", world / "pair.yaml", *options)
         assert code == 0, error
     text = ModelCard.load(file).text
     assert "not measured" not in text

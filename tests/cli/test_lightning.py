@@ -183,7 +183,7 @@ def test_fitted_draft_temperatures_belong_to_a_checkpoint(run, world, tmp_path):
     assert code == 0, error
     code, _, error = run("predict", *config, *FITTED, *SMALL, "--ckpt_path", "last")
     assert code == 0, error
-    code, _, error = run("predict", *config, *FITTED, *SMALL)
+    code, _, error = run("predict", *config, *FITTED, *SMALL, "--before")
     assert code == 2
     assert "(changed: checkpoint)" in error
 

@@ -20,6 +20,17 @@ def test_tensorboard_gets_what_the_csv_gets(run, world, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "[TensorBoardLogger, CSVLogger]"])
+def test_a_logger_without_a_folder_writes_into_the_stage(logger, run, world, tmp_path):
+    code, _, error = run("fit", "--config", world / "pair.yaml", "--trainer.logger", logger, "--trainer.max_steps", 1)
+    assert code == 0, error
+    config = yaml.safe_load((tmp_path / "runs/pair/fit/config.yaml").read_text())
+    found = config["trainer"]["logger"]
+    for each in found if isinstance(found, list) else [found]:
+        assert each["init_args"]["save_dir"] == "runs/pair/fit"
+    assert list((tmp_path / "runs/pair/fit/lightning_logs").glob("version_0/events.*"))
+
+
 @pytest.mark.parametrize("name", ["TensorBoardLogger", "WandbLogger", "MLFlowLogger", "CSVLogger"])
 def test_every_logger_of_lightning_can_be_named(name, run, world):
     code, printed, error = run("fit", "--config", world / "pair.yaml", "--trainer.logger", name, "--print_config")

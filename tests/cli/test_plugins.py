@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import yaml
 
 from tempspec import registry
+from tempspec.interfaces import Divergence
 
 
 def listed(printed):
@@ -105,3 +107,23 @@ def test_a_wrong_option_is_one_line(arguments, says, run):
     assert code == 2
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_a_class_that_lacks_a_method_is_said_to_lack_it(run, world, monkeypatch):
+    half = types.ModuleType("myplug")
+    half.HalfTV = type("HalfTV", (Divergence,), {"__module__": "myplug"})
+    monkeypatch.setitem(sys.modules, "myplug", half)
+    declared = [*registry._declared(), registry.Plugin("divergences", "HalfTV", "myplug:HalfTV", "my-plug", "0.1")]
+    monkeypatch.setattr(registry, "_declared", lambda: iter(declared))
+    registry.load.cache_clear()
+    try:
+        with pytest.warns(registry.RegistryWarning):
+            registry.load()
+        for name in ("HalfTV", "myplug.HalfTV"):
+            code, _, error = run("fit", "--config", world / "pair.yaml", "--model.divergence", name)
+            assert code == 2
+            assert "expected a concrete class, got one without per_position" in error
+            assert "TEMPSPEC_ALLOW" not in error
+    finally:
+        monkeypatch.undo()
+        registry.load.cache_clear()

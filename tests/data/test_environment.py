@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tempspec.data.digest import digest_file
-from tempspec.data.environment import data_digests, hardware, write_environment
+from tempspec.data.environment import data_digests, describe_environment, hardware, write_environment
 from tempspec.data.sources import Source
 
 
@@ -16,7 +16,7 @@ def source(tmp_path):
 def test_the_record_names_versions_hardware_data_and_the_facts_of_the_stage(source, tmp_path):
     folder = tmp_path / "fit"
     folder.mkdir()
-    file = write_environment(folder, {"train": [source]}, device="cpu", processes=1)
+    file = write_environment(folder, describe_environment({"train": [source]}, device="cpu", processes=1))
     record = json.loads(file.read_text())
     assert list(folder.iterdir()) == [file]
     assert {"python", "tempspec", "torch"} <= set(record["versions"])

@@ -4,7 +4,7 @@ import random
 
 import torch
 
-from tempspec.data.environment import write_environment
+from tempspec.data.environment import describe_environment, write_environment
 from tempspec.files import write_atomically
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.prefixes import PromptSums
@@ -69,7 +69,7 @@ def write_predict(folder, rates, *, sets=("in",), verifier="token", draft_temper
     write_atomically(
         folder / "predict" / "config.yaml", f"seed_everything: 1\nrun: {folder.name}\nrates: {list(rates.values())}\n"
     )
-    write_environment(folder / "predict", {}, device="cpu")
+    write_environment(folder / "predict", describe_environment({}, device="cpu"))
     return folder
 
 

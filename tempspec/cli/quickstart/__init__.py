@@ -64,18 +64,17 @@ def steps(folder: Path) -> Iterator[Step]:
         (corpus,),
     )
     target, draft, before, distilled = (folder / name for name in TEMPLATES)
-    trained = ("--model.draft", str(distilled / "fit" / "draft"))
     yield _lightning("train a small target on it", "fit", configs["target"], target)
     yield _lightning("train a draft on the same text, without the target", "fit", configs["draft"], draft)
     yield _lightning("acceptance of that draft at every temperature", "validate", configs["before"], before)
     yield _lightning("decode held-out prompts with it", "predict", configs["before"], before)
     yield _lightning("distil the draft from the target", "fit", configs["distilled"], distilled)
-    yield _lightning("decode the same prompts again", "predict", configs["distilled"], distilled, trained)
+    yield _lightning("decode the same prompts again", "predict", configs["distilled"], distilled)
 
 
-def _lightning(title: str, command: str, config: Path, run: Path, more: tuple[str, ...] = ()) -> Step:
+def _lightning(title: str, command: str, config: Path, run: Path) -> Step:
     """A step that is a subcommand of tempspec with a configuration."""
-    line = (command, "--config", str(config), *more)
+    line = (command, "--config", str(config))
 
     def execute() -> None:
         last = run / "fit" / "checkpoints" / "last.ckpt"

@@ -64,9 +64,8 @@ class Jobs:
             steps.append(
                 Step("fit", f"{run.name}: distil", _shown(fit), lambda: self._fit(fit, folder), leaves, depends)
             )
-            line += ("--model.draft", str(folder / "fit" / "draft"))
-            made = [option for option in ("draft_layers", "draft_width") if option in config["model"]]
-            line += tuple(word for option in made for word in (f"--model.{option}", "null"))
+        else:
+            line += ("--before",)  # whatever a fit of another day may have left in the folder
         for command, title in (("validate", "acceptance at every temperature"), ("predict", "decode")):
             steps.append(
                 self._stage(f"{run.name}: {title}", (command, *line), folder, (*texts.values(), _text(config)))
@@ -79,7 +78,7 @@ class Jobs:
         Raises:
             UserError: a wrong option.
         """
-        arguments = ["predict", "--config", str(self._write(name, config))]
+        arguments = ["predict", "--config", str(self._write(name, config)), "--before"]
         return cast(DistillationModule, lightning.run(arguments, command_line=_Rehearsal))
 
     def _stage(self, title: str, line: tuple[str, ...], folder: Path, depends: tuple[str, ...]) -> Step:

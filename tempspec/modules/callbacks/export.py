@@ -1,5 +1,6 @@
 """The trained model as a `save_pretrained` folder (floor 5)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -39,10 +40,12 @@ class PretrainedExport(Callback):
 
     Args:
         folder: the folder that the module's own `export_name` is put into.
+        record: called with the folder of the model whenever it was written, on rank 0: to keep beside it what made it.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, record: Callable[[Path], None] = lambda model: None) -> None:
         self.folder = Path(folder)
+        self.record = record
         self.best = ""
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -75,8 +78,9 @@ class PretrainedExport(Callback):
         module = cast(Exportable, pl_module)
         state = whole_state(module.export_model())
         if trainer.is_global_zero:
-            folder = self.folder / module.export_name
-            save_model(module.export_model(), module.tokenizer, folder, state, module.export_dtype)
+            model = self.folder / module.export_name
+            save_model(module.export_model(), module.tokenizer, model, state, module.export_dtype)
+            self.record(model)
 
 
 def _best_path(trainer: Trainer) -> str:

@@ -1,0 +1,43 @@
+"""Which model validate, test and predict measure: what this run's fit left, or what is named (floor 6)."""
+
+from pathlib import Path
+from typing import Any
+
+from tempspec.cli.ahead import Ahead
+
+__all__ = ["MEASURING", "measure_what_was_trained"]
+
+MEASURING = ("validate", "test", "predict")
+"""The subcommands that measure a model."""
+
+_LEFT = {
+    "distillation": ("draft", "draft", {"draft_layers": None, "draft_width": None}),
+    "language-model": ("model", "pretrained", {"shape": None}),
+}
+"""By task: fit's folder of it, the option that names one, and what else names a model, with what says nothing."""
+
+
+def measure_what_was_trained(options: Any, task: str, ahead: Ahead) -> str:
+    """Let a measuring subcommand read what this run's fit left.
+
+    Not where the command line names a model, or asks for the one `--before` fit.
+
+    Args:
+        options: the parsed configuration of the subcommand, without a checkpoint; changed in place.
+        task: what is run.
+        ahead: what the command line itself says.
+
+    Returns:
+        A line that says which model is measured; empty where there is nothing to say.
+    """
+    folder, option, others = _LEFT[task]
+    if options.before or ahead.names(f"model.{option}", *(f"model.{other}" for other in others)):
+        return ""
+    fit = Path(options.run) / "fit"
+    trained = fit / folder
+    if not (trained / "config.json").is_file():
+        return f"{fit} has left no {folder} yet: measuring what the configuration names" if fit.is_dir() else ""
+    options.model[option] = str(trained)
+    for name, nothing in others.items():
+        options.model[name] = nothing
+    return f"measuring the {folder} that this run trained, {trained}; --before measures what the configuration names"

@@ -1,0 +1,40 @@
+"""Lightning's Trainer with one more entry point (floor 6)."""
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from tempspec.errors import UserError
+
+__all__ = ["GeneratingTrainer"]
+
+
+class GeneratingTrainer(Trainer):
+    """Lightning's Trainer with one more entry point."""
+
+    def generate(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        cache_teacher: bool = False,
+    ) -> None:
+        """Write the target's own text at the sweep's generation temperatures, or what `model.teacher` keeps of it.
+
+        Args:
+            model: a module with `begin_generation`.
+            datamodule: where the prompts come from.
+            ckpt_path: a checkpoint file, or `last`.
+            cache_teacher: cache the target's logits on the training rows, as model.teacher says; no text is written.
+
+        Raises:
+            UserError: a cache is to be written by several processes.
+        """
+        if cache_teacher:
+            if self.world_size > 1:
+                raise UserError(
+                    f"--cache-teacher expected one process, got {self.world_size}: set trainer.num_nodes and "
+                    "trainer.devices to 1"
+                )
+            model.cache_teacher(datamodule, self.strategy.root_device)  # type: ignore[operator]
+            return
+        model.begin_generation()  # type: ignore[operator]
+        self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)
