@@ -99,8 +99,8 @@ def experiment(world, tmp_path_factory):
 def commands(folder, run, *more):
     config = ["--config", f"{folder}/pair.yaml", "--run", str(run), *more]
     yield ["fit", *config, *FIT]
-    yield ["validate", *config, *FITTED]
-    yield ["predict", *config, *DECODING, *FITTED]
+    yield ["validate", *config, *FITTED, "--before"]  # drafts that were fitted apart differ in their last digits
+    yield ["predict", *config, *DECODING, *FITTED, "--before"]
     yield ["generate", *config, *DECODING]
 
 
