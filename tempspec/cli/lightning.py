@@ -34,7 +34,6 @@ from tempspec.errors import UserError
 from tempspec.files import replacing, write_atomically
 from tempspec.modules.callbacks import GracefulStop, LastCheckpoint, PretrainedExport
 from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
-from tempspec.modules.prediction import DecodingProgress
 from tempspec.modules.server import Server
 from tempspec.modules.sharding import register_fsdp2
 
@@ -352,7 +351,7 @@ class CommandLine(LightningCLI):
         """What every run gets besides the user's own callbacks."""
         callbacks: list[Callback] = [GracefulStop()]
         if self._options.trainer.enable_progress_bar is not False:
-            callbacks += [DecodingProgress(), Progress()]  # in this order: the bar shows what was just counted
+            callbacks.append(Progress())
         if self.subcommand == "fit":
             callbacks += [MetricsPosition(), PretrainedExport(self.folder)]
         if checkpoints:

@@ -2,7 +2,7 @@
 
 from tempspec.modules.callbacks.export import Exportable, PretrainedExport
 from tempspec.modules.callbacks.finite import FiniteLoss
-from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, stop_asked
+from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, ask_stop, stop_code
 from tempspec.modules.callbacks.last import LastCheckpoint
 from tempspec.modules.callbacks.monitor import TrainingMonitor
 from tempspec.modules.callbacks.seed import BatchInStep, BatchSeed
@@ -17,5 +17,6 @@ __all__ = [
     "PretrainedExport",
     "Stopped",
     "TrainingMonitor",
-    "stop_asked",
+    "ask_stop",
+    "stop_code",
 ]
