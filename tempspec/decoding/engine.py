@@ -105,7 +105,8 @@ class Engine:
         if drafter is None or not drafter.needs_model:
             draft = None
         if drafter is not None and drafter.target_layers is not None:
-            draft = first_layers(target, drafter.target_layers, option=f"{type(drafter).__name__}: layers")
+            named = f"{type(drafter).__name__}: layers"
+            draft = first_layers(target, drafter.target_layers, option=named, share=True)
         self._conditioned = draft is not None and is_conditioned(draft)
         if compile and self._conditioned:
             raise UserError("a draft that is conditioned on the temperature cannot be compiled: set compile to false")

@@ -25,7 +25,7 @@ for command in json.loads(sys.argv[1]):
         sys.exit(code)
 """
 TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
-DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.batch_size", "2"]
+DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.slots", "2"]
 FITTED = ["--model.sweep.draft_temperatures", "fitted", "--model.sweep.target_temperatures", "[0.7, 1.5]"]
 FIT = ["--trainer.max_steps", "20", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
 MACHINES = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]

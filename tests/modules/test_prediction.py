@@ -224,7 +224,7 @@ def test_metrics_from_disk_are_those_of_the_rows(make, data, trainer):
     module = make()
     rows = predict(module, data, trainer)
     whole, named = sweep_metrics(module.runner.store, module.runner.order, 0.5)
-    assert whole.estimates() == pytest.approx(SweepMetrics.of_rows(rows, parameter_ratio=0.5).estimates(), nan_ok=True)
+    assert repr(whole.estimates()) == repr(SweepMetrics.of_rows(rows, parameter_ratio=0.5).estimates())
     assert not named.cells
 
 
