@@ -144,6 +144,19 @@ def test_two_processes_are_one(experiment, run, tmp_path):
         )
 
 
+@pytest.mark.slow  # two processes
+def test_a_signal_to_one_process_ends_decoding_in_both(experiment, tmp_path):
+    *_, predict, _ = commands(experiment, tmp_path / "run", *MACHINES, "--model.sweep.write_every", "0")
+    many = ["--model.sweep.target_temperatures", "[1.0]", "--model.sweep.draft_temperatures", "same"]
+    ranks = start([[*predict, *many, "--model.sweep.samples", "400"]], torchruns)
+    parts = tmp_path / "run/predict/predictions.parts"
+    while not list(parts.glob("0001-*")):
+        assert [rank.poll() for rank in ranks] == [None, None]
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    ended(ranks, 128 + signal.SIGTERM)
+
+
 def test_torchrun_starts_two_processes_on_one_machine(experiment, run, tmp_path):
     one, two = ([*next(commands(experiment, tmp_path / name)), "--trainer.max_steps", "3"] for name in ("one", "two"))
     assert run(*one)[0] == 0

@@ -230,11 +230,14 @@ def test_metrics_from_disk_are_those_of_the_rows(make, data, trainer):
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
 def test_predict_and_generate_run_in_half_precision(make, data, trainer, precision):
-    sweep = Sweep([0.0], max_new_tokens=4, timing_prompts=0)
-    module = make(sweep, verifiers={"token": TokenwiseRejection()})
-    trainer(precision=precision).predict(module, data, return_predictions=False)
-    module.runner.finish()
-    assert len(module.runner.store.keys()) == 8
+    sweep = Sweep([0.0], generation_temperatures=[0.0], max_new_tokens=4, timing_prompts=0)
+    for generating in (False, True):
+        module = make(sweep, verifiers={"token": TokenwiseRejection()})
+        if generating:
+            module.begin_generation()
+        trainer(precision=precision).predict(module, data, return_predictions=False)
+        module.runner.finish()
+        assert len(module.runner.store.keys()) == 8
 
 
 def test_slots_are_full_until_the_work_runs_out(make, data, trainer):
