@@ -3,8 +3,8 @@
 fit, predict and generate of a small pair, and a study of two drafts, are stopped by SIGKILL, SIGTERM and SIGINT at
 moments drawn over their whole life, started again with the same command line, and at last left to finish. Every run is
 a process of its own, forked from one that has only imported the package: imports would be most of its life. What they
-leave is compared with what an unbroken run leaves: weights byte for byte, logged losses, every row but its clock times and its closed
-forms, whose last digits depend on a row's neighbours.
+leave is compared with what an unbroken run leaves: weights byte for byte, logged losses, every row but its clock times
+and its closed forms, whose last digits depend on a row's neighbours.
 """
 
 from __future__ import annotations

@@ -104,6 +104,6 @@ def _shared_store() -> Any:
     patience = timedelta(seconds=300)
     make: Any = torch.distributed.TCPStore  # type: ignore[attr-defined]  # documented, but without a stub
     store = make(host, 0, None, True, patience, wait_for_workers=False) if first else None
-    port = [store.port if first else 0]
+    port = [0 if store is None else store.port]
     torch.distributed.broadcast_object_list(port)
-    return store if first else make(host, port[0], None, False, patience, wait_for_workers=False)
+    return store or make(host, port[0], None, False, patience, wait_for_workers=False)

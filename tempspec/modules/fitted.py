@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tempspec.errors import UserError
+from tempspec.files import write_atomically
 from tempspec.metrics.draft_temperature import FittedTemperature
 
 NAME = "draft_temperatures.json"
@@ -26,7 +27,7 @@ def write_fitted(
     path = folder / NAME
     digest = hashlib.sha256(" ".join(map(str, text)).encode()).hexdigest()[:16]
     content = {"models": dict(models), "text": digest, "fits": [asdict(fit) for fit in fits]}
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
     return path
 
 
