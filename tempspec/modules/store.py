@@ -123,7 +123,7 @@ class RowStore:
         for path in self._files():
             with _opened(path) as file:
                 names = ["key", *(name for name in columns if name != "key" and name in file.schema_arrow.names)]
-                for batch in file.iter_batches(ROW_GROUP, columns=names):
+                for batch in _batches(file, names):
                     table = pa.Table.from_batches([batch]).select(names)
                     kept = table.filter(pc.is_in(table["key"], value_set=wanted))
                     if kept.num_rows:
@@ -175,16 +175,29 @@ class RowStore:
 
         Rows come in the order of these keys; those of other sweeps follow, as they were.
         """
-        files = self._files()
-        if self._parts.exists() and files:
+        files = [self._in_small_groups(path) for path in self._files()] if self._parts.exists() else []
+        if files:
             places = self._places(files)
             keys = iter(dict.fromkeys([*(key for key in order if key in places), *places]))
             schema = pa.unify_schemas([pq.read_schema(path) for path in files], promote_options="permissive")
             with replacing(self._final) as partial, pq.ParquetWriter(partial, schema) as writer:
                 while chunk := [places[key] for key in islice(keys, ROW_GROUP)]:
                     writer.write_table(_gathered(files, chunk, schema))
+                    pa.default_memory_pool().release_unused()
         shutil.rmtree(self._parts, ignore_errors=True)
         let_go(self._parts.parent)
+
+    def _in_small_groups(self, path: Path) -> Path:
+        """The file, or a copy of one from an earlier version whose row groups are too large to read one at a time."""
+        with _opened(path) as file:
+            groups = range(file.num_row_groups)
+            if all(file.metadata.row_group(group).num_rows <= ROW_GROUP for group in groups):
+                return path
+            copy = self._parts / f".{path.name}.groups"
+            with pq.ParquetWriter(copy, file.schema_arrow) as writer:
+                for batch in _batches(file):
+                    writer.write_batch(batch)
+        return copy
 
 
 def _merged(held: Any, entry: str | Sequence[str]) -> str | None:
@@ -212,6 +225,12 @@ def _opened(path: Path) -> pq.ParquetFile:
         file.close()
         raise UserError(f"{path} holds rows without keys, which no run left: choose another --run folder")
     return file
+
+
+def _batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The rows, some at a time; asked for one row group after the other, or Arrow would keep all it has read."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(ROW_GROUP, row_groups=[group], columns=columns)
 
 
 def _read(path: Path) -> pa.Table:

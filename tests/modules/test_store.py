@@ -138,6 +138,18 @@ def test_many_rows_are_merged_in_order_some_at_a_time(tmp_path, monkeypatch):
     assert pq.ParquetFile(store.path).num_row_groups == 7
 
 
+def test_a_file_of_one_large_row_group_is_merged_too(tmp_path, monkeypatch):
+    store, keys = RowStore(tmp_path, "rows", ORIGIN), [f"k{number}" for number in range(8)]
+    store.append(rows(*keys))
+    store.finish(keys)
+    assert pq.ParquetFile(store.path).num_row_groups == 1  # as earlier versions wrote any number of rows
+    monkeypatch.setattr(module, "ROW_GROUP", 3)
+    store.append(rows("new"))
+    store.finish(["new", *keys[::-1]])
+    assert [row["key"] for row in store.rows()] == ["new", *keys[::-1]]
+    assert [path.name for path in tmp_path.iterdir() if "parts" in path.name] == []
+
+
 def test_a_column_is_read_for_the_keys_asked_for(tmp_path):
     store = RowStore(tmp_path, "rows", ORIGIN)
     store.append([{"key": key, "text": key.upper(), "ids": [1] * number} for number, key in enumerate("abc")])
