@@ -69,7 +69,7 @@ class Texts:
         prompts = {
             part: {"path": str(self._stories(part)), "limit": TRAINING, "prompt_tokens": PROMPT} for part in parts
         }
-        sweep = {"generation_temperatures": [heat], "max_new_tokens": RESPONSE, "slots": 64, "batch_size": 256}
+        sweep = {"generation_temperatures": [heat], "max_new_tokens": RESPONSE, "slots": 64}
         config = {
             "run": str(folder),
             "model": {"target": self.target, "sweep": sweep},

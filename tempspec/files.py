@@ -1,14 +1,23 @@
-"""Files that are there whole or not at all (floor 0: standard library only)."""
+"""Files that are there whole or not at all, and folders held by one run at a time (floor 0: standard library only)."""
 
-import fcntl
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is held
+    fcntl = None  # type: ignore[assignment]
+
 from tempspec.errors import UserError
 
-__all__ = ["claim", "replacing", "write_atomically"]
+__all__ = ["let_go", "replacing", "take_hold", "write_atomically"]
+
+_LOCK = ".lock"
+_held: dict[Path, int] = {}
+"""The lock files that this process holds, with their open descriptors."""
 
 
 @contextmanager
@@ -35,29 +44,53 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-@contextmanager
-def claim(folder: Path) -> Iterator[None]:
-    """Keep every other process that claims the folder out of it; the system gives it back however this one ends.
+def take_hold(folder: Path) -> None:
+    """Hold a folder for this process alone, until `let_go` or the process ends; twice in one process is once.
 
-    No file is left. Where the file system knows no locks nobody is kept out.
+    The folder gets a file `.lock` that names the process. Where the file system knows no locks, nothing is held.
 
     Args:
-        folder: a folder that is there.
+        folder: of a run's stage; it exists.
 
     Raises:
         UserError: another process holds it.
     """
-    handle = os.open(folder, os.O_RDONLY)
+    path = folder.resolve() / _LOCK
+    if path in _held or fcntl is None:
+        return
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 200).decode(errors="replace") or "a process"
+            os.close(descriptor)
+            raise UserError(
+                f"{folder} is in use by another run ({holder}): wait until it has ended, or choose another --run folder"
+            ) from error
+        except OSError:
+            os.close(descriptor)
+            return
+        if _is_at(descriptor, path):
+            break
+        os.close(descriptor)  # who held it has just let go, and the file with it
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    _held[path] = descriptor
+
+
+def let_go(folder: Path) -> None:
+    """Let other processes hold the folder again; nothing where this process does not hold it."""
+    path = folder.resolve() / _LOCK
+    descriptor = _held.pop(path, None)
+    if descriptor is not None:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one that the path names."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise UserError(
-            f"another tempspec is at work in {folder}: wait for it, or choose another --run folder"
-        ) from error
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(handle)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False

@@ -7,8 +7,8 @@ subfolder of.
 import importlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, cast
@@ -34,10 +34,9 @@ from tempspec.cli.trained import MEASURING, measure_what_was_trained
 from tempspec.cli.trainer import GeneratingTrainer
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
-from tempspec.files import claim, write_atomically
+from tempspec.files import let_go, take_hold, write_atomically
 from tempspec.modules.callbacks import ChangedOptions, GracefulStop, LastCheckpoint, PretrainedExport, decisive
 from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
-from tempspec.modules.prediction import DecodingProgress
 from tempspec.modules.server import Server
 from tempspec.modules.sharding import register_fsdp2
 
@@ -333,7 +332,7 @@ class CommandLine(LightningCLI):
         """What every run gets besides the user's own callbacks."""
         callbacks: list[Callback] = [GracefulStop()]
         if self._options.trainer.enable_progress_bar is not False:
-            callbacks += [DecodingProgress(), Progress()]  # in this order: the bar shows what was just counted
+            callbacks.append(Progress())
         if not self._options.trainer.fast_dev_run:
             callbacks.append(self.record)
         if self.subcommand == "fit":
@@ -382,10 +381,17 @@ class CommandLine(LightningCLI):
             drafting = self.model.runner.needs_draft if self.command == "predict" else self.command != "generate"
             self.model.pair.check(needs_draft=drafting)
 
-    def _alone(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         """Keep a second command out of this folder; rows have a store that does so itself."""
         own = self.command in ("fit", "validate", "test") and self.trainer.is_global_zero
-        return claim(self.folder) if own else nullcontext()
+        if own:
+            take_hold(self.folder)
+        try:
+            yield
+        finally:
+            if own:
+                let_go(self.folder)
 
     def _estimate(self) -> None:
         """Print the table of `tempspec.cli.estimate`.

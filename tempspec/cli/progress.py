@@ -1,23 +1,65 @@
-"""The progress bar of all stages (floor 6)."""
+"""The progress of all stages: a bar on a terminal, and for decoding lines where there is none (floor 6)."""
 
-from typing import Any
+import sys
+from collections.abc import Callable
+from time import monotonic
+from typing import Any, TextIO
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
+from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn, ProcessingSpeedColumn
 from rich.progress import BarColumn, ProgressColumn
 
-from tempspec.modules.prediction import DecodingProgress
+from tempspec.decoding.pace import Pace
 
-__all__ = ["Progress"]
+__all__ = ["PaceLines", "Progress"]
+
+FIRST_LINE = 5.0
+"""Seconds from the first token to the first line."""
+
+LINE_EVERY = 30.0
+"""Seconds between two lines."""
+
+
+class PaceLines:
+    """One line now and then about a pass that is being decoded.
+
+    Args:
+        stream: where the lines go; standard error by default.
+        clock: seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._name = ""
+        self._due: float | None = None
+
+    def show(self, pace: Pace) -> None:
+        """Write a line if it is time for one."""
+        if pace.name != self._name:
+            self._name, self._due = pace.name, None
+        if not pace.counts.tokens:
+            return
+        now = self._clock()
+        if self._due is None:
+            self._due = now + FIRST_LINE
+        if now >= self._due:
+            self._due = now + LINE_EVERY
+            print(pace, file=self._stream or sys.stderr, flush=True)
 
 
 class Progress(RichProgressBar):
-    """Rich's bar with short names: `train/loss` is shown as `loss`, no version number, four digits."""
+    """Rich's bar with short names: `train/loss` is shown as `loss`, no version number, four digits.
+
+    Predict and generate count rows, not Lightning's batches.
+    """
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         """Lightning's columns, short enough that the metrics stand on the same line of 80 columns."""
-        columns = [column for column in super().configure_columns(trainer) if type(column) is not ProcessingSpeedColumn]
+        # Of decoding we know more than how many rows are done: its time left goes by tokens.
+        dropped = (ProcessingSpeedColumn, CustomTimeColumn) if trainer.predicting else (ProcessingSpeedColumn,)
+        columns = [column for column in super().configure_columns(trainer) if type(column) not in dropped]
         for column in columns:
             if isinstance(column, BarColumn):
                 column.bar_width = 6
@@ -36,14 +78,34 @@ class Progress(RichProgressBar):
         last = self.trainer.max_epochs or 0
         return f"Epoch {current_epoch}" + (f"/{last - 1}" if last > 0 else "")
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Advance, and show what decoding measured so far."""
-        super().on_predict_batch_end(trainer, pl_module, *args, **kwargs)
-        bar, progress = self.predict_progress_bar_id, self.progress
-        figures = [c.figures() for c in trainer.callbacks if isinstance(c, DecodingProgress)]  # type: ignore[attr-defined]
-        if bar is not None and progress is not None and figures:
-            shown = "  ".join(f"{name} {value}" for name, value in figures[0].items())
-            progress.update(bar, description=f"{self.predict_description}  {shown}")
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch what decodes."""
+        super().on_predict_start(trainer, pl_module)
+        runner = getattr(pl_module, "runner", None)
+        if runner is not None and self.is_enabled and trainer.is_global_zero:
+            terminal = self._console is not None and self._console.is_terminal
+            runner.watch = self._show if terminal else PaceLines().show
+
+    def on_predict_batch_start(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leave the bar alone: it stays over all passes."""
+
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+        """Leave the bar alone: it has moved with the rows."""
+
+    def _show(self, pace: Pace) -> None:
+        """Move the bar."""
+        if self.progress is None:
+            return
+        if self.predict_progress_bar_id is None:
+            self.predict_progress_bar_id = self._add_task(pace.all_rows, pace.name)
+        figures = "  ".join(f"{name} {value}" for name, value in pace.figures().items())
+        self.progress.update(
+            self.predict_progress_bar_id,
+            total=pace.all_rows,
+            completed=pace.rows,
+            description=f"{pace.name}  {figures}",
+        )
+        self.refresh()
 
 
 def _label(name: str) -> str:

@@ -1,6 +1,5 @@
 """What the Lightning subcommands leave behind: tables on the screen, metrics.json and summary.csv (floor 6)."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ from tempspec.data.module import TextDataModule
 from tempspec.data.provenance import Provenance, write_provenance
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.metrics.rows import Cell, category_cell_of
-from tempspec.metrics.sweep import SweepMetrics
+from tempspec.metrics.rows import Cell
 from tempspec.models.hub import weight_files
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.fitted import write_fitted
 from tempspec.modules.prediction import draft_identity, fitted_for
+from tempspec.modules.row_metrics import sweep_metrics
 from tempspec.modules.served import ServedGeneration
 from tempspec.modules.server import Server
+from tempspec.modules.store import RowStore
 from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
 from tempspec.reporting.tables import DecodingTable, category_tables, validation_table
 
@@ -56,24 +56,28 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
 
 
 def report_sweep(module: DistillationModule, folder: Path) -> None:
-    """Merge the rows of predict, print their table and write its files; every rank calls it, rank 0 writes.
+    """Merge the rows of predict, print their table and write its files; every rank calls it, rank 0 does it.
 
     Args:
         module: after predict.
         folder: the stage's folder.
     """
-    trainer = module.trainer
-    rows = module.runner.finish(trainer.global_rank)
-    ratio = module.parameter_ratio
-    metrics = partial(SweepMetrics.of_rows, parameter_ratio=ratio, rank=trainer.global_rank, world=trainer.world_size)
-    named = [row for row in rows if row["category"]]
-    estimates = metrics(rows).to(module.device).estimates()
-    by_category = metrics(named, cell=category_cell_of).to(module.device).estimates()
-    if trainer.is_global_zero:
-        Console().print(DecodingTable(estimates), *category_tables(by_category), sep="\n\n")
-        none = {"draft": "", "checkpoint": ""}
-        measured = draft_identity(module.pair, _checkpoint(module)) if module.runner.needs_draft else none
-        _write(folder, estimates | by_category, parameter_ratio=ratio, timing_batch=1, measured=measured)
+    runner, ratio = module.runner, module.parameter_ratio
+    runner.finish(module.trainer.global_rank)
+    if not module.trainer.is_global_zero:
+        return
+    whole, named = sweep_metrics(runner.store, runner.order, ratio)
+    estimates, by_category = whole.estimates(), named.estimates()
+    Console().print(DecodingTable(estimates), *category_tables(by_category), sep="\n\n")
+    none = {"draft": "", "checkpoint": ""}
+    measured = draft_identity(module.pair, _checkpoint(module)) if runner.needs_draft else none
+    facts = {
+        "measured": measured,
+        "parameter_ratio": ratio,
+        "slots": runner.sweep.slots,
+        "timing_slots": list(whole.timing_slots),
+    }
+    _write(folder, estimates | by_category, **facts, **runner.busy_share())
 
 
 def report_generated(module: DistillationModule, data: TextDataModule, folder: Path) -> None:
@@ -84,9 +88,9 @@ def report_generated(module: DistillationModule, data: TextDataModule, folder: P
         data: where the prompts came from.
         folder: the stage's folder.
     """
-    rows = module.runner.finish(module.trainer.global_rank)
+    module.runner.finish(module.trainer.global_rank)
     if module.trainer.is_global_zero:
-        _report_rows(rows, module.runner.store.path, module, data, None)
+        _report_rows(module.runner.store, module.runner.order, module, data, None)
 
 
 def generate_served(module: DistillationModule, data: TextDataModule, server: Server, folder: Path) -> None:
@@ -99,33 +103,35 @@ def generate_served(module: DistillationModule, data: TextDataModule, server: Se
         folder: the stage's folder.
     """
     served = ServedGeneration(module.pair, module.runner.sweep, server)
-    rows, path = served.run(data.prompt_sets(folder), folder)
-    _report_rows(rows, path, module, data, served.facts)
+    store, keys = served.run(data.prompt_sets(folder), folder)
+    _report_rows(store, keys, module, data, served.facts)
 
 
 def _report_rows(
-    rows: list[Any], path: Path, module: DistillationModule, data: TextDataModule, server: dict[str, str] | None
+    store: RowStore, keys: list[str], module: DistillationModule, data: TextDataModule, server: dict[str, str] | None
 ) -> None:
-    """The record beside a file of generated rows, and one line about both."""
+    """The record beside a file of generated rows, which is of all of them, and one line about this sweep's."""
     pair, sweep = module.pair, module.runner.sweep
     files = {name: source.file for name, source in data.prompt_sources.items()}
+    digests = {name: digest_path(file) if file.exists() else None for name, file in files.items()}
+    count, tokens = store.count("response_ids", keys)
     record = Provenance(
         target=pair.target,
         target_revision=pair.options.target_revision,
         weights_digest=_weights_digest(pair.target) if server is None else None,
-        generation_temperatures=sweep.generation_temperatures,
+        generation_temperatures=store.distinct("generation_temperature"),
         top_k=sweep.top_k,
         top_p=sweep.top_p,
         min_p=sweep.min_p,
         seed=sweep.seed,
-        prompt_sets={name: digest_path(file) if file.exists() else None for name, file in files.items()},
-        count=len(rows),
+        prompt_sets=dict.fromkeys(store.distinct("prompt_set")) | digests,
+        count=len(store.keys()),
         target_quantised=pair.quantised if server is None else None,
         server=server,
     )
-    beside = write_provenance(path.parent, record)
-    tokens = sum(len(row["response_ids"]) for row in rows)
-    print(f"{len(rows)} responses, {tokens} tokens: {path}; where they come from: {beside}")
+    beside = write_provenance(store.path.parent, record)
+    more = f" beside {record.count - count} of other sweeps" if record.count > count else ""
+    print(f"{count} responses, {tokens} tokens{more}: {store.path}; where they come from: {beside}")
 
 
 def _weights_digest(target: str) -> str | None:

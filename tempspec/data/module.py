@@ -267,14 +267,9 @@ class TextDataModule(LightningDataModule):
         return self._eval_loader(self._test)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """The module's work list over the prompt sets, shared out over the ranks."""
+        """The module's work list over the prompt sets, pass by pass; processes take of it as they have time."""
         assert self.trainer is not None
-        work = self.trainer.lightning_module.work(self.prompt_sets())  # type: ignore[operator]
-        return work_loader(work, self._sampler(len(work)))
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move tensors; leave work items as they are, which Lightning would copy one by one, or refuse if frozen."""
-        return batch if "items" in batch else super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return work_loader(self.trainer.lightning_module.work(self.prompt_sets()))  # type: ignore[operator]
 
     # -- parts --------------------------------------------------------------------------------------------------------
 

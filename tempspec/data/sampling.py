@@ -171,28 +171,10 @@ class ResumableLoader(DataLoader[Any]):
         }
 
 
-class WorkItems(Dataset[dict[str, Any]]):
-    """The predict work list by `Slot`: `{"items": [...], "filler": bool}`; a filler holds no items.
-
-    A rank without work of its own still takes part, and nothing is done twice.
-
-    Args:
-        work: batches of items.
-    """
-
-    def __init__(self, work: Sequence[Sequence[Any]]) -> None:
-        self.work = work
-
-    def __getitem__(self, slot: Slot) -> dict[str, Any]:
-        return {"items": [] if slot.filler else list(self.work[slot.row]), "filler": slot.filler}
-
-    def __len__(self) -> int:
-        return len(self.work)
-
-
-def work_loader(work: Sequence[Sequence[Any]], sampler: ShardSampler) -> DataLoader[Any]:
-    """A loader over a work list, one entry a step, of which the sampler takes this rank's share."""
-    return DataLoader(WorkItems(work), batch_size=None, sampler=sampler, collate_fn=_unchanged)
+def work_loader(work: Sequence[Any]) -> DataLoader[Any]:
+    """A loader that hands every process all passes of a work list, as they are, one a step."""
+    passes: Any = list(work)
+    return DataLoader(passes, batch_size=None, collate_fn=_unchanged)
 
 
 def _unchanged(item: Any) -> Any:

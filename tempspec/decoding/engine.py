@@ -7,8 +7,7 @@ target's cache holds every token of a row but the last, so a round feeds the las
 Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token buffer.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
 from itertools import pairwise
 from statistics import mean
@@ -36,6 +35,8 @@ from tempspec.decoding.rounds import (
 )
 from tempspec.decoding.slots import Laws, Row, Slots
 from tempspec.decoding.step_times import pass_seconds
+from tempspec.decoding.tally import Tally
+from tempspec.decoding.waiting import Waiting
 from tempspec.errors import UserError
 from tempspec.interfaces import (
     Completion,
@@ -133,7 +134,8 @@ class Engine:
         if drafter is None or not drafter.needs_model:
             draft = None
         if drafter is not None and drafter.target_layers is not None:
-            draft = first_layers(target, drafter.target_layers, option=f"{type(drafter).__name__}: layers")
+            named = f"{type(drafter).__name__}: layers"
+            draft = first_layers(target, drafter.target_layers, option=named, share=True)
         self._conditioned = draft is not None and is_conditioned(draft)
         if compile and self._conditioned:
             raise UserError("a draft that is conditioned on the temperature cannot be compiled: set compile to false")
@@ -157,6 +159,7 @@ class Engine:
         self._context = context_length(target.config)
         self._switch = factor_switch(target.config)
         self._capacity = 0
+        self.tally = Tally()
 
     def check_prompt(self, request: Request) -> None:
         """Refuse a prompt that the target cannot read.
@@ -198,28 +201,36 @@ class Engine:
 
     @torch.inference_mode()
     @unconditioned_after
-    def run(self, requests: Sequence[Request], stop: Callable[[], bool] | None = None) -> Iterator[Completion]:
+    def run(self, requests: Iterable[Request], stop: Callable[[], bool] | None = None) -> Iterator[Completion]:
         """Decode all requests; yields each as it finishes, in no particular order.
+
+        An iterator is asked for a request whenever a slot is free. It may run dry and go on: it is asked again as long
+        as a row is in flight, so that whoever takes the completions can add to it. `reserve` room for its longest
+        request; one that is longer waits until no row is in flight.
 
         Args:
             requests: what to decode.
             stop: asked before every round; once it says yes, what is not finished is dropped.
 
         Raises:
-            UserError: see `check`, raised before any token is decoded; or a model's logits are no numbers.
+            UserError: see `check`, raised before any token of a sequence is decoded; or logits are no numbers.
         """
-        for request in requests:
-            self.check(request)
-        if not requests:
-            return
-        self.reserve(max(self.end(request) for request in requests))
-        queue = deque(requests)
-        slots = Slots(self._slot_count, self._capacity, self._target.device)
+        if isinstance(requests, Sequence):
+            for request in requests:
+                self.check(request)
+            if requests:
+                self.reserve(max(map(self.end, requests)))
+        queue = Waiting(iter(requests))
+        slots: Slots | None = None
         laws: Laws | None = None
         noise: NoiseAhead | None = None
-        while (queue or any(slots.rows)) and not (stop is not None and stop()):
-            if queue and slots.free:
-                self._admit(slots, queue)
+        self.tally.begin()
+        while (slots is not None and any(slots.rows)) or queue.filled():
+            if stop is not None and stop():
+                break
+            if slots is None or not any(slots.rows):
+                slots = self._room_for(queue, slots)
+            if slots.free and self._admit(slots, queue):
                 laws = None
             began = perf_counter()
             if laws is None or len(laws.seed_B) != len(slots.batch):
@@ -228,6 +239,14 @@ class Engine:
                 noise = NoiseAhead(laws.seed_B, slots.rounds(), max(self._longest, self._nodes) + 1)
             self._round(slots, laws, noise, began)
             yield from self._release(slots)
+
+    def _room_for(self, queue: Waiting, slots: Slots | None) -> Slots:
+        """Empty slots that the next request fits into."""
+        before = self._capacity
+        self.reserve(self.end(queue.head))
+        if slots is None or self._capacity != before:
+            return Slots(self._slot_count, self._capacity, self._target.device)
+        return slots
 
     def end(self, request: Request) -> int:
         """The length at which a request is finished, prompt included."""
@@ -238,7 +257,7 @@ class Engine:
 
         Done once for all runs to come, it spares them new caches and, compiled, new shapes.
         """
-        capacity = -(-(longest_row + max(self._longest, self._nodes) + 1) // ALIGNMENT) * ALIGNMENT
+        capacity = self._padded(longest_row)
         if capacity <= self._capacity:
             return
         target, draft = self._models
@@ -246,6 +265,10 @@ class Engine:
         wide, narrow = ((self._longest + 1,), (1, 2)) if self._compile else ((), ())
         self._target = RaggedModel(target, self._slot_count, capacity, wide)
         self._draft = RaggedModel(draft, self._slot_count, capacity, narrow) if draft is not None else None
+
+    def _padded(self, longest_row: int) -> int:
+        """The positions that rows of this length take."""
+        return -(-(longest_row + max(self._longest, self._nodes) + 1) // ALIGNMENT) * ALIGNMENT
 
     @property
     def cache_bytes(self) -> int:
@@ -278,17 +301,22 @@ class Engine:
 
     # -- admission ----------------------------------------------------------------------------------------------------
 
-    def _admit(self, slots: Slots, queue: deque[Request]) -> None:
-        """Fill free slots from the queue and prefill them, prompts of one length class together."""
+    def _admit(self, slots: Slots, queue: Waiting) -> bool:
+        """Fill free slots from the queue and prefill them, prompts of one length class together; whether any was."""
         classes: dict[int, list[int]] = {}
-        for index in slots.free[: len(queue)]:
-            request = queue.popleft()
+        for index in slots.free:
+            if not queue.filled() or self._padded(self.end(queue.head)) > self._capacity:
+                break
+            request = queue.take()
+            self.check(request)
+            self.tally.take()
             length = len(request.prompt)
             slots.rows[index] = Row(request, Completion(request), length, self.end(request), length - 1)
             slots.token_ST[index, :length] = slots.integers(request.prompt)
             classes.setdefault(bucketed(length), []).append(index)
         for members in classes.values():
             self._prefill(slots, members)
+        return bool(classes)
 
     def _prefill(self, slots: Slots, members: list[int]) -> None:
         """Feed all prompt tokens but the last to both models, in chunks."""
@@ -346,6 +374,7 @@ class Engine:
     def _charge(self, turn: Turn, began: float) -> None:
         """Share a round's time among its rows: the models' forward passes, and all else as overhead."""
         active = [row.completion.seconds for row in turn.rows if row is not None]
+        self.tally.round(len(active), self._slot_count)
         verify = self._target.stopwatch.take() / len(active)
         draft = self._draft.stopwatch.take() / len(active) if self._draft is not None else 0.0
         overhead = (perf_counter() - began) / len(active) - verify - draft
@@ -462,7 +491,9 @@ class Engine:
                 draft_finite, target_finite, accepted, drafted, tested, *emitted = counts[index]
                 if not (draft_finite and target_finite):
                     raise UserError(no_numbers("target" if draft_finite else "draft", row))
+                length = row.length
                 append_round(row, emitted[: accepted + 1], drafted, tested)
+                self.tally.emit(row.length - length, row.completion.tested[-1], row.completion.accepted[-1])
                 foresight.append(row.completion, index)
                 so_far = row.last[3] + tested, row.last[4] + accepted
                 row.last = (turn.limits[index], drafted, accepted, *so_far)

@@ -4,10 +4,8 @@ Every item has a key of its own, which names its row for ever, and a seed that d
 alone (and the turn of a conversation): verifiers, temperatures and drafts are compared on the same noise.
 """
 
-import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -39,11 +37,14 @@ class Sweep:
         top_p: keep the smallest set of most likely tokens with this mass, in (0, 1].
         min_p: keep tokens at least this fraction as likely as the most likely one, in [0, 1].
         stop_at_eos: end a completion with the model's end-of-sequence token.
-        slots: rows decoded together in the pass that measures acceptance.
-        batch_size: requests between two writes; an interrupted run continues behind the last one, in the same batches.
-        timing_prompts: prompts of each set for the pass that measures speed, one at a time; 0 leaves it out.
+        slots: rows decoded together in the pass that measures acceptance; full until the work runs out.
+        write_every: seconds between two writes of finished rows: what an interruption loses at most of them.
+        timing_prompts: prompts of each set for the pass that measures speed; 0 leaves it out.
+        timing_slots: the batch sizes that speed is measured at. At 1 each prompt is decoded alone; at B so many prompts
+            of a set are decoded together, and what is left of them is not timed.
         seed: all sampling noise derives from it.
         compile: compile the forward passes; worth it for small models and long runs. Needs a C++ compiler on a CPU.
+        batch_size: read and ignored; `slots` and `write_every` took its place.
     """
 
     target_temperatures: Temperatures = field(default_factory=lambda: [0.0, 0.5, 1.0, 1.5])
@@ -57,10 +58,12 @@ class Sweep:
     min_p: float = 0.0
     stop_at_eos: bool = True
     slots: int = 16
-    batch_size: int = 64
+    write_every: float = 10.0
     timing_prompts: int = 8
+    timing_slots: list[int] = field(default_factory=lambda: [1])
     seed: int = 0
     compile: bool = False
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse values that no run could use, before anything is loaded.
@@ -73,11 +76,12 @@ class Sweep:
                 setattr(self, name, [given])
             if not getattr(self, name):
                 raise ValueError(f"{name} must hold at least one temperature, got an empty list")
-        for name in ("samples", "slots", "batch_size"):
+        for name in ("samples", "slots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.timing_prompts < 0:
-            raise ValueError(f"timing_prompts must be 0 (no timing) or more, got {self.timing_prompts}")
+        if not self.write_every >= 0:
+            raise ValueError(f"write_every must be 0 (write every row at once) or more seconds, got {self.write_every}")
+        self._check_timing()
         for name in ("target_temperatures", "generation_temperatures"):
             values = set(getattr(self, name))
             if len({f"{value:g}" for value in values}) < len(values):
@@ -86,6 +90,25 @@ class Sweep:
         unfitted = {temperature: temperature for temperature in self.target_temperatures}
         for target, draft in [*self.temperatures(unfitted), *generation]:  # a request checks the ranges
             self.request((0,), target, draft, seed=0, key="")
+
+    def _check_timing(self) -> None:
+        if self.timing_prompts < 0:
+            raise ValueError(f"timing_prompts must be 0 (no timing) or more, got {self.timing_prompts}")
+        if not self.timing_slots or min(self.timing_slots) < 1:
+            raise ValueError(f"timing_slots must hold batch sizes of 1 or more, got {self.timing_slots}")
+        if 0 < self.timing_prompts < max(self.timing_slots):
+            raise ValueError(
+                f"timing_prompts must be at least {max(self.timing_slots)}, the largest of timing_slots, got "
+                f"{self.timing_prompts}"
+            )
+
+    def tell_dropped(self) -> None:
+        """Say in one line which options of a configuration are of no use any more."""
+        if self.batch_size is not None:
+            rank_zero_info(
+                f"sweep.batch_size ({self.batch_size}) is not used any more: sweep.slots rows are decoded together, "
+                "from one running queue, and finished rows are written every sweep.write_every seconds"
+            )
 
     @property
     def truncation(self) -> Truncation:
@@ -124,14 +147,11 @@ class Sweep:
         ]
         return list(dict.fromkeys(pairs))
 
-    def origin(self, prompt_sets: "Mapping[str, Sequence[PromptLike]]") -> dict[str, str]:
-        """What every completion depends on besides the models, entry by entry."""
+    def origin(self, prompt_sets: "Mapping[str, Sequence[PromptLike]]") -> dict[str, str | list[str]]:
+        """What every completion depends on besides the models, entry by entry; prompts may be added to a set's end."""
         sampling = f"{self.max_new_tokens} {self.top_k} {self.top_p} {self.min_p} {self.stop_at_eos}"
-        origin = {"sampling": sampling, "seed": str(self.seed)}
-        for name, prompts in prompt_sets.items():
-            keys = " ".join(str(prompt.key) for prompt in prompts)
-            origin[f"prompts {name}"] = hashlib.sha256(keys.encode()).hexdigest()[:16]
-        return origin
+        prompts = {f"prompts {name}": [str(one.key) for one in members] for name, members in prompt_sets.items()}
+        return {"sampling": sampling, "seed": str(self.seed)} | prompts
 
     def request(
         self,
@@ -197,13 +217,14 @@ class WorkItem:
     its opening is in the work list; `then` makes each later turn when the one before is answered.
 
     Attributes:
-        pass_: `acceptance` (batched) or `timing` (alone).
+        pass_: `acceptance` or `timing`.
         verifier: the label, `BASELINE` for the baseline.
         prompt_set: the set's name.
         prompt: the prompt; its key is the bootstrap cluster.
         sample: 0 to samples - 1.
         request: what to decode; its key names this item.
         answers: what was answered to the earlier turns of the conversation.
+        timing_slots: of the timing pass, the batch size that it measures; 0 in the other.
     """
 
     pass_: Pass
@@ -213,6 +234,7 @@ class WorkItem:
     sample: int
     request: Request
     answers: tuple[str, ...] = ()
+    timing_slots: int = 0
 
     @property
     def key(self) -> str:
@@ -247,6 +269,8 @@ def work_list(
     fitted: Mapping[float, float] | None = None,
 ) -> list[WorkItem]:
     """All items: the batched pass verifier by verifier, then the timing pass with baseline and verifiers interleaved.
+
+    The timing pass comes once for each of its batch sizes.
 
     A verifier for temperature 0 alone gets no other temperature. `fitted` is that of `Sweep.temperatures`.
 
@@ -310,17 +334,6 @@ def unanswered(openings: Iterable[WorkItem], answers: Mapping[str, str], context
     return left
 
 
-def batches(items: Sequence[WorkItem], batch_size: int) -> list[list[WorkItem]]:
-    """Cut items into batches of one pass and one verifier; timing items stay alone."""
-    groups = groupby(items, key=lambda item: (item.pass_, item.verifier))
-    cut: list[list[WorkItem]] = []
-    for (pass_, _), group in groups:
-        members = list(group)
-        size = batch_size if pass_ == "acceptance" else 1
-        cut += [members[at : at + size] for at in range(0, len(members), size)]
-    return cut
-
-
 def _acceptance(
     sweep: Sweep,
     pairs: Sequence[tuple[float, float]],
@@ -343,12 +356,17 @@ def _timing(
     prompt_sets: Mapping[str, Sequence[PromptLike]],
     stop_ids: Collection[int],
 ) -> Iterator[WorkItem]:
-    for name, prompts in prompt_sets.items():
-        for prompt in prompts[: sweep.timing_prompts]:
-            for target, draft in pairs:
-                labels = [label for label, rule in verifiers.items() if (target, draft) in _allowed(pairs, rule)]
-                for label in [BASELINE, *labels] if labels else []:
-                    yield _item(sweep, "timing", label, name, prompt, target, draft, 0, stop_ids)
+    for size in dict.fromkeys(sweep.timing_slots):
+        for name, prompts in prompt_sets.items():
+            timed = prompts[: sweep.timing_prompts]
+            if timed and len(timed) < size:
+                rank_zero_info(f"speed at {size} slots is not measured on {name}: it has {len(timed)} prompts")
+            for at in range(0, len(timed) - size + 1, size):
+                for target, draft in pairs:
+                    labels = [label for label, rule in verifiers.items() if (target, draft) in _allowed(pairs, rule)]
+                    for label in [BASELINE, *labels] if labels else []:
+                        for prompt in timed[at : at + size]:
+                            yield _item(sweep, "timing", label, name, prompt, target, draft, 0, stop_ids, size)
 
 
 def _allowed(pairs: Sequence[tuple[float, float]], verifier: Verifier) -> list[tuple[float, float]]:
@@ -365,11 +383,13 @@ def _item(
     draft: float,
     sample: int,
     stop_ids: Collection[int],
+    timing_slots: int = 0,
 ) -> WorkItem:
-    key = f"{pass_}/{label}/{name}/{prompt.index}/t{target:g}/d{draft:g}/s{sample}"
+    kind = f"{pass_}{timing_slots}" if timing_slots > 1 else pass_
+    key = f"{kind}/{label}/{name}/{prompt.index}/t{target:g}/d{draft:g}/s{sample}"
     seed = int(fold(sweep.seed, prompt.key, sample))
     request = sweep.request(prompt.ids, target, draft, seed=seed, key=key, stop_ids=stop_ids)
-    return WorkItem(pass_, label, name, prompt, sample, request)
+    return WorkItem(pass_, label, name, prompt, sample, request, timing_slots=timing_slots)
 
 
 def _turn_key(opening: str, turn: int) -> str:

@@ -8,7 +8,17 @@ from typing import NotRequired, TypedDict
 
 from tempspec.interfaces import BASELINE, Completion, Pass
 
-__all__ = ["Cell", "Row", "category_cell_of", "cell_of", "row_from_completion"]
+__all__ = [
+    "METRIC_COLUMNS",
+    "PLACE_COLUMNS",
+    "Cell",
+    "Row",
+    "at_slots",
+    "category_cell_of",
+    "cell_of",
+    "row_from_completion",
+    "timed_together",
+]
 
 
 # The functional form, because `pass` is a keyword of Python.
@@ -23,6 +33,7 @@ Row = TypedDict(
         "prompt_key": int,  # a stable int64 of the prompt's content: the bootstrap's cluster, in every run
         "category": str,  # what the prompt is among those of its set; empty where the set has none
         "turn": int,  # of a conversation, from 1
+        "timing_slots": NotRequired[int | None],  # of the timing pass: rows decoded together; 1 where it is missing
         "sample": int,  # which of the samples of the same prompt
         "target_temperature": float,
         "draft_temperature": float,  # the target's for plain decoding
@@ -45,6 +56,21 @@ Row = TypedDict(
         "text": NotRequired[str],  # the decoded tokens, added by whoever knows the tokenizer
     },
 )
+
+
+PLACE_COLUMNS = (
+    *("pass", "timing_slots", "verifier", "prompt_set", "category"),
+    *("target_temperature", "draft_temperature"),
+)
+"""What says which cell and which metrics a row belongs to."""
+
+METRIC_COLUMNS = (
+    *PLACE_COLUMNS,
+    *("prompt_key", "tokens", "drafted", "tested", "accepted"),
+    *("expected", "foreseen", "optimum", "total_variation", "kl"),
+    *("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead"),
+)
+"""What any metric reads of a row; of `tokens` only how many they are."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,6 +97,20 @@ def cell_of(row: Row) -> Cell:
     return Cell(row["verifier"], row["prompt_set"], row["target_temperature"], row["draft_temperature"])
 
 
+def timed_together(row: Row) -> int:
+    """Of a row of the timing pass: how many were decoded together."""
+    return row.get("timing_slots") or 1
+
+
+def at_slots(metric: str, slots: int) -> str:
+    """The name of a metric of the timing pass at a batch size: at 1 its own.
+
+    >>> at_slots("speedup", 1), at_slots("speedup", 8)
+    ('speedup', 'speedup_at_8')
+    """
+    return metric if slots == 1 else f"{metric}_at_{slots}"
+
+
 def category_cell_of(row: Row) -> Cell:
     """The cell of its own category that a row belongs to."""
     return replace(cell_of(row), category=row["category"])
@@ -88,6 +128,7 @@ def row_from_completion(
     key: str,
     category: str = "",
     turn: int = 1,
+    timing_slots: int = 0,
 ) -> Row:
     """The row of a finished request.
 
@@ -102,6 +143,7 @@ def row_from_completion(
         key: the item's unique name.
         category: what the prompt is among those of its set.
         turn: which turn of a conversation, from 1.
+        timing_slots: of the timing pass, how many rows were decoded together; 0 in the other.
     """
     request, seconds = completion.request, completion.seconds
     return {
@@ -113,6 +155,7 @@ def row_from_completion(
         "prompt_key": prompt_key,
         "category": category,
         "turn": turn,
+        "timing_slots": timing_slots,
         "sample": sample,
         "target_temperature": request.target_temperature,
         "draft_temperature": request.target_temperature if label == BASELINE else request.proposal_temperature,

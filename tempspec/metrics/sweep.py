@@ -36,7 +36,7 @@ from tempspec.metrics.decoding import (
     longest_draft,
 )
 from tempspec.metrics.ratio import to_estimate
-from tempspec.metrics.rows import Cell, Row, cell_of
+from tempspec.metrics.rows import Cell, Row, at_slots, cell_of, timed_together
 
 __all__ = ["DecodingMetrics", "SweepMetrics", "compare"]
 
@@ -45,16 +45,24 @@ class DecodingMetrics(nn.Module):
     """All decoding metrics of one cell.
 
     Rows of the acceptance pass feed all but tokens per second and the overhead's share, which the timing pass feeds
-    alone: a batched request's seconds say nothing about its latency.
+    alone, those of each of its batch sizes under a name of their own: see `at_slots`.
 
     Args:
         longest: the most tokens that a round drafts.
         parameter_ratio: the draft's parameters over the target's, None where no draft model is used (no MBSU).
         replicates: bootstrap replicates.
+        timing_slots: the batch sizes of the timing pass.
     """
 
-    def __init__(self, longest: int, parameter_ratio: float | None = None, replicates: int = REPLICATES) -> None:
+    def __init__(
+        self,
+        longest: int,
+        parameter_ratio: float | None = None,
+        replicates: int = REPLICATES,
+        timing_slots: Sequence[int] = (1,),
+    ) -> None:
         super().__init__()
+        self.timing_slots = tuple(timing_slots)
         self.acceptance_rate = AcceptanceRate(replicates=replicates)
         self.analytic_acceptance = AnalyticAcceptance(replicates=replicates)
         self.draft_acceptance = DraftAcceptance(replicates=replicates)
@@ -68,21 +76,31 @@ class DecodingMetrics(nn.Module):
         self.joint_acceptance = JointAcceptance(longest, replicates=replicates)
         self.accepted_length_share = AcceptedLengthHistogram(longest, replicates=replicates)
         self.mbsu = None if parameter_ratio is None else MBSU(parameter_ratio, replicates=replicates)
-        self.tokens_per_second = TokensPerSecond(replicates=replicates)
-        self.overhead_share = OverheadShare(replicates=replicates)
+        for slots in self.timing_slots:
+            self.add_module(at_slots("tokens_per_second", slots), TokensPerSecond(replicates=replicates))
+            self.add_module(at_slots("overhead_share", slots), OverheadShare(replicates=replicates))
 
     def update(self, *rows: Row) -> None:
         """Count requests of this cell."""
-        for pass_ in {row["pass"] for row in rows}:
-            members = [row for row in rows if row["pass"] == pass_]
-            for metric in self.of_pass(pass_):
+        parts: dict[int, list[Row]] = {}
+        for row in rows:
+            parts.setdefault(timed_together(row) if row["pass"] == "timing" else 0, []).append(row)
+        for slots, members in parts.items():
+            for metric in self._fed_by(slots):
                 metric.update(*members)
 
-    def of_pass(self, pass_: str) -> list[RowRatio]:
-        """The metrics that rows of a pass feed."""
-        metrics = [metric for metric in self.children() if isinstance(metric, RowRatio)]
+    def _fed_by(self, slots: int) -> list[RowRatio]:
+        """The metrics that rows of the timing pass at a batch size feed; at 0 those of the acceptance pass."""
+        if slots:
+            return [self.timed(name, slots) for name in ("tokens_per_second", "overhead_share")]
         timed = TokensPerSecond, OverheadShare
-        return [metric for metric in metrics if isinstance(metric, timed) == (pass_ == "timing")]
+        return [one for one in self.children() if isinstance(one, RowRatio) and not isinstance(one, timed)]
+
+    def timed(self, name: str, slots: int) -> RowRatio:
+        """A metric of the timing pass at one of its batch sizes."""
+        metric = self.get_submodule(at_slots(name, slots))
+        assert isinstance(metric, RowRatio)
+        return metric
 
     def scalars(self) -> dict[str, RowRatio]:
         """The metrics of one number, by name."""
@@ -113,6 +131,7 @@ class SweepMetrics(nn.Module):
         parameter_ratio: the draft's parameters over the target's, None where no draft model is used.
         replicates: bootstrap replicates.
         cell: the cell of a row: `category_cell_of` tells the categories of a set apart.
+        timing_slots: the batch sizes of the timing pass.
     """
 
     def __init__(
@@ -123,11 +142,15 @@ class SweepMetrics(nn.Module):
         parameter_ratio: float | None = None,
         replicates: int = REPLICATES,
         cell: Callable[[Row], Cell] = cell_of,
+        timing_slots: Sequence[int] = (1,),
     ) -> None:
         super().__init__()
+        self.timing_slots = tuple(timing_slots)
         self._cell = cell
         self.cells = tuple(dict.fromkeys(cells))
-        self.metrics = nn.ModuleList(DecodingMetrics(longest, parameter_ratio, replicates) for _ in self.cells)
+        self.metrics = nn.ModuleList(
+            DecodingMetrics(longest, parameter_ratio, replicates, timing_slots) for _ in self.cells
+        )
         self._of_cell = {cell: index for index, cell in enumerate(self.cells)}
 
     def __getitem__(self, cell: Cell) -> DecodingMetrics:
@@ -158,9 +181,22 @@ class SweepMetrics(nn.Module):
             world: the number of processes.
             cell: the cell of a row.
         """
-        metrics = cls(map(cell, rows), longest=longest_draft(rows), parameter_ratio=parameter_ratio, cell=cell)
+        metrics = cls(
+            map(cell, rows),
+            longest=longest_draft(rows),
+            parameter_ratio=parameter_ratio,
+            cell=cell,
+            timing_slots=sorted({timed_together(row) for row in rows if row["pass"] == "timing"} or {1}),
+        )
         metrics.update(*rows[rank::world])
         return metrics
+
+    def alone(self) -> "SweepMetrics":
+        """These metrics for one process that counts all rows: no estimate is a collective any more."""
+        for metric in self.modules():
+            if isinstance(metric, RowRatio):
+                metric.sync_on_compute = False
+        return self
 
     def update(self, *rows: Row) -> None:
         """Count requests, new or replayed from disk.
@@ -188,23 +224,29 @@ class SweepMetrics(nn.Module):
         """
         found = {cell: self[cell].estimates() for cell in self.cells}
         for cell in self.cells:
-            if (sums := self.speedup_sums(cell)) is not None:
-                found[cell]["speedup"] = to_estimate(bootstrap_compute(sums))[0]
+            for name, sums in self.speedup_sums(cell).items():
+                found[cell][name] = to_estimate(bootstrap_compute(sums))[0]
         return found
 
-    def speedup_sums(self, cell: Cell) -> Sums | None:
-        """Tokens per second over those of plain decoding; None where it was not timed on the same prompts."""
+    def speedup_sums(self, cell: Cell) -> dict[str, Sums]:
+        """Speed-ups by name, one a batch size: tokens per second over those of plain decoding at the same size.
+
+        Without those that were not timed on the same prompts.
+        """
         plain = self.baseline_of(cell)
         if plain is None or plain == cell:
-            return None
-        fast_sums, plain_sums = (self[which].tokens_per_second.sums() for which in (cell, plain))
-        return quotient(fast_sums, plain_sums) if same_prompts(fast_sums, plain_sums) else None
+            return {}
+        found = {}
+        for slots in self.timing_slots:
+            fast, slow = (self[which].timed("tokens_per_second", slots).sums() for which in (cell, plain))
+            if same_prompts(fast, slow):
+                found[at_slots("speedup", slots)] = quotient(fast, slow)
+        return found
 
     def scalar_sums(self, cell: Cell) -> dict[str, Sums]:
         """The sums of every metric of one number, for paired comparisons with another sweep."""
         found = {name: metric.sums() for name, metric in self[cell].scalars().items()}
-        timed = self.speedup_sums(cell)
-        return found if timed is None else found | {"speedup": timed}
+        return found | self.speedup_sums(cell)
 
 
 def compare(before: SweepMetrics, after: SweepMetrics) -> dict[Cell, dict[str, Estimate]]:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tempspec.errors import UserError
@@ -21,8 +22,9 @@ def first_layers(
     spacing: Spacing = "first",
     width: int | None = None,
     option: str = "draft_layers",
+    share: bool = False,
 ) -> PreTrainedModel:
-    """A model of some of the target's layers, on its device; embeddings, norm and head are copied, nothing is shared.
+    """A model of some of the target's layers, on its device, with its embeddings, norm and head.
 
     Args:
         target: a causal language model whose config counts its layers in `num_hidden_layers`.
@@ -30,6 +32,7 @@ def first_layers(
         spacing: the `first` layers, or layers spread `even`ly from the first to the last.
         width: the hidden size; a narrower model takes the leading part of every weight, with heads of the same size.
         option: what the user calls `count`.
+        share: hold the target's own weights, first layers in full width, instead of copies: for decoding, not training.
 
     Raises:
         UserError: `count` or `width` is out of range, the weights are quantised, or the architecture cannot be cut this
@@ -50,7 +53,7 @@ def first_layers(
     weights = target.state_dict()
     if width is not None and width != config.hidden_size:
         _narrow(config, width, list(weights))
-    with target.device:
+    with torch.device("meta") if share else target.device:
         draft = AutoModelForCausalLM.from_config(
             config, dtype=target.dtype, attn_implementation=target.config._attn_implementation
         )
@@ -60,11 +63,24 @@ def first_layers(
     missing = [name for name, origin in source.items() if origin not in weights]
     if missing:
         raise UserError(f"a {config.model_type} cannot be cut to some of its layers ({missing[0]} has no counterpart)")
-    draft.load_state_dict(
-        {name: weights[source[name]][tuple(map(slice, value.shape))] for name, value in draft.state_dict().items()}
-    )
+    chosen_weights = {
+        name: weights[source[name]][tuple(map(slice, value.shape))] for name, value in draft.state_dict().items()
+    }
+    draft.load_state_dict(chosen_weights, assign=share)
+    if share:
+        _share_buffers(draft, target)
     draft.generation_config = copy.deepcopy(target.generation_config)
     return draft.eval()
+
+
+def _share_buffers(draft: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Give a draft of the target's first layers the buffers that are in no state dict, such as rotary frequencies."""
+    held = draft.state_dict()
+    for name, _ in list(draft.named_buffers()):
+        if name not in held:
+            path, _, own = name.rpartition(".")
+            draft.get_submodule(path).register_buffer(own, target.get_buffer(name), persistent=False)
+    draft.requires_grad_(False)
 
 
 _LAYER = re.compile(r"(\.(?:layers|h|blocks)\.)(\d+)\.")

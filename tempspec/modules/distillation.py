@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.core.noise import fold
-from tempspec.decoding.sweep import Sweep, WorkItem
+from tempspec.decoding.sweep import Sweep
+from tempspec.decoding.work import Work
 from tempspec.errors import UserError
 from tempspec.interfaces import (
     Divergence,
@@ -30,7 +31,6 @@ from tempspec.interfaces import (
     TemperatureSchedule,
     Verifier,
 )
-from tempspec.metrics.rows import Row
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.cutting import Spacing
 from tempspec.models.decodable import check_decodable
@@ -38,7 +38,7 @@ from tempspec.models.loading import ModelOptions, cast_weights
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.caching import open_cache, write_cache
-from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, stop_asked
+from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, stop_code
 from tempspec.modules.consistency import Span, inconsistency
 from tempspec.modules.ids import check_ids, loaded_sets, make_ids_readable
 from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
@@ -593,8 +593,8 @@ class DistillationModule(pl.LightningModule):
         """Let the next predict write the target's own text: no draft, the sweep's generation temperatures."""
         self.runner.generating = True
 
-    def work(self, prompt_sets: PromptSets) -> list[list[WorkItem]]:
-        """What is left to decode, in batches; the data module calls it. See `SweepRunner.plan`."""
+    def work(self, prompt_sets: PromptSets) -> list[Work]:
+        """What is left to decode, pass by pass; the data module calls it. See `SweepRunner.plan`."""
         trainer = self.trainer
         checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
         return self.runner.plan(prompt_sets, trainer.default_root_dir, rank=trainer.global_rank, checkpoint=checkpoint)
@@ -606,8 +606,9 @@ class DistillationModule(pl.LightningModule):
         self.runner.check_context(self.draft)
         self.runner.measure_steps(self.draft, self.trainer.global_rank)
 
-    def predict_step(self, batch: Mapping[str, Any], batch_index: int) -> list[Row]:
-        """Decode one batch of items and write its rows; a filler batch only keeps ranks in step."""
-        if batch["filler"]:
-            return []
-        return self.runner.decode(batch["items"], self.draft, stop=lambda: stop_asked(self.trainer))
+    def predict_step(self, batch: Work, batch_index: int) -> int:
+        """Decode a pass and write its rows; returns the exit code that a process was asked to stop with, or 0."""
+        code = self.runner.decode(batch, self.draft, stop=lambda: stop_code(self.trainer))
+        if code:
+            ask_stop(self.trainer, code)
+        return code

@@ -1,43 +1,41 @@
 """The sweep of predict and generate: its work list, its engines, its rows on disk (floor 5).
 
-The work list holds the openings of conversations; a batch is decoded turn by turn, each turn behind the answers of its
-own cell. A conversation stays with its process, and a continued run takes it up at the first turn without a row, among
-the same neighbours: its numbers are those of an unbroken run to the last digit.
+The work list holds the openings of conversations; each pass of a verifier is one running queue, into which a turn goes
+back when the one before it is answered. A conversation stays with its process, and a continued run takes it up at the
+first turn without a row.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.fitting import check_items
-from tempspec.decoding.sweep import (
-    PromptLike,
-    Sweep,
-    WorkItem,
-    batches,
-    generation_list,
-    next_turn,
-    unanswered,
-    work_list,
-)
-from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Request, StepTimes, Verifier
+from tempspec.decoding.pace import Pace
+from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, generation_list, next_turn, work_list
+from tempspec.decoding.work import Queue, Work, works
+from tempspec.errors import UserError
+from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Pass, Request, StepTimes, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.models.identity import file_digest, tokenizer_digest, weights_digest
 from tempspec.models.ragged import context_length
+from tempspec.modules.dealing import FAILED, Dealer
 from tempspec.modules.earlier import refuse_earlier_rows
 from tempspec.modules.fitted import read_fitted
 from tempspec.modules.pair import Pair
+from tempspec.modules.processes import of_all
+from tempspec.modules.pulse import Progress, Pulse
 from tempspec.modules.step_times import read_step_times, write_step_times
-from tempspec.modules.store import RowStore
+from tempspec.modules.store import Origin, RowStore
+from tempspec.modules.writing import RowWriter
 
 WARM_UP_TOKENS = 8
 """Tokens decoded and thrown away before the first timed request of a verifier."""
@@ -62,6 +60,7 @@ class SweepRunner:
         drafter: proposes tokens.
         length: how many.
         generating: write the target's own text, at the generation temperatures, instead of measuring verifiers.
+        watch: called a few times a second while a pass is decoded.
     """
 
     pair: Pair
@@ -70,9 +69,12 @@ class SweepRunner:
     drafter: Drafter
     length: DraftLength
     generating: bool = False
+    watch: Callable[[Pace], None] | None = None
     _order: list[str] = field(default_factory=list)
-    _engines: dict[tuple[str, str], Engine] = field(default_factory=dict)
+    _engines: dict[str, Engine] = field(default_factory=dict)
     _store: RowStore | None = None
+    _dealer: Dealer | None = None
+    _passes: dict[Pass, Progress] = field(default_factory=dict)
     _timed: DraftLength | None = None
     _checkpoint: str | None = None
     _longest_row: int = 0
@@ -89,10 +91,15 @@ class SweepRunner:
         assert self._store is not None
         return self._store
 
+    @property
+    def order(self) -> list[str]:
+        """The keys of this sweep's rows; the file may hold those of other sweeps, too."""
+        return self._order
+
     def plan(
         self, prompt_sets: PromptSets, folder: str | Path, *, rank: int = 0, checkpoint: str | None = None
-    ) -> list[list[WorkItem]]:
-        """Open the store and cut what is left into batches; every rank calls it, and gets the same.
+    ) -> list[Work]:
+        """Open the store and say what is left to do, pass by pass; every rank calls it, and gets the same.
 
         Args:
             prompt_sets: prompts by name.
@@ -103,6 +110,7 @@ class SweepRunner:
         Raises:
             UserError: the folder holds rows of another configuration, or a prompt does not fit the models.
         """
+        self.sweep.tell_dropped()
         stop_ids = self.pair.stop_ids
         if self.generating:
             items = generation_list(self.sweep, prompt_sets, stop_ids)
@@ -114,14 +122,44 @@ class SweepRunner:
         self._shortest_prompt = min((item.request.prompt for item in items), key=len, default=())
         self._order = [key for item in items for key in item.keys()]
         self._checkpoint = checkpoint
-        name = "generated" if self.generating else "predictions"
-        refuse_earlier_rows(Path(folder), name)
-        self._store = RowStore(folder, name, self._origin(prompt_sets, checkpoint), rank)
-        column = "response" if self.generating else "text"
-        answers = {row["key"]: row[column] for row in self._store.rows()}
+        self._store = self._opened(Path(folder), self._origin(prompt_sets, checkpoint), rank)
+        answers = self._answers(items)
         _barrier()  # nobody writes a row before all have seen which are there
-        due = (unanswered(batch, answers, self._context) for batch in batches(items, self.sweep.batch_size))
-        return [batch for batch in due if batch]  # cut as in an unbroken run: numbers depend on a row's neighbours
+        self._dealer = Dealer()
+        left = [work.left(answers, self._context) for work in works(items)]
+        for pass_ in dict.fromkeys(item.pass_ for item in items):
+            rows = sum(len(item.keys()) for item in items if item.pass_ == pass_)
+            due = sum(work.rows for work in left if work.pass_ == pass_)
+            self._passes[pass_] = Progress(Pace(f"{pass_} pass", rows, rows - due))
+        left = [work for work in left if work.units] or left[:1]
+        left[-1].last = True
+        return left
+
+    def _opened(self, folder: Path, origin: Origin, rank: int) -> RowStore:
+        """The store. What the first process refuses, all refuse: none waits for it.
+
+        Raises:
+            UserError: see `RowStore`.
+        """
+        name = "generated" if self.generating else "predictions"
+        store: RowStore | None = None
+        refused = ""
+        try:
+            refuse_earlier_rows(folder, name)
+            store = RowStore(folder, name, origin, rank)
+        except UserError as error:
+            refused = str(error)
+        refused = next(filter(None, of_all(refused)), "")
+        if store is None or refused:
+            raise UserError(refused)
+        return store
+
+    def _answers(self, items: Sequence[WorkItem]) -> dict[str, str]:
+        """What was answered before, by key; the texts of conversations alone, which go on."""
+        there = set(self.store.keys())
+        followed = {key for item in items if item.prompt.turns > 1 for key in item.keys() if key in there}
+        column = "response" if self.generating else "text"
+        return dict.fromkeys(there, "") | self.store.values(column, followed)
 
     def check_context(self, draft: PreTrainedModel | None) -> None:
         """Say in one line where rows may outgrow what the draft can read; called behind `plan`."""
@@ -169,68 +207,114 @@ class SweepRunner:
     def _context(self) -> int:
         return context_length(self.pair.target_model.config)
 
-    def decode(
-        self, items: Sequence[WorkItem], draft: PreTrainedModel | None, stop: Callable[[], bool] | None = None
-    ) -> list[Row]:
-        """Decode one batch of items of one pass and verifier, turn by turn, and write its rows.
+    def decode(self, work: Work, draft: PreTrainedModel | None, stop: Callable[[], int] | None = None) -> int:
+        """Decode what this process takes of a pass, and write its rows; behind the last pass, wait for the others.
 
         Runs in the models' own dtype, whatever autocast is on.
 
         Args:
-            items: the batch.
+            work: one of `plan`'s.
             draft: the draft model, if one takes part.
-            stop: asked before every round; once it says yes, this turn of the batch is left to the next run. Logits
-                depend on a row's neighbours in their last digits: it is decoded whole, or not at all.
+            stop: asked before every round; once it gives an exit code, what is unfinished is left to the next run.
+
+        Returns:
+            The exit code that this process, or another one, was asked to stop with; 0 where it was not.
         """
-        rows: list[Row] = []
-        while items:
-            turn = self._decode_turn(items, draft, stop)
-            answers = {row["key"]: row["text"] for row in turn}
-            done = (item for item in items if item.key in answers)
-            following = (next_turn(item, answers[item.key], self._context) for item in done)
-            items = [item for item in following if item is not None]
-            rows += turn
-        return rows
+        assert self._dealer is not None
+        self._engines.clear()  # the engines of the pass before, and their caches
+        writer = RowWriter(self.store, self.sweep.write_every)
+        pulse = Pulse(self._dealer, writer, self._passes[work.pass_], stop, self.watch)
+        try:
+            with torch.autocast(self.pair.target_model.device.type, enabled=False):
+                self._decode(work, draft, pulse, writer)
+        except BaseException:
+            with suppress(UserError):  # of a first process that is gone: this error is the one to see
+                self._dealer.tell(FAILED)
+            raise
+        finally:
+            writer.flush()
+        pulse.show()
+        if work.last:
+            self._engines.clear()
+            self._dealer.meet(pulse.hear)
+        if pulse.code == FAILED:
+            raise UserError("another process of this run has failed: see its message")
+        return pulse.code
 
-    def _decode_turn(
-        self, items: Sequence[WorkItem], draft: PreTrainedModel | None, stop: Callable[[], bool] | None
-    ) -> list[Row]:
-        """One turn of every item; see `decode`."""
-        by_key = {item.key: item for item in items}
-        with torch.autocast(self.pair.target_model.device.type, enabled=False):
-            completions = list(self._engine(items[0], draft).run([item.request for item in items], stop))
-        if len(completions) < len(items):
-            return []
-        rows = [self._row(by_key[completion.request.key], completion) for completion in completions]
-        self.store.append([self._generated(by_key[row["key"]], row) for row in rows] if self.generating else rows)
-        return rows
+    def _decode(self, work: Work, draft: PreTrainedModel | None, pulse: Pulse, writer: RowWriter) -> None:
+        if work.timing_slots:
+            for unit in self._dealt(work, pulse):
+                for label, group in groupby(unit, key=lambda item: item.verifier):
+                    members = list(group)
+                    engine = self._engine(work, label, draft, members[0].request)
+                    rows = self._rows(engine, Queue(members), pulse)
+                    if work.timing_slots == 1:
+                        for row in rows:
+                            writer.add(row)
+                    elif together := pulse.whole(rows):  # what was not decoded together was not timed together
+                        writer.add(*together)
+        elif work.units:
+            openings = (item for unit in self._dealt(work, pulse) for item in unit)
+            for row in self._rows(self._engine(work, work.label, draft), Queue(openings), pulse):
+                writer.add(row)
 
-    def finish(self, rank: int = 0) -> list[Any]:
-        """Merge the parts and return all rows of the sweep in its order; every rank calls it after the last batch."""
+    def _dealt(self, work: Work, pulse: Pulse) -> Iterator[Sequence[WorkItem]]:
+        """The units that this process takes: the next one whenever it asks."""
+        assert self._dealer is not None
+        while not pulse.code and (number := self._dealer.take(work.name)) < len(work.units):
+            yield work.units[number]
+
+    def _rows(self, engine: Engine, queue: Queue, pulse: Pulse) -> Iterator[Mapping[str, Any]]:
+        """The rows of a queue as they are finished; the next turn of a conversation goes back into it."""
+        for completion in engine.run(queue, pulse):
+            item = queue.done(completion.request.key)
+            row = self._row(item, completion)
+            pulse.count(len(row["tokens"]))
+            following = next_turn(item, row["text"], self._context)
+            if following is not None:
+                queue.put_back(following)
+            yield self._generated(item, row) if self.generating else row
+
+    def finish(self, rank: int = 0) -> None:
+        """Merge the parts; every rank calls it after the last pass."""
+        assert self._dealer is not None
+        for pass_, progress in self._passes.items():
+            for name, amount in progress.slots().items():
+                self._dealer.add(f"{pass_} {name}", amount)
         _barrier()
         if rank == 0:
             self.store.finish(self._order)
         _barrier()
-        rows: dict[str, Any] = {row["key"]: row for row in self.store.rows()}
-        return [rows[key] for key in self._order if key in rows]
+
+    def busy_share(self) -> dict[str, float | None]:
+        """Of the pass that measures acceptance, as far as this run decoded it, over all processes; after `finish`.
+
+        `busy_share` is counted until the queue was empty, `busy_share_to_the_end` until the last row was finished; see
+        `tempspec.decoding.tally.Tally`.
+        """
+        assert self._dealer is not None
+        counts = {name: self._dealer.add(f"acceptance {name}", 0) for name in Progress.SLOTS}
+        queued, whole = counts["queued_offered"], counts["offered"]
+        return {
+            "busy_share": counts["queued_busy"] / queued if queued else None,
+            "busy_share_to_the_end": counts["busy"] / whole if whole else None,
+        }
 
     def _fitted(self, validated: Path, checkpoint: str | None) -> dict[float, float]:
         """The draft temperatures that validate left, where the sweep asks for them."""
         return read_fitted(validated, fitted_for(self.pair, checkpoint, self.sweep)) if self.sweep.fitted else {}
 
-    def _engine(self, item: WorkItem, draft: PreTrainedModel | None) -> Engine:
-        """The engine of an item's pass and verifier; a timed one decodes alone, after a warm-up."""
-        timed = item.pass_ == "timing"
-        name = (item.pass_, item.verifier)
-        if name not in self._engines:
-            if not timed:
-                self._engines.clear()  # one verifier's batched caches at a time
-            engine = self._new_engine(item.verifier, draft, slots=1 if timed else self.sweep.slots, analytic=not timed)
-            if timed:
-                engine.reserve(self._longest_row)
-                list(engine.run([self._warm_up(item.request)]))
-            self._engines[name] = engine
-        return self._engines[name]
+    def _engine(self, work: Work, label: str, draft: PreTrainedModel | None, first: Request | None = None) -> Engine:
+        """The engine of a verifier in a pass, with room for every row; a timed one after a warm-up."""
+        if label not in self._engines:
+            slots = work.timing_slots or self.sweep.slots
+            engine = self._new_engine(label, draft, slots=slots, analytic=not work.timing_slots)
+            engine.reserve(self._longest_row)
+            if first is not None:
+                list(engine.run([self._warm_up(first)] * slots))
+            engine.tally = self._passes[work.pass_].tally
+            self._engines[label] = engine
+        return self._engines[label]
 
     def _new_engine(self, label: str, draft: PreTrainedModel | None, *, slots: int, analytic: bool = False) -> Engine:
         """An engine for the verifier of this label."""
@@ -265,6 +349,7 @@ class SweepRunner:
             key=item.key,
             category=item.prompt.category,
             turn=item.turn,
+            timing_slots=item.timing_slots,
         )
         row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return row
@@ -276,11 +361,10 @@ class SweepRunner:
     def _tokenizer_digest(self) -> str:
         return tokenizer_digest(self.pair.tokenizer)
 
-    def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> dict[str, str]:
+    def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> Origin:
         """What the rows are made from, entry by entry."""
         pair = self.pair
-        target = weights_digest(pair.target, pair.options.target_revision)
-        origin = {"target": f"{target} {pair.options}"} | self.sweep.origin(prompt_sets)
+        origin: dict[str, str | Sequence[str]] = {**_target_identity(pair), **self.sweep.origin(prompt_sets)}
         if self.generating:
             return origin
         if self.needs_draft:
@@ -329,47 +413,18 @@ def draft_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
 
 def pair_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
     """Which target and which draft it is, and how they are loaded: in which dtype, with which attention."""
+    return _target_identity(pair) | draft_identity(pair, checkpoint)
+
+
+def _target_identity(pair: Pair) -> dict[str, str]:
+    """Which target it is, and how both models are loaded."""
     loading = {name: value for name, value in vars(pair.options).items() if name not in _WITHOUT_EFFECT}
-    target = weights_digest(pair.target, pair.options.target_revision)
-    return {"target": target, "loading": str(loading)} | draft_identity(pair, checkpoint)
+    return {"target": weights_digest(pair.target, pair.options.target_revision), "loading": str(loading)}
 
 
 def fitted_for(pair: Pair, checkpoint: str | None, sweep: Sweep) -> dict[str, str]:
     """What a fitted draft temperature belongs to: the pair, and how its laws are cut."""
     return pair_identity(pair, checkpoint) | {"truncation": str(sweep.truncation)}
-
-
-class DecodingProgress(pl.Callback):
-    """Keeps tokens/s and acceptance so far, for the progress bar of predict."""
-
-    def __init__(self) -> None:
-        self._began = 0.0
-        self._tokens = self._accepted = self._tested = 0
-
-    def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock."""
-        self._began = perf_counter()
-
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count a batch of rows."""
-        self._tokens += sum(len(row["tokens"]) for row in outputs)
-        self._accepted += sum(sum(row["accepted"]) for row in outputs)
-        self._tested += sum(sum(row["tested"]) for row in outputs)
-
-    def figures(self) -> dict[str, str]:
-        """What to show beside the bar."""
-        shown = {"tokens/s": f"{self._tokens / max(perf_counter() - self._began, 1e-9):.0f}"}
-        if self._tested:
-            shown["acceptance"] = f"{self._accepted / self._tested:.3f}"
-        return shown
 
 
 def describe(plugin: object) -> str:

@@ -7,14 +7,16 @@ exactly where it takes and returns ids (vLLM); elsewhere prompts go as text, and
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from multiprocessing import TimeoutError as NothingYet
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from threading import Event
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import GenerationConfig
 
-from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, batches, generation_list, next_turn, unanswered
+from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, generation_list, next_turn, unanswered
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.models.identity import tokenizer_digest
@@ -25,6 +27,7 @@ from tempspec.modules.pair import Pair
 from tempspec.modules.prediction import generated_row
 from tempspec.modules.server import Refused, Server, call
 from tempspec.modules.store import RowStore
+from tempspec.modules.writing import RowWriter
 
 __all__ = ["ServedGeneration"]
 
@@ -48,6 +51,7 @@ class ServedGeneration:
     sweep: Sweep
     server: Server
     _form: Form | None = field(default=None, init=False)
+    _failed: Event = field(default_factory=Event, init=False)
 
     @cached_property
     def model(self) -> str:
@@ -66,48 +70,59 @@ class ServedGeneration:
         """What the provenance says of the server."""
         return {"url": self.server.url, "model": self.model, "form": self._form or ""}
 
-    def run(self, prompt_sets: Mapping[str, Sequence[PromptLike]], folder: str | Path) -> tuple[list[Any], Path]:
-        """Ask for what is missing; returns all rows in the sweep's order, and their file.
+    def run(self, prompt_sets: Mapping[str, Sequence[PromptLike]], folder: str | Path) -> tuple[RowStore, list[str]]:
+        """Ask for what is missing; returns the finished rows, and the keys of this sweep's.
 
         Raises:
             UserError: the server refuses or cannot be reached, or the folder holds rows of another configuration.
         """
+        self.sweep.tell_dropped()
         items = generation_list(self.sweep, prompt_sets)
         # the server may move between two runs, the model that it serves may not
         origin = {"target": f"served {self.pair.target}"} | self.sweep.origin(prompt_sets)
         store = RowStore(folder, "generated", origin)
-        answers = {row["key"]: row["response"] for row in store.rows()}
+        order = [key for item in items for key in item.keys()]
+        answers = dict.fromkeys(store.keys(), "")
+        answers |= store.values("response", {key for key in order if key in answers})
         due = unanswered(items, answers, self._context)
         if due:
             self._settle_form(due[0].request)
+        writer = RowWriter(store, self.sweep.write_every)
         with ThreadPool(self.server.concurrency) as pool:  # its threads end with the process, whatever they wait for
-            for batch in batches(due, self.sweep.batch_size):
-                self._run_batch(pool, batch, store)
-        order = [key for item in items for key in item.keys()]
+            try:
+                self._ask_all(pool, due, writer)
+            finally:
+                writer.flush()
         store.finish(order)
-        rows = {row["key"]: row for row in store.rows()}
-        return [rows[key] for key in order if key in rows], store.path
+        return store, order
 
-    def _run_batch(self, pool: ThreadPool, batch: Sequence[WorkItem], store: RowStore) -> None:
-        """Whole conversations at a time; what was answered is written before a failure is raised."""
-        rows: list[dict[str, Any]] = []
+    def _ask_all(self, pool: ThreadPool, due: Sequence[WorkItem], writer: RowWriter) -> None:
+        """Whole conversations, as they come; behind a failure what is being asked is still waited for."""
         failures: list[UserError] = []
-        for answered, failure in pool.imap(self._converse, batch):
-            rows += answered
+        self._failed.clear()
+        conversations = pool.imap_unordered(self._converse, due)
+        while True:
+            try:
+                answered, failure = conversations.next(timeout=1.0)
+            except StopIteration:
+                break
+            except NothingYet:
+                writer.tick()
+                continue
+            writer.add(*answered)
             failures += [failure] if failure is not None else []
-        if rows:
-            store.append(rows)
         if failures:
             raise failures[0]
 
     def _converse(self, opening: WorkItem) -> tuple[list[dict[str, Any]], UserError | None]:
-        """The rows of a conversation from this turn on, and what ended it too early."""
+        """The rows of a conversation from this turn on, and what ended it too early; none once one has failed."""
         rows: list[dict[str, Any]] = []
         item: WorkItem | None = opening
-        while item is not None:
+        while item is not None and not self._failed.is_set():
             try:
                 rows.append(self._row(item))
             except UserError as error:
+                self._failed.set()
                 return rows, error
             item = next_turn(item, rows[-1]["response"], self._context)
         return rows, None

@@ -32,8 +32,8 @@ class CausalLM(Drafter):
 class EarlyExit(Drafter):
     """Drafts with the target's first layers, its final norm and its head: no draft model, nothing to train.
 
-    The layers are copied and keep a key-value cache of their own. An untrained exit agrees with the full model only
-    where the late layers change little; a target trained for it (LayerSkip) agrees far more often.
+    The layers are the target's own, with a key-value cache for drafting. An untrained exit agrees with the full model
+    only where the late layers change little; a target trained for it (LayerSkip) agrees far more often.
 
     Args:
         layers: how many of the target's layers, at least 1.

@@ -8,7 +8,7 @@ from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate, bootstrap_compute
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.ratio import to_estimate
-from tempspec.metrics.rows import Cell, Row, category_cell_of, cell_of
+from tempspec.metrics.rows import Cell, Row, category_cell_of, cell_of, timed_together
 from tempspec.metrics.sweep import SweepMetrics, compare
 from tempspec.reporting.charts import Chart, bars, curves, forest
 from tempspec.reporting.runs import Collection, Draft
@@ -53,8 +53,13 @@ def decoding(collection: Collection) -> Section:
 
 def speed(collection: Collection) -> Section:
     """Speed-up against temperature, and the time split."""
-    charts = [*_metric_charts(collection, "speedup", "mbsu"), *_time_splits(collection)]
-    text = "Wall clock against plain decoding in the same run, one request at a time; and where the time went."
+    found = {name for draft in collection.drafts for estimates in draft.estimates.values() for name in estimates}
+    together = sorted((name for name in found if name.startswith("speedup_at_")), key=lambda name: (len(name), name))
+    charts = [*_metric_charts(collection, "speedup", *together, "mbsu"), *_time_splits(collection)]
+    text = (
+        "Wall clock against plain decoding in the same run, one request at a time or, where the chart says so, so many "
+        "together; and where the time of one alone went."
+    )
     return Section("speed", "Speed", text, charts)
 
 
@@ -147,7 +152,9 @@ def _seed_sheets(collection: Collection) -> list[Sheet]:
 def _metric_charts(collection: Collection, *metrics: str) -> Iterator[Chart]:
     """A panel for each metric, prompt set and verifier, a curve a draft."""
     for metric in metrics:
-        title, y, bottom, top = _METRICS[metric]
+        name, _, together = metric.partition("_at_")
+        title, y, bottom, top = _METRICS[name]
+        title += f", {together} together" if together else ""
         panels: dict[str, dict[str, dict[float, Estimate]]] = {}
         for draft, place, cells in groups(collection.drafts):
             points = {cell.target_temperature: draft.estimates[cell].get(metric) for cell in cells}
@@ -164,7 +171,8 @@ def _time_splits(collection: Collection) -> Iterator[Chart]:
     for draft, place, cells in groups(collection.drafts):
         found: dict[str, dict[float, Estimate]] = {}
         for cell in cells:
-            rows = [row for row in draft.rows if row["pass"] == "timing" and cell_of(row) == cell]
+            timed = (row for row in draft.rows if row["pass"] == "timing" and timed_together(row) == 1)
+            rows = [row for row in timed if cell_of(row) == cell]
             for part, estimate in zip(_PARTS, _time_split(rows), strict=False):
                 found.setdefault(part, {})[cell.target_temperature] = estimate
         if found:

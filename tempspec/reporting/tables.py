@@ -16,7 +16,7 @@ from rich.text import Text
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.metrics.rows import Cell
+from tempspec.metrics.rows import Cell, at_slots
 from tempspec.reporting.records import Estimates
 
 __all__ = ["ComparisonTable", "DecodingTable", "category_tables", "validation_table"]
@@ -65,7 +65,7 @@ class _Layout:
 
     def styles(self, columns: Iterable[str]) -> dict[str, Style]:
         """The style of every column shown."""
-        chosen = {name: self.others.get(name, self.style) for name in columns}
+        chosen = {name: self.others.get(name.partition("_at_")[0], self.style) for name in columns}
         return {name: style for name, style in chosen.items() if style is not None}
 
 
@@ -112,10 +112,12 @@ class _Sections:
         self.headings = headings
         self.sections = sections
         self.caption = caption
-        self.titles = _COLUMNS | {"tokens_per_second": f"tokens/s\nbatch {batch}"}
         lines = [line for section in sections for line in section.lines]
         known = {name for line in lines for name, estimate in line.metrics.items() if estimate.prompts}
-        self.columns = [name for name in _COLUMNS if name in known or name not in _OPTIONAL]
+        self.titles = _COLUMNS | _speed_titles(known, batch)
+        at_others = {name.partition("_at_")[0] for name in known if "_at_" in name}  # then empty ones may go
+        optional = {*_OPTIONAL, *at_others}
+        self.columns = [name for name in self.titles if name in known or name not in optional]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         fitting = (layout for layout in _LAYOUTS if self._total(layout) <= options.max_width)
@@ -192,6 +194,18 @@ class ComparisonTable(_Sections):
         ]
         headings = ("T", "T draft", "draft") if several else ("T", "draft")
         super().__init__(headings, sections, _caption(differences.values(), "; differences are paired"), batch)
+
+
+def _speed_titles(known: Iterable[str], batch: int) -> dict[str, str]:
+    """The titles of what was timed, with the batch size: of speed-ups only where there are several sizes."""
+    sizes = sorted({int(name.partition("_at_")[2]) for name in known if "_at_" in name})
+    titles = {"tokens_per_second": f"tokens/s\nbatch {batch}"}
+    if sizes:
+        titles["speedup"] = f"speed-up\nbatch {batch}"
+    for size in sizes:
+        titles |= {at_slots("tokens_per_second", size): f"tokens/s\nbatch {size}"}
+        titles |= {at_slots("speedup", size): f"speed-up\nbatch {size}"}
+    return titles
 
 
 def _lines(cell: Cell, runs: Mapping[str, Estimates], differences: Estimates, several: bool) -> Iterator[_Line]:

@@ -14,6 +14,9 @@ import torch
 
 from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
+from tempspec.modules.store import RowStore
+
+CLOSED_FORMS = ("expected", "foreseen")
 
 SMALL = 20_000
 """Bytes: room for a configuration and metrics, not for a checkpoint."""
@@ -131,34 +134,30 @@ def left_by_decoding(folder):
     return [{name: value for name, value in row.items() if not name.startswith("seconds_")} for row in rows]
 
 
-@pytest.mark.parametrize("rounds", [2, 9, 14])
+@pytest.mark.parametrize("rounds", [1, 3, 5])
 @pytest.mark.parametrize("command", ["generate", "predict"])
 def test_a_stopped_decoding_leaves_what_an_unbroken_one_does(command, rounds, world, run, tmp_path, monkeypatch):
     from tempspec.modules import distillation
 
-    sweep = {"max_new_tokens": 6, "batch_size": 3, "slots": 2, "timing_prompts": 0}
+    sweep = {"max_new_tokens": 6, "slots": 2, "timing_prompts": 0}
     options = [f"--model.sweep.{name}={value}" for name, value in sweep.items()]
     config = [command, "--config", world / "pair.yaml", *options]
-    decoded, decode = [], Engine.run
-
-    def recording(engine, requests, *args):
-        decoded.append(tuple(request.key for request in requests))
-        return decode(engine, requests, *args)
-
-    monkeypatch.setattr(Engine, "run", recording)
     assert run(*config, "--run", tmp_path / "whole")[0] == 0
-    batches = set(decoded)
-    calls = iter(range(10_000))
+    written, append, calls = [], RowStore.append, iter(range(10_000))
+
+    def recording(store, rows):
+        written.extend(row["key"] for row in rows)
+        append(store, rows)
+
+    monkeypatch.setattr(RowStore, "append", recording)
     with monkeypatch.context() as patch:
-        patch.setattr(distillation, "stop_asked", lambda trainer: next(calls) >= rounds)
-        patch.setattr("tempspec.modules.callbacks.graceful.GracefulStop._check", _stop)
+        patch.setattr(distillation, "stop_code", lambda trainer: 143 if next(calls) >= rounds else 0)
         assert run(*config, "--run", tmp_path / "cut")[0] == 143
     assert run(*config, "--run", tmp_path / "cut")[0] == 0
-    assert set(decoded) == batches  # other neighbours would mean other last digits
-    assert left_by_decoding(tmp_path / "cut") == left_by_decoding(tmp_path / "whole")
-
-
-def _stop(callback, trainer):
-    from tempspec.modules.callbacks import Stopped
-
-    raise Stopped(143)
+    whole, cut = (left_by_decoding(tmp_path / name) for name in ("whole", "cut"))
+    assert sorted(written) == sorted(row["key"] for row in whole)  # nothing is decoded twice
+    for left, right in zip(cut, whole, strict=True):
+        forms = [{name: row.pop(name) for name in CLOSED_FORMS if name in row} for row in (left, right)]
+        assert left == right
+        for name, values in forms[0].items():  # their last digits depend on a row's neighbours
+            assert values == pytest.approx(forms[1][name], abs=1e-4)

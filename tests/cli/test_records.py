@@ -1,5 +1,6 @@
 """What a run says of itself is that of what finished, and what was measured is that of the draft that is there."""
 
+import fcntl
 import json
 import logging
 import shutil
@@ -8,7 +9,6 @@ import pytest
 import yaml
 from transformers import MambaConfig, MambaForCausalLM
 
-from tempspec.files import claim
 from tempspec.models.identity import weights_digest
 from tempspec.models.loading import load_tokenizer, save_model
 
@@ -192,10 +192,12 @@ def test_before_is_an_option_of_what_measures(run, world):
 
 def test_a_second_fit_in_a_folder_is_one_line(run, world, tmp_path):
     (tmp_path / "run/fit").mkdir(parents=True)
-    with claim(tmp_path / "run/fit"):
-        code, _, error = run("fit", "--config", world / "pair.yaml", "--run", tmp_path / "run")
+    lock = (tmp_path / "run/fit/.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as another process would
+    code, _, error = run("fit", "--config", world / "pair.yaml", "--run", tmp_path / "run")
+    lock.close()
     assert (code, error.count("\n")) == (2, 1)
-    assert "another tempspec is at work in" in error
+    assert "is in use by another run" in error
     assert not (tmp_path / "run/fit/metrics.csv").exists()
     assert run("fit", "--config", world / "pair.yaml", "--run", tmp_path / "run", *SHORT)[0] == 0
 

@@ -125,7 +125,7 @@ def test_failures_that_may_pass_are_tried_again(run, world, engine, tmp_path, st
 
 def test_a_server_that_goes_away_loses_nothing(run, world, engine, tmp_path):
     engine.fate = lambda count: 200 if count <= 4 else 503
-    options = ("--server", f"{{url: '{engine.url}', retries: 1, concurrency: 1}}", "--model.sweep.batch_size", 2)
+    options = ("--server", f"{{url: '{engine.url}', retries: 1, concurrency: 1}}")
     command = ("generate", "--config", world / "pair.yaml", "--run", tmp_path / "run", *OPTIONS, *options)
     code, _, error = run(*command)
     assert code == 2

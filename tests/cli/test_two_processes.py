@@ -25,7 +25,7 @@ for command in json.loads(sys.argv[1]):
         sys.exit(code)
 """
 TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
-DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.batch_size", "2"]
+DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.slots", "2"]
 FITTED = ["--model.sweep.draft_temperatures", "fitted", "--model.sweep.target_temperatures", "[0.7, 1.5]"]
 FIT = ["--trainer.max_steps", "20", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
 FIT += ["--model.lr_scheduler", "WarmupCosine"]  # 100 steps up, however long the run is: it may be continued for longer
@@ -145,6 +145,19 @@ def test_two_processes_are_one(experiment, run, tmp_path):
         assert {name: found["value"] for name, found in left["metrics"].items()} == pytest.approx(
             {name: found["value"] for name, found in right["metrics"].items()}, abs=1e-6
         )
+
+
+@pytest.mark.slow  # two processes
+def test_a_signal_to_one_process_ends_decoding_in_both(experiment, tmp_path):
+    *_, predict, _ = commands(experiment, tmp_path / "run", *MACHINES, "--model.sweep.write_every", "0")
+    many = ["--model.sweep.target_temperatures", "[1.0]", "--model.sweep.draft_temperatures", "same"]
+    ranks = start([[*predict, *many, "--model.sweep.samples", "400"]], torchruns)
+    parts = tmp_path / "run/predict/predictions.parts"
+    while not list(parts.glob("0001-*")):
+        assert [rank.poll() for rank in ranks] == [None, None]
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    ended(ranks, 128 + signal.SIGTERM)
 
 
 def test_torchrun_starts_two_processes_on_one_machine(experiment, run, tmp_path):

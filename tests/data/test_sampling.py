@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import Dataset
 
 from tempspec.data.grouping import LengthGroups
-from tempspec.data.sampling import ResumableLoader, ShardSampler, WorkItems, work_loader
+from tempspec.data.sampling import ResumableLoader, ShardSampler, work_loader
 from tempspec.errors import UserError
 
 # Python warns of every fork of a process with threads; the workers here touch nothing but tensors.
@@ -155,19 +155,9 @@ def test_between_passes_the_order_may_change(change):
     assert rows_of(resumed) == rows_of(straight)
 
 
-def test_work_is_done_once_whatever_the_number_of_ranks():
-    work = [[1, 2], [3], [4, 5]]
-    for world in (1, 2, 4):
-        loaders = [work_loader(work, ShardSampler(len(work), rank=rank, world=world)) for rank in range(world)]
-        steps = [list(each) for each in loaders]
-        assert len({len(each) for each in steps}) == 1
-        assert sorted(item for step in chain(*steps) for item in step["items"]) == [1, 2, 3, 4, 5]
-        assert all(step["filler"] == (not step["items"]) for step in chain(*steps))
-
-
-def test_an_empty_work_list_is_one_filler():
-    assert list(work_loader([], ShardSampler(0))) == [{"items": [], "filler": True}]
-    assert len(WorkItems([])) == 0
+def test_work_is_handed_out_as_it_is():
+    work = [object(), object()]
+    assert list(work_loader(work)) == work
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tempspec.decoding.sweep import Sweep, batches, generation_list, work_list
+from tempspec.decoding.sweep import Sweep, generation_list, work_list
+from tempspec.decoding.work import Queue, works
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, TokenwiseRejection
@@ -56,14 +57,56 @@ def test_a_temperature_given_twice_is_generated_once_and_two_that_share_a_key_ar
             Sweep(**{name: [0.7, 0.70000001]})
 
 
-def test_batches_hold_one_pass_and_one_verifier_and_cover_what_is_left():
-    items = work_list(Sweep(timing_prompts=1), VERIFIERS, PROMPTS)
-    left = [item for number, item in enumerate(items) if number % 3]
-    cut = batches(left, 5)
-    assert [item for batch in cut for item in batch] == left
-    for batch in cut:
-        assert len({(item.pass_, item.verifier) for item in batch}) == 1
-        assert len(batch) <= (5 if batch[0].pass_ == "acceptance" else 1)
+def test_works_are_passes_of_one_verifier_and_the_timing_pass():
+    items = work_list(Sweep(timing_prompts=2, timing_slots=[1, 2]), VERIFIERS, PROMPTS)
+    found = works(items)
+    assert [item for work in found for unit in work.units for item in unit] == items
+    assert [(work.pass_, work.label, work.timing_slots) for work in found] == [
+        *(("acceptance", label, 0) for label in VERIFIERS),
+        *(("timing", "", size) for size in (1, 2)),
+    ]
+    assert len({work.name for work in found}) == len(found)
+    assert all(len(unit) == 1 for work in found[:3] for unit in work.units)
+
+
+def test_a_timed_unit_is_the_same_prompts_by_every_rule():
+    items = work_list(Sweep([0.0, 1.0], timing_prompts=2, timing_slots=[2]), VERIFIERS, PROMPTS)
+    (*_, timing) = works(items)
+    assert len(timing.units) == 2  # at two temperatures; the second set has one prompt, too few to be two together
+    for unit in timing.units:
+        asked = {}
+        for item in unit:
+            asked.setdefault(item.verifier, []).append((item.prompt.key, item.request.target_temperature))
+        assert next(iter(asked)) == BASELINE
+        assert all(found == asked[BASELINE] for found in asked.values())
+        assert all(len(found) == item.timing_slots == 2 for found in asked.values())
+
+
+def test_what_is_timed_together_has_names_of_its_own():
+    alone = work_list(Sweep([0.0], timing_prompts=2), VERIFIERS, PROMPTS)
+    both = work_list(Sweep([0.0], timing_prompts=2, timing_slots=[1, 2]), VERIFIERS, PROMPTS)
+    assert set(alone) < set(both)
+    assert len({item.key for item in both}) == len(both)
+
+
+def test_what_is_answered_is_left_out_of_a_work():
+    (work, *_) = works(generation_list(Sweep(generation_temperatures=[0.0, 1.0]), PROMPTS))
+    keys = [item.key for unit in work.units for item in unit]
+    left = work.left(dict.fromkeys(keys[::2], ""), context=100)
+    assert [item.key for unit in left.units for item in unit] == keys[1::2]
+    assert left.rows == len(keys[1::2])
+
+
+def test_a_queue_may_run_dry_and_go_on_with_a_turn():
+    talk = {"a": [Prompt(0, 7, (1, 2), turns=2)]}
+    (opening,) = generation_list(Sweep(generation_temperatures=[1.0]), talk)
+    queue = Queue([opening])
+    assert next(queue) == opening.request
+    assert next(queue, None) is None
+    item = queue.done(opening.key)
+    queue.put_back(item.then("xyz"))
+    assert next(queue).prompt == (1, 2, 3)
+    assert next(queue, None) is None
 
 
 def test_the_baseline_is_timed_between_the_verifiers_on_the_same_prompts():

@@ -44,7 +44,7 @@ def decode(pair, trainer):
     """Runs predict, or generate; returns the rows."""
 
     def run(data, sweep=None, generating=False):
-        default = Sweep([0.0, 1.0], max_new_tokens=5, slots=2, batch_size=3, timing_prompts=1, samples=2)
+        default = Sweep([0.0, 1.0], max_new_tokens=5, slots=2, timing_prompts=1, samples=2, write_every=0)
         module = DistillationModule(
             str(pair / "target"),
             draft=str(pair / "draft"),
@@ -54,7 +54,8 @@ def decode(pair, trainer):
         if generating:
             module.begin_generation()
         trainer().predict(module, data, return_predictions=False)
-        return module.runner.finish()
+        module.runner.finish()
+        return module.runner.store.rows(module.runner.order)
 
     return run
 

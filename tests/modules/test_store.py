@@ -1,9 +1,15 @@
+import hashlib
 import json
+import subprocess
+import sys
 
+import pyarrow.parquet as pq
 import pytest
 
 from tempspec.errors import UserError
+from tempspec.modules import store as module
 from tempspec.modules.store import RowStore
+from tempspec.modules.writing import RowWriter
 
 ORIGIN = {"target": "a", "seed": "1"}
 
@@ -90,3 +96,117 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to"):
         RowStore(tmp_path / "file" / "run", "rows", ORIGIN)
+
+
+def test_rows_of_other_sweeps_stay_behind_those_asked_for(tmp_path):
+    store = RowStore(tmp_path, "rows", ORIGIN)
+    store.append(rows("a", "b", "c"))
+    store.finish(["b"])
+    store.append(rows("d"))
+    store.finish(["d", "c"])
+    assert [row["key"] for row in store.rows()] == ["d", "c", "b", "a"]
+    assert [row["key"] for row in store.rows(["a", "none", "d"])] == ["a", "d"]
+
+
+def test_a_parts_number_is_one_more_than_the_largest(tmp_path):
+    store = RowStore(tmp_path, "rows", ORIGIN)
+    for key in "abc":
+        store.append(rows(key))
+    (tmp_path / "rows.parts/0000-000000.parquet").unlink()
+    store.append(rows("d"))
+    assert sorted(store.keys()) == ["b", "c", "d"]
+
+
+def test_parts_of_other_columns_and_types_are_merged(tmp_path):
+    store = RowStore(tmp_path, "rows", ORIGIN)
+    store.append([{"key": "a", "expected": [], "old": 1}])
+    store.append([{"key": "b", "expected": [0.5], "new": "x"}])
+    store.finish(["b", "a"])
+    assert store.rows() == [
+        {"key": "b", "expected": [0.5], "old": None, "new": "x"},
+        {"key": "a", "expected": [], "old": 1, "new": None},
+    ]
+
+
+def test_many_rows_are_merged_in_order_some_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROW_GROUP", 3)
+    store, keys = RowStore(tmp_path, "rows", ORIGIN), [f"k{number:02}" for number in range(20)]
+    for part in (keys[1::2], keys[::4], keys[2::4]):
+        store.append(rows(*part))
+    store.finish(keys)
+    assert [row["key"] for row in store.rows()] == keys
+    assert pq.ParquetFile(store.path).num_row_groups == 7
+
+
+def test_a_file_of_one_large_row_group_is_merged_too(tmp_path, monkeypatch):
+    store, keys = RowStore(tmp_path, "rows", ORIGIN), [f"k{number}" for number in range(8)]
+    store.append(rows(*keys))
+    store.finish(keys)
+    assert pq.ParquetFile(store.path).num_row_groups == 1  # as earlier versions wrote any number of rows
+    monkeypatch.setattr(module, "ROW_GROUP", 3)
+    store.append(rows("new"))
+    store.finish(["new", *keys[::-1]])
+    assert [row["key"] for row in store.rows()] == ["new", *keys[::-1]]
+    assert [path.name for path in tmp_path.iterdir() if "parts" in path.name] == []
+
+
+def test_a_column_is_read_for_the_keys_asked_for(tmp_path):
+    store = RowStore(tmp_path, "rows", ORIGIN)
+    store.append([{"key": key, "text": key.upper(), "ids": [1] * number} for number, key in enumerate("abc")])
+    assert store.values("text", {"a", "c", "x"}) == {"a": "A", "c": "C"}
+    assert store.count("ids", ["b", "c"]) == (2, 3)
+    (table,) = store.tables(["text", "none"], ["b"])
+    assert table.column_names == ["key", "text"]
+
+
+def test_an_entry_may_grow_at_its_end_and_nowhere_else(tmp_path):
+    RowStore(tmp_path, "rows", ORIGIN | {"prompts": ["1", "2"]}).append(rows("a"))
+    RowStore(tmp_path, "rows", ORIGIN | {"prompts": ["1", "2", "3"]})
+    RowStore(tmp_path, "rows", ORIGIN | {"prompts": ["1"]})
+    assert json.loads((tmp_path / "rows.origin.json").read_text())["prompts"] == "1 2 3"
+    with pytest.raises(UserError, match=r"changed: prompts\): choose another --run folder; these rows stay"):
+        RowStore(tmp_path, "rows", ORIGIN | {"prompts": ["1", "2", "4"]})
+
+
+def test_an_origin_of_an_earlier_version_is_known_again(tmp_path):
+    digest = hashlib.sha256(b"1 2").hexdigest()[:16]
+    RowStore(tmp_path, "rows", ORIGIN | {"prompts": digest}).append(rows("a"))
+    RowStore(tmp_path, "rows", ORIGIN | {"prompts": ["1", "2"]})
+    assert json.loads((tmp_path / "rows.origin.json").read_text())["prompts"] == "1 2"
+    with pytest.raises(UserError, match="changed: prompts"):
+        RowStore(tmp_path, "rows", ORIGIN | {"prompts": ["3"]})
+
+
+def test_a_folder_in_use_by_another_process_is_one_line(tmp_path):
+    folder = tmp_path / "run"
+    held = RowStore(folder, "rows", ORIGIN)
+    RowStore(folder, "rows", ORIGIN)  # one process may open it again
+    other = (
+        "import sys\nfrom tempspec.errors import UserError\nfrom tempspec.files import take_hold\n"
+        "from pathlib import Path\ntry:\n    take_hold(Path(sys.argv[1]))\nexcept UserError as error:\n    print(error)"
+    )
+    line = [sys.executable, "-c", other, str(folder)]
+    said = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert f"{folder} is in use by another run (process " in said
+    held.append(rows("a"))
+    held.finish(["a"])
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_rows_are_written_by_time_not_by_count(tmp_path):
+    now = [0.0]
+    store = RowStore(tmp_path, "rows", ORIGIN)
+    writer = RowWriter(store, 10.0, clock=lambda: now[0])
+    for key in "abc":
+        writer.add(*rows(key))
+    assert store.keys() == []
+    now[0] = 9.9
+    writer.tick()
+    assert store.keys() == []
+    now[0] = 10.0
+    writer.tick()
+    assert store.keys() == ["a", "b", "c"]
+    writer.add(*rows("d"))
+    writer.flush()
+    assert store.keys() == ["a", "b", "c", "d"]
+    assert len(list((tmp_path / "rows.parts").iterdir())) == 2

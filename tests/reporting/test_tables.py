@@ -102,6 +102,23 @@ def test_timing_batch_is_named(estimates):
     assert "batch 7" in rendered(DecodingTable(estimates, batch=7), 120)
 
 
+def test_each_timing_batch_has_columns_of_its_own(estimates):
+    both = {
+        cell: found
+        | {"tokens_per_second_at_8": Estimate(901.0, 890.0, 912.0, 8), "speedup_at_8": Estimate(1.17, 1.1, 1.2, 8)}
+        for cell, found in estimates.items()
+    }
+    shown = rendered(DecodingTable(both), 200)
+    assert all(part in shown for part in ("batch 1", "batch 8", "901", "1.17"))
+    only = {
+        cell: {name: e for name, e in found.items() if name not in ("tokens_per_second", "speedup")}
+        for cell, found in both.items()
+    }
+    shown = rendered(DecodingTable(only), 200)
+    assert "batch 1" not in shown
+    assert "1.17" in shown
+
+
 def test_empty_run_has_an_empty_table():
     assert rendered(DecodingTable({}), 80).strip() == ""
 

@@ -159,7 +159,7 @@ def _tokens(study: Study, run: Run, module: DistillationModule) -> dict[str, flo
     sweep = module.runner.sweep
     config = study.run_config(run)
     prompts = _count(study.prompts)
-    timed = min(sweep.timing_prompts * len(study.prompts), prompts)
+    timed = min(sweep.timing_prompts * len(study.prompts), prompts) * len(sweep.timing_slots)
     per_prompt = len(sweep.temperatures(_fitted(sweep))) * sweep.max_new_tokens
     rules = len(module.runner.verifiers)
     data, trainer = config["data"], config.get("trainer") or {}

@@ -3,7 +3,7 @@
 from tempspec.modules.callbacks.changed import ChangedOptions, decisive
 from tempspec.modules.callbacks.export import Exportable, PretrainedExport
 from tempspec.modules.callbacks.finite import FiniteLoss, NotFinite
-from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, stop_asked
+from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, ask_stop, stop_code
 from tempspec.modules.callbacks.last import LastCheckpoint
 from tempspec.modules.callbacks.monitor import TrainingMonitor
 from tempspec.modules.callbacks.seed import BatchInStep, BatchSeed
@@ -20,6 +20,7 @@ __all__ = [
     "PretrainedExport",
     "Stopped",
     "TrainingMonitor",
+    "ask_stop",
     "decisive",
-    "stop_asked",
+    "stop_code",
 ]

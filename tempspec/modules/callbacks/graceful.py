@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from tempspec.modules.callbacks.patience import Patience
 from tempspec.modules.processes import RaisedByAll, raised_by_all
 
-__all__ = ["GracefulStop", "Stopped", "stop_asked"]
+__all__ = ["GracefulStop", "Stopped", "ask_stop", "stop_code"]
 
 _EXIT_CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """128 + the signal's number, as shells count."""
@@ -31,7 +31,7 @@ class GracefulStop(Callback):
     """Lets SIGINT and SIGTERM end a run after the current step or batch, on all ranks, with the signal's exit code.
 
     The first signal only sets a flag; a second one of the same kind acts at once. Checkpoints are saved by whoever
-    saves on an exception. A step that may last longer than a stop may take looks at the flag itself: `stop_asked`.
+    saves on an exception. A step that may last longer than a stop may take looks at the flag itself: `stop_code`.
 
     Training leaves where Lightning itself leaves on SIGTERM, between two steps, by its `SIGTERMException` with the
     signal's exit code: an exception in `on_train_batch_end` would come before the step's row is logged and before the
@@ -58,9 +58,13 @@ class GracefulStop(Callback):
             self._previous = {number: signal.getsignal(number) for number in _EXIT_CODE}
 
     @property
-    def asked(self) -> bool:
-        """Whether this process was asked to stop."""
-        return bool(self._code)
+    def code(self) -> int:
+        """The exit code that this process was asked to stop with; 0 for none."""
+        return self._code
+
+    def ask(self, code: int) -> None:
+        """Stop with this exit code, unless another was asked for before."""
+        self._code = self._code or code
 
     def _install(self, trainer: Trainer) -> None:
         """Handle the signals from here on, instead of Lightning, which may have noted one already."""
@@ -151,10 +155,18 @@ class GracefulStop(Callback):
         self._check(trainer)
 
     def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Stop between two batches."""
-        self._check(trainer)
+        """Stop between two passes; what decodes tells all processes, so that none waits for the slowest here."""
+        if self._code:
+            raise Stopped(self._code)
 
 
-def stop_asked(trainer: Trainer) -> bool:
-    """Whether this process was asked to stop and has not yet."""
-    return any(isinstance(one, GracefulStop) and one.asked for one in trainer.callbacks)  # type: ignore[attr-defined]
+def stop_code(trainer: Trainer) -> int:
+    """The exit code that this process was asked to stop with and has not yet; 0 for none."""
+    return next((one.code for one in trainer.callbacks if isinstance(one, GracefulStop)), 0)  # type: ignore[attr-defined]
+
+
+def ask_stop(trainer: Trainer, code: int) -> None:
+    """Let this process stop as if it had got the signal that another one got."""
+    for one in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(one, GracefulStop):
+            one.ask(code)
