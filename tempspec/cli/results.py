@@ -103,6 +103,7 @@ def generate_served(module: DistillationModule, data: TextDataModule, server: Se
         folder: the stage's folder.
     """
     served = ServedGeneration(module.pair, module.runner.sweep, server)
+    data.begin_generation()
     store, keys = served.run(data.prompt_sets(folder), folder)
     _report_rows(store, keys, module, data, served.facts)
 

@@ -2,6 +2,7 @@
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 
 __all__ = ["GeneratingTrainer"]
@@ -37,4 +38,6 @@ class GeneratingTrainer(Trainer):
             model.cache_teacher(datamodule, self.strategy.root_device)  # type: ignore[operator]
             return
         model.begin_generation()  # type: ignore[operator]
+        if isinstance(datamodule, TextDataModule):
+            datamodule.begin_generation()
         self.predict(model, datamodule=datamodule, return_predictions=False, ckpt_path=ckpt_path)

@@ -49,7 +49,8 @@ class TextDataModule(LightningDataModule):
         max_held_out: rows that are held out at most, of all training corpora together; the others are trained on.
         max_skipped: the largest share of a corpus' rows that may be left out because they cannot be used.
         test: named test sets; the validation sets by default.
-        prompts: named prompt sets for predict and generate.
+        prompts: named prompt sets for predict.
+        generation_prompts: named prompt sets for generate; those of `prompts` by default.
         max_length: the most tokens of a row.
         batch_size: rows of a training batch, on each device.
         eval_batch_size: rows of a validation or test batch, on each device; `batch_size` by default.
@@ -80,6 +81,7 @@ class TextDataModule(LightningDataModule):
         max_skipped: float = 0.01,
         test: dict[str, Source | str] | None = None,
         prompts: dict[str, PromptSource | str] | None = None,
+        generation_prompts: dict[str, PromptSource | str] | None = None,
         max_length: int = 256,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
@@ -105,6 +107,7 @@ class TextDataModule(LightningDataModule):
         self.validation_sources = named_sources(validation, Source)
         self.test_sources = named_sources(test, Source)
         self.prompt_sources = named_sources(prompts, PromptSource)
+        self._generation_sources = named_sources(generation_prompts, PromptSource)
         self.validation_fraction = validation_fraction
         self.max_held_out = max_held_out
         self.max_skipped = max_skipped
@@ -196,6 +199,10 @@ class TextDataModule(LightningDataModule):
     def encoder(self) -> Encoder:
         """The tokenizer with this module's options."""
         return Encoder(self.tokenizer, self.fold_whitespace, self.add_bos)
+
+    def begin_generation(self) -> None:
+        """Let the prompt sets be those of generate, where it has its own; before any is read."""
+        self.prompt_sources = self._generation_sources or self.prompt_sources
 
     def prompt_sets(self, folder: str | Path | None = None) -> dict[str, list[Prompt]]:
         """The prompt sets by name, read at the first call.

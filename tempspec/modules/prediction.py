@@ -43,7 +43,7 @@ WARM_UP_TOKENS = 8
 _ANSWER = "."
 """Stands for an answer where only the length of a conversation is asked for."""
 
-_WITHOUT_EFFECT = {"shard_target", "trust_remote_code"}
+_WITHOUT_EFFECT = {"shard_target", "trust_remote_code", "export_dtype"}
 """Options of loading that no logit depends on."""
 
 PromptSets = Mapping[str, Sequence[PromptLike]]
