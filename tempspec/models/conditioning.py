@@ -11,9 +11,9 @@ Axes: B batch, F functions of log tau, R rank.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import torch.distributed as distributed
@@ -72,38 +72,27 @@ class _Dial:
 class TrainedRange(Exact):
     """The least and the largest temperature that a model was trained at, float32 `[2]`: infinity and 0 before.
 
-    No buffer: DDP would overwrite each rank's own with rank 0's at every forward pass. Saved with the model's state.
+    A parameter without a gradient: DDP would overwrite a buffer of each rank with rank 0's at every forward pass.
     """
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
-        self.range_2 = torch.tensor([torch.inf, 0.0], dtype=torch.float32, device=device)
+        nothing_2 = torch.tensor([torch.inf, 0.0], dtype=torch.float32, device=device)
+        self.range_2 = nn.Parameter(nothing_2, requires_grad=False)
 
+    @torch.no_grad()
     def widen(self, heat_B: Tensor) -> None:
         """Take in temperatures that are trained at now, by all processes: every one of them calls it."""
         low, high = self.range_2
         lowest_2 = torch.stack([low.minimum(heat_B.min()), -high.maximum(heat_B.max())])
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(lowest_2, distributed.ReduceOp.MIN)
-        self.range_2 = lowest_2 * lowest_2.new_tensor([1.0, -1.0])
+        self.range_2.copy_(torch.stack([lowest_2[0], -lowest_2[1]]))
 
     def nearest(self, heat_B: Tensor) -> Tensor:
         """Temperatures within the range; as they are where nothing was trained."""
         low, high = self.range_2
         return torch.where(low <= high, heat_B.clamp(low, high), heat_B)
-
-    def get_extra_state(self) -> Tensor:
-        """The range, for `state_dict`."""
-        return self.range_2
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Take up a range, from `load_state_dict`."""
-        self.range_2 = state.to(self.range_2)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], *more: Any) -> Self:
-        super()._apply(fn, *more)
-        self.range_2 = self.range_2.to(fn(self.range_2).device)
-        return self
 
 
 class _Conditioned(nn.Linear):
@@ -235,9 +224,7 @@ def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
 
 def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights of tau = 1, by the names of the ordinary model."""
-    changes = {f"{RANGE}._extra_state"} | {
-        f"{place.name}.{part}" for place in _places(model) for part in ("down", "up")
-    }
+    changes = {f"{RANGE}.range_2"} | {f"{place.name}.{part}" for place in _places(model) for part in ("down", "up")}
     return {name: value for name, value in model.state_dict().items() if name not in changes}
 
 
@@ -249,9 +236,10 @@ def save_conditioning(model: PreTrainedModel, folder: Path) -> None:
         for part in ("down", "up")
     }
     if changes:
-        save_file(changes | {RANGE: trained_range(model).range_2}, folder / FILE)
+        save_file(changes | {RANGE: trained_range(model).range_2.detach()}, folder / FILE)
 
 
+@torch.no_grad()
 def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     """Condition a model that was just loaded, if its folder says so; changed in place, and returned.
 
@@ -268,7 +256,7 @@ def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedM
     changes = load_file(file)
     rank = next(iter(value.shape[0] for name, value in changes.items() if name.endswith(".down"))) // _FUNCTIONS
     condition(model, rank)
-    trained_range(model).set_extra_state(changes.pop(RANGE))
+    trained_range(model).range_2.copy_(changes.pop(RANGE))
     try:
         found = model.load_state_dict(changes, strict=False)
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from huggingface_hub import constants
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tempspec.errors import UserError
@@ -192,3 +193,16 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"belongs to another model: it has a model\.layers\.1"):
         load_conditioning(other, tmp_path / "draft")
     assert load_conditioning(tiny(), tmp_path) is not None
+
+
+def test_a_training_step_can_be_rehearsed_on_tensors_without_contents():
+    """As `fit --estimate` does, which puts fake tensors in the place of parameters and buffers."""
+    model = condition(tiny(), 2)
+    with FakeTensorMode():
+        for module in model.modules():
+            for name, value in list(module.named_parameters(recurse=False)):
+                setattr(module, name, torch.nn.Parameter(torch.empty(value.shape), value.requires_grad))
+            for name, value in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty(value.shape))
+        set_temperature(model.train(), 1.0)
+        assert isinstance(model(input_ids=torch.zeros(1, 4, dtype=torch.int64)).logits, FakeTensor)
