@@ -93,7 +93,7 @@ def _logits(model: PreTrainedModel, inputs: Mapping[str, Tensor | bool]) -> Tens
     except (TypeError, ValueError, RuntimeError, IndexError):
         if "attention_mask" in inputs:
             raise
-        ids_BT = torch.as_tensor(inputs["input_ids"])
+        ids_BT = torch.as_tensor(inputs["input_ids"], dtype=torch.int64)
         return torch.full((*ids_BT.shape, 1), torch.nan, dtype=torch.float32, device=ids_BT.device)
 
 

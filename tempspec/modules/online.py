@@ -230,7 +230,7 @@ class OnlineWriter:
             ids_BT[index, :length] = torch.tensor(row["input_ids"], dtype=torch.int64)
             mask_BT[index, :length] = torch.tensor(row["loss_mask"], dtype=torch.bool)
             seen_BT[index, :length] = 1
-            position_BT[index, :length] = torch.tensor(row.get("position_ids", range(length)))
+            position_BT[index, :length] = torch.tensor(row.get("position_ids", range(length)), dtype=torch.int64)
         temperatures = [row["generation_temperature"] for row in rows]
         several = {"position_ids": position_BT} if "position_ids" in batch else {}
         return (

@@ -119,7 +119,8 @@ def rehearse(
         ids_BT = torch.zeros(step.batch_size, step.length, dtype=torch.int64)
         kept_N = torch.arange(step.batch_size * (step.length - 1))
         # Of a cache, whose tokens' laws are no larger than these.
-        p_BTH, weight_p_VH = torch.empty(*ids_BT.shape, 1), torch.empty(step.vocabulary, 1)
+        p_BTH = torch.empty(*ids_BT.shape, 1, dtype=torch.float32)
+        weight_p_VH = torch.empty(step.vocabulary, 1, dtype=torch.float32)
         set_temperature(draft.train(), 1.0)
         with Live([*known, ids_BT, kept_N, p_BTH, weight_p_VH]) as live:
             live.kind = "target"
@@ -176,9 +177,10 @@ def _kept(value_BTX: Tensor, index_N: Tensor) -> Tensor:
 
 
 def _objective(step: Step, tokens: int) -> Objective:
-    one_GN, label_1N = torch.ones(1, tokens), torch.zeros(1, tokens, dtype=torch.int64)
+    one_GN = torch.ones(1, tokens, dtype=torch.float32)
+    label_1N = torch.zeros(1, tokens, dtype=torch.int64)
     context = LossContext(0, None, label_1N)
-    return Objective(step.divergence, one_GN, one_GN, torch.ones(1), one_GN[0], context, step.label_weight)
+    return Objective(step.divergence, one_GN, one_GN, one_GN[:, 0], one_GN[0], context, step.label_weight)
 
 
 def _fake(model: PreTrainedModel) -> list[Tensor]:

@@ -14,7 +14,7 @@ from tempspec.decoding.engine import PREFILL_CHUNK, Engine
 from tempspec.decoding.noise import RoundNoise
 from tempspec.errors import UserError
 from tempspec.interfaces import Request, Verdict
-from tempspec.models.loading import first_layers
+from tempspec.models.cutting import first_layers
 from tempspec.plugins.drafters import CausalLM, EarlyExit, PromptLookup
 from tempspec.plugins.lengths import AdaEDL, ConfidenceThreshold, FixedLength
 from tempspec.registry import load

@@ -108,7 +108,8 @@ class LastCheckpoint(Checkpoint):
         now, steps = self.clock(), self._step - self._looked_at_step
         seconds = max(now - self._looked_at, 1e-6) / max(steps, 1)
         after = max(1, min(int(self.every / _LOOKS / seconds), 1000))
-        told = torch.tensor([int(now - self._saved_at > self.every), after], device=trainer.strategy.root_device)
+        asked = [int(now - self._saved_at > self.every), after]
+        told = torch.tensor(asked, dtype=torch.int64, device=trainer.strategy.root_device)
         torch.distributed.broadcast(told, src=0)
         due, self._steps_to_look = told.tolist()
         self._looked_at, self._looked_at_step = now, self._step
