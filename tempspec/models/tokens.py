@@ -1,6 +1,6 @@
 """Texts to token ids, with borders in them that are found by characters (floor 3). It knows no chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -183,18 +183,19 @@ class _Borders:
     """
 
     def __init__(self, encoding: Encoding, tokens: int, characters: int) -> None:
-        self.place_of, self.token_at = encoding.token_to_chars, encoding.char_to_token
+        self.token_at = encoding.char_to_token
+        self.place_of: Callable[[int], Span] = encoding.token_to_chars  # type: ignore[assignment]  # every token has one
         self.tokens, self.characters = tokens, characters
 
     def end(self, token: int) -> int:
         """The character after a token's last; 0 before the first token."""
-        return int(self.place_of(token)[1]) if token >= 0 else 0
+        return self.place_of(token)[1] if token >= 0 else 0
 
     def start(self, token: int) -> int:
         """A token's first character; that after the last one for the token after the last."""
         if token >= self.tokens:
             return self.characters
-        return min(int(self.place_of(token)[0]), self.end(token - 1))
+        return min(self.place_of(token)[0], self.end(token - 1))
 
     def tokens_of(self, span: Span) -> Span:
         """The tokens that lie within some characters, begin and end."""
@@ -226,5 +227,5 @@ class _Borders:
         for place in range(character, self.characters):
             token = self.token_at(place)
             if token is not None:
-                return int(token)
+                return token
         return self.tokens
