@@ -192,8 +192,10 @@ class Encoder:
             while end > begin and int(encoded.ids[end - 1]) in self._special_ids:
                 end -= 1
             encoded.spans[-1] = begin, end
-        turns = (encoded.ids[begin:end].tolist() for begin, end in encoded.spans)
-        said = [len(ids) > _FEW or bool(self.text(ids).strip()) for ids in turns]
+        said = [
+            end - begin > _FEW or bool(self.text(encoded.ids[begin:end].tolist()).strip())
+            for begin, end in encoded.spans
+        ]
         encoded.unlearned += [EMPTY] * said.count(False)
         encoded.spans = [span for span, says in zip(encoded.spans, said, strict=True) if says]
 

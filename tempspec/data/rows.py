@@ -204,7 +204,7 @@ class RowMaker:
             "loss_mask": mask,
             TEMPERATURE: np.nan if temperature is None else temperature,
             "key": 0 if self.packs else key_of_ids(encoded.ids if self.form == "text" else encoded.prompt),
-            "learned": int(mask.sum()),
+            "learned": int(np.count_nonzero(mask)),
             "cut": length - most,
             "turns": turns,
             "unlearned": [*encoded.unlearned, *[BEYOND] * beyond],
@@ -275,11 +275,11 @@ def encode_rows(
 
 def _counted(made: pa.Table, report: Report) -> pa.Table:
     """Count rows as they were made; returns those with something to learn, `ROW`."""
-    unusable = made.filter(pc.is_valid(made["reason"]))
+    unusable = made.select(["reason", "first"]).filter(pc.is_valid(made["reason"]))
     for reason, first in zip(unusable["reason"].to_pylist(), unusable["first"].to_pylist(), strict=True):
         report.skip(Skipped(Counter([reason]), first))
-    usable = made.filter(pc.is_null(made["reason"]))
-    kept = usable.filter(pc.greater(usable["learned"], 0))
+    usable = _only(made, pc.is_null(made["reason"]))
+    kept = _only(usable, pc.greater(usable["learned"], 0))
     unlearned = Counter(report.unlearned) + Counter(pc.list_flatten(usable["unlearned"]).to_pylist())
     report.unlearned = dict(unlearned)
     report.turns += _sum(usable["turns"])
@@ -290,6 +290,11 @@ def _counted(made: pa.Table, report: Report) -> pa.Table:
     report.tokens += _sum(pc.list_value_length(kept["input_ids"]))
     report.learned += _sum(kept["learned"])
     return kept.select(ROW.names).cast(ROW)
+
+
+def _only(table: pa.Table, wanted: pa.ChunkedArray) -> pa.Table:
+    """The rows that are wanted; lists of truths are slow to copy, and nearly always all are."""
+    return table if pc.all(wanted).as_py() is not False else table.filter(wanted)
 
 
 def _sum(values: pa.ChunkedArray) -> int:

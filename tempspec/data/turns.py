@@ -243,8 +243,11 @@ def check(messages: Messages) -> None:
 
 def _is_plain(message: dict[str, Any]) -> bool:
     """Whether a message holds a text that somebody says, and nothing else."""
-    others = (value for name, value in message.items() if name not in ("role", "content"))
-    return isinstance(message.get("content"), str) and all(value is None for value in others)
+    if not isinstance(message.get("content"), str):
+        return False
+    return len(message) == 2 or all(  # role and content
+        value is None for name, value in message.items() if name not in ("role", "content")
+    )
 
 
 def _fit(skeleton: _Skeleton, said: Sequence[str], text: str) -> list[Span] | None:

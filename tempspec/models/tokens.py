@@ -1,6 +1,6 @@
 """Texts to token ids, with borders in them that are found by characters (floor 3). It knows no chat template."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
+from tokenizers import Encoding
 
 Span = tuple[int, int]
 
@@ -69,7 +70,7 @@ class Tokeniser:
     add_bos: bool = False
 
     def encode(self, texts: Sequence[Marked]) -> list[Encoded]:
-        """All texts by one call of the tokenizer, with the tokens of what is learned."""
+        """All texts by one call of the tokenizer, and one for the ends of prompts that a token reaches out of."""
         if not texts:
             return []
         made = self._by_characters(texts) if self.tokenizer.is_fast else [self._by_pieces(each) for each in texts]
@@ -86,14 +87,31 @@ class Tokeniser:
 
     def _by_characters(self, texts: Sequence[Marked]) -> list[Encoded]:
         batch = self._ids([each.text for each in texts])
-        made = []
-        for row, (ids, marked) in enumerate(zip(batch["input_ids"], texts, strict=True)):
-            borders = _Borders(batch, row, len(ids), len(marked.text))
+        made, crossed = [], []
+        for ids, encoding, marked in zip(batch["input_ids"], batch.encodings, texts, strict=True):
+            borders = _Borders(encoding, len(ids), len(marked.text))
             spans = [borders.tokens_of(span) for span in marked.spans]
-            exact = not spans or borders.start(spans[0][0]) == marked.spans[0][0]
-            asked = None if exact else _array(self._ids([marked.text[: marked.spans[0][0]]])["input_ids"][0])
-            made.append(Encoded(_array(ids), spans, asked))
+            made.append(Encoded(_array(ids), spans))
+            if spans and borders.start(spans[0][0]) != marked.spans[0][0]:
+                kept = self._last_added(made[-1].ids[: spans[0][0]])
+                begin = borders.place_of(kept)[0] if kept else 0
+                crossed.append((made[-1], kept, marked.text[begin : marked.spans[0][0]]))
+        if crossed:
+            tails = list({tail for *_, tail in crossed})  # most are how the template opens an answer
+            alone = dict(zip(tails, self._ids(tails)["input_ids"], strict=True))
+            for encoded, kept, tail in crossed:
+                encoded.asked = np.concatenate([encoded.ids[:kept], _array(alone[tail])])
         return made
+
+    def _last_added(self, ids: np.ndarray) -> int:
+        """Where the last token is that texts are split at before all else: what follows cannot change what precedes."""
+        places = np.flatnonzero(np.isin(ids, self._added))
+        return int(places[-1]) if len(places) else 0
+
+    @cached_property
+    def _added(self) -> np.ndarray:
+        added = self.tokenizer.added_tokens_decoder.items()
+        return _array([token for token, each in added if each.special and not each.normalized])
 
     def _by_pieces(self, marked: Marked) -> Encoded:
         """What a tokenizer without character positions makes of the parts of a text, one by one."""
@@ -154,29 +172,30 @@ def _array(ids: Sequence[int]) -> np.ndarray:
 
 
 class _Borders:
-    """Where the tokens of one text of a batch begin and end, by characters.
+    """Where the tokens of a text begin and end, by characters.
 
     A token begins where the one before it ends: some tokenizers leave the blank at its start out of its position.
 
     Args:
-        batch: what the tokenizer gave.
-        row: the number of the text.
+        encoding: what the tokenizer gave.
         tokens: how many it has.
         characters: how many it has.
     """
 
-    def __init__(self, batch: Any, row: int, tokens: int, characters: int) -> None:
-        self.batch, self.row, self.tokens, self.characters = batch, row, tokens, characters
+    def __init__(self, encoding: Encoding, tokens: int, characters: int) -> None:
+        self.token_at = encoding.char_to_token
+        self.place_of: Callable[[int], Span] = encoding.token_to_chars  # type: ignore[assignment]  # every token has one
+        self.tokens, self.characters = tokens, characters
 
     def end(self, token: int) -> int:
         """The character after a token's last; 0 before the first token."""
-        return int(self.batch.token_to_chars(self.row, token).end) if token >= 0 else 0
+        return self.place_of(token)[1] if token >= 0 else 0
 
     def start(self, token: int) -> int:
         """A token's first character; that after the last one for the token after the last."""
         if token >= self.tokens:
             return self.characters
-        return min(int(self.batch.token_to_chars(self.row, token).start), self.end(token - 1))
+        return min(self.place_of(token)[0], self.end(token - 1))
 
     def tokens_of(self, span: Span) -> Span:
         """The tokens that lie within some characters, begin and end."""
@@ -206,7 +225,7 @@ class _Borders:
     def _near(self, character: int) -> int:
         """The token of a character, or of the next that has one."""
         for place in range(character, self.characters):
-            token = self.batch.char_to_token(self.row, place)
+            token = self.token_at(place)
             if token is not None:
-                return int(token)
+                return token
         return self.tokens

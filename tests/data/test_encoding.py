@@ -174,6 +174,17 @@ def test_the_prompt_at_decoding_begins_the_row(shape):
     assert encoder.opening(TURNS) == encoded.ids[: encoded.spans[1][0]].tolist()
 
 
+@pytest.mark.parametrize("answer", ["\n\nfox", "\nhill", "fox"])
+@pytest.mark.parametrize(
+    "shape", [shape for shape in SHAPES if shape != "marked"]
+)  # of which the template draws the borders
+def test_the_prompt_of_a_row_is_the_same_whatever_is_said(shape, answer):
+    make, template, _ = SHAPES[shape]
+    encoder = Encoder(make(template))
+    rows = encoder.conversations([Conversation(talk("the fox", answer, "a", "\nran")), Conversation(talk("a", answer))])
+    assert [row.prompt.tolist() for row in rows] == [encoder.opening(talk(asked)) for asked in ("the fox", "a")]
+
+
 @pytest.mark.parametrize(
     "said",
     [
