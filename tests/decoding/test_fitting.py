@@ -31,6 +31,7 @@ def test_a_prompt_beyond_the_context_names_its_row_and_option():
     check_items(Reader(), items, 10)
     with pytest.raises(
         UserError,
-        match=r"^q.jsonl line 2: this prompt has 9 tokens.*context of 9: .*max_prompt_tokens of the prompt set sb, such",
+        match=r"^q.jsonl line 2: this prompt has 9 tokens.*context of 9: .*"
+        "max_prompt_tokens of the prompt set sb, such",
     ):
         check_items(Reader(), items, 9)
