@@ -37,7 +37,7 @@ def report(options: Any, module: DistillationModule) -> None:
         divergence=module.divergence,
         label_weight=module.loss.label_weight,
         precision=options.trainer.precision,
-        gradient_checkpointing=getattr(module, "gradient_checkpointing", False),
+        gradient_checkpointing=module.gradient_checkpointing,
     )
     Console().print(_table(found, ways(_devices(options.trainer))))
     if module.online is not None:

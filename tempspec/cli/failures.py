@@ -34,6 +34,11 @@ def as_user_error(error: Exception, checkpoint: str | None = None) -> UserError 
         checkpoint: the file that the run was to go on from.
     """
     told = " ".join(str(error).split()).strip("'\"")
+    if checkpoint is not None and "different number of parameter groups" in told:
+        return UserError(
+            f"the checkpoint {checkpoint} keeps the state of an optimizer with other groups of weights, as earlier "
+            "versions of tempspec had: begin another run, or resume with a new optimizer by --resume_changed true"
+        )
     if checkpoint is not None and told.startswith(_RESTORING):
         return UserError(
             f"the checkpoint {checkpoint} does not fit this configuration's model or optimizer; give the one that "

@@ -186,13 +186,13 @@ class CommandLine(LightningCLI):
             "--checkpoint_every",
             type=float,
             default=300.0,
-            help="Seconds between two checkpoints of fit; 0 for none but at the end and behind each validation.",
+            help="Seconds between two checkpoints of fit; 0 for none but at the end and after each validation.",
         )
         parser.add_argument(
             "--resume_changed",
             type=bool,
             default=False,
-            help="Let fit go on from --ckpt_path with another objective, optimizer or schedule than the checkpoint's.",
+            help="Let fit resume from --ckpt_path with another objective, optimizer or schedule than the checkpoint's.",
         )
         parser.add_argument(
             "--server",

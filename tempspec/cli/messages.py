@@ -20,12 +20,12 @@ _FAMILY = {base: family for family, base in registry.FAMILIES.items()}
 _CLASS = re.compile(r"[A-Za-z_][\w.]*\.[A-Za-z_]\w*")
 _NEVER = "Expected a <class 'NoneType'>"
 
-_SOURCE = re.compile(r"data\.(train|validation|test|prompts)(?:\.\w+)?")
+_SOURCE = re.compile(r"data\.(train|validation|test|prompts|generation_prompts)(?:\.\w+)?")
 _NO_SOURCE = re.compile(
     "Not a valid subclass|Unexpected import path|unknown name|expected dict|got .* not of the expected"
 )
 _WRITTEN = {"train": "{path: FILE}, or a list of these"} | dict.fromkeys(
-    ("validation", "test", "prompts"), "sets with names of your own, {NAME: {path: FILE}}"
+    ("validation", "test", "prompts", "generation_prompts"), "sets with names of your own, {NAME: {path: FILE}}"
 )
 """How text is named, for what the parser takes for the name of a class."""
 

@@ -126,7 +126,7 @@ def _report_rows(
         min_p=sweep.min_p,
         seed=sweep.seed,
         prompt_sets=dict.fromkeys(store.distinct("prompt_set")) | digests,
-        count=len(store.keys()),
+        count=store.finished,
         target_quantised=pair.quantised if server is None else None,
         server=server,
     )

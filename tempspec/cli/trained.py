@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
+
 from tempspec.cli.ahead import Ahead
 
 __all__ = ["MEASURING", "measure_what_was_trained"]
@@ -40,4 +42,21 @@ def measure_what_was_trained(options: Any, task: str, ahead: Ahead) -> str:
     options.model[option] = str(trained)
     for name, nothing in others.items():
         options.model[name] = nothing
-    return f"measuring the {folder} that this run trained, {trained}; --before measures what the configuration names"
+    which = f"that this run trained, {trained}"
+    if _fit_anew(trained):
+        which = f"of an earlier fit, {trained}, as the last fit of this run has left none"
+    return f"measuring the {folder} {which}; --before measures what the configuration names"
+
+
+def _fit_anew(trained: Path) -> bool:
+    """Whether a fit has begun since with another configuration, and left nothing: it keeps that from its first batch.
+
+    Args:
+        trained: the folder of the model, with the record beside it that a fit keeps of what made it.
+    """
+    try:
+        made = yaml.safe_load(trained.with_name(f"{trained.name}.yaml").read_text(encoding="utf-8"))["config"]
+        begun = yaml.safe_load((trained.parent / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # of an earlier version, say
+        return False
+    return bool(made != begun)

@@ -35,7 +35,7 @@ def continuations(
             found.setdefault(prompt, rest[:tokens])
     if not found:
         raise UserError(
-            f"{source.path}: expected texts that go on behind the prompts, got none: set fixed: sampled, to take what "
+            f"{source.path}: expected texts that continue the prompts, got none: set fixed: sampled, to take what "
             "the target writes at the reference temperature"
         )
     decode = encoder.tokenizer.decode

@@ -25,7 +25,7 @@ def check_items(engine: Engine, items: Iterable[WorkItem], context: int) -> None
         if tokens >= context:
             raise UserError(
                 f"{item.prompt.place}: this prompt has {tokens} tokens, expected fewer than the target's context of "
-                f"{context}: shorten it, or leave long prompts out with data.prompts.{item.prompt_set}."
-                f"max_prompt_tokens, such as {max(context // 2, 1)}"
+                f"{context}: shorten it, or leave long prompts out with max_prompt_tokens of the prompt set "
+                f"{item.prompt_set}, such as {max(context // 2, 1)}"
             )
         engine.check(item.request)

@@ -138,7 +138,7 @@ def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: Outcome
 def no_numbers(model: str, row: Row) -> str:
     """The message for a row whose logits are no numbers."""
     return (
-        f"the {model}'s logits are NaN or infinite for request {row.request.key or '(no key)'}, behind "
+        f"the {model}'s logits are NaN or infinite for request {row.request.key or '(no key)'}, after "
         f"{row.length} tokens: check its weights, or load it in another precision (model.loading.dtype: float32)"
     )
 

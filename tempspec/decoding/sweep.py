@@ -306,8 +306,12 @@ def generation_list(
 
 
 def next_turn(item: WorkItem, answer: str, context: int) -> WorkItem | None:
-    """The turn behind an answer, within the context; None behind the last one, and where the context is full."""
-    following = item.then(answer)
+    """The turn after an answer, within the context; None after the last one, and where it cannot be asked."""
+    try:
+        following = item.then(answer)
+    except ValueError as error:  # of the chat template, which saw no such answer when the prompts were read
+        rank_zero_info(f"{item.key}: the turns after it are left out: {error}")
+        return None
     if following is None:
         return None
     if (room := context - len(following.request.prompt)) > 0:

@@ -32,6 +32,8 @@ HUB_SECONDS = 10.0
 """How long the hub may take to say that a name exists before only the local cache is tried."""
 
 GGUF = ".gguf"
+_EYES = "mmproj"
+"""How the GGUF file of a model's vision part begins, which lies beside that of the model."""
 
 _EXPECTED = "expected a folder written by save_pretrained, a .gguf file, a hub name, or hub/name:file.gguf"
 _RUN = ("fit/draft", "fit/model", "draft", "model")
@@ -125,7 +127,8 @@ def weight_files(path: str) -> list[Path]:
     named = Path(path).expanduser()
     if named.suffix == GGUF:
         return [named] if named.is_file() else []
-    return sorted(named.glob("*.safetensors")) or sorted(named.glob(f"*{GGUF}"))
+    ggufs = [file for file in named.glob(f"*{GGUF}") if not file.name.startswith(_EYES)]
+    return sorted(named.glob("*.safetensors")) or sorted(ggufs)
 
 
 def hub_is_silent(ask: Callable[[], object]) -> bool:
@@ -212,11 +215,12 @@ def _names(folder: str) -> set[str]:
     Raises:
         UserError: it is a run's folder, and the model is further in.
     """
-    if not (Path(folder) / "config.json").is_file():
+    names = {file.name for file in Path(folder).iterdir()}
+    if "config.json" not in names and not any(name.endswith(GGUF) for name in names):
         for inner in _RUN:
             if (Path(folder) / inner / "config.json").is_file():
                 raise UserError(f"{folder} is the folder of a run: name the model in it, {os.path.join(folder, inner)}")
-    return {file.name for file in Path(folder).iterdir()}
+    return names
 
 
 def _weights(path: str, names: Collection[str], joint: str, tokenizer: bool) -> str | None:
@@ -232,7 +236,7 @@ def _weights(path: str, names: Collection[str], joint: str, tokenizer: bool) -> 
         )
     if any(name.endswith(".safetensors") for name in names):
         return None
-    files = sorted(name for name in names if name.endswith(GGUF) and not name.startswith("mmproj"))
+    files = sorted(name for name in names if name.endswith(GGUF) and not name.startswith(_EYES))
     if len(files) > 1 or (files and joint == ":"):  # of the hub's the name must be known without network as well
         listed = ", ".join(f"{path}{joint}{name}" for name in files[:8]) + (", ..." if len(files) > 8 else "")
         raise UserError(f"{path} holds GGUF files, and one must be named: {listed}")

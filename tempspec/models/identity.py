@@ -75,8 +75,9 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _hub_identity(name: str, revision: str | None) -> str:
     """The name, with the commit of it that is cached: a branch may move."""
+    repository, _, file = name.partition(":")  # hub/name:file.gguf
     try:
-        held = try_to_load_from_cache(name, "config.json", revision=revision)
+        held = try_to_load_from_cache(repository, file or "config.json", revision=revision)
     except ValueError:  # no name that a hub could have
         held = None
     return f"{name} {Path(held).parent.name}" if isinstance(held, str) else name

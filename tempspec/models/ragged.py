@@ -75,7 +75,7 @@ def check_rows(name: str, config: PreTrainedConfig, length: int) -> None:
         return
     if context == switch:
         raise UserError(
-            f"data.max_length is {length}, but {name} changes its LongRoPE factors behind {switch} positions, for all "
+            f"data.max_length is {length}, but {name} changes its LongRoPE factors after {switch} positions, for all "
             f"rows of a batch: lower it to {switch} or less"
         )
     raise UserError(f"data.max_length is {length}, but {name} was made for at most {context} positions: lower it")

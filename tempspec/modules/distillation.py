@@ -7,9 +7,9 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import lightning.pytorch as pl
 import torch
@@ -220,6 +220,14 @@ class DistillationModule(pl.LightningModule):
             self._refuse_what_cannot_be_sharded(self.draft)
             shard(self.draft, self.trainer)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *more: Any) -> Self:
+        """Move; of another dtype is the draft in fit alone: elsewhere both models have those of `loading`.
+
+        Lightning rounds a whole module under `bf16-true` and `16-true`, which the target is no part of.
+        """
+        own = fn if self.stage in ("", "fit") else lambda tensor: tensor.to(fn(tensor).device)
+        return super()._apply(own, *more)
+
     def _condition(self, draft: PreTrainedModel) -> None:
         """Let the draft's weights depend on its temperature, where that is asked for and they do not.
 
@@ -269,11 +277,8 @@ class DistillationModule(pl.LightningModule):
         """
         self.pair.adopt(earlier.pair)
         named = (self.pair.draft, self.pair.draft_layers, self.pair.options)
-        if (
-            earlier.draft is not None
-            and earlier.stage != "fit"
-            and named == (earlier.pair.draft, None, self.pair.options)
-        ):
+        known = (earlier.pair.draft, None, earlier.pair.options)
+        if earlier.draft is not None and earlier.stage != "fit" and named == known:
             self._adopted = [earlier.draft]
 
     def setup(self, stage: str) -> None:

@@ -225,14 +225,15 @@ class SweepRunner:
         writer = RowWriter(self.store, self.sweep.write_every)
         pulse = Pulse(self._dealer, writer, self._passes[work.pass_], stop, self.watch)
         try:
-            with torch.autocast(self.pair.target_model.device.type, enabled=False):
-                self._decode(work, draft, pulse, writer)
+            try:
+                with torch.autocast(self.pair.target_model.device.type, enabled=False):
+                    self._decode(work, draft, pulse, writer)
+            finally:
+                writer.flush()
         except BaseException:
             with suppress(UserError):  # of a first process that is gone: this error is the one to see
                 self._dealer.tell(FAILED)
             raise
-        finally:
-            writer.flush()
         pulse.show()
         if work.last:
             self._engines.clear()
@@ -365,6 +366,8 @@ class SweepRunner:
         """What the rows are made from, entry by entry."""
         pair = self.pair
         origin: dict[str, str | Sequence[str]] = {**_target_identity(pair), **self.sweep.origin(prompt_sets)}
+        if self.sweep.stop_at_eos:  # a generation_config.json names them, which is no part of the weights
+            origin["stop tokens"] = str(sorted(pair.stop_ids))
         if self.generating:
             return origin
         if self.needs_draft:

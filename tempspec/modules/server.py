@@ -116,7 +116,7 @@ def call(server: Server, path: str, body: Mapping[str, Any] | None = None) -> di
             time.sleep(min(max(2.0**attempt, wait), _LONGEST_WAIT))
     raise UserError(
         f"{server.url} failed {server.retries + 1} times, last with: {failure}; see that it runs, then run the same "
-        "command again: it goes on where it stopped"
+        "command again: it resumes where it stopped"
     )
 
 

@@ -129,6 +129,11 @@ class RowStore:
                     if kept.num_rows:
                         yield kept
 
+    @property
+    def finished(self) -> int:
+        """The rows of the finished file."""
+        return int(pq.read_metadata(self._final).num_rows)
+
     def count(self, column: str, keys: Collection[str]) -> tuple[int, int]:
         """How many rows of these keys there are, and the entries of their lists in a column."""
         rows = entries = 0
@@ -166,26 +171,38 @@ class RowStore:
         if not rows:
             return
         self._parts.mkdir(exist_ok=True)
-        numbers = [int(part.stem.partition("-")[2]) for part in self._parts.glob(f"{self._rank:04d}-*.parquet")]
-        with replacing(self._parts / f"{self._rank:04d}-{max(numbers, default=-1) + 1:06d}.parquet") as partial:
+        with replacing(self._new_part()) as partial:
             pq.write_table(pa.Table.from_pylist(list(rows)), partial, row_group_size=ROW_GROUP)
 
     def finish(self, order: Sequence[str]) -> None:
-        """Merge all parts into the final file and let go of the folder; the first process alone calls it.
+        """Merge the parts into the final file and let go of the folder; the first process alone calls it.
 
-        Rows come in the order of these keys; those of other sweeps follow, as they were.
+        Rows come in the order of these keys; those of other sweeps that came to an end follow, as they were. Of a sweep
+        that did not there are the rows that were done first, which are the short ones: no figure should count them.
+        They wait in a part of their own for the run that continues it.
         """
         files = [self._in_small_groups(path) for path in self._files()] if self._parts.exists() else []
         if files:
             places = self._places(files)
-            keys = iter(dict.fromkeys([*(key for key in order if key in places), *places]))
-            schema = pa.unify_schemas([pq.read_schema(path) for path in files], promote_options="permissive")
-            with replacing(self._final) as partial, pq.ParquetWriter(partial, schema) as writer:
-                while chunk := [places[key] for key in islice(keys, ROW_GROUP)]:
-                    writer.write_table(_gathered(files, chunk, schema))
-                    pa.default_memory_pool().release_unused()
-        shutil.rmtree(self._parts, ignore_errors=True)
+            ended = self._places(files[:1]) if self._final.exists() else {}
+            kept = dict.fromkeys([*(key for key in order if key in places), *ended])
+            left = [key for key in places if key not in kept]
+            waiting = self._new_part()
+            _merge(
+                files, [places[key] for key in left], waiting
+            )  # first: the other takes the place of one of the files
+            _merge(files, [places[key] for key in kept], self._final)
+            for path in self._parts.iterdir():
+                if path != waiting:
+                    path.unlink()
+        if not files or not left:
+            shutil.rmtree(self._parts, ignore_errors=True)
         let_go(self._parts.parent)
+
+    def _new_part(self) -> Path:
+        """The name of one more part of this process."""
+        numbers = [int(part.stem.partition("-")[2]) for part in self._parts.glob(f"{self._rank:04d}-*.parquet")]
+        return self._parts / f"{self._rank:04d}-{max(numbers, default=-1) + 1:06d}.parquet"
 
     def _in_small_groups(self, path: Path) -> Path:
         """The file, or a copy of one from an earlier version whose row groups are too large to read one at a time."""
@@ -236,6 +253,18 @@ def _batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iter
 def _read(path: Path) -> pa.Table:
     with _opened(path) as file:
         return file.read()
+
+
+def _merge(files: Sequence[Path], places: Sequence[_Place], merged: Path) -> None:
+    """Write the rows at these places as one file, some at a time; no file where there is none."""
+    if not places:
+        return
+    schema = pa.unify_schemas([pq.read_schema(path) for path in files], promote_options="permissive")
+    rest = iter(places)
+    with replacing(merged) as partial, pq.ParquetWriter(partial, schema) as writer:
+        while chunk := list(islice(rest, ROW_GROUP)):
+            writer.write_table(_gathered(files, chunk, schema))
+            pa.default_memory_pool().release_unused()
 
 
 def _gathered(files: Sequence[Path], places: Sequence[_Place], schema: pa.Schema) -> pa.Table:

@@ -227,7 +227,7 @@ class TeacherCache:
         if len(shards) * options.shard_rows < origin.rows:
             raise UserError(
                 f"the cached teacher in {folder} is unfinished ({len(shards) * options.shard_rows} of {origin.rows} "
-                "rows): run the same `tempspec generate --cache-teacher` again, which goes on where it stopped"
+                "rows): run the same `tempspec generate --cache-teacher` again, which resumes where it stopped"
             )
         self.vocabulary = int(held["vocabulary"])
         self.apart = bool(held["apart"])

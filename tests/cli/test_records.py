@@ -175,6 +175,13 @@ def test_a_fit_without_a_draft_yet_is_said(run, world, tmp_path, told):
     assert "has left no draft yet: measuring what the configuration names" in told()
 
 
+def test_a_draft_of_a_fit_before_the_last_is_called_so(run, world, finished, told):
+    config = finished / "fit/config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 1", "max_steps: 7"))  # of a fit that was killed
+    assert run("validate", "--config", world / "pair.yaml", "--run", finished)[0] == 0
+    assert f"measuring the draft of an earlier fit, {finished}/fit/draft, as the last fit of this run has" in told()
+
+
 def test_a_language_model_is_validated_as_it_was_trained(run, world, tmp_path):
     assert run("fit", "--config", world / "lm.yaml", *SHORT)[0] == 0
     found = []

@@ -75,7 +75,7 @@ def test_another_objective_is_refused_unless_told(fit):
     assert code == 2
     assert error.splitlines()[-1] == (
         "error: model.divergence is JensenShannon(beta=0.3, scale=none), but the checkpoint was trained with null "
-        "(model.temperature changed too): set it back, begin another run, or go on with the new with "
+        "(model.temperature changed too): set it back, begin another run, or resume with what is new by "
         "--resume_changed true"
     )
     code, told = fit(4, *other, "--resume_changed", "true")
@@ -101,3 +101,19 @@ def test_a_checkpoint_without_a_record_goes_on(fit, tmp_path, caplog):
     torch.save(kept, path)
     assert fit(3) == (0, "")
     assert "does not say what it was trained with" in caplog.text
+
+
+def test_a_checkpoint_of_an_earlier_version_is_told_of(fit, tmp_path):
+    assert fit(2) == (0, "")
+    path = tmp_path / "run/fit/checkpoints/last.ckpt"
+    kept = torch.load(path, weights_only=True)
+    kept.pop("trained_with")
+    (held,) = kept["optimizer_states"]
+    places = [place for group in held["param_groups"] for place in group["params"]]
+    held["param_groups"] = [held["param_groups"][0] | {"params": places}]  # all weights in one group
+    torch.save(kept, path)
+    code, error = fit(3)
+    assert code == 2
+    assert "as earlier versions of tempspec had: begin another run, or resume with a new optimizer by" in error
+    assert fit(3, "--resume_changed", "true") == (0, "")
+    assert torch.load(path, weights_only=True)["global_step"] == 3

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -159,6 +161,17 @@ def test_drafts_may_learn_from_the_targets_texts_and_be_measured_with_trees(stud
     assert index["prefixes"]["fixed"] == {"p": "p sampled@1"}
     training = [pq.read_table(f"made/shared/training-{t}.parquet").to_pylist() for t in ("0.5", "1")]
     assert [{row["generation_temperature"] for row in rows} for rows in training] == [{0.5}, {1.0}]
+
+
+def test_texts_that_an_earlier_plan_asked_for_are_left_out(study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = Jobs(Study.of(yaml.safe_load(study.read_text())))
+    (jobs.study.texts / "training/generate").mkdir(parents=True)
+    table = pa.table({"key": ["now", "before"], "prompt_set": ["p", "q"], "generation_temperature": [1.0, 1.0]})
+    pq.write_table(table, jobs.study.texts / "training/generate/generated.parquet")
+    jobs._earlier = SimpleNamespace(runner=SimpleNamespace(order=["now"]))
+    jobs._split("training")
+    assert pq.read_table(jobs.study.texts / "training-1.parquet")["key"].to_pylist() == ["now"]
 
 
 def test_a_finished_study_does_nothing(study, whole, run, monkeypatch):

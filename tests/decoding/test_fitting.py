@@ -32,6 +32,6 @@ def test_a_prompt_beyond_the_context_names_its_row_and_option():
     with pytest.raises(
         UserError,
         match=r"^q.jsonl line 2: this prompt has 9 tokens.*context of 9: .*"
-        r"data\.prompts\.sb\.max_prompt_tokens",
+        "max_prompt_tokens of the prompt set sb, such",
     ):
         check_items(Reader(), items, 9)

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tempspec.decoding.sweep import Sweep, generation_list, work_list
+from tempspec.decoding.sweep import Sweep, generation_list, next_turn, work_list
 from tempspec.decoding.work import Queue, works
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE
@@ -139,6 +139,18 @@ def test_a_conversation_goes_on_in_its_own_cell_with_noise_of_its_own():
     assert len(keys) == 3 * len(openings)
     assert all(len(found) == 1 for found in seeds.values())
     assert len({seed for found in seeds.values() for seed in found}) == 2 * 3
+
+
+def test_a_turn_that_the_template_refuses_ends_its_conversation():
+    class Strict(Prompt):
+        def after(self, answers):
+            if "" in answers:
+                raise ValueError("the chat template refuses it")
+            return super().after(answers)
+
+    (opening,) = generation_list(Sweep(), {"a": [Strict(0, 7, (1, 2), turns=2)]})
+    assert next_turn(opening, "x", 99) is not None
+    assert next_turn(opening, "", 99) is None
 
 
 def test_generation_crosses_prompts_temperatures_and_samples():

@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import shutil
 
 import pytest
 import torch
@@ -98,6 +99,15 @@ def test_the_digest_of_a_gguf_file_goes_by_its_bytes(file, tmp_path):
     copy.write_bytes(file.read_bytes()[:-1] + b"?")
     assert weights_digest(str(copy)) != weights_digest(str(file))
     assert has_weights(str(file))
+
+
+def test_a_folders_gguf_file_counts_whatever_lies_beside_it(file, tmp_path):
+    shutil.copy(file, tmp_path / "small-Q8_0.gguf")
+    (tmp_path / "mmproj-small.gguf").write_bytes(b"GGUF")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")  # as of a model that was made of it
+    assert load_config(str(tmp_path)).model_type == "llama"
+    assert hub.weight_files(str(tmp_path)) == [tmp_path / "small-Q8_0.gguf"]
 
 
 def test_several_gguf_files_are_listed(file, tmp_path):

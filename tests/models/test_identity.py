@@ -63,8 +63,11 @@ def test_a_single_file_of_weights_is_known_by_its_bytes(folder, tmp_path):
 
 def test_a_hub_name_is_known_by_the_commit_that_is_cached(tmp_path, monkeypatch):
     held = tmp_path / "snapshots" / "c0ffee" / "config.json"
-    monkeypatch.setattr("tempspec.models.identity.try_to_load_from_cache", lambda *_, **__: str(held))
+    monkeypatch.setattr(
+        "tempspec.models.identity.try_to_load_from_cache", lambda name, *_, **__: None if ":" in name else str(held)
+    )
     assert weights_digest("some/model") == "some/model c0ffee"
+    assert weights_digest("some/model:q4.gguf") == "some/model:q4.gguf c0ffee"
     monkeypatch.setattr("tempspec.models.identity.try_to_load_from_cache", lambda *_, **__: None)
     assert weights_digest("some/model") == "some/model"
 

@@ -192,7 +192,7 @@ def test_a_row_ends_where_the_factors_change():
 def test_rows_of_training_end_there_too():
     check_rows("a/phi", longrope(32), 32)
     with pytest.raises(
-        UserError, match=r"is 33, but a/phi changes its LongRoPE factors behind 32 positions, .* lower it"
+        UserError, match=r"is 33, but a/phi changes its LongRoPE factors after 32 positions, .* lower it"
     ):
         check_rows("a/phi", longrope(32), 33)
     with pytest.raises(UserError, match="is 129, but a/llama was made for at most 128 positions: lower it"):

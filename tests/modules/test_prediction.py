@@ -1,6 +1,7 @@
 import gc
 import json
 import math
+import shutil
 import weakref
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Request
 from tempspec.metrics.rows import cell_of
 from tempspec.metrics.sweep import SweepMetrics
+from tempspec.modules.dealing import FAILED
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.row_metrics import sweep_metrics
 from tempspec.modules.store import RowStore
@@ -238,6 +240,43 @@ def test_predict_and_generate_run_in_half_precision(make, data, trainer, precisi
         trainer(precision=precision).predict(module, data, return_predictions=False)
         module.runner.finish()
         assert len(module.runner.store.keys()) == 8
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_the_trainers_precision_changes_no_row(make, data, trainer, tmp_path, precision):
+    sweep = Sweep([1.0], max_new_tokens=8, timing_prompts=0)
+    module = make(sweep)
+    trainer(precision=precision).predict(module, data, return_predictions=False)
+    assert module.draft.dtype == module.pair.target_model.dtype == torch.float32
+    found = module.runner.store.rows(module.runner.order)
+    shutil.rmtree(tmp_path / "run")
+    assert_same_rows(found, predict(make(sweep), data, trainer))
+
+
+def test_validate_measures_the_draft_in_its_own_dtype(make, data, trainer):
+    module = make()
+    trainer(precision="bf16-true").validate(module, data, verbose=False)
+    assert module.draft.dtype == torch.float32
+
+
+def test_rows_that_other_tokens_would_end_are_refused(make, data, trainer):
+    sweep = Sweep([0.0], max_new_tokens=4, timing_prompts=0)
+    predict(make(sweep), data, trainer)
+    module = make(sweep)
+    module.pair.stop_ids = frozenset({0, 5})  # as another generation_config.json has them
+    with pytest.raises(UserError, match=r"\(changed: stop tokens\)"):
+        predict(module, data, trainer)
+
+
+def test_rows_that_cannot_be_written_end_all_processes(make, data, trainer, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RowStore, "append", full)
+    module = make(Sweep([0.0], max_new_tokens=4, timing_prompts=0, write_every=1000.0))
+    with pytest.raises(OSError, match="No space"):
+        predict(module, data, trainer)
+    assert module.runner._dealer.stop_code() == FAILED
 
 
 def test_slots_are_full_until_the_work_runs_out(make, data, trainer):

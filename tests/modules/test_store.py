@@ -108,6 +108,21 @@ def test_rows_of_other_sweeps_stay_behind_those_asked_for(tmp_path):
     assert [row["key"] for row in store.rows(["a", "none", "d"])] == ["a", "d"]
 
 
+def test_rows_of_a_sweep_that_did_not_end_wait_for_it(tmp_path):
+    RowStore(tmp_path, "rows", ORIGIN).append(rows("a1", "a2"))  # and is stopped
+    store = RowStore(tmp_path, "rows", ORIGIN)
+    store.append(rows("b"))
+    store.finish(["b"])
+    assert pq.read_table(store.path)["key"].to_pylist() == ["b"]
+    assert store.finished == 1
+    again = RowStore(tmp_path, "rows", ORIGIN)
+    assert again.keys() == ["b", "a1", "a2"]
+    again.append(rows("a3"))
+    again.finish(["a1", "a2", "a3"])
+    assert pq.read_table(store.path)["key"].to_pylist() == ["a1", "a2", "a3", "b"]
+    assert not (tmp_path / "rows.parts").exists()
+
+
 def test_a_parts_number_is_one_more_than_the_largest(tmp_path):
     store = RowStore(tmp_path, "rows", ORIGIN)
     for key in "abc":

@@ -115,7 +115,7 @@ def _call(*arguments: str) -> None:
     if code in (130, 143, -2, -15):
         raise SystemExit(130 if code in (130, -2) else 143)
     if code:
-        raise UserError(f"this step ended with exit code {code}; mend what it says and run quickstart again to go on")
+        raise UserError(f"this step ended with exit code {code}; mend what it says and run quickstart again to resume")
 
 
 def _show(folder: Path) -> None:

@@ -105,7 +105,10 @@ class Jobs:
 
     def _split(self, name: Purpose) -> None:
         """A file for each temperature, and for each prompt set of what is measured on; and the fixed texts."""
-        rows = pq.read_table(self.study.texts / name / "generate" / "generated.parquet").to_pylist()
+        assert self._earlier is not None
+        wanted = set(self._earlier.runner.order)  # the file keeps rows of what the study asked for on another day
+        held = pq.read_table(self.study.texts / name / "generate" / "generated.parquet").to_pylist()
+        rows = [row for row in held if row["key"] in wanted]
         files: dict[str, list[Any]] = {}
         for row in rows:
             part = f"{row['prompt_set']}-" if name == "sampled" else ""

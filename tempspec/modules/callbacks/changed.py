@@ -84,7 +84,8 @@ class ChangedOptions(Callback):
 
     A checkpoint brings the optimiser's state, in which torch keeps the old learning rate. What can be taken anew is:
     the optimiser's options (learning rate, weight decay, betas) and those of `WarmupCosine`. Another objective,
-    optimiser or schedule is refused unless that is accepted; another optimiser or schedule then begins anew.
+    optimiser or schedule is refused unless that is accepted; another optimiser or schedule then begins anew, and so do
+    those of a checkpoint that does not say what it was trained with.
 
     Args:
         options: what `decisive` gives of this run's configuration.
@@ -111,6 +112,8 @@ class ChangedOptions(Callback):
         before = checkpoint.get(_KEY)
         if before is None:
             rank_zero_info("the checkpoint does not say what it was trained with: nobody can tell what changed since")
+            if self.accept:  # earlier versions kept the weights in other groups, and their states cannot be taken
+                checkpoint["optimizer_states"] = checkpoint["lr_schedulers"] = []
             return
         self._step = int(checkpoint["global_step"])
         changed = {name: (before[name], now) for name, now in self.options.items() if before.get(name, now) != now}
@@ -120,7 +123,7 @@ class ChangedOptions(Callback):
             rest = f" ({', '.join(refused[1:])} changed too)" if refused[1:] else ""
             raise UserError(
                 f"{now} is {new}, but the checkpoint was trained with {old}{rest}: set it back, begin another run, or "
-                "go on with the new with --resume_changed true"
+                "resume with what is new by --resume_changed true"
             )
         self._told = [f"{name} {old} -> {new}" for name, (old, new) in changed.items() if name in (*refused, *_TAKEN)]
         self._optimizer_changed = "model.optimizer" in changed
