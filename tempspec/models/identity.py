@@ -36,6 +36,8 @@ def has_weights(path: str) -> bool:
 def weights_digest(path: str | Path, revision: str | None = None) -> str:
     """A digest of a model folder's config and of every byte of its weight files; a copy elsewhere has the same.
 
+    Of a GGUF file, which has its configuration in it, it is that of the file, whether that or its folder is named.
+
     Args:
         path: a `save_pretrained` folder, a file of weights, or a hub name, which is its own with the commit that the
             local cache holds.
@@ -46,9 +48,12 @@ def weights_digest(path: str | Path, revision: str | None = None) -> str:
         return file_digest(place)
     if not place.is_dir():
         return _hub_identity(str(path), revision)
+    files = _weight_files(place)
+    if len(files) == 1 and files[0].suffix == ".gguf":  # the folder is another name of its file
+        return file_digest(files[0])
     digest = hashlib.sha256()
-    config = place / "config.json"  # a GGUF file has its own in it
-    for file in ([config] if config.is_file() else []) + _weight_files(place):
+    config = place / "config.json"
+    for file in ([config] if config.is_file() else []) + files:
         digest.update(f"{file.name} {file_digest(file)} ".encode())
     return digest.hexdigest()[:32]
 
@@ -70,7 +75,8 @@ def of_earlier_version(digest: str) -> bool:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    return sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    found = sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern))
+    return [file for file in found if not file.name.startswith("mmproj")]  # a vision part, which is not read
 
 
 def _hub_identity(name: str, revision: str | None) -> str:

@@ -6,7 +6,7 @@ model's author is run unless asked, and a hub name without network is answered a
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,11 +18,13 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.quantizers import AutoQuantizationConfig
 
 from tempspec.errors import UserError
+from tempspec.interfaces import Exact
 from tempspec.models.attention import check_takes_masks, use_attention
 from tempspec.models.conditioning import FILE, load_conditioning, plain_state, save_conditioning
 from tempspec.models.hub import Place, one_line, place, silence
@@ -38,6 +40,7 @@ __all__ = [
     "load_tokenizer",
     "real_vocabulary",
     "save_model",
+    "weights_of",
 ]
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -258,10 +261,16 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
     Buffers stay as they are: what `Module.to` would make of rotary frequencies is not what loading gives.
     """
-    for parameter in model.parameters():
+    for _, parameter in weights_of(model):
         parameter.data = parameter.data.to(dtype)
     model.config.dtype = dtype
     return model
+
+
+def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, Parameter]]:
+    """A model's parameters by all their names, without numbers of ours that keep their own dtype (`Exact`)."""
+    exact = {id(one) for part in model.modules() if isinstance(part, Exact) for one in part.parameters()}
+    return ((name, one) for name, one in model.named_parameters(remove_duplicate=False) if id(one) not in exact)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

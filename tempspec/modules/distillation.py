@@ -34,7 +34,7 @@ from tempspec.interfaces import (
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.cutting import Spacing
 from tempspec.models.decodable import check_decodable
-from tempspec.models.loading import ModelOptions, cast_weights
+from tempspec.models.loading import ModelOptions, cast_weights, weights_of
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.caching import open_cache, write_cache
@@ -470,7 +470,7 @@ class DistillationModule(pl.LightningModule):
     def _round(self, state: dict[str, Tensor], draft: PreTrainedModel) -> None:
         """A checkpoint's weights, and the draft's dtype, as if they came from the exported folder."""
         dtype = self.export_dtype
-        for name in (f"draft.{name}" for name, _ in draft.named_parameters(remove_duplicate=False)):
+        for name in (f"draft.{name}" for name, _ in weights_of(draft)):
             if name in state:
                 state[name] = state[name].to(dtype)
         if self.pair.options.dtype == "auto" and draft.dtype != dtype:

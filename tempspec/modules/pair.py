@@ -72,11 +72,6 @@ class Pair:
         if (self.draft, self.draft_layers, self.options) == (other.draft, other.draft_layers, other.options):
             self._own_dtype = other._own_dtype
 
-    @property
-    def has_draft(self) -> bool:
-        """Whether a draft is named at all."""
-        return self.draft is not None or self.draft_layers is not None
-
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The target's tokenizer."""

@@ -222,8 +222,11 @@ CONFIGURATIONS = {
     ),
     "not UTF-8": configuration(b"model: {target: caf\xe9}\n", "UTF-8"),
     "control characters": configuration("model: {target: '\x00'}\n", "unacceptable character"),
-    "a text that is a number": option("data.train", "3", "expected {path: FILE}, or a list of these, got 3"),
-    "a list of texts": option("data.train", "[a.jsonl]", "expected {path: FILE}, or a list of these"),
+    "a text that is a number": configuration(
+        "data: {train: 3}\nmodel: {target: a}\n", "data.train: expected {path: FILE}, or a list of these, got 3"
+    ),
+    "a list of paths that lead nowhere": option("data.train", "[a.jsonl]", "a.jsonl: no such file or folder; check"),
+    "prompts of generate without a name": option("data.generation_prompts", "p.jsonl", "{NAME: {path: FILE}}, got p"),
     "prompts without a name": option("data.prompts", "p.jsonl", "{NAME: {path: FILE}}, got p.jsonl"),
     "an option of an earlier Lightning": option("trainer.gpus", "1", "did you mean '--trainer.devices'?"),
     "an option of the optimiser": option("model.lr", "1e-4", "did you mean '--model.optimizer.lr'?"),

@@ -214,7 +214,8 @@ def test_a_draft_that_cannot_be_found_is_said_before_text_is_read(run, world, mo
     code, _, error = run("fit", "--config", world / "pair.yaml", "--model.draft", "./typo")
     assert (code, error) == (
         2,
-        "error: no such folder: './typo'; expected a folder written by save_pretrained, or a hub name\n",
+        "error: no such folder: './typo'; expected a folder written by save_pretrained, a .gguf file, a hub name, or "
+        "hub/name:file.gguf\n",
     )
 
 
@@ -222,7 +223,7 @@ def test_the_folder_of_a_run_leads_to_its_draft(run, world, finished):
     for folder in (finished, finished / "fit"):
         code, _, error = run("predict", "--config", world / "pair.yaml", "--model.draft", folder)
         assert code == 2
-        assert f"name {finished}/fit/draft, which fit has left there" in error
+        assert f"is the folder of a run: name the model in it, {finished}/fit/draft" in error
 
 
 def test_a_draft_that_cannot_be_decoded_is_refused_before_it_is_trained(run, world, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tempspec.cli.export import main as export
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
-from tempspec.models.conditioning import COLDEST, fold
+from tempspec.models.conditioning import COLDEST, fold, trained_range
 from tempspec.models.loading import ModelOptions, load_draft, load_model, load_tokenizer, save_model
 from tempspec.modules import pair as pairs
 from tempspec.modules.callbacks import PretrainedExport
@@ -93,7 +93,7 @@ def test_a_checkpoint_decodes_as_the_saved_draft_does(halves, data, trainer, tmp
 
 
 def test_a_conditioned_draft_decodes_from_either(halves, data, trainer, tmp_path):
-    fitted(halves, data, trainer, tmp_path, conditioning_rank=1)
+    fitted(halves, data, trainer, tmp_path, conditioning_rank=1, temperature=0.7)
     saved, rows = predicted(halves, data, trainer, tmp_path / "a", draft=str(tmp_path / "draft"))
     last = str(tmp_path / "last.ckpt")
     module, same = predicted(
@@ -101,6 +101,8 @@ def test_a_conditioned_draft_decodes_from_either(halves, data, trainer, tmp_path
     )
     assert rows == same
     assert module.draft.dtype == saved.draft.dtype == torch.bfloat16
+    for draft in (module.draft, saved.draft):
+        assert trained_range(draft).range_2.tolist() == torch.tensor([0.7, 0.7], dtype=torch.float32).tolist()
 
 
 def test_export_folds_in_float32_and_rounds_once(halves, data, trainer, tmp_path):

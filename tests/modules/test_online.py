@@ -54,7 +54,7 @@ def test_kept_rows_keep_their_documents_and_written_ones_are_one(batch, draft):
     batch["position_ids"] = position_T.expand_as(batch["input_ids"])
     got = writer(share=0.5)(batch, draft, 0, 11)
     longest = got["input_ids"].shape[1]
-    for index, known in enumerate(got["generation_temperature"].isfinite()):
+    for index, known in enumerate(generation_temperature(got).isfinite()):
         length = int(got["attention_mask"][index].sum())
         expected_T = torch.arange(longest) if known else position_T
         assert torch.equal(got["position_ids"][index, :length], expected_T[:length])

@@ -23,7 +23,8 @@ class Kept(DistillationModule):
 
     def on_before_optimizer_step(self, optimizer):
         if "gradients" not in self.__dict__:
-            self.__dict__["gradients"] = {name: value.grad.clone() for name, value in self.draft.named_parameters()}
+            learned = {name: value for name, value in self.draft.named_parameters() if value.requires_grad}
+            self.__dict__["gradients"] = {name: value.grad.clone() for name, value in learned.items()}
         super().on_before_optimizer_step(optimizer)
 
 
