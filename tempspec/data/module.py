@@ -24,6 +24,7 @@ from tempspec.data.rows import RowOptions
 from tempspec.data.sampling import ResumableLoader, ShardSampler, Slot, work_loader
 from tempspec.data.sources import TEMPERATURE, Source, named_sources, source_of
 from tempspec.errors import UserError
+from tempspec.files import stage_folder
 from tempspec.models.loading import load_tokenizer
 
 HELD_OUT = "train-held-out"
@@ -208,7 +209,7 @@ class TextDataModule(LightningDataModule):
         """The prompt sets by name, read at the first call.
 
         Args:
-            folder: the run's, which keeps the date that chat templates write; the trainer's by default.
+            folder: the stage's, which keeps the date that chat templates write; the trainer's by default.
 
         Raises:
             UserError: there is none, one is empty, or a file is broken.
@@ -218,7 +219,7 @@ class TextDataModule(LightningDataModule):
                 "data.prompts is empty; name at least one prompt set, such as `prompts: {chat: {path: ...}}`"
             )
         if not self._prompts:
-            kept = folder or (self.trainer.default_root_dir if self.trainer else None)
+            kept = folder or (stage_folder(self.trainer) if self.trainer else None)
             encoder = self.encoder if kept is None else at_the_time_of(kept, self.encoder)
             cache = self.cache_dir / "hub"
             self._prompts = {
