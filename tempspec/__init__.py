@@ -1,7 +1,7 @@
 """tempspec: train the draft for the temperature you serve at, and know what you gain at every temperature.
 
 Importing this package is cheap: every name of its face is imported when it is first used, and torch, Lightning and
-transformers with it. `dir(tempspec)` lists them: the modules, what they are made of, and each registered plugin's class.
+transformers with it. `dir(tempspec)` lists them: the modules, what they are made of, every registered plugin's class.
 """
 
 from typing import TYPE_CHECKING, Any

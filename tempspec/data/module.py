@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -240,13 +241,15 @@ class TextDataModule(LightningDataModule):
         Raises:
             UserError: the stage's data are not configured, or not as they should be.
         """
+        if self.num_workers is None:
+            _drop_advice()
         if stage in self._ready:
             return
         if stage == "fit":
             self._train = self._train_set()
             self._validation = self._named_sets(self.validation_sources) or self._held_out_sets()
         elif stage == "validate":
-            self._validation = self._named_sets(self.validation_sources) or self._held_out_sets()
+            self._validation = self._validation or self._named_sets(self.validation_sources) or self._held_out_sets()
             self._require(self._validation, "validation")
         elif stage == "test":
             self._test = self._named_sets(self.test_sources or self.validation_sources) or self._held_out_sets()
@@ -406,6 +409,13 @@ class TextDataModule(LightningDataModule):
         for name, value, fine, expected in checks:
             if not fine:
                 raise UserError(f"data.{name} must be {expected}, got {value}")
+
+
+def _drop_advice() -> None:
+    """Silence Lightning's advice on workers, whose number was chosen here; done once, for it shows others anew."""
+    text = ".*does not have many workers.*"
+    if all(entry[1] is None or getattr(entry[1], "pattern", entry[1]) != text for entry in warnings.filters):
+        warnings.filterwarnings("ignore", text)
 
 
 def _cores() -> int:

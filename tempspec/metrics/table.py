@@ -20,8 +20,15 @@ __all__ = ["Line", "ResultTable", "cells_table"]
 
 Label = str | float
 
-_PRINTED = ("acceptance_rate", "accepted_length", "block_efficiency", "tokens_per_second", "speedup")
+_PRINTED = ("acceptance_rate", "block_efficiency", "tokens_per_second", "speedup")
 """What a table of decoding metrics prints; its rows have all."""
+_HEADINGS = {
+    "target_temperature": "T",
+    "draft_temperature": "T draft",
+    "prompt_set": "set",
+    "tokens_per_second": "tokens/s",
+    "speedup": "speed-up",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class ResultTable(Sequence[dict[str, Any]]):
         title: what is above it when it is printed.
         lines: the labels and estimates of each.
         printed: the metrics that are printed, in their order; all by default.
+        across: a label whose values are printed as columns; for tables of one metric.
 
     >>> line = Line({"set": "chat", "temperature": 1.0}, {"acceptance": Estimate(0.7, 0.6, 0.8, prompts=9)})
     >>> table = ResultTable("acceptance", [line])
@@ -65,6 +73,7 @@ class ResultTable(Sequence[dict[str, Any]]):
     title: str
     lines: Sequence[Line]
     printed: Sequence[str] | None = None
+    across: str | None = None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -106,17 +115,17 @@ class ResultTable(Sequence[dict[str, Any]]):
         return pandas.DataFrame(self.rows)
 
     def __rich__(self) -> Table:
-        shown = [line.estimates for line in self.lines]
-        known = dict.fromkeys(name for each in shown for name, estimate in each.items() if estimate.prompts)
+        lines = self.lines if self.across is None else list(_spread(self.lines, self.across))
+        known = dict.fromkeys(name for line in lines for name, found in line.estimates.items() if found.prompts)
         names = [name for name in self.printed or known if name in known]
-        labels = list(dict.fromkeys(name for line in self.lines for name in line.labels))
+        labels = list(dict.fromkeys(name for line in lines for name in line.labels))
         table = Table(box=box.SIMPLE, title=self.title, title_justify="left", title_style="bold", pad_edge=False)
         for label in labels:
-            table.add_column(label.replace("_", " "))
+            table.add_column(_heading(label), no_wrap=True)
         for name in names:
-            table.add_column(name.replace("_", " "), justify="right")
+            table.add_column(_heading(name), justify="right")
         nothing = Estimate.nothing()
-        for line in self.lines:
+        for line in lines:
             told = [_told(line.labels.get(label, "")) for label in labels]
             table.add_row(*told, *(str(line.estimates.get(name, nothing)) for name in names))
         return table
@@ -125,7 +134,7 @@ class ResultTable(Sequence[dict[str, Any]]):
         console = Console(width=120, color_system=None)
         with console.capture() as text:
             console.print(self)
-        return "\n".join(line.rstrip() for line in text.get().strip("\n").split("\n"))
+        return "\n".join(line.rstrip() for line in text.get().split("\n") if line.strip())
 
     __repr__ = __str__  # what a notebook shows
 
@@ -135,6 +144,21 @@ def cells_table(title: str, found: Mapping[Cell, Mapping[str, Estimate]]) -> Res
     several = any(cell.category for cell in found)
     lines = [Line({k: v for k, v in asdict(cell).items() if several or k != "category"}, found[cell]) for cell in found]
     return ResultTable(title, lines, _PRINTED)
+
+
+def _spread(lines: Sequence[Line], across: str) -> Iterator[Line]:
+    """Lines of one metric, those alike but for a label as one: the label's values name its estimates."""
+    found: dict[tuple[tuple[str, Label], ...], dict[str, Estimate]] = {}
+    for line in lines:
+        key = tuple((name, label) for name, label in line.labels.items() if name != across)
+        (estimate,) = line.estimates.values()
+        found.setdefault(key, {})[f"{_heading(across)} {_told(line.labels[across])}"] = estimate
+    for key, estimates in found.items():
+        yield Line(dict(key), estimates)
+
+
+def _heading(name: str) -> str:
+    return _HEADINGS.get(name, name.replace("_", " "))
 
 
 def _told(label: Label) -> str:

@@ -33,7 +33,7 @@ from tempspec.models.loading import ModelOptions, cast_weights
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.caching import open_cache, write_cache
-from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, stop_code
+from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, lacking, stop_code
 from tempspec.modules.consistency import Span, inconsistency
 from tempspec.modules.ids import check_ids, loaded_sets, make_ids_readable
 from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
@@ -350,7 +350,7 @@ class DistillationModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves that every training wants, a stop when the loss is no number, a word where laws are not exact."""
-        return [TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes()]
+        return lacking(self, TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""

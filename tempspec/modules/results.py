@@ -26,11 +26,11 @@ def acceptance_table(grids: Mapping[str, AcceptanceGrid]) -> ResultTable:
     if not grids:
         raise UserError("expected a validation before, got none: run trainer.validate(module, data) first")
     lines = [
-        Line({"set": name, "target_temperature": target, "draft_temperature": draft}, {"acceptance": estimate})
+        Line({"set": name, "draft_temperature": draft, "target_temperature": target}, {"acceptance": estimate})
         for name, grid in grids.items()
         for (target, draft), estimate in grid.grid().acceptance.items()
     ]
-    return ResultTable("analytic acceptance", lines)
+    return ResultTable("analytic acceptance", lines, across="target_temperature")
 
 
 def decoding_table(runner: SweepRunner, parameter_ratio: float | None) -> ResultTable:
@@ -46,4 +46,4 @@ def decoding_table(runner: SweepRunner, parameter_ratio: float | None) -> Result
     if not runner.order:
         raise UserError("expected a predict before, got none: run trainer.predict(module, data) first")
     whole, _ = sweep_metrics(runner.store, runner.order, parameter_ratio)
-    return cells_table("decoding", whole.estimates())
+    return cells_table(f"decoding: {runner.store.path}", whole.estimates())
