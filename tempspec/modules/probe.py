@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import survey
+from tempspec.core.acceptance import Survey, survey
 from tempspec.errors import UserError
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.table import ResultTable
@@ -107,7 +107,9 @@ class AcceptanceProbe:
         Raises:
             UserError: nothing was measured yet.
         """
-        return acceptance_table({} if self._grid is None else {HELD_OUT: self._grid})
+        if self._grid is None:
+            raise UserError("expected a measurement before, got none: train or validate with this callback first")
+        return acceptance_table({HELD_OUT: self._grid})
 
     def _count(self, target: PreTrainedModel, draft: nn.Module, grid: AcceptanceGrid) -> None:
         vocabulary = self._vocabulary(target, draft)
@@ -126,14 +128,20 @@ class AcceptanceProbe:
                 continue
             sides: Heads | Logits
             if chunked:
-                sides = Heads(*(_head(model, call, batch, keep_BT) for model in (target, draft)), vocabulary)
+                p, q = (_head(model, call, batch, keep_BT) for model in (target, draft))
+                sides = Heads(p, q, vocabulary)
             else:
-                logits = (model(**call.inputs(batch)).logits[:, :-1][keep_BT] for model in (target, draft))
-                sides = Logits(*(each_NV[..., :vocabulary] for each_NV in logits))
-            pieces = [survey(p_NV, q_NV, self.temperatures) for p_NV, q_NV in sides.pieces()]
-            names = ("acceptance_NAD", "argmax_NA", "match_NA", "entropy_NA")
-            found = [torch.cat([getattr(piece, name) for piece in pieces]) for name in names]
-            grid.update(*found, key_N, torch.ones_like(key_N, dtype=torch.float32))
+                p_NV, q_NV = (model(**call.inputs(batch)).logits[:, :-1][keep_BT] for model in (target, draft))
+                sides = Logits(p_NV[..., :vocabulary], q_NV[..., :vocabulary])
+            for found, tokens in _surveys(sides, self.temperatures):
+                grid.update(
+                    found.acceptance_NAD,
+                    found.argmax_NA,
+                    found.match_NA,
+                    found.entropy_NA,
+                    key_N[tokens],
+                    torch.ones_like(key_N[tokens], dtype=torch.float32),
+                )
 
     def _loaded(self, device: torch.device) -> PreTrainedModel:
         """The target, on the draft's device and without gradients."""
@@ -234,6 +242,14 @@ def _head(model: Any, call: Reading, batch: Batch, keep_BT: Tensor) -> Head:
     """The hidden states that predict kept tokens, and the head."""
     head = model.get_output_embeddings()
     return Head(hidden_states(model, **call.inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
+
+
+def _surveys(sides: Heads | Logits, temperatures: Sequence[float]) -> Iterator[tuple[Survey, slice]]:
+    """What is found of some tokens at a time, and which of the batch's they are."""
+    first = 0
+    for p_NV, q_NV in sides.pieces():
+        yield survey(p_NV, q_NV, temperatures), slice(first, first + len(p_NV))
+        first += len(p_NV)
 
 
 def _completed(given: Mapping[str, Any], rows: int, device: torch.device) -> dict[str, Tensor]:

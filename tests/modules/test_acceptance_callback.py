@@ -132,6 +132,16 @@ def test_it_may_be_measured_every_so_many_steps(pair, draft, batches, texts, lig
     assert steps == [2, 4, 6]
 
 
+def test_a_run_that_validates_never_is_measured_at_its_end(pair, draft, batches, texts, lightning):
+    callback = ts.AcceptanceCallback(str(pair / "target"), texts, [1.0])
+    with pytest.raises(UserError, match="expected a measurement before, got none"):
+        callback.table()
+    lightning(callback, max_steps=1).fit(Own(draft.train()), batches, batches)  # an epoch has three steps
+    assert callback.table()[0]["acceptance"] == pytest.approx(
+        AcceptanceProbe(str(pair / "target"), texts, [1.0]).measure(draft)["acceptance/T1"]
+    )
+
+
 @pytest.mark.parametrize("every", [None, 2])
 def test_transformers_trainer_gets_the_same(pair, draft, texts, tmp_path, every):
     tokenizer = load_tokenizer(str(pair / "target"))
@@ -153,7 +163,7 @@ def test_transformers_trainer_gets_the_same(pair, draft, texts, tmp_path, every)
         trainer.train()
     name = "acceptance/T1" if every else "eval_acceptance/T1"
     logged = [(entry["step"], entry[name]) for entry in trainer.state.log_history if name in entry]
-    assert [step for step, _ in logged] == [every or 3]
+    assert [step for step, _ in logged] == ([2, 3] if every else [3])
     if every is None:
         assert logged[0][1] == AcceptanceProbe(str(pair / "target"), texts, [1.0]).measure(draft)["acceptance/T1"]
 

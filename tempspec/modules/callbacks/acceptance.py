@@ -17,8 +17,9 @@ class AcceptanceCallback(Callback):
     """Measures in any training how much a target would accept of the model that is trained, and logs it.
 
     Logs `acceptance/T1` and so on, one for each temperature of both models, on held-out text: behind every validation,
-    or behind every so many optimiser steps. `table()` has all pairs of temperatures with their intervals. The model has
-    to be whole on every process, as under DDP. Every process measures all of the text.
+    or behind every so many optimiser steps; in any case at the end of training. `table()` has all pairs of temperatures
+    with their intervals. The model has to be whole on every process, as under DDP. Every process measures all of the
+    text.
 
     Args:
         target: the target, or its folder or hub name.
@@ -64,6 +65,7 @@ class AcceptanceCallback(Callback):
             limit=limit,
         )
         self._step = 0
+        self._measured: int | None = None
 
     def table(self) -> ResultTable:
         """The last measurement at every pair of temperatures.
@@ -75,7 +77,7 @@ class AcceptanceCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count steps from here."""
-        self._step = trainer.global_step
+        self._step, self._measured = trainer.global_step, None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Measure, where a step is due."""
@@ -88,6 +90,14 @@ class AcceptanceCallback(Callback):
         if self.every_n_steps is None and not trainer.sanity_checking:
             self._log(pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the last step, unless that was done; here Lightning takes metrics for loggers alone."""
+        if self._measured != trainer.global_step:
+            found = self._probe.measure(draft_of(pl_module, self.draft))
+            for logger in trainer.loggers:
+                logger.log_metrics(found, trainer.global_step)
+
     def _log(self, pl_module: LightningModule) -> None:
+        self._measured = pl_module.global_step
         for name, value in self._probe.measure(draft_of(pl_module, self.draft)).items():
             pl_module.log(name, value, rank_zero_only=True)

@@ -15,9 +15,9 @@ __all__ = ["AcceptanceTrainerCallback"]
 class AcceptanceTrainerCallback(TrainerCallback):
     """As `AcceptanceCallback`, in `transformers.Trainer(callbacks=[...])` and those that derive from it.
 
-    Measures behind every evaluation, or behind every so many steps. What it finds joins the evaluation's metrics as
-    `eval_acceptance/T1`, which `metric_for_best_model` may name, and the trainer's `state.log_history`. Other loggers
-    get it where `log` is set: `callback.log = trainer.log`.
+    Measures behind every evaluation, or behind every so many steps; in any case at the end of training. What it finds
+    joins the evaluation's metrics as `eval_acceptance/T1`, which `metric_for_best_model` may name, and the trainer's
+    `state.log_history`. Other loggers get it where `log` is set: `callback.log = trainer.log`.
 
     Args:
         target: see `AcceptanceCallback`, here and below.
@@ -56,6 +56,7 @@ class AcceptanceTrainerCallback(TrainerCallback):
             raise UserError(f"every_n_steps must be 1 or more, got {every_n_steps}")
         self.draft = draft
         self.every_n_steps = every_n_steps
+        self._measured: int | None = None
         self._probe = AcceptanceProbe(
             target,
             data,
@@ -77,19 +78,25 @@ class AcceptanceTrainerCallback(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure, where a step is due."""
         if self.every_n_steps and state.global_step % self.every_n_steps == 0:
-            self._tell(state, self._probe.measure(draft_of(model, self.draft)))
+            self._tell(state, self._measure(state, model))
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, model: Any = None, metrics: Any = None, **kwargs: Any
     ) -> None:
         """Measure, where no steps are named."""
         if self.every_n_steps is None:
-            found = {f"eval_{name}": value for name, value in self._measure(model).items()}
+            found = {f"eval_{name}": value for name, value in self._measure(state, model).items()}
             if metrics is not None:
                 metrics.update(found)
             self._tell(state, found)
 
-    def _measure(self, model: Any) -> dict[str, float]:
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure the last step, unless that was done."""
+        if self._measured != state.global_step:
+            self._tell(state, self._measure(state, model))
+
+    def _measure(self, state: Any, model: Any) -> dict[str, float]:
+        self._measured = state.global_step
         return self._probe.measure(draft_of(model, self.draft))
 
     def _tell(self, state: Any, found: dict[str, float]) -> None:
