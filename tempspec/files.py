@@ -5,6 +5,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -13,11 +14,20 @@ except ImportError:  # Windows, where nothing is held
 
 from tempspec.errors import UserError
 
-__all__ = ["let_go", "replacing", "take_hold", "write_atomically"]
+__all__ = ["let_go", "replacing", "stage_folder", "take_hold", "write_atomically"]
 
 _LOCK = ".lock"
 _held: dict[Path, int] = {}
 """The lock files that this process holds, with their open descriptors."""
+
+
+def stage_folder(trainer: Any) -> Path:
+    """Where a stage of a run keeps its files: a folder named after it in the trainer's `default_root_dir`.
+
+    The command line's trainer has its own `stage_folder`.
+    """
+    own = getattr(trainer, "stage_folder", None)
+    return Path(trainer.default_root_dir) / trainer.state.fn.value if own is None else Path(own)
 
 
 @contextmanager

@@ -56,14 +56,13 @@ def report_grids(module: DistillationModule, folder: Path) -> None:
 
 
 def report_sweep(module: DistillationModule, folder: Path) -> None:
-    """Merge the rows of predict, print their table and write its files; every rank calls it, rank 0 does it.
+    """Print the table of predict's rows and write its files, on rank 0.
 
     Args:
         module: after predict.
         folder: the stage's folder.
     """
     runner, ratio = module.runner, module.parameter_ratio
-    runner.finish(module.trainer.global_rank)
     if not module.trainer.is_global_zero:
         return
     whole, named = sweep_metrics(runner.store, runner.order, ratio)
@@ -81,14 +80,13 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
 
 
 def report_generated(module: DistillationModule, data: TextDataModule, folder: Path) -> None:
-    """Merge the rows of generate and write where they come from; every rank calls it, rank 0 writes.
+    """Write where the rows of generate come from, on rank 0.
 
     Args:
         module: after generate.
         data: where the prompts came from.
         folder: the stage's folder.
     """
-    module.runner.finish(module.trainer.global_rank)
     if module.trainer.is_global_zero:
         _report_rows(module.runner.store, module.runner.order, module, data, None)
 

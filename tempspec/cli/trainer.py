@@ -1,4 +1,4 @@
-"""Lightning's Trainer with one more entry point (floor 6)."""
+"""Lightning's Trainer as the command line runs it (floor 6)."""
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
@@ -9,7 +9,12 @@ __all__ = ["GeneratingTrainer"]
 
 
 class GeneratingTrainer(Trainer):
-    """Lightning's Trainer with one more entry point."""
+    """Lightning's Trainer with one more entry point, and a folder of its own for every stage."""
+
+    @property
+    def stage_folder(self) -> str:
+        """Where the stage keeps its files; see `tempspec.files.stage_folder`."""
+        return self.default_root_dir
 
     def generate(
         self,

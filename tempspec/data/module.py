@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from tempspec.data.rows import RowOptions
 from tempspec.data.sampling import ResumableLoader, ShardSampler, Slot, work_loader
 from tempspec.data.sources import TEMPERATURE, Source, named_sources, source_of
 from tempspec.errors import UserError
+from tempspec.files import stage_folder
 from tempspec.models.loading import load_tokenizer
 
 HELD_OUT = "train-held-out"
@@ -208,7 +210,7 @@ class TextDataModule(LightningDataModule):
         """The prompt sets by name, read at the first call.
 
         Args:
-            folder: the run's, which keeps the date that chat templates write; the trainer's by default.
+            folder: the stage's, which keeps the date that chat templates write; the trainer's by default.
 
         Raises:
             UserError: there is none, one is empty, or a file is broken.
@@ -218,7 +220,7 @@ class TextDataModule(LightningDataModule):
                 "data.prompts is empty; name at least one prompt set, such as `prompts: {chat: {path: ...}}`"
             )
         if not self._prompts:
-            kept = folder or (self.trainer.default_root_dir if self.trainer else None)
+            kept = folder or (stage_folder(self.trainer) if self.trainer else None)
             encoder = self.encoder if kept is None else at_the_time_of(kept, self.encoder)
             cache = self.cache_dir / "hub"
             self._prompts = {
@@ -239,13 +241,15 @@ class TextDataModule(LightningDataModule):
         Raises:
             UserError: the stage's data are not configured, or not as they should be.
         """
+        if self.num_workers is None:
+            _drop_advice()
         if stage in self._ready:
             return
         if stage == "fit":
             self._train = self._train_set()
             self._validation = self._named_sets(self.validation_sources) or self._held_out_sets()
         elif stage == "validate":
-            self._validation = self._named_sets(self.validation_sources) or self._held_out_sets()
+            self._validation = self._validation or self._named_sets(self.validation_sources) or self._held_out_sets()
             self._require(self._validation, "validation")
         elif stage == "test":
             self._test = self._named_sets(self.test_sources or self.validation_sources) or self._held_out_sets()
@@ -405,6 +409,13 @@ class TextDataModule(LightningDataModule):
         for name, value, fine, expected in checks:
             if not fine:
                 raise UserError(f"data.{name} must be {expected}, got {value}")
+
+
+def _drop_advice() -> None:
+    """Silence Lightning's advice on workers, whose number was chosen here; done once, for it shows others anew."""
+    text = ".*does not have many workers.*"
+    if all(entry[1] is None or getattr(entry[1], "pattern", entry[1]) != text for entry in warnings.filters):
+        warnings.filterwarnings("ignore", text)
 
 
 def _cores() -> int:

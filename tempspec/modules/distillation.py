@@ -23,14 +23,9 @@ from tempspec.core.noise import fold
 from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.work import Work
 from tempspec.errors import UserError
-from tempspec.interfaces import (
-    Divergence,
-    Drafter,
-    DraftLength,
-    LossContext,
-    TemperatureSchedule,
-    Verifier,
-)
+from tempspec.files import stage_folder
+from tempspec.interfaces import LossContext, TemperatureSchedule
+from tempspec.metrics.table import ResultTable
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.cutting import Spacing
 from tempspec.models.decodable import check_decodable
@@ -38,11 +33,12 @@ from tempspec.models.loading import ModelOptions, cast_weights, weights_of
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.caching import open_cache, write_cache
-from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, stop_code
+from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, lacking, stop_code
 from tempspec.modules.consistency import Span, inconsistency
 from tempspec.modules.ids import check_ids, loaded_sets, make_ids_readable
 from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
 from tempspec.modules.measurement import Measurement
+from tempspec.modules.named import DivergenceLike, DrafterLike, LengthLike, ScheduleLike, VerifierLike, plugin
 from tempspec.modules.online import OnlineText, OnlineWriter
 from tempspec.modules.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.outputs import Outputs, linear_heads, reading_of
@@ -50,6 +46,7 @@ from tempspec.modules.pair import Pair
 from tempspec.modules.precision import PrecisionNotes
 from tempspec.modules.prediction import PromptSets, SweepRunner
 from tempspec.modules.processes import of_all
+from tempspec.modules.results import acceptance_table, decoding_table
 from tempspec.modules.sharding import is_sharding, shard, shard_layers
 from tempspec.modules.teacher import CachedTeacher, TeacherCache
 from tempspec.plugins.divergences import ForwardKL
@@ -110,8 +107,8 @@ class DistillationModule(pl.LightningModule):
         draft_spacing: Spacing = "first",
         draft_width: int | None = None,
         loading: ModelOptions | None = None,
-        divergence: Divergence | None = None,
-        temperature: TemperatureSchedule | float | None = None,
+        divergence: DivergenceLike | None = None,
+        temperature: ScheduleLike | float | None = None,
         label_weight: float = 0.0,
         average: Literal["token", "sequence"] = "token",
         selection: TokenSelection | None = None,
@@ -123,9 +120,9 @@ class DistillationModule(pl.LightningModule):
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         validation_temperatures: list[float] | float | None = None,
-        verifiers: dict[str, Verifier] | None = None,
-        drafter: Drafter | None = None,
-        length: DraftLength | None = None,
+        verifiers: dict[str, VerifierLike] | None = None,
+        drafter: DrafterLike | None = None,
+        length: LengthLike | None = None,
         sweep: Sweep | None = None,
         seed: int = 0,
     ) -> None:
@@ -138,13 +135,16 @@ class DistillationModule(pl.LightningModule):
         temperatures = temperatures if isinstance(temperatures, list) else [temperatures]
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
+        if isinstance(temperature, str):
+            temperature = plugin("schedules", temperature)
         if not isinstance(temperature, TemperatureSchedule):
             temperature = Constant(1.0 if temperature is None else temperature)
+        rules = {"token": TokenwiseRejection()} if verifiers is None else verifiers
         self.pair = Pair(
             target, draft, draft_layers, ModelOptions() if loading is None else loading, draft_spacing, draft_width
         )
         # Registered here as well, so that what these two learn is trained and saved.
-        self.divergence = ForwardKL() if divergence is None else divergence
+        self.divergence = ForwardKL() if divergence is None else plugin("divergences", divergence)
         self.temperature = temperature
         self.loss = FitLoss(
             self.divergence, temperature, label_weight, average, selection.fraction if selection else 1.0
@@ -158,9 +158,9 @@ class DistillationModule(pl.LightningModule):
         self.runner = SweepRunner(
             self.pair,
             Sweep() if sweep is None else sweep,
-            {"token": TokenwiseRejection()} if verifiers is None else verifiers,
-            CausalLM() if drafter is None else drafter,
-            FixedLength() if length is None else length,
+            {label: plugin("verifiers", rule) for label, rule in rules.items()},
+            CausalLM() if drafter is None else plugin("drafters", drafter),
+            FixedLength() if length is None else plugin("lengths", length),
         )
         self.seed = seed
         self.draft: PreTrainedModel | None = None
@@ -190,6 +190,8 @@ class DistillationModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the models that this stage needs; the target never becomes part of the module."""
+        if self.draft is not None and self.stage == "predict":  # rows must say which weights these are
+            self.pair.remember(self.draft)
         if self._trainer is None:
             if self.draft is None:
                 self.draft = self.pair.load_draft(self.pair.options.dtype)
@@ -336,8 +338,8 @@ class DistillationModule(pl.LightningModule):
 
     @property
     def parameter_ratio(self) -> float | None:
-        """The draft's parameters over the target's; None while no draft is loaded."""
-        if self.draft is None:
+        """The draft's parameters over the target's; None while no draft is loaded, or predict needs none."""
+        if self.draft is None or not self.runner.needs_draft:
             return None
         return self.draft.num_parameters() / self.pair.target_model.num_parameters()
 
@@ -353,7 +355,7 @@ class DistillationModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves that every training wants, a stop when the loss is no number, a word where laws are not exact."""
-        return [TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes()]
+        return lacking(self, TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""
@@ -602,7 +604,8 @@ class DistillationModule(pl.LightningModule):
         """What is left to decode, pass by pass; the data module calls it. See `SweepRunner.plan`."""
         trainer = self.trainer
         checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
-        return self.runner.plan(prompt_sets, trainer.default_root_dir, rank=trainer.global_rank, checkpoint=checkpoint)
+        folder = stage_folder(trainer)
+        return self.runner.plan(prompt_sets, folder, rank=trainer.global_rank, checkpoint=checkpoint)
 
     def on_predict_start(self) -> None:
         """Decode without dropout; say where rows outgrow the draft; measure step times where its length needs them."""
@@ -617,3 +620,27 @@ class DistillationModule(pl.LightningModule):
         if code:
             ask_stop(self.trainer, code)
         return code
+
+    def on_predict_end(self) -> None:
+        """Merge the rows of all processes into one file."""
+        self.runner.finish(self.trainer.global_rank)
+
+    # -- results ------------------------------------------------------------------------------------------------------
+
+    def acceptance(self) -> ResultTable:
+        """The analytic acceptance of the last validation, or test, at every pair of temperatures, by set.
+
+        A collective under DDP: every rank must call it.
+
+        Raises:
+            UserError: nothing was validated yet.
+        """
+        return acceptance_table(self.measurement.grids)
+
+    def results(self) -> ResultTable:
+        """What the last predict measured, a row for each verifier, prompt set and pair of temperatures.
+
+        Raises:
+            UserError: nothing was decoded yet.
+        """
+        return decoding_table(self.runner, self.parameter_ratio)

@@ -24,7 +24,7 @@ from tempspec.models.loading import DType, cast_weights, load_config, load_model
 from tempspec.models.ragged import check_rows
 from tempspec.models.reading import Reading
 from tempspec.models.recomputing import recompute_activations
-from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor
+from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, lacking
 from tempspec.modules.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.outputs import reading_of
 
@@ -228,7 +228,7 @@ class LanguageModelModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every training wants: the usual curves, and a stop when the loss is no longer a number."""
-        return [TrainingMonitor(), FiniteLoss(), BatchSeed()]
+        return lacking(self, TrainingMonitor(), FiniteLoss(), BatchSeed())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimiser and schedule over all parameters."""

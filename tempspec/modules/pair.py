@@ -1,5 +1,6 @@
 """The pair of an experiment: a frozen target outside the module tree and a trainable draft (floor 5)."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class Pair:
     options: ModelOptions
     spacing: Spacing = "first"
     width: int | None = None
+    draft_in_memory: str = field(default="", init=False)
+    """A digest of the draft's weights where no file has them: of one that was trained since it was loaded."""
     _references: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
     _device: torch.device = field(default=torch.device("cpu"), repr=False)
     _decoding: bool = field(default=False, repr=False)
@@ -62,6 +65,12 @@ class Pair:
         """Refuse two drafts."""
         if self.draft is not None and self.draft_layers is not None:
             raise UserError("got both model.draft and model.draft_layers: name one of them")
+
+    def hold(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        """Take a target that is loaded, and its tokenizer, instead of loading them."""
+        vars(self)["target_model"] = target
+        if tokenizer is not None:
+            vars(self)["tokenizer"] = tokenizer
 
     def adopt(self, other: "Pair") -> None:
         """Take over the target and the tokenizer that another pair has loaded, where both name the same."""
@@ -204,6 +213,14 @@ class Pair:
             return getattr(torch, named)
         assert self._own_dtype is not None
         return self._own_dtype
+
+    def remember(self, draft: PreTrainedModel) -> None:
+        """Know a draft by its weights as they are in memory, from now on."""
+        digest = hashlib.sha256()
+        for name, value in sorted(draft.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        self.draft_in_memory = digest.hexdigest()[:32]
 
     def reference_model(self, path: str) -> PreTrainedModel:
         """Another draft to compare with, frozen, loaded once.

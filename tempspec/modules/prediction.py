@@ -410,7 +410,7 @@ def draft_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
     made = f"{pair.draft_layers} {pair.spacing} layers of {pair.width}"
     return {
         "draft": weights_digest(pair.draft, pair.options.draft_revision) if pair.draft else made,
-        "checkpoint": file_digest(checkpoint) if checkpoint else "",
+        "checkpoint": file_digest(checkpoint) if checkpoint else pair.draft_in_memory,
     }
 
 

@@ -123,7 +123,7 @@ def test_print_config_shows_plugins_by_their_path(run, world):
     )
     assert code == 0
     model = yaml.safe_load(printed)["model"]
-    assert model["divergence"]["class_path"] == "tempspec.plugins.divergences.JensenShannon"
+    assert model["divergence"]["class_path"] == "tempspec.JensenShannon"
     assert model["divergence"]["init_args"]["beta"] == 0.3
     assert model["verifiers"]["typical_03"]["init_args"]["epsilon"] == 0.3
 

@@ -226,7 +226,6 @@ def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, traine
         sweep = Sweep(target_temperatures=list(temperatures), max_new_tokens=10, timing_prompts=0, slots=5)
         other = DistillationModule(str(pair / "target"), draft=str(draft), sweep=sweep)
         trainer(default_root_dir=str(tmp_path / name)).predict(other, data, return_predictions=False)
-        other.runner.finish()
         return {row["key"]: (row["tokens"], row["accepted"]) for row in other.runner.store.rows(other.runner.order)}
 
     together = rows(tmp_path / "draft", heats, "together")

@@ -54,7 +54,6 @@ def decode(pair, trainer):
         if generating:
             module.begin_generation()
         trainer().predict(module, data, return_predictions=False)
-        module.runner.finish()
         return module.runner.store.rows(module.runner.order)
 
     return run

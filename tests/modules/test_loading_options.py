@@ -48,7 +48,6 @@ def predicted(folder, data, trainer, run, checkpoint=None, **options):
     module = DistillationModule(str(folder / "target"), sweep=sweep, **options)
     own = trainer(default_root_dir=str(run))
     own.predict(module, data, return_predictions=False, ckpt_path=checkpoint, weights_only=True if checkpoint else None)
-    module.runner.finish()
     rows = module.runner.store.rows(module.runner.order)
     return module, [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 

@@ -41,7 +41,6 @@ def make(pair):
 
 def predict(module, data, trainer):
     trainer().predict(module, data, return_predictions=False)
-    module.runner.finish()
     return module.runner.store.rows(module.runner.order)
 
 
@@ -202,7 +201,7 @@ def test_rows_of_another_sweep_stay_and_are_not_counted(make, data, trainer, tmp
     cold = predict(make(sweeps[0], verifiers=rule), data, trainer)
     module = make(sweeps[1], verifiers=rule)
     warm = predict(module, data, trainer)
-    held = pq.read_table(tmp_path / "run/predictions.parquet").to_pylist()
+    held = pq.read_table(tmp_path / "run/predict/predictions.parquet").to_pylist()
     assert held == warm + cold
     whole, _ = sweep_metrics(module.runner.store, module.runner.order)
     assert {cell.target_temperature for cell in whole.cells} == {1.0}
@@ -238,7 +237,6 @@ def test_predict_and_generate_run_in_half_precision(make, data, trainer, precisi
         if generating:
             module.begin_generation()
         trainer(precision=precision).predict(module, data, return_predictions=False)
-        module.runner.finish()
         assert len(module.runner.store.keys()) == 8
 
 

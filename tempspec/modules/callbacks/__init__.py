@@ -4,6 +4,7 @@ from tempspec.modules.callbacks.changed import ChangedOptions, decisive
 from tempspec.modules.callbacks.export import Exportable, PretrainedExport
 from tempspec.modules.callbacks.finite import FiniteLoss, NotFinite
 from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, ask_stop, stop_code
+from tempspec.modules.callbacks.lacking import lacking
 from tempspec.modules.callbacks.last import LastCheckpoint
 from tempspec.modules.callbacks.monitor import TrainingMonitor
 from tempspec.modules.callbacks.seed import BatchInStep, BatchSeed
@@ -22,5 +23,6 @@ __all__ = [
     "TrainingMonitor",
     "ask_stop",
     "decisive",
+    "lacking",
     "stop_code",
 ]
