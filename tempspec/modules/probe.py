@@ -283,7 +283,7 @@ def _batches(
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         ids_BT = nn.utils.rnn.pad_sequence(part, batch_first=True)
-        lengths_B = torch.tensor([len(row) for row in part])
+        lengths_B = torch.tensor([len(row) for row in part], dtype=torch.int64)
         seen_BT = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long()
         yield {"input_ids": ids_BT, "attention_mask": seen_BT, "key": torch.arange(first, first + len(part))}
         first += len(part)

@@ -31,7 +31,7 @@ def test_rows_are_plain_and_a_data_frame_has_them(grid):
     assert list(grid) == grid.rows
     assert len(grid) == 4
     assert grid[3]["acceptance_low"] == grid.rows[3]["acceptance"] - 0.1
-    frame = pytest.importorskip("pandas") and grid.to_pandas()
+    frame = grid.to_pandas()
     assert frame.to_dict("records") == grid.rows
 
 

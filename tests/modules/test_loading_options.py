@@ -220,6 +220,7 @@ INT8 = {
 }
 
 
+@pytest.mark.slow  # needs the package torchao, which nothing else here does
 @pytest.mark.parametrize("draft_layers", [None, 1])
 def test_a_quantised_target_trains_and_decodes(pair, data, trainer, tmp_path, draft_layers):
     pytest.importorskip("torchao")
