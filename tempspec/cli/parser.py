@@ -7,6 +7,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from tempspec.cli.messages import OneLineErrors
+from tempspec.data.module import TextDataModule
 
 __all__ = ["Parser", "fill_save_dirs"]
 
@@ -14,10 +15,16 @@ _FOLDER = "save_dir"
 
 
 class Parser(OneLineErrors, LightningArgumentParser):
-    """Lightning's parser, with errors in one line; a logger may leave out its folder."""
+    """Lightning's parser, with errors in one line; a logger may leave out its folder, and a data path is no options."""
 
     def add_class_arguments(self, class_type: type, *args: Any, **kwargs: Any) -> list[str]:
-        """As jsonargparse's; of a logger whose constructor demands a folder, that folder is optional."""
+        """As jsonargparse's, with two exceptions.
+
+        Of a logger whose constructor demands a folder, that folder is optional. A path among the data's options names
+        data: jsonargparse would read the file for options, and take a JSON list of rows for a list of corpora.
+        """
+        if class_type is TextDataModule:
+            kwargs["sub_configs"] = False
         if inspect.isclass(class_type) and issubclass(class_type, Logger):
             folder = inspect.signature(class_type).parameters.get(_FOLDER)
             if folder is not None and folder.default is inspect.Parameter.empty:

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from jsonargparse import capture_parser
 
 from tempspec.cli import lightning
+from tempspec.cli.parser import Parser
+from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 
 few = settings(max_examples=max(settings.default.max_examples // 5, 1))  # to parse takes tenths of a second
@@ -105,3 +107,17 @@ def test_a_flag_says_what_the_file_says_and_what_is_printed_reads_the_same(parse
 def text(value):
     """A value as a user types it."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "content", ['[{"path": "x"}, {"path": "y"}]', '{"path": "x"}', '[{"instruction": "a", "output": "b"}]']
+)
+def test_a_data_file_is_never_read_for_options(tmp_path, content):
+    file = tmp_path / "rows.json"
+    file.write_text(content)
+    parser = Parser(exit_on_error=False)
+    parser.add_lightning_class_args(TextDataModule, "data")
+    told = parser.parse_args([f"--data.train={file}", f"--data.prompts={{c: {file}}}"])
+    module = parser.instantiate_classes(told).data
+    assert [source.path for source in module.train_sources] == [str(file)]
+    assert module.prompt_sources["c"].path == str(file)
