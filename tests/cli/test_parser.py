@@ -118,6 +118,6 @@ def test_a_data_file_is_never_read_for_options(tmp_path, content):
     parser = Parser(exit_on_error=False)
     parser.add_lightning_class_args(TextDataModule, "data")
     told = parser.parse_args([f"--data.train={file}", f"--data.prompts={{c: {file}}}"])
-    module = parser.instantiate_classes(told).data
+    module = parser.instantiate(told).data
     assert [source.path for source in module.train_sources] == [str(file)]
     assert module.prompt_sources["c"].path == str(file)
