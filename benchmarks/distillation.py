@@ -38,7 +38,7 @@ def objective_seconds(kind: str, tokens: int, vocabulary: int, temperatures: int
     import torch
 
     from tempspec.interfaces import LossContext
-    from tempspec.modules.objective import Head, Objective, chunked, plain
+    from tempspec.modules.fit.objective import Head, Objective, chunked, plain
     from tempspec.plugins.divergences import ForwardKL
 
     torch.manual_seed(0)

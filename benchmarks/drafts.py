@@ -24,9 +24,9 @@ from tempspec.interfaces import LossContext
 from tempspec.metrics.bootstrap import bootstrap_compute, bootstrap_update
 from tempspec.models.conditioning import condition, is_conditioned, set_temperature
 from tempspec.models.loading import ModelOptions
-from tempspec.modules.loss import FitLoss, Logits, Moment, response
-from tempspec.modules.optim import WarmupCosine
-from tempspec.modules.pair import Pair
+from tempspec.models.pair import Pair
+from tempspec.modules.fit.loss import FitLoss, Logits, Moment, response
+from tempspec.modules.fit.optim import WarmupCosine
 from tempspec.plugins import divergences, schedules
 
 BATCH = 2

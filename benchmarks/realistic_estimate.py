@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 from goals import Goal
 
-from tempspec.modules.pair import Pair
+from tempspec.models.pair import Pair
 
 FACTOR = 1.2
 WORDS = 8000

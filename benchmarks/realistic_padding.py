@@ -11,7 +11,7 @@ import numpy as np
 from goals import Goal, finish, parse
 
 from tempspec.data.grouping import LengthGroups, Padding
-from tempspec.data.sampling import ShardSampler
+from tempspec.data.loaders import ShardSampler
 
 MEAN, LONGEST = 1600, 4096
 """Tokens of a conversation: exponential, cut."""

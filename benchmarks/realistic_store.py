@@ -45,7 +45,7 @@ for number, at in enumerate(range(0, rows, part)):
 
 _MERGE = """
 import resource, sys, time
-from tempspec.modules.store import RowStore
+from tempspec.modules.predict.row_store import RowStore
 store = RowStore(sys.argv[1], "generated", {})
 began = time.process_time()
 keys = store.keys()

@@ -20,7 +20,7 @@ import torch
 from goals import Goal, finish, parse
 from torch import Tensor
 
-from tempspec.core.multidraft import Siblings, sibling_law
+from tempspec.core.tree_verification import Siblings, sibling_law
 from tempspec.core.trees import level_parents
 from tempspec.decoding.noise import RoundNoise
 from tempspec.interfaces import Draft, Verifier

@@ -25,16 +25,16 @@ from transformers import PreTrainedModel
 
 from tempspec.core import lossy, multidraft, sequential
 from tempspec.core.acceptance import overlap
-from tempspec.core.multidraft import Siblings
 from tempspec.core.noise import Stream, fold, uniform
 from tempspec.core.sampling import inverse_cdf
+from tempspec.core.tree_verification import Siblings
 from tempspec.core.trees import optimal_parents
 from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Completion, Drafter, Request, Verifier
 from tempspec.models.loading import load_model, load_tokenizer
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
-from tempspec.plugins.lossy import Ensemble, KLBudget, Lenience, SpeculativeCascade
+from tempspec.plugins.lossy_verifiers import Ensemble, KLBudget, Lenience, SpeculativeCascade
 from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
 from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
 from tempspec.plugins.verifiers import BlockVerification, GumbelCoupling, SampledMatch, TokenwiseRejection, Typical

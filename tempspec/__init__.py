@@ -24,11 +24,11 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.modules.callbacks.acceptance import AcceptanceCallback as AcceptanceCallback
     from tempspec.modules.callbacks.trainer_acceptance import AcceptanceTrainerCallback as AcceptanceTrainerCallback
     from tempspec.modules.distillation import DistillationModule as DistillationModule
+    from tempspec.modules.fit.loss import TokenSelection as TokenSelection
+    from tempspec.modules.fit.online_text import OnlineText as OnlineText
+    from tempspec.modules.fit.teacher_cache import CachedTeacher as CachedTeacher
     from tempspec.modules.language_model import LanguageModelModule as LanguageModelModule
     from tempspec.modules.language_model import ModelShape as ModelShape
-    from tempspec.modules.loss import TokenSelection as TokenSelection
-    from tempspec.modules.online import OnlineText as OnlineText
-    from tempspec.modules.teacher import CachedTeacher as CachedTeacher
     from tempspec.one_call import decode as decode
     from tempspec.plugins.divergences import TAID as TAID
     from tempspec.plugins.divergences import AdaptiveKL as AdaptiveKL
@@ -55,11 +55,11 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.plugins.lengths import FixedLength as FixedLength
     from tempspec.plugins.lengths import Goodput as Goodput
     from tempspec.plugins.lengths import Heuristic as Heuristic
-    from tempspec.plugins.lossy import MARS as MARS
-    from tempspec.plugins.lossy import Ensemble as Ensemble
-    from tempspec.plugins.lossy import KLBudget as KLBudget
-    from tempspec.plugins.lossy import Lenience as Lenience
-    from tempspec.plugins.lossy import SpeculativeCascade as SpeculativeCascade
+    from tempspec.plugins.lossy_verifiers import MARS as MARS
+    from tempspec.plugins.lossy_verifiers import Ensemble as Ensemble
+    from tempspec.plugins.lossy_verifiers import KLBudget as KLBudget
+    from tempspec.plugins.lossy_verifiers import Lenience as Lenience
+    from tempspec.plugins.lossy_verifiers import SpeculativeCascade as SpeculativeCascade
     from tempspec.plugins.schedules import Constant as Constant
     from tempspec.plugins.schedules import Cosine as Cosine
     from tempspec.plugins.schedules import Curriculum as Curriculum

@@ -18,8 +18,8 @@ from tempspec.metrics.rows import Row, row_from_completion
 from tempspec.metrics.table import Line, ResultTable
 from tempspec.models.evaluating import evaluating
 from tempspec.models.loading import DType, ModelOptions, load_tokenizer
+from tempspec.models.pair import Pair
 from tempspec.modules.named import plugin
-from tempspec.modules.pair import Pair
 from tempspec.plugins.lengths import FixedLength
 
 __all__ = ["Decoded", "DecodedPrompt", "decode"]

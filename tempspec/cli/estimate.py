@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.estimate import Memory, Sizes, Way, estimate, sizes, ways
+from tempspec.modules.fit.memory import Memory, Sizes, Way, estimate, sizes, ways
 
 __all__ = ["report"]
 

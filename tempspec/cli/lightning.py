@@ -36,9 +36,9 @@ from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 from tempspec.files import let_go, take_hold, write_atomically
 from tempspec.modules.callbacks import ChangedOptions, GracefulStop, LastCheckpoint, PretrainedExport, decisive
-from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
-from tempspec.modules.server import Server
-from tempspec.modules.sharding import register_fsdp2
+from tempspec.modules.callbacks.metrics_file import MetricsFile, MetricsPosition
+from tempspec.modules.fit.sharding import register_fsdp2
+from tempspec.modules.predict.openai_client import Server
 
 __all__ = ["CommandLine", "main", "run"]
 
@@ -451,7 +451,7 @@ class CommandLine(LightningCLI):
     def after_validate(self) -> None:
         """Write the draft's model card again, with what was measured."""
         if self.task == "distillation" and self.trainer.is_global_zero:
-            importlib.import_module("tempspec.reporting.card").write_draft_card(Path(self._options.run))
+            importlib.import_module("tempspec.reporting.model_card").write_draft_card(Path(self._options.run))
 
     after_predict = after_validate
 

@@ -13,14 +13,14 @@ from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell
 from tempspec.models.hub import weight_files
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.fitted import write_fitted
-from tempspec.modules.prediction import draft_identity, fitted_for
-from tempspec.modules.row_metrics import sweep_metrics
-from tempspec.modules.served import ServedGeneration
-from tempspec.modules.server import Server
-from tempspec.modules.store import RowStore
+from tempspec.modules.draft_temperatures import write_fitted
+from tempspec.modules.predict.openai_client import Server
+from tempspec.modules.predict.remote_generation import ServedGeneration
+from tempspec.modules.predict.row_metrics import sweep_metrics
+from tempspec.modules.predict.row_store import RowStore
+from tempspec.modules.predict.sweep_runner import draft_identity, fitted_for
+from tempspec.reporting.console_tables import DecodingTable, category_tables, validation_table
 from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
-from tempspec.reporting.tables import DecodingTable, category_tables, validation_table
 
 ANALYTIC = "analytic"
 """Stands for the verifier in the files of validate and test, where nothing is decoded."""

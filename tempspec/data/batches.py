@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tempspec.data.grouping import Padding
+from tempspec.data.loaders import Slot
 from tempspec.data.rows import EncodedRow
-from tempspec.data.sampling import Slot
 from tempspec.data.sources import TEMPERATURE
 
 STARTS = "starts"

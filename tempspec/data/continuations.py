@@ -8,7 +8,7 @@ from tempspec.data.prompts import Prompt, PromptSource
 from tempspec.data.skipped import Skipped
 from tempspec.data.sources import form_of, read
 from tempspec.errors import UserError
-from tempspec.models.identity import tokenizer_digest
+from tempspec.models.digests import tokenizer_digest
 
 __all__ = ["continuations"]
 

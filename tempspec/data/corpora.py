@@ -18,7 +18,7 @@ from tempspec.data.skipped import Skipped
 from tempspec.data.sources import Source, fingerprint, read
 from tempspec.data.split import hold_out
 from tempspec.errors import UserError
-from tempspec.models.identity import tokenizer_digest
+from tempspec.models.digests import tokenizer_digest
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from tempspec.data.clock import at_the_time_of
 from tempspec.data.corpora import Corpora, Side
 from tempspec.data.encoding import Encoder
 from tempspec.data.grouping import LengthGroups, Padding, lengths
+from tempspec.data.loaders import ResumableLoader, ShardSampler, Slot, work_loader
 from tempspec.data.prompts import Prompt, PromptSource, read_prompts
 from tempspec.data.rows import RowOptions
-from tempspec.data.sampling import ResumableLoader, ShardSampler, Slot, work_loader
 from tempspec.data.sources import TEMPERATURE, Source, named_sources, source_of
 from tempspec.errors import UserError
 from tempspec.files import stage_folder

@@ -25,7 +25,7 @@ from tempspec.data.readers import place_of
 from tempspec.data.skipped import Skipped, Unusable
 from tempspec.data.sources import FINISH, TEMPERATURE, Source, form_of, messages_of
 from tempspec.errors import UserError
-from tempspec.models.identity import tokenizer_digest
+from tempspec.models.digests import tokenizer_digest
 from tempspec.models.tokens import Encoded
 
 EncodedRow = dict[str, Any]

@@ -9,7 +9,7 @@ Axes: B rows, K drafted, V vocabulary, R rounds ahead, S streams, N offsets of a
 import torch
 from torch import Tensor
 
-from tempspec.core.coupling import coupled_argmax, shared_gumbel
+from tempspec.core.gumbel import coupled_argmax, shared_gumbel
 from tempspec.core.noise import Stream, fold, uniform
 from tempspec.core.sampling import inverse_cdf
 from tempspec.interfaces import Noise

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tempspec.core.lossy import distance
-from tempspec.core.multidraft import Children, Siblings, optimal_siblings
+from tempspec.core.tree_verification import Children, Siblings, optimal_siblings
 from tempspec.core.trees import ancestry
 from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise

@@ -4,7 +4,7 @@ A plugin author needs this package, `tempspec.core` and `tempspec.testing`, noth
 here. Bases import torch only, so that `tempspec plugins` stays quick. p is the target's law and q the draft's.
 """
 
-from tempspec.core.multidraft import Siblings
+from tempspec.core.tree_verification import Siblings
 from tempspec.interfaces.distillation import (
     Divergence,
     Kept,

@@ -14,8 +14,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from tempspec.core.multidraft import Siblings
 from tempspec.core.sampling import one_hot_log
+from tempspec.core.tree_verification import Siblings
 from tempspec.core.trees import chain_parents
 
 

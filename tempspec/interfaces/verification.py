@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from tempspec.core.multidraft import Siblings
 from tempspec.core.noise import Stream
+from tempspec.core.tree_verification import Siblings
 from tempspec.interfaces.drafting import Draft
 
 

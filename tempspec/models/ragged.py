@@ -15,8 +15,8 @@ from tempspec.core.trees import ancestry
 from tempspec.errors import UserError
 from tempspec.models.cache import RaggedCache, cache_argument
 from tempspec.models.compiling import compiled
+from tempspec.models.fast_linear import ThinProducts
 from tempspec.models.stopwatch import Stopwatch
-from tempspec.models.thin import ThinProducts
 
 BUCKET = 64
 """Lengths are rounded up to a multiple of this, so that few distinct shapes occur."""

@@ -30,25 +30,25 @@ from tempspec.models.conditioning import condition, conditioned_rank, is_conditi
 from tempspec.models.cutting import Spacing
 from tempspec.models.decodable import check_decodable
 from tempspec.models.loading import ModelOptions, cast_weights, weights_of
+from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
-from tempspec.modules.caching import open_cache, write_cache
 from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, lacking, stop_code
-from tempspec.modules.consistency import Span, inconsistency
+from tempspec.modules.callbacks.precision import PrecisionNotes
+from tempspec.modules.fit.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
+from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
+from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
+from tempspec.modules.fit.sharding import is_sharding, shard, shard_layers
+from tempspec.modules.fit.teacher import open_cache, write_cache
+from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
+from tempspec.modules.fit.temperature_check import Span, inconsistency
 from tempspec.modules.ids import check_ids, loaded_sets, make_ids_readable
-from tempspec.modules.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
-from tempspec.modules.measurement import Measurement
 from tempspec.modules.named import DivergenceLike, DrafterLike, LengthLike, ScheduleLike, VerifierLike, plugin
-from tempspec.modules.online import OnlineText, OnlineWriter
-from tempspec.modules.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.outputs import Outputs, linear_heads, reading_of
-from tempspec.modules.pair import Pair
-from tempspec.modules.precision import PrecisionNotes
-from tempspec.modules.prediction import PromptSets, SweepRunner
+from tempspec.modules.predict.sweep_runner import PromptSets, SweepRunner
 from tempspec.modules.processes import of_all
 from tempspec.modules.results import acceptance_table, decoding_table
-from tempspec.modules.sharding import is_sharding, shard, shard_layers
-from tempspec.modules.teacher import CachedTeacher, TeacherCache
+from tempspec.modules.validate.analytic import Measurement
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from tempspec.errors import UserError
+from tempspec.models.pair import Pair
 from tempspec.models.ragged import largest_id, lend_embeddings
-from tempspec.modules.pair import Pair
 
 __all__ = ["check_ids", "loaded_sets", "make_ids_readable"]
 

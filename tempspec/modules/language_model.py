@@ -25,7 +25,7 @@ from tempspec.models.ragged import check_rows
 from tempspec.models.reading import Reading
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, lacking
-from tempspec.modules.optim import CLIP, fine_tuning, optimizers
+from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.outputs import reading_of
 
 __all__ = ["LanguageModelModule", "ModelShape", "NatsPerToken", "token_nats"]

@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.models.heads import hidden_states, linear_head
+from tempspec.models.pair import Pair
 from tempspec.models.reading import Reading, reading
-from tempspec.modules.loss import Heads, Logits
-from tempspec.modules.objective import Head
-from tempspec.modules.pair import Pair
-from tempspec.modules.teacher import TeacherCache
+from tempspec.modules.fit.loss import Heads, Logits
+from tempspec.modules.fit.objective import Head
+from tempspec.modules.fit.teacher_cache import TeacherCache
 
 __all__ = ["Outputs", "linear_heads", "reading_of"]
 

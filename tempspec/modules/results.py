@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from tempspec.errors import UserError
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.table import Line, ResultTable, cells_table
-from tempspec.modules.prediction import SweepRunner
-from tempspec.modules.row_metrics import sweep_metrics
+from tempspec.modules.predict.row_metrics import sweep_metrics
+from tempspec.modules.predict.sweep_runner import SweepRunner
 
 __all__ = ["acceptance_table", "decoding_table"]
 

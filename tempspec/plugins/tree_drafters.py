@@ -12,8 +12,8 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
-from tempspec.core.multidraft import Siblings, is_drawn, sibling_law
 from tempspec.core.sampling import one_hot_log
+from tempspec.core.tree_verification import Siblings, is_drawn, sibling_law
 from tempspec.core.trees import depths, level_parents
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, Drafter, DraftTurn, StepModel

@@ -1,6 +1,6 @@
 """The built-in verifiers of token trees (floor 3).
 
-Each is a function of `tempspec.core.multidraft`, its coins and one draw. A chain is a tree, so they verify chains too.
+Each is a function of `tempspec.core.tree_verification`, its coins and one draw. A chain is a tree, so chains are fine.
 
 Axes: B batch, K drafted (tree nodes), V vocabulary. Inside `verify`, `logp_BKV` is `[B, K+1, V]`.
 """
@@ -10,7 +10,7 @@ from typing import ClassVar, get_args
 
 from torch import Tensor
 
-from tempspec.core import multidraft, sequential, trees
+from tempspec.core import k_sequential, tree_verification, trees
 from tempspec.core.noise import Stream
 from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
 
@@ -31,10 +31,10 @@ def _parts(logp_BKV: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def _recursive(logp_BKV: Tensor, draft: Draft, noise: Noise, *, joint: bool) -> Verdict:
     """Recursive rejection of the tree's nodes, each alone from the root down, or jointly from the leaves up."""
-    coins = multidraft.tree_coins(*_parts(logp_BKV, draft), joint=joint)
+    coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=joint)
     descend = trees.first_from_leaves if joint else trees.walk
     node_B = descend(noise.coins(coins.coin_BN), draft.tree_BK)
-    weight_BV = multidraft.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+    weight_BV = tree_verification.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
     return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
 
 
@@ -80,7 +80,7 @@ class RecursiveRejection(_TopDown):
 
     def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`min(1, r / d)` with r what the elder siblings left of p."""
-        return multidraft.tree_coins(*_parts(logp_BKV, draft), joint=False).coin_BN
+        return tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=False).coin_BN
 
 
 class KSequential(_TopDown):
@@ -95,14 +95,14 @@ class KSequential(_TopDown):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        coins = sequential.sequential_coins(*_parts(logp_BKV, draft))
+        coins = k_sequential.sequential_coins(*_parts(logp_BKV, draft))
         node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK)
-        weight_BV = sequential.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+        weight_BV = k_sequential.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
         return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
 
     def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`min(1, p / (rho q))`."""
-        return sequential.sequential_coins(*_parts(logp_BKV, draft)).coin_BN
+        return k_sequential.sequential_coins(*_parts(logp_BKV, draft)).coin_BN
 
 
 class Traversal(Verifier):
@@ -122,5 +122,5 @@ class Traversal(Verifier):
 
     def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """Every node's depth times the chance that its coin is the first to succeed, from the leaves up."""
-        coins = multidraft.tree_coins(*_parts(logp_BKV, draft), joint=True)
+        coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=True)
         return trees.depth_from_leaves(coins.coin_BN, draft.tree_BK)

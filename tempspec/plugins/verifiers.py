@@ -10,7 +10,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor
 
-from tempspec.core import acceptance, multidraft, trees
+from tempspec.core import acceptance, tree_verification, trees
 from tempspec.core import verification as core
 from tempspec.core.noise import Stream
 from tempspec.errors import UserError
@@ -53,7 +53,7 @@ class _Match(Verifier):
         return trees.walked_depth(self._steps(logp_BKV, draft), draft.tree_BK)
 
     def _steps(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
-        return multidraft.match_steps(logp_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
+        return tree_verification.match_steps(logp_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
 
 
 class GreedyMatch(_Match):
@@ -139,9 +139,9 @@ class SampledMatch(_Match):
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         parts = (draft.token_BK, draft.tree_BK, draft.length_B)
-        chance_BK = multidraft.match_coins(self._steps(logp_BKV, draft), draft.tree_BK)
+        chance_BK = tree_verification.match_coins(self._steps(logp_BKV, draft), draft.tree_BK)
         node_B = trees.walk(noise.coins(chance_BK), draft.tree_BK)
-        weight_BV = multidraft.match_weight(logp_BKV, *parts, node_B)
+        weight_BV = tree_verification.match_weight(logp_BKV, *parts, node_B)
         return Verdict(trees.path(node_B, draft.tree_BK).sum(-1), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
 
 

@@ -12,7 +12,7 @@ from tempspec.metrics.bootstrap import FEWEST, Estimate, Sums, contrast_estimate
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell
 from tempspec.reporting.runs import SAMPLED, Collection, Draft
-from tempspec.reporting.section import drafting_pairs
+from tempspec.reporting.sections.common import drafting_pairs
 
 __all__ = ["Answer", "answers", "contrast", "shown", "verdict"]
 

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.reporting.figures import MARKERS, PALETTE
-from tempspec.reporting.sheets import counted
+from tempspec.reporting.page_tables import counted
 
 __all__ = ["Chart", "Curves", "bars", "curves", "forest", "heatmap"]
 

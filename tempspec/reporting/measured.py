@@ -13,7 +13,7 @@ import yaml  # type: ignore[import-untyped]
 
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
-from tempspec.models.identity import file_digest, weights_digest
+from tempspec.models.digests import file_digest, weights_digest
 
 __all__ = [
     "MEASURING",

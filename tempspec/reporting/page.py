@@ -9,12 +9,15 @@ from markupsafe import Markup
 from tempspec.files import write_atomically
 from tempspec.reporting.answers import answers
 from tempspec.reporting.figures import write_figure
+from tempspec.reporting.page_tables import to_csv, to_latex
 from tempspec.reporting.runs import Collection
-from tempspec.reporting.sections import sections
-from tempspec.reporting.sheets import to_csv, to_latex
+from tempspec.reporting.sections.common import Section
+from tempspec.reporting.sections.prediction import categories, decoding, differences, rounds, speed
+from tempspec.reporting.sections.provenance import provenance
+from tempspec.reporting.sections.validation import drafting, prefixes, temperatures
 from tempspec.reporting.svg import inline_svg
 
-__all__ = ["write_report"]
+__all__ = ["sections", "write_report"]
 
 
 def write_report(collection: Collection, folder: Path) -> Path:
@@ -46,6 +49,13 @@ def write_report(collection: Collection, folder: Path) -> Path:
     write_atomically(folder / "report.html", text)
     _remove_others(folder, files)
     return folder / "report.html"
+
+
+def sections(collection: Collection) -> list[Section]:
+    """Every section that these runs have numbers for, in the order of the page; provenance is the last."""
+    makers = (decoding, speed, rounds, temperatures, drafting, prefixes, differences, categories)
+    made = [make(collection) for make in makers]
+    return [section for section in made if section.charts or section.sheets] + [provenance(collection)]
 
 
 def _remove_others(folder: Path, files: Set[str]) -> None:

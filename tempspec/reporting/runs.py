@@ -21,8 +21,8 @@ from tempspec.metrics.rows import Row
 from tempspec.metrics.sweep import SweepMetrics
 from tempspec.reporting.measured import MEASURING, fit_of_measured, of_other_drafts, of_unknown_drafts
 from tempspec.reporting.records import Estimates
-from tempspec.reporting.study import FILE as STUDY_FILE
-from tempspec.reporting.study import Prefixes, read_study
+from tempspec.reporting.study_index import FILE as STUDY_FILE
+from tempspec.reporting.study_index import Prefixes, read_study
 
 __all__ = ["SAMPLED", "Analytic", "AnalyticKey", "Collection", "Draft", "Run", "collect", "read_run"]
 
@@ -78,7 +78,7 @@ class Draft:
 
     Attributes:
         name: what to call it.
-        labels: what sets it apart; see `tempspec.reporting.study`.
+        labels: what sets it apart; see `tempspec.reporting.study_index`.
         runs: by seed.
     """
 
@@ -142,7 +142,7 @@ class Collection:
         drafts: in the order in which to show them; the first is the one that others are compared with.
         domains: `in` or `out` by prompt set, where known.
         reference: the temperature that falls are counted from.
-        prefixes: see `tempspec.reporting.study.Prefixes`.
+        prefixes: see `tempspec.reporting.study_index.Prefixes`.
         notes: what was left out, and other warnings.
     """
 

@@ -14,8 +14,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from tempspec.core.multidraft import sibling_law
 from tempspec.core.noise import Stream
+from tempspec.core.tree_verification import sibling_law
 from tempspec.core.trees import depths, path
 from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
 from tempspec.testing.errors import ConformanceError

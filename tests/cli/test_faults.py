@@ -14,7 +14,7 @@ import torch
 
 from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
-from tempspec.modules.store import RowStore
+from tempspec.modules.predict.row_store import RowStore
 
 CLOSED_FORMS = ("expected", "foreseen")
 

@@ -9,7 +9,7 @@ import yaml
 from tempspec.cli.ahead import look_ahead
 from tempspec.data.digest import digest_file
 from tempspec.decoding.sweep import Sweep
-from tempspec.modules.teacher import CachedTeacher
+from tempspec.modules.fit.teacher_cache import CachedTeacher
 
 
 def printed(run, *arguments):

@@ -47,13 +47,13 @@ def test_a_fault_of_ours_keeps_its_traceback(run, world, monkeypatch):
     def faulty(self, *_):
         raise ValueError("ours")
 
-    monkeypatch.setattr("tempspec.modules.loss.FitLoss.__call__", faulty)
+    monkeypatch.setattr("tempspec.modules.fit.loss.FitLoss.__call__", faulty)
     with pytest.raises(ValueError, match="ours"):
         run("fit", "--config", world / "pair.yaml")
 
 
 def test_what_lightning_says_of_a_call_of_ours_is_a_fault_of_ours(run, world, monkeypatch):
-    monkeypatch.setattr("tempspec.modules.loss.Tally.means", lambda self: {"loss": object()})
+    monkeypatch.setattr("tempspec.modules.fit.loss.Tally.means", lambda self: {"loss": object()})
     with pytest.raises(ValueError, match="cannot be logged"):
         run("fit", "--config", world / "pair.yaml")
 

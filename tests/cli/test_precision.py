@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from tempspec.modules.precision import half_note
+from tempspec.modules.callbacks.precision import half_note
 
 AUTOCAST = "this acceptance is of laws that are computed under autocast"
 HALF = "computes in bfloat16: laws may depend on the batch's shape"
 
 
 def notes(caplog):
-    return [record.getMessage() for record in caplog.records if record.name == "tempspec.modules.precision"]
+    return [record.getMessage() for record in caplog.records if record.name == "tempspec.modules.callbacks.precision"]
 
 
 @pytest.mark.parametrize(

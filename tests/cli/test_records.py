@@ -9,7 +9,7 @@ import pytest
 import yaml
 from transformers import MambaConfig, MambaForCausalLM
 
-from tempspec.models.identity import weights_digest
+from tempspec.models.digests import weights_digest
 from tempspec.models.loading import load_tokenizer, save_model
 
 FEW = ("--model.sweep.target_temperatures", "[1.0]", "--model.sweep.max_new_tokens", 2)
@@ -62,7 +62,7 @@ def test_a_refused_predict_leaves_the_record_of_the_finished_one(run, world, fin
 
 def test_a_failed_validate_leaves_the_record_of_the_finished_one(run, world, finished, monkeypatch):
     before = record(finished / "validate")
-    monkeypatch.setattr("tempspec.modules.measurement.Measurement.count", lambda *_: 1 / 0)
+    monkeypatch.setattr("tempspec.modules.validate.analytic.Measurement.count", lambda *_: 1 / 0)
     options = ("--model.validation_temperatures", "[0.3]")
     with pytest.raises(ZeroDivisionError):
         run("validate", "--config", world / "pair.yaml", "--run", finished, *options)
@@ -75,8 +75,8 @@ def test_a_failed_validate_leaves_the_record_of_the_finished_one(run, world, fin
 def test_a_fit_that_fails_at_once_leaves_the_record_and_the_card(run, world, finished, fails, monkeypatch):
     before, card = record(finished / "fit"), card_of(finished)
     if "--model.label_weight" in fails:  # a fault of ours in the first step
-        monkeypatch.setattr("tempspec.modules.objective.acceptance", None, raising=False)
-        monkeypatch.setattr("tempspec.modules.loss.FitLoss.__call__", lambda *_: 1 / 0)
+        monkeypatch.setattr("tempspec.modules.fit.objective.acceptance", None, raising=False)
+        monkeypatch.setattr("tempspec.modules.fit.loss.FitLoss.__call__", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("fit", "--config", world / "pair.yaml", "--run", finished, *fails)
     else:

@@ -94,7 +94,7 @@ class Engine(BaseHTTPRequestHandler):
 @pytest.fixture
 def engine(monkeypatch):
     """A stand-in server; waits between retries take no time."""
-    monkeypatch.setattr("tempspec.modules.server.time.sleep", lambda _: None)
+    monkeypatch.setattr("tempspec.modules.predict.openai_client.time.sleep", lambda _: None)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
     server.lock, server.seen, server.fate = threading.Lock(), [], lambda _: 200
     server.url = f"http://127.0.0.1:{server.server_port}"

@@ -4,7 +4,7 @@ import torch
 
 from tempspec.data.batches import Collate, EncodedSets
 from tempspec.data.grouping import Padding
-from tempspec.data.sampling import Slot
+from tempspec.data.loaders import Slot
 
 
 def rows(*ids, **columns):

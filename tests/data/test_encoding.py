@@ -4,7 +4,7 @@ from transformers import ByT5Tokenizer
 from tempspec.data.encoding import Conversation, Encoder, Pair
 from tempspec.data.turns import EMPTY, REWRITTEN, UNASKED, Unusable
 from tempspec.errors import UserError
-from tempspec.models.identity import tokenizer_digest
+from tempspec.models.digests import tokenizer_digest
 from tests.data import templates
 from tests.data.templates import llama2_like, qwen_like
 

@@ -14,7 +14,7 @@ from tempspec.data.skipped import Skipped
 from tempspec.data.sources import Source
 from tempspec.data.turns import EMPTY
 from tempspec.errors import UserError
-from tempspec.models.identity import tokenizer_digest
+from tempspec.models.digests import tokenizer_digest
 from tests.data import templates
 from tests.data.templates import qwen_like
 

@@ -8,7 +8,7 @@ import torch
 from tempspec.errors import UserError
 from tempspec.models import hub
 from tempspec.models.cutting import first_layers
-from tempspec.models.identity import has_weights, weights_digest
+from tempspec.models.digests import has_weights, weights_digest
 from tempspec.models.loading import load_config, load_model, load_tokenizer, save_model
 from tempspec.models.quantised import quantised
 from tests.gguf_file import TEMPLATE, byte_level, small_llama, write_gguf

@@ -6,7 +6,7 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from tempspec.errors import UserError
-from tempspec.models import thin
+from tempspec.models import fast_linear as thin
 from tempspec.models.ragged import RaggedModel, bucketed, check_rows, context_length, made_for
 
 SHAPE = {

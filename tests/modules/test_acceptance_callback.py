@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 import tempspec as ts
 from tempspec.errors import UserError
 from tempspec.models.loading import load_model, load_tokenizer
-from tempspec.modules.probe import AcceptanceProbe, draft_of
+from tempspec.modules.callbacks.probe import AcceptanceProbe, draft_of
 
 
 class Own(pl.LightningModule):

@@ -20,8 +20,8 @@ from tempspec.modules.callbacks import (
     Stopped,
     TrainingMonitor,
 )
-from tempspec.modules.metrics_file import MetricsFile, MetricsPosition
-from tempspec.modules.optim import WarmupCosine
+from tempspec.modules.callbacks.metrics_file import MetricsFile, MetricsPosition
+from tempspec.modules.fit.optim import WarmupCosine
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",

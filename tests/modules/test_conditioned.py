@@ -12,10 +12,10 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.models.conditioning import condition, conditioned_rank, fold, is_conditioned, set_temperature
 from tempspec.models.loading import ModelOptions, load_model, load_tokenizer, save_model
+from tempspec.models.pair import Pair
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.loss import TokenSelection
-from tempspec.modules.online import OnlineText
-from tempspec.modules.pair import Pair
+from tempspec.modules.fit.loss import TokenSelection
+from tempspec.modules.fit.online_text import OnlineText
 from tempspec.plugins import schedules
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength

@@ -13,7 +13,7 @@ from tempspec.interfaces import BASELINE
 from tempspec.metrics.rows import category_cell_of
 from tempspec.metrics.sweep import SweepMetrics
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.store import RowStore
+from tempspec.modules.predict.row_store import RowStore
 from tempspec.plugins.verifiers import BlockVerification, TokenwiseRejection
 
 QUESTIONS = [

@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from tempspec.cli.export import main as export
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
+from tempspec.models import pair as pairs
 from tempspec.models.conditioning import COLDEST, fold, trained_range
 from tempspec.models.loading import ModelOptions, load_draft, load_model, load_tokenizer, save_model
-from tempspec.modules import pair as pairs
+from tempspec.models.pair import Pair
 from tempspec.modules.callbacks import PretrainedExport
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.fit.online_text import OnlineText
 from tempspec.modules.language_model import LanguageModelModule
-from tempspec.modules.online import OnlineText
-from tempspec.modules.pair import Pair
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided")
 TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")

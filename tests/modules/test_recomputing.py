@@ -7,8 +7,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from tempspec.errors import UserError
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.fit.online_text import OnlineText
 from tempspec.modules.language_model import LanguageModelModule, ModelShape
-from tempspec.modules.online import OnlineText
 
 
 class Kept(DistillationModule):

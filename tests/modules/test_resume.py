@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from tempspec.modules.callbacks import GracefulStop, LastCheckpoint
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.online import OnlineText
+from tempspec.modules.fit.online_text import OnlineText
 from tempspec.plugins import schedules
 
 SCHEDULES = {

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tempspec.core import multidraft, sequential
+from tempspec.core import k_sequential, tree_verification
 from tempspec.core.trees import level_parents
 from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
 from tempspec.plugins.verifiers import BlockVerification, SampledMatch, TokenwiseRejection
@@ -77,7 +77,7 @@ def test_top_children_are_accepted_with_the_targets_mass_on_them():
 @pytest.mark.parametrize("case", ["unlike laws", "laws with zeros", "sharp laws", "one-hot draft"])
 def test_the_order_that_theory_demands(case):
     one, two = law_cases(3, 1)[case], law_cases(3, 2)[case]
-    optimum = float(multidraft.optimal_acceptance(one.logp[0][0], one.logq[0][0], 2))
+    optimum = float(tree_verification.optimal_acceptance(one.logp[0][0], one.logq[0][0], 2))
     single = mean_accepted(TokenwiseRejection(), all_rounds(one))[1]
     recursive, sequential = (mean(rule, one, (-1, -1), "independent") for rule in (RecursiveRejection, KSequential))
     assert single - 1e-6 <= sequential <= optimum + 1e-10
@@ -111,9 +111,9 @@ def test_closed_forms_of_one_level_are_the_rules():
     pair = law_cases(4, 1)["unlike laws"]
     logp, logq = pair.logp[0][0], pair.logq[0][0]
     for closed, rule, siblings in (
-        (multidraft.recursive_acceptance, RecursiveRejection, "independent"),
-        (sequential.sequential_acceptance, KSequential, "independent"),
-        (multidraft.greedy_draft_acceptance, RecursiveRejection, "greedy"),
+        (tree_verification.recursive_acceptance, RecursiveRejection, "independent"),
+        (k_sequential.sequential_acceptance, KSequential, "independent"),
+        (tree_verification.greedy_draft_acceptance, RecursiveRejection, "greedy"),
     ):
         for count in (2, 3):
             found = mean(rule, pair, (-1,) * count, siblings)

@@ -8,9 +8,9 @@ from tempspec.data.environment import describe_environment, write_environment
 from tempspec.files import write_atomically
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.prefixes import PromptSums
-from tempspec.modules.store import RowStore
+from tempspec.modules.predict.row_store import RowStore
 from tempspec.reporting.records import prompt_rows, write_metrics_json, write_parquet
-from tempspec.reporting.study import DraftIndex, Prefixes, Status, StudyIndex, write_study
+from tempspec.reporting.study_index import DraftIndex, Prefixes, Status, StudyIndex, write_study
 
 HOSTILE = "<img src=x onerror=alert(1)>&\"' {{7*191}} $\\frac$ _"
 PROMPTS = 12

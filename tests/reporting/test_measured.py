@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from tempspec.errors import UserError
-from tempspec.reporting.card import draft_card
 from tempspec.reporting.measured import own_draft, rows_of_another_draft, write_draft_record
+from tempspec.reporting.model_card import draft_card
 from tempspec.reporting.records import write_metrics_json
 from tempspec.reporting.runs import collect, read_run
 from tests.reporting.runs import write_predict, write_validate
@@ -107,7 +107,7 @@ def test_figures_without_a_digest_are_said_to_be_of_nobody_knows_whom(place):
 
 
 def test_a_checkpoint_that_was_replaced_takes_its_figures_along(place):
-    from tempspec.models.identity import file_digest
+    from tempspec.models.digests import file_digest
 
     leave_draft(place, b"a")
     file = place / "fit/checkpoints/last.ckpt"

@@ -3,10 +3,10 @@ import json
 import pytest
 
 from tempspec.errors import UserError
+from tempspec.reporting.page import sections
 from tempspec.reporting.runs import Draft, collect, read_run
-from tempspec.reporting.section import groups
-from tempspec.reporting.sections import sections
-from tempspec.reporting.study import FILE
+from tempspec.reporting.sections.common import groups
+from tempspec.reporting.study_index import FILE
 from tests.reporting.runs import write_predict, write_small_study, write_validate
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from tempspec.core import multidraft, trees
+from tempspec.core import tree_verification, trees
 from tempspec.core import verification as core
 from tempspec.core.noise import Stream, uniform
 from tempspec.core.sampling import inverse_cdf
@@ -72,8 +72,8 @@ class ForgetsElderSiblings(RecursiveRejection):
         accept_BK = noise.coins(chance_BK * core.real(draft.token_BK, draft.length_B))
         node_B = trees.walk(accept_BK, parent_BK)
         parts = (logp_BKV, draft.logq_BKV)
-        coins = multidraft.tree_coins(*parts, draft.token_BK, parent_BK, draft.length_B, joint=False)
-        weight_BV = multidraft.tree_weight(*parts, node_B, coins)
+        coins = tree_verification.tree_coins(*parts, draft.token_BK, parent_BK, draft.length_B, joint=False)
+        weight_BV = tree_verification.tree_weight(*parts, node_B, coins)
         return Verdict(trees.path(node_B, parent_BK).sum(-1), noise.draw(weight_BV), node_B)
 
 

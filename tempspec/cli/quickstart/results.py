@@ -8,8 +8,8 @@ from rich.console import Console
 
 from tempspec.metrics.rows import Row
 from tempspec.metrics.sweep import SweepMetrics, compare
+from tempspec.reporting.console_tables import ComparisonTable
 from tempspec.reporting.figures import temperature_figure, write_figure
-from tempspec.reporting.tables import ComparisonTable
 
 __all__ = ["show"]
 

@@ -13,7 +13,7 @@ from tempspec.cli.study.config import Run, Study
 from tempspec.cli.study.jobs import Jobs
 from tempspec.cli.study.plan import Plan
 from tempspec.errors import UserError
-from tempspec.reporting.study import Status, StudyIndex, write_study
+from tempspec.reporting.study_index import Status, StudyIndex, write_study
 
 __all__ = ["main"]
 

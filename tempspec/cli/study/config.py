@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tempspec.errors import UserError
-from tempspec.reporting.study import DraftIndex, Kind, Prefixes
+from tempspec.reporting.study_index import DraftIndex, Kind, Prefixes
 
 __all__ = ["Candidate", "Config", "Purpose", "Run", "Study"]
 

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.errors import UserError
-from tempspec.modules.optim import WarmupCosine
+from tempspec.modules.fit.optim import WarmupCosine
 
 __all__ = ["ChangedOptions", "decisive"]
 

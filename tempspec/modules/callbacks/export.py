@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.models.loading import save_model
-from tempspec.modules.sharding import whole_state
+from tempspec.modules.fit.sharding import whole_state
 
 __all__ = ["Exportable", "PretrainedExport"]
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from tempspec.errors import UserError
 from tempspec.metrics.table import ResultTable
-from tempspec.modules.probe import AcceptanceProbe, FindDraft, HeldOut, draft_of
+from tempspec.modules.callbacks.probe import AcceptanceProbe, FindDraft, HeldOut, draft_of
 
 __all__ = ["AcceptanceTrainerCallback"]
 

@@ -1,0 +1,122 @@
+"""What a run does with a cached teacher: generate writes it, fit takes it up where it can serve (floor 5).
+
+Axes: B batch, T positions, V vocabulary.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from tempspec.core.sparse import SparseLogits
+from tempspec.errors import UserError
+from tempspec.interfaces import Divergence, TemperatureSchedule
+from tempspec.models.digests import has_weights, tokenizer_digest, weights_digest
+from tempspec.models.pair import Pair
+from tempspec.modules.fit.loss import response
+from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
+from tempspec.modules.ids import check_ids, make_ids_readable
+from tempspec.modules.outputs import reading_of
+
+__all__ = ["open_cache", "write_cache"]
+
+_REMEDY = {
+    "top": "keep the whole vocabulary, or take a divergence of laws, such as ForwardKL or NegativeLogAcceptance",
+    "sampled": "keep top tokens, or take a mean under p of a function of q / p, such as ForwardKL or TotalVariation",
+}
+
+
+@torch.no_grad()
+def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device: torch.device) -> None:
+    """Write a cache of the target's logits on the training rows, from where it stopped.
+
+    Args:
+        options: what is kept, and where.
+        pair: whose target reads.
+        data: the data module whose training rows it reads.
+        seed: of sampled tokens.
+        device: where to compute.
+
+    Raises:
+        UserError: another cache is in the folder, or the disk is too small.
+    """
+    pair.check_rows(data.max_length)
+    data.setup("fit")
+    pair.use(device, decoding=False)
+    target = pair.target_model
+    reading = reading_of([target], data)
+    make_ids_readable(pair, [target])
+    check_ids(pair, {"train": data.train_rows})
+    origin = replace(
+        _origin(pair, data),
+        apart=data.packed and reading.apart,
+        vocabulary=pair.vocabulary,
+        weights=weights_digest(pair.target),
+        seed=seed,
+    )
+    writer = CacheWriter(options, origin)
+    rank_zero_info(str(writer))
+
+    def kept() -> Iterator[SparseLogits]:
+        for batch in data.in_order(writer.begun):
+            batch = {name: value.to(device) for name, value in batch.items()}
+            logits_BTV = target(**reading.inputs(batch)).logits[:, :-1, : pair.vocabulary]
+            for index, keep_T in enumerate(response(batch)):
+                yield options.kept(logits_BTV[index][keep_T], int(batch["row"][index]), seed)
+
+    writer.write(kept())
+
+
+def open_cache(
+    options: CachedTeacher,
+    pair: Pair,
+    data: Any,
+    divergence: Divergence,
+    temperature: TemperatureSchedule,
+    *,
+    writes: bool,
+    selects: bool,
+) -> TeacherCache:
+    """The cache that fit learns from, if everything that it asks can be had from it.
+
+    Args:
+        options: what the cache should hold, and where it is.
+        pair: whose draft learns.
+        data: the data module that it learns on, set up for fit.
+        divergence: what is minimised.
+        temperature: the schedule.
+        writes: whether text is written while training.
+        selects: whether tokens are selected by a reference draft.
+
+    Raises:
+        UserError: the cache is not there, is of something else, or cannot give what is asked.
+    """
+    kept = options.keep
+    cache = TeacherCache(options, _origin(pair, data))
+    asked: Mapping[str, tuple[bool, str]] = {
+        "model.draft": (pair.draft is not None, "draft_layers cuts them from the target: cut and save them first"),
+        "data.pack_attention: separate": (
+            data.packed or not cache.apart,
+            "its target kept the documents of a row from each other",
+        ),
+        "no model.online": (not writes, "text that is written while training was never seen by the target"),
+        "no model.selection": (not selects, "it compares with the target's whole laws"),
+        "another schedule": (not temperature.needs, f"{type(temperature).__name__} looks at whole laws"),
+        "another divergence": (
+            cache.whole or kept in divergence.cached,
+            f"{type(divergence).__name__} cannot be had from {kept} tokens; {_REMEDY[kept]}",
+        ),
+    }
+    for expected, (fine, reason) in asked.items():
+        if not fine:
+            raise UserError(f"a cached teacher needs {expected}: {reason}")
+    return cache
+
+
+def _origin(pair: Pair, data: Any) -> TeacherOrigin:
+    text, tokens = fingerprint(data.train_rows)
+    weights = weights_digest(pair.target) if has_weights(pair.target) else ""
+    tokenizer = tokenizer_digest(pair.tokenizer)
+    return TeacherOrigin(text, tokenizer, len(data.train_rows), tokens, target=pair.target, weights=weights)

@@ -1,0 +1,238 @@
+"""generate by a serving engine: the target's text from where it is served, with the rows of generate (floor 5).
+
+No weights are loaded here: the tokenizer and the configuration alone. Which tokens a server saw and wrote is known
+exactly where it takes and returns ids (vLLM); elsewhere prompts go as text, and ids are those of our tokenizer.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from multiprocessing import TimeoutError as NothingYet
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from threading import Event
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_info
+from transformers import GenerationConfig
+
+from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, generation_list, next_turn, unanswered
+from tempspec.errors import UserError
+from tempspec.interfaces import Request
+from tempspec.models.digests import tokenizer_digest
+from tempspec.models.loading import load_config
+from tempspec.models.pair import Pair
+from tempspec.models.ragged import made_for
+from tempspec.models.tokens import Tokeniser
+from tempspec.modules.predict.openai_client import Refused, Server, call
+from tempspec.modules.predict.row_store import RowStore
+from tempspec.modules.predict.row_writer import RowWriter
+from tempspec.modules.predict.sweep_runner import generated_row
+
+__all__ = ["ServedGeneration"]
+
+Form = Literal["engine", "transformers", "openai"]
+"""How a request says top-k, min-p and stops: as vLLM and SGLang take it, as `transformers serve` does, or not."""
+
+_FORMS: tuple[Form, ...] = ("engine", "transformers", "openai")
+
+
+@dataclass
+class ServedGeneration:
+    """Asks a server for every completion of a sweep's generation temperatures, and keeps their rows.
+
+    Args:
+        pair: names the target; its tokenizer and configuration are read.
+        sweep: temperatures, samples, lengths.
+        server: whom to ask.
+    """
+
+    pair: Pair
+    sweep: Sweep
+    server: Server
+    _form: Form | None = field(default=None, init=False)
+    _failed: Event = field(default_factory=Event, init=False)
+
+    @cached_property
+    def model(self) -> str:
+        """The name that the server serves the target under."""
+        if self.server.model is not None:
+            return self.server.model
+        try:
+            listed = call(replace(self.server, retries=0), "models").get("data") or []
+        except (Refused, UserError):  # a list is a courtesy: `transformers serve` fails at it without a hub cache
+            listed = []
+        names = [str(entry.get("id")) for entry in listed if isinstance(entry, Mapping)]
+        return names[0] if len(names) == 1 else self.pair.target
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What the provenance says of the server."""
+        return {"url": self.server.url, "model": self.model, "form": self._form or ""}
+
+    def run(self, prompt_sets: Mapping[str, Sequence[PromptLike]], folder: str | Path) -> tuple[RowStore, list[str]]:
+        """Ask for what is missing; returns the finished rows, and the keys of this sweep's.
+
+        Raises:
+            UserError: the server refuses or cannot be reached, or the folder holds rows of another configuration.
+        """
+        self.sweep.tell_dropped()
+        items = generation_list(self.sweep, prompt_sets)
+        # the server may move between two runs, the model that it serves may not
+        origin = {"target": f"served {self.pair.target}"} | self.sweep.origin(prompt_sets)
+        store = RowStore(folder, "generated", origin)
+        order = [key for item in items for key in item.keys()]
+        answers = dict.fromkeys(store.keys(), "")
+        answers |= store.values("response", {key for key in order if key in answers})
+        due = unanswered(items, answers, self._context)
+        if due:
+            self._settle_form(due[0].request)
+        writer = RowWriter(store, self.sweep.write_every)
+        with ThreadPool(self.server.concurrency) as pool:  # its threads end with the process, whatever they wait for
+            try:
+                self._ask_all(pool, due, writer)
+            finally:
+                writer.flush()
+        store.finish(order)
+        return store, order
+
+    def _ask_all(self, pool: ThreadPool, due: Sequence[WorkItem], writer: RowWriter) -> None:
+        """Whole conversations, as they come; behind a failure what is being asked is still waited for."""
+        failures: list[UserError] = []
+        self._failed.clear()
+        conversations = pool.imap_unordered(self._converse, due)
+        while True:
+            try:
+                answered, failure = conversations.next(timeout=1.0)
+            except StopIteration:
+                break
+            except NothingYet:
+                writer.tick()
+                continue
+            writer.add(*answered)
+            failures += [failure] if failure is not None else []
+        if failures:
+            raise failures[0]
+
+    def _converse(self, opening: WorkItem) -> tuple[list[dict[str, Any]], UserError | None]:
+        """The rows of a conversation from this turn on, and what ended it too early; none once one has failed."""
+        rows: list[dict[str, Any]] = []
+        item: WorkItem | None = opening
+        while item is not None and not self._failed.is_set():
+            try:
+                rows.append(self._row(item))
+            except UserError as error:
+                self._failed.set()
+                return rows, error
+            item = next_turn(item, rows[-1]["response"], self._context)
+        return rows, None
+
+    # -- one request --------------------------------------------------------------------------------------------------
+
+    def _row(self, item: WorkItem) -> dict[str, Any]:
+        answer = self._ask(self._body(item.request, self._form or "openai"))
+        try:
+            choice = answer["choices"][0]
+            text, stopped = str(choice["text"]), choice.get("finish_reason") != "length"
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.server.url}: expected an OpenAI completion, got one without choices[0].text"
+            ) from error
+        ids = choice.get("token_ids") or self._tokeniser.following(item.request.prompt, text, ended=stopped)
+        finish = "stop" if stopped else "length"
+        return generated_row(item, self.pair, self._tokenizer_digest, text, ids, finish)
+
+    def _body(self, request: Request, form: Form) -> dict[str, Any]:
+        """What is posted."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "max_tokens": request.max_new_tokens,
+            "temperature": request.target_temperature,
+            "top_p": request.top_p,
+            "seed": request.seed & 0x7FFFFFFF,
+        }
+        if form == "engine":
+            kept = {"top_k": request.top_k or -1, "min_p": request.min_p, "repetition_penalty": 1.0}
+            ends = {"ignore_eos": not self.sweep.stop_at_eos, "return_token_ids": True}
+            return body | kept | ends | {"prompt": list(request.prompt)}
+        body["prompt"] = self._as_text(request.prompt)
+        if form == "transformers":
+            body["generation_config"] = self._generation_config(request)
+        return body
+
+    def _generation_config(self, request: Request) -> str:
+        """All sampling options: a server's own defaults, such as a top-k of 50, must not join in."""
+        return GenerationConfig(
+            do_sample=request.target_temperature > 0,
+            top_k=request.top_k,
+            min_p=request.min_p or None,
+            eos_token_id=self._stop_ids if self.sweep.stop_at_eos else None,
+            pad_token_id=self.pair.tokenizer.eos_token_id,
+        ).to_json_string(use_diff=True)
+
+    def _as_text(self, prompt: Sequence[int]) -> str:
+        """The text that the server's tokenizer turns into these tokens: without what it puts at the start by itself."""
+        tokenizer = self.pair.tokenizer
+        texts = [tokenizer.decode(list(prompt)), tokenizer.decode(list(prompt[1:]))]
+        exact = (text for text in texts if list(tokenizer(text)["input_ids"]) == list(prompt))
+        return next(exact, texts[1] if prompt[0] == tokenizer.bos_token_id else texts[0])
+
+    def _settle_form(self, request: Request) -> None:
+        """Find out which form of request the server takes.
+
+        Raises:
+            UserError: none, or only one that cannot say what the sweep asks for.
+        """
+        reason = ""
+        for form in _FORMS:
+            try:
+                call(self.server, "completions", self._body(request.shortened(1), form))
+            except Refused as error:
+                if error.status not in (400, 404, 422):
+                    raise UserError(f"{self.server.url} refuses: {error}") from error
+                reason = str(error)
+            else:
+                self._form = form
+                break
+        else:
+            raise UserError(f"{self.server.url} takes no completion of {self.model!r}: {reason}; check server.model")
+        neutral = self.sweep.top_k == 0 and self.sweep.min_p == 0 and self.sweep.stop_at_eos
+        if self._form == "openai" and not neutral:
+            raise UserError(f"{self.server.url} takes no top_k, min_p or ignore_eos: leave them at their defaults")
+        if self._form == "openai":
+            rank_zero_info(f"{self.server.url} takes no top_k: see that its own defaults truncate nothing")
+
+    def _ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            return call(self.server, "completions", body)
+        except Refused as error:
+            raise UserError(f"{self.server.url} refuses: {error}; check server.model and the API key") from error
+
+    # -- the target ---------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _context(self) -> int:
+        options = self.pair.options
+        return made_for(
+            load_config(self.pair.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
+        )
+
+    @cached_property
+    def _stop_ids(self) -> list[int]:
+        """The ids that end a sequence, by the target's generation config and its tokenizer."""
+        ids: Iterable[int | None] = [self.pair.tokenizer.eos_token_id]
+        try:
+            named = GenerationConfig.from_pretrained(self.pair.target, revision=self.pair.options.target_revision)
+            more = named.eos_token_id
+        except OSError:
+            more = None
+        ids = [*ids, *(more if isinstance(more, list) else [more])]
+        return sorted({token for token in ids if token is not None})
+
+    @cached_property
+    def _tokeniser(self) -> Tokeniser:
+        return Tokeniser(self.pair.tokenizer)
+
+    @cached_property
+    def _tokenizer_digest(self) -> str:
+        return tokenizer_digest(self.pair.tokenizer)

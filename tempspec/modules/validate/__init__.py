@@ -1,0 +1,1 @@
+"""What `tempspec validate` and `test` do: acceptance without decoding (floor 5)."""

@@ -1,0 +1,230 @@
+"""The estimate against the memory that a fit really takes, and its laws."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tempspec import registry
+from tempspec.errors import UserError
+from tempspec.interfaces import LossContext
+from tempspec.models.conditioning import condition
+from tempspec.models.loading import ModelOptions, load_model, save_model
+from tempspec.models.pair import Pair
+from tempspec.modules.fit.memory import Way, estimate, sizes, ways
+from tempspec.modules.fit.objective import Head, Objective, chunked
+from tempspec.modules.fit.rehearsal import Live
+
+FACTOR = 1.2
+"""How far the estimate may be off, as docs/scale.md says."""
+WORDS = 8000
+ROWS = {"short": (16, 64), "long": (1, 1024)}
+
+FIT = r"""
+import ctypes, gc, json, re, resource, sys
+from tempspec.__main__ import main
+def peak():  # getrusage would count what the process that started this one held
+    with open("/proc/self/status") as status:
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1]) * 1024
+def held():
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/statm") as pages:
+        return int(pages.read().split()[1]) * resource.getpagesize()
+first, *others = json.loads(sys.argv[1])
+assert main(first) == 0
+for command in others:
+    before = held()
+    with open("/proc/self/clear_refs", "w") as file:  # 5: the peak begins anew
+        file.write("5")
+    assert main(command) == 0
+    print("bytes", peak() - before)
+"""
+
+
+def llama(layers, hidden):
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=WORDS,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=8,
+            max_position_embeddings=1024,
+            tie_word_embeddings=False,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A larger pair, a tiny one of the same tokenizer, and a text."""
+    folder = tmp_path_factory.mktemp("estimate")
+    backend = Tokenizer(WordLevel({"</s>": 0} | {f"w{number}": number for number in range(1, WORDS)}, unk_token="w1"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="w1")
+    for name, shape in {"target": (4, 320), "draft": (2, 320), "tiny": (1, 16)}.items():
+        save_model(llama(*shape), tokenizer, folder / name)
+    text = " ".join(f"w{1 + 3 * number % (WORDS - 1)}" for number in range(2047))  # two whole long rows, with the end
+    (folder / "text.jsonl").write_text((json.dumps({"text": text}) + "\n") * 3)
+    return folder
+
+
+def pair(folder, **options):
+    return Pair(str(folder / "target"), str(folder / "draft"), None, ModelOptions(**options))
+
+
+def most(found, kind):
+    """The most bytes of a kind at any time."""
+    return max(getattr(moment, kind) for moment in found.moments)
+
+
+def command(folder, target, draft, length, batch, *more):
+    data = f"{{train: {{path: {folder}/text.jsonl}}, max_length: {length}, batch_size: {batch}, "
+    data += f"validation_fraction: 0, cache_dir: {folder}/cache}}"
+    trainer = "{max_steps: 2, accelerator: cpu, enable_progress_bar: false, enable_checkpointing: false}"
+    path = folder / f"{target}-{length}.yaml"
+    path.write_text(
+        f"run: {folder}/run-{target}\ntrainer: {trainer}\ndata: {data}\n"
+        f"model: {{target: {folder}/{target}, draft: {folder}/{draft}}}\n"
+    )
+    return ["fit", "--config", str(path), *more]
+
+
+def test_a_fit_takes_what_was_estimated_within_the_factor(folder):
+    cases = [(rows, attention) for rows in ROWS for attention in ("eager", "sdpa")]
+    commands = [command(folder, "tiny", "tiny", 8, 1)]
+    expected = {}
+    for rows, attention in cases:
+        batch, length = ROWS[rows]
+        more = "--model.loading.attn_implementation", attention
+        commands.append(command(folder, "target", "draft", length, batch, *more))
+        found = sizes(pair(folder, attn_implementation=attention), batch_size=batch, length=length)
+        expected[rows, attention] = estimate(found, Way("one device", 1)).total
+    # Blocks of their own, given back when they are freed: what the C library keeps for later is nobody's tensor.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    line = [sys.executable, "-c", FIT, json.dumps(commands)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("bytes ")]
+    quotients = {case: expected[case] / got for case, got in zip(cases, measured, strict=True)}
+    assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
+    matrices = 2 * 8 * 1024**2 * 4  # of both layers' heads, which only eager attention keeps
+    assert expected["long", "eager"] - expected["long", "sdpa"] == pytest.approx(matrices, rel=0.2)
+
+
+def test_more_devices_never_take_more_of_each(folder):
+    found = sizes(pair(folder), batch_size=1, length=16)
+    for one, two in zip(ways(4)[1:], ways(8)[1:], strict=True):
+        assert estimate(found, two).total <= estimate(found, one).total
+    assert len({estimate(found, way).total for way in ways(8)}) == 5
+
+
+def test_weights_count_exactly(folder):
+    module: LightningModule = llama(2, 320)
+    found = sizes(pair(folder), batch_size=1, length=16)
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    assert found.draft_weights == 4 * parameters
+    assert found.states == pytest.approx(8 * parameters, rel=0.01)
+    half = sizes(pair(folder, dtype="bfloat16"), batch_size=1, length=16)
+    assert half.target_layers * 2 == found.target_layers
+
+
+def test_a_cached_teacher_takes_the_target_away(folder):
+    whole, cached = (sizes(pair(folder), batch_size=1, length=16, from_cache=told) for told in (False, True))
+    for way in ways(8):
+        assert estimate(cached, way) == replace(estimate(whole, way), target=0)
+
+
+def test_changes_by_temperature_count(folder):
+    plain, conditioned = (sizes(pair(folder), batch_size=4, length=128, conditioning_rank=rank) for rank in (0, 4))
+    draft = condition(load_model(str(folder / "draft")), rank=4)
+    assert conditioned.draft_weights == 4 * sum(parameter.numel() for parameter in draft.parameters())
+    for part in ("draft_weights", "draft_layer", "states"):
+        assert getattr(conditioned, part) > getattr(plain, part)
+    assert most(conditioned, "activations") > most(plain, "activations")
+
+
+def test_chunks_of_a_named_size_and_whole_logits(folder):
+    default, half, whole = (
+        sizes(pair(folder), batch_size=4, length=128, chunk_tokens=tokens) for tokens in (512, 256, 0)
+    )
+    head = 4 * WORDS * 320
+    assert most(half, "logits") - head == pytest.approx((most(default, "logits") - head) * 256 / (4 * 127), rel=0.03)
+    assert set(whole.moments) == set(whole.whole)
+    assert most(whole, "logits") > most(half, "logits")
+
+
+DIVERGENCES = {
+    "ForwardKL": {},
+    "JensenShannon": {"beta": 0.3},
+    "TotalVariation": {},
+    "LKHybrid": {},
+    "LogitDifference": {},
+    "NegativeLogAcceptance": {},
+}
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_a_loss_counts_by_its_own_code(name):
+    def peak(mode):
+        with mode:
+            weight_VH, hidden_NH = torch.ones(64, 8).requires_grad_(), torch.ones(40, 8).requires_grad_()
+            one_GN = torch.ones(1, 40)
+            divergence = registry.get("divergences", name)(**DIVERGENCES[name])
+            objective = Objective(divergence, one_GN, one_GN, one_GN[0, :1], one_GN[0], LossContext())
+            with Live([weight_VH, hidden_NH, one_GN]) as live:
+                heads = Head(hidden_NH, weight_VH.detach()), Head(hidden_NH, weight_VH)
+                chunked(*heads, 64, objective, 40).total.backward()
+        return max(moment.activations for moment in live.largest("chunks"))
+
+    real = peak(nullcontext())
+    assert peak(FakeTensorMode()) == real
+    assert 5 < real / (40 * 64 * 4) < 16
+
+
+def test_layers_that_are_computed_again_keep_their_input_alone(folder):
+    plain, again = (
+        sizes(pair(folder), batch_size=4, length=128, gradient_checkpointing=told) for told in (False, True)
+    )
+    assert most(again, "activations") < 0.7 * most(plain, "activations")
+    assert again.draft_weights == plain.draft_weights
+
+
+def test_mixed_precision_takes_half_of_the_activations(folder):
+    full, mixed = (sizes(pair(folder), batch_size=4, length=128, precision=told) for told in ("32-true", "bf16-mixed"))
+    assert 0.4 < most(mixed, "activations") / most(full, "activations") < 0.9
+    assert mixed.draft_weights == full.draft_weights
+    assert 2 * sizes(pair(folder), batch_size=1, length=16, precision="bf16-true").draft_weights == full.draft_weights
+
+
+def test_a_reference_draft_counts_on_every_device(folder):
+    alone, selected = (
+        sizes(pair(folder), batch_size=1, length=16, reference=path) for path in (None, str(folder / "draft"))
+    )
+    weights = sum(parameter.numel() for parameter in load_model(str(folder / "draft")).parameters())
+    for way in ways(8):
+        more = estimate(selected, way).total - estimate(alone, way).total
+        assert more == estimate(selected, way).reference
+        assert 4 * weights < more < 4.2 * weights
+
+
+def test_a_draft_of_the_targets_layers(folder):
+    made = Pair(str(folder / "target"), None, 2, ModelOptions())
+    assert sizes(made, batch_size=1, length=16) == sizes(pair(folder), batch_size=1, length=16)
+
+
+def test_no_draft(folder):
+    with pytest.raises(UserError, match="needs a draft"):
+        sizes(Pair(str(folder / "target"), None, None, ModelOptions()), batch_size=1, length=16)
