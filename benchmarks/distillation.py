@@ -38,12 +38,13 @@ def objective_seconds(kind: str, tokens: int, vocabulary: int, temperatures: int
     import torch
 
     from tempspec.interfaces import LossContext
-    from tempspec.modules.fit.objective import Head, Objective, chunked, plain
+    from tempspec.modules.fit.objective import Objective, chunked, plain
+    from tempspec.modules.outputs import HiddenStates, LogitPairs
     from tempspec.plugins.divergences import ForwardKL
 
     torch.manual_seed(0)
-    target = Head(torch.randn(tokens, HIDDEN), torch.randn(vocabulary, HIDDEN) / HIDDEN**0.5)
-    draft = Head(
+    target = HiddenStates(torch.randn(tokens, HIDDEN), torch.randn(vocabulary, HIDDEN) / HIDDEN**0.5)
+    draft = HiddenStates(
         torch.randn(tokens, HIDDEN, requires_grad=True),
         torch.nn.Parameter(torch.randn(vocabulary, HIDDEN) / HIDDEN**0.5),
     )
@@ -55,7 +56,7 @@ def objective_seconds(kind: str, tokens: int, vocabulary: int, temperatures: int
     if kind == "plain":
         result = plain(target.hidden_NH @ target.weight_VH.T, draft.hidden_NH @ draft.weight_VH.T, what)
     else:
-        result = chunked(target, draft, vocabulary, what)
+        result = chunked(LogitPairs(target, draft, vocabulary), what)
     (result.total / tokens).backward()
     seconds = time.perf_counter() - began
     slope = float(draft.weight_VH.grad.norm())

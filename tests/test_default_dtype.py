@@ -16,7 +16,7 @@ import tempspec
 from tempspec.core.acceptance import Truncation
 from tempspec.core.sampling import log_law
 from tempspec.decoding.engine import Engine
-from tempspec.decoding.slots import Row, Slots
+from tempspec.decoding.slots import ActiveRow, Slots
 from tempspec.interfaces import Completion, LastRound, Request, ScheduleContext
 from tempspec.plugins import divergences, schedules, verifiers
 from tempspec.plugins.drafters import CausalLM
@@ -129,7 +129,7 @@ def test_adaedls_threshold_is_the_one_that_it_was_given():
 def test_slots_hold_the_options_of_their_requests():
     slots = Slots(1, 8, torch.device("cpu"))
     request = Request((1,), 0.7, 1.05, top_k=257, top_p=0.9, min_p=0.05)
-    slots.rows[0] = Row(request, Completion(request), 1, 4, 0)
+    slots.rows[0] = ActiveRow(request, Completion(request), 1, 4, 0)
     laws = slots.laws()
     assert laws.top_k_B.tolist() == [257]
     assert laws.top_k_B.dtype == torch.int64

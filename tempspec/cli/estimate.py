@@ -23,6 +23,7 @@ def report(options: Any, module: DistillationModule) -> None:
         options: fit's parsed configuration.
         module: what it describes; nothing of it is loaded.
     """
+    training = module.draft_training
     data, model = options.data.get("init_args", options.data), options.model
     found = sizes(
         module.pair,
@@ -30,17 +31,17 @@ def report(options: Any, module: DistillationModule) -> None:
         length=data.max_length,
         optimizer=module.optimizer,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        conditioning_rank=module.conditioning_rank,
-        from_cache=module.teacher is not None,
-        chunk_tokens=module.chunk_tokens,
+        conditioning_rank=training.conditioning_rank,
+        from_cache=training.teacher is not None,
+        chunk_tokens=training.chunk_tokens,
         reference=None if model.selection is None else model.selection.reference,
-        divergence=module.divergence,
-        label_weight=module.loss.label_weight,
+        divergence=training.divergence,
+        label_weight=training.loss.label_weight,
         precision=options.trainer.precision,
-        gradient_checkpointing=module.gradient_checkpointing,
+        gradient_checkpointing=training.gradient_checkpointing,
     )
     Console().print(_table(found, ways(_devices(options.trainer))))
-    if module.online is not None:
+    if training.online is not None:
         print("not counted: model.online")
 
 

@@ -9,8 +9,6 @@ Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import wraps
-from itertools import pairwise
-from statistics import mean
 from time import perf_counter
 from typing import Concatenate, ParamSpec
 
@@ -20,8 +18,8 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
-from tempspec.core.trees import ancestry, path
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
+from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature
 from tempspec.decoding.rounds import (
     Foresight,
     Outcome,
@@ -31,10 +29,11 @@ from tempspec.decoding.rounds import (
     law_distance,
     no_numbers,
     optimum,
+    outcome_of,
     visible,
 )
-from tempspec.decoding.slots import Laws, Row, Slots
-from tempspec.decoding.step_times import pass_seconds
+from tempspec.decoding.slots import ActiveRow, Laws, Slots
+from tempspec.decoding.step_times import round_seconds
 from tempspec.decoding.tally import Tally
 from tempspec.decoding.waiting import Waiting
 from tempspec.errors import UserError
@@ -113,24 +112,7 @@ class Engine:
         analytic: bool = False,
         compile: bool = False,
     ) -> None:
-        if drafter is not None and (verifier is None or length is None):
-            raise UserError("a drafter needs a verifier and a draft length, got none: name them")
-        if drafter is not None and drafter.needs_model and draft is None:
-            raise UserError(f"drafter {type(drafter).__name__} needs a draft model, got none: name one")
-        siblings = drafter.siblings if drafter is not None else None
-        if siblings is not None and verifier is not None and verifier.shared_noise:
-            raise UserError(
-                f"{type(verifier).__name__} verifies chains only, got a drafter of trees: siblings are drawn with "
-                "their own noise, which the target's samples cannot share: take another verifier, or draft chains"
-            )
-        if siblings is not None and verifier is not None and siblings not in verifier.siblings:
-            known = ", ".join(sorted(verifier.siblings)) or "chains only"
-            raise UserError(
-                f"{type(verifier).__name__} verifies trees of siblings drawn as: {known}; got {siblings!r}: choose "
-                "another verifier or way to draw"
-            )
-        if slots < 1:
-            raise UserError(f"slots must be 1 or more, got {slots}")
+        check_parts(verifier, drafter, length, draft, slots)
         if drafter is None or not drafter.needs_model:
             draft = None
         if drafter is not None and drafter.target_layers is not None:
@@ -161,43 +143,14 @@ class Engine:
         self._capacity = 0
         self.tally = Tally()
 
-    def check_prompt(self, request: Request) -> None:
-        """Refuse a prompt that the target cannot read.
-
-        Raises:
-            UserError: the prompt does not fit the context or the vocabulary; or the row may outgrow the positions in
-                which LongRoPE keeps its factors.
-        """
-        if self._switch is not None and len(request.prompt) + request.max_new_tokens > self._switch:
-            raise UserError(
-                f"prompt {request.key or ''} has {len(request.prompt)} tokens and may get {request.max_new_tokens} "
-                f"more, expected at most {self._switch} together: there the target changes its LongRoPE factors, for "
-                "all rows of a batch; lower max_new_tokens, or leave long prompts out by max_prompt_tokens"
-            )
-        if len(request.prompt) >= self._context:
-            raise UserError(
-                f"prompt {request.key or ''} has {len(request.prompt)} tokens, expected fewer than the target's "
-                f"context of {self._context}: shorten it"
-            )
-        wrong = next((token for token in request.prompt if not 0 <= token < self._vocabulary), None)
-        if wrong is not None:
-            raise UserError(
-                f"prompt {request.key or ''} holds token id {wrong}, expected ids in 0..{self._vocabulary - 1}: "
-                "encode it with the target's tokenizer"
-            )
-
     def check(self, request: Request) -> None:
         """Refuse a request that cannot be decoded.
 
         Raises:
-            UserError: see `check_prompt`; or the verifier is for T = 0 only.
+            UserError: see `tempspec.decoding.refusing`.
         """
-        self.check_prompt(request)
-        if self._verifier is not None and self._verifier.greedy_only and request.target_temperature > 0:
-            raise UserError(
-                f"{type(self._verifier).__name__} verifies at target_temperature 0 only, got "
-                f"{request.target_temperature}: choose another verifier"
-            )
+        check_prompt(request, self._context, self._switch, self._vocabulary)
+        check_temperature(request, self._verifier)
 
     @torch.inference_mode()
     @unconditioned_after
@@ -287,17 +240,10 @@ class Engine:
         self._condition(torch.ones(self._slot_count, dtype=torch.float32))
         if self._draft is not None:
             text = max(1, min(text, self._draft.context - 1))
-        nodes = [self._drafter.most_nodes(count) if self._drafter else 0 for count in range(self._longest + 1)]
         try:
-            verify = tuple(pass_seconds(self._target, self._slot_count, text, 1 + count) for count in nodes)
-            draft = 0.0
-            if self._draft is not None:
-                levels = [1, *(max(1, after - before) for before, after in pairwise(nodes[:-1]))]  # leaves are not fed
-                seconds = {width: pass_seconds(self._draft, self._slot_count, text, width) for width in set(levels)}
-                draft = mean(seconds[width] for width in levels)
+            return round_seconds(self._target, self._draft, self._drafter, self._slot_count, text, self._longest)
         finally:
             self._condition(None)
-        return StepTimes(draft, verify)
 
     # -- admission ----------------------------------------------------------------------------------------------------
 
@@ -311,7 +257,7 @@ class Engine:
             self.check(request)
             self.tally.take()
             length = len(request.prompt)
-            slots.rows[index] = Row(request, Completion(request), length, self.end(request), length - 1)
+            slots.rows[index] = ActiveRow(request, Completion(request), length, self.end(request), length - 1)
             slots.token_ST[index, :length] = slots.integers(request.prompt)
             classes.setdefault(bucketed(length), []).append(index)
         for members in classes.values():
@@ -358,7 +304,9 @@ class Engine:
         if self._verifier is None or not self._verifier.reads_logits:
             logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
         verdict = self._verify(logp_BNV, draft, turn.noise)
-        outcome = self._outcome(draft, verdict, turn.length_B)
+        outcome = outcome_of(draft, verdict)
+        if outcome.node_BD is not None:  # the cache of a tree becomes that of the accepted path
+            self._target.keep_path(turn.length_B, outcome.node_BD)
         self._commit(turn, verdict, outcome, self._foresee(logp_BNV, draft, outcome), steps, finite_B2)
         self._charge(turn, began)
 
@@ -383,7 +331,7 @@ class Engine:
             seconds.verify += verify
             seconds.overhead += overhead
 
-    def _limits(self, rows: list[Row | None], last: LastRound | None) -> list[int]:
+    def _limits(self, rows: list[ActiveRow | None], last: LastRound | None) -> list[int]:
         """The most tokens that each row may draft: the rule's word, the tokens still wanted, the draft's context."""
         if self._rule is None or self._longest == 0:
             return [0] * len(rows)
@@ -495,29 +443,10 @@ class Engine:
                 append_round(row, emitted[: accepted + 1], drafted, tested)
                 self.tally.emit(row.length - length, row.completion.tested[-1], row.completion.accepted[-1])
                 foresight.append(row.completion, index)
-                so_far = row.last[3] + tested, row.last[4] + accepted
-                row.last = (turn.limits[index], drafted, accepted, *so_far)
+                row.last = row.last.then(turn.limits[index], drafted, tested, accepted)
                 if steps is not None and steps.fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
                     row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, steps.fed))
-
-    def _outcome(self, draft: Draft, verdict: Verdict, length_B: Tensor) -> Outcome:
-        """What the verdict means; the target's cache of a tree becomes that of the accepted path."""
-        if draft.parent_BK is None or verdict.node_B is None:
-            tested_B = torch.minimum(verdict.accepted_B + 1, draft.length_B)
-            place_K = torch.arange(draft.token_BK.shape[1], device=length_B.device)
-            return Outcome(draft.token_BK, draft.length_B, tested_B, place_K.expand_as(draft.token_BK))
-        parent_BK, nodes = draft.parent_BK, draft.token_BK.shape[1]
-        real_BK = torch.arange(nodes, device=length_B.device) < draft.length_B[:, None]
-        depth_BK = ancestry(parent_BK).sum(-1)
-        childless_B = ~((parent_BK == verdict.node_B[:, None]) & real_BK).any(-1)
-        node_K = torch.arange(nodes, device=length_B.device)
-        on_BK = path(verdict.node_B, parent_BK)
-        node_BK = node_K.expand_as(parent_BK).masked_fill(~on_BK, nodes).sort(-1).values.clamp(max=nodes - 1)
-        self._target.keep_path(length_B, node_BK)
-        deepest_B = (depth_BK * real_BK).amax(-1)
-        place_BK = torch.nn.functional.pad((node_BK[:, :-1] + 1).clamp(max=nodes - 1), (1, 0))
-        return Outcome(draft.token_BK.gather(1, node_BK), deepest_B, verdict.accepted_B + (~childless_B), place_BK)
 
     def _release(self, slots: Slots) -> Iterator[Completion]:
         for index, row in enumerate(slots.rows):

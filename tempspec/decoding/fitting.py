@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from tempspec.decoding.engine import Engine
-from tempspec.decoding.sweep import WorkItem
+from tempspec.decoding.worklist import WorkItem
 from tempspec.errors import UserError
 
 __all__ = ["check_items"]

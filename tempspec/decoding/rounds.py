@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tempspec.core.lossy import distance
 from tempspec.core.tree_verification import Children, Siblings, optimal_siblings
-from tempspec.core.trees import ancestry
+from tempspec.core.trees import ancestry, path
 from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise
-from tempspec.decoding.slots import Laws, Row
-from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, Verifier
+from tempspec.decoding.slots import ActiveRow, Laws
+from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, Verdict, Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Turn:
         rule: the draft length of this round; None for plain decoding.
     """
 
-    rows: list[Row | None]
+    rows: list[ActiveRow | None]
     laws: Laws
     noise: RoundNoise
     token_BT: Tensor
@@ -54,12 +54,14 @@ class Outcome:
         tested_B: tokens whose earlier ones were all accepted; siblings count once.
         place_BD: where each tested token was proposed: 0 behind the text so far, i behind the draft's token i - 1; and
             rubbish behind them.
+        node_BD: the accepted path's nodes in a tree, and rubbish behind them; None for a chain.
     """
 
     token_BD: Tensor
     depth_B: Tensor
     tested_B: Tensor
     place_BD: Tensor
+    node_BD: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,27 @@ class Foresight:
             completion.kl.append(sum(kl[index][:tested]))
 
 
-def append_round(row: Row, emitted: list[int], drafted: int, tested: int) -> None:
+def outcome_of(draft: Draft, verdict: Verdict) -> Outcome:
+    """What a verdict on drafts means."""
+    device = draft.token_BK.device
+    if draft.parent_BK is None or verdict.node_B is None:
+        tested_B = torch.minimum(verdict.accepted_B + 1, draft.length_B)
+        place_K = torch.arange(draft.token_BK.shape[1], device=device)
+        return Outcome(draft.token_BK, draft.length_B, tested_B, place_K.expand_as(draft.token_BK))
+    parent_BK, nodes = draft.parent_BK, draft.token_BK.shape[1]
+    node_K = torch.arange(nodes, device=device)
+    real_BK = node_K < draft.length_B[:, None]
+    depth_BK = ancestry(parent_BK).sum(-1)
+    childless_B = ~((parent_BK == verdict.node_B[:, None]) & real_BK).any(-1)
+    on_BK = path(verdict.node_B, parent_BK)
+    node_BK = node_K.expand_as(parent_BK).masked_fill(~on_BK, nodes).sort(-1).values.clamp(max=nodes - 1)
+    deepest_B = (depth_BK * real_BK).amax(-1)
+    place_BK = torch.nn.functional.pad((node_BK[:, :-1] + 1).clamp(max=nodes - 1), (1, 0))
+    tested_B = verdict.accepted_B + (~childless_B)
+    return Outcome(draft.token_BK.gather(1, node_BK), deepest_B, tested_B, place_BK, node_BK)
+
+
+def append_round(row: ActiveRow, emitted: list[int], drafted: int, tested: int) -> None:
     """Count one round of a row, up to its stop token if it emitted one."""
     completion = row.completion
     accepted = len(emitted) - 1
@@ -135,7 +157,7 @@ def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: Outcome
     return torch.stack(found, 1).tolist() if found else [[] for _ in outcome.tested_B]
 
 
-def no_numbers(model: str, row: Row) -> str:
+def no_numbers(model: str, row: ActiveRow) -> str:
     """The message for a row whose logits are no numbers."""
     return (
         f"the {model}'s logits are NaN or infinite for request {row.request.key or '(no key)'}, after "

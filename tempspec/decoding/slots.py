@@ -5,18 +5,38 @@ Axes: S slots, B the first slots up to the last active one, T token buffer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tempspec.interfaces import Completion, LastRound, Request
 
-NO_ROUND = (-1, -1, -1, 0, 0)
-"""A row's `last` before its first round."""
+
+class RoundCounts(NamedTuple):
+    """How a row's last round went, and all so far; before the first as it stands here.
+
+    Attributes:
+        limit: tokens that the rule allowed.
+        drafted: tokens drafted.
+        accepted: tokens accepted.
+        all_tested: tokens tested in all rounds so far.
+        all_accepted: tokens accepted in all rounds so far.
+    """
+
+    limit: int = -1
+    drafted: int = -1
+    accepted: int = -1
+    all_tested: int = 0
+    all_accepted: int = 0
+
+    def then(self, limit: int, drafted: int, tested: int, accepted: int) -> "RoundCounts":
+        """Those after another round."""
+        return RoundCounts(limit, drafted, accepted, self.all_tested + tested, self.all_accepted + accepted)
 
 
 @dataclass(slots=True)
-class Row:
+class ActiveRow:
     """One request in flight.
 
     Attributes:
@@ -25,7 +45,7 @@ class Row:
         length: tokens so far, prompt included; the caches hold all but the last.
         end: the length at which it is finished.
         draft_cached: tokens that the draft's cache holds.
-        last: limit, drafted and accepted of the last round, -1 before the first; tested and accepted of all so far.
+        last: how its last round went.
     """
 
     request: Request
@@ -33,7 +53,7 @@ class Row:
     length: int
     end: int
     draft_cached: int
-    last: tuple[int, int, int, int, int] = NO_ROUND
+    last: RoundCounts = field(default_factory=RoundCounts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +87,7 @@ class Slots:
     count: int
     width: int
     device: torch.device
-    rows: list[Row | None] = field(init=False)
+    rows: list[ActiveRow | None] = field(init=False)
     token_ST: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +101,7 @@ class Slots:
         return [index for index, row in enumerate(self.rows) if row is None]
 
     @property
-    def batch(self) -> list[Row | None]:
+    def batch(self) -> list[ActiveRow | None]:
         """The slots up to the last active one: what a forward pass covers."""
         last = max((index for index, row in enumerate(self.rows) if row is not None), default=-1)
         return self.rows[: last + 1]
@@ -121,7 +141,8 @@ class Slots:
 
     def last_round(self) -> LastRound:
         """How the batch's last round went; on the host, where limits are decided."""
-        return LastRound(*torch.tensor([row.last if row else NO_ROUND for row in self.batch], dtype=torch.int64).T)
+        counts = [row.last if row else RoundCounts() for row in self.batch]
+        return LastRound(*torch.tensor(counts, dtype=torch.int64).T)
 
 
 _IDLE = Request((0,), target_temperature=1.0)

@@ -1,15 +1,17 @@
-"""How long a forward pass takes (floor 4). Knows nothing of rounds or requests.
+"""How long a forward pass takes, and those of a round (floor 4). Knows nothing of requests.
 
 Axes: R rows, T tokens before the pass.
 """
 
-from statistics import median
+from itertools import pairwise
+from statistics import mean, median
 
 import torch
 
+from tempspec.interfaces import Drafter, StepTimes
 from tempspec.models.ragged import RaggedModel
 
-__all__ = ["pass_seconds"]
+__all__ = ["pass_seconds", "round_seconds"]
 
 PASSES = 5
 """Passes whose median is the answer."""
@@ -33,3 +35,25 @@ def pass_seconds(model: RaggedModel, rows: int, text: int, width: int) -> float:
         model.forward(token_RT.new_zeros(rows, width), start_R + text, longest=text)
         times.append(model.stopwatch.take())
     return median(times[1:])
+
+
+def round_seconds(
+    target: RaggedModel, draft: RaggedModel | None, drafter: Drafter | None, rows: int, text: int, longest: int
+) -> StepTimes:
+    """The forward passes of a round; of a tree, a level is what costs a step of the draft, and all nodes are verified.
+
+    Args:
+        target: verifies.
+        draft: the draft model, if one takes part.
+        drafter: what says how many nodes a draft of some depth has.
+        rows: how many rows, at most the models' slots.
+        text: tokens of each row before the passes, at least 1.
+        longest: the most tokens, or levels, of a draft.
+    """
+    nodes = [drafter.most_nodes(count) if drafter else 0 for count in range(longest + 1)]
+    verify = tuple(pass_seconds(target, rows, text, 1 + count) for count in nodes)
+    if draft is None:
+        return StepTimes(0.0, verify)
+    levels = [1, *(max(1, after - before) for before, after in pairwise(nodes[:-1]))]  # leaves are not fed
+    seconds = {width: pass_seconds(draft, rows, text, width) for width in set(levels)}
+    return StepTimes(mean(seconds[width] for width in levels), verify)

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from tempspec.decoding.sweep import WorkItem, unanswered
+from tempspec.decoding.worklist import WorkItem, unanswered
 from tempspec.interfaces import BASELINE, Pass, Request
 
 __all__ = ["Queue", "Work", "works"]

@@ -39,6 +39,7 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "real_vocabulary",
+    "round_as_exported",
     "save_model",
     "weights_of",
 ]
@@ -324,6 +325,24 @@ def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tenso
     for value in state.values():
         made.setdefault((value.data_ptr(), value.shape), value.to(dtype) if value.is_floating_point() else value)
     return {name: made[value.data_ptr(), value.shape] for name, value in state.items()}
+
+
+def round_as_exported(
+    draft: PreTrainedModel, state: dict[str, Tensor], dtype: torch.dtype, options: ModelOptions
+) -> None:
+    """Make a training checkpoint's draft what its exported folder holds: weights rounded, and the dtype its own.
+
+    Args:
+        draft: the model that takes the weights; its dtype changes.
+        state: a checkpoint's `state_dict`, changed in place.
+        dtype: what the draft is exported in.
+        options: whose `dtype` wins where it is named.
+    """
+    for name in (f"draft.{name}" for name, _ in weights_of(draft)):
+        if name in state:
+            state[name] = state[name].to(dtype)
+    if options.dtype == "auto" and draft.dtype != dtype:
+        cast_weights(draft, dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

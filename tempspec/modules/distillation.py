@@ -1,15 +1,14 @@
 """The LightningModule of the project: distils a draft, measures it, decodes with it (floor 5).
 
 One YAML describes one experiment: fit distils, validate and test give the analytic acceptance at every pair of
-temperatures, predict decodes, generate writes the target's own text.
+temperatures, predict decodes, generate writes the target's own text. What each does is in `tempspec.modules.fit`,
+`validate` and `predict`; here are the models that they share, and Lightning's hooks.
 
 Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import lightning.pytorch as pl
 import torch
@@ -19,43 +18,29 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.noise import fold
 from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.work import Work
 from tempspec.errors import UserError
 from tempspec.files import stage_folder
-from tempspec.interfaces import LossContext, TemperatureSchedule
 from tempspec.metrics.table import ResultTable
-from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.cutting import Spacing
 from tempspec.models.decodable import check_decodable
-from tempspec.models.loading import ModelOptions, cast_weights, weights_of
+from tempspec.models.loading import ModelOptions, cast_weights, round_as_exported
 from tempspec.models.pair import Pair
-from tempspec.models.ragged import context_length, largest_id
-from tempspec.models.recomputing import recompute_activations
-from tempspec.modules.callbacks import BatchInStep, BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, lacking, stop_code
+from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, lacking, stop_code
 from tempspec.modules.callbacks.precision import PrecisionNotes
-from tempspec.modules.fit.loss import Cached, FitLoss, Heads, Logits, Moment, Sides, Tally, TokenSelection, response
-from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
-from tempspec.modules.fit.sharding import is_sharding, shard, shard_layers
-from tempspec.modules.fit.teacher import open_cache, write_cache
-from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
-from tempspec.modules.fit.temperature_check import Span, inconsistency
+from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
+from tempspec.modules.fit.training import DraftTraining
 from tempspec.modules.ids import check_ids, loaded_sets, make_ids_readable
-from tempspec.modules.named import DivergenceLike, DrafterLike, LengthLike, ScheduleLike, VerifierLike, plugin
-from tempspec.modules.outputs import Outputs, linear_heads, reading_of
+from tempspec.modules.named import DrafterLike, LengthLike, VerifierLike, plugin
+from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, linear_heads, reading_of, response
 from tempspec.modules.predict.sweep_runner import PromptSets, SweepRunner
-from tempspec.modules.processes import of_all
 from tempspec.modules.results import acceptance_table, decoding_table
 from tempspec.modules.validate.analytic import Measurement
-from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
-from tempspec.plugins.schedules import Constant
 from tempspec.plugins.verifiers import TokenwiseRejection
-
-Batch = Mapping[str, Tensor]
 
 
 class DistillationModule(pl.LightningModule):
@@ -71,19 +56,6 @@ class DistillationModule(pl.LightningModule):
         draft_width: the hidden size of a draft made so; a narrower one takes the leading part of every weight.
         loading: dtype, attention implementations, quantisation, revisions. A draft in training is float32 unless a
             dtype is named, and saved in what it came in.
-        divergence: what fit minimises; ForwardKL by default.
-        temperature: the loss temperature, a number or a schedule; 1 by default.
-        label_weight: share of the text's own next token in the loss (cross-entropy at temperature 1), in [0, 1].
-        average: the loss is the mean over all tokens of a batch, or over its sequences of their own means; batches that
-            are accumulated count alike.
-        selection: learn only the tokens that the draft can still gain on, by a reference draft; all by default.
-        conditioning_rank: make the draft's weights depend on its temperature by changes of this rank: one draft for all
-            temperatures, which `tempspec export` folds into an ordinary one; 0 for an ordinary draft.
-        online: rows whose response is written while training, by the draft or the target; none by default.
-        teacher: a cache of the target's logits: `generate --cache-teacher` writes it, and fit then loads no target.
-        chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
-        gradient_checkpointing: keep only the input of each of the draft's layers in fit, and compute the rest again in
-            the backward pass: a third more time for a fraction of the activations.
         optimizer: any of torch.optim, whose weight decay is then of all parameters; by default AdamW(lr=1e-4,
             betas=(0.9, 0.95), weight_decay=0.1), whose decay is of matrices alone. Gradients are clipped at 1 unless
             the trainer's gradient_clip_val says otherwise; 0 is no clipping.
@@ -95,6 +67,7 @@ class DistillationModule(pl.LightningModule):
         length: how many tokens to draft; FixedLength(4) by default.
         sweep: temperatures, lengths and passes of predict and generate.
         seed: random loss temperatures derive from it.
+        training: the options of `tempspec.modules.fit.training.DraftTraining`, such as `divergence` and `temperature`.
     """
 
     export_name = "draft"
@@ -107,16 +80,6 @@ class DistillationModule(pl.LightningModule):
         draft_spacing: Spacing = "first",
         draft_width: int | None = None,
         loading: ModelOptions | None = None,
-        divergence: DivergenceLike | None = None,
-        temperature: ScheduleLike | float | None = None,
-        label_weight: float = 0.0,
-        average: Literal["token", "sequence"] = "token",
-        selection: TokenSelection | None = None,
-        conditioning_rank: int = 0,
-        online: OnlineText | None = None,
-        teacher: CachedTeacher | None = None,
-        chunk_tokens: int | None = None,
-        gradient_checkpointing: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
         validation_temperatures: list[float] | float | None = None,
@@ -125,35 +88,21 @@ class DistillationModule(pl.LightningModule):
         length: LengthLike | None = None,
         sweep: Sweep | None = None,
         seed: int = 0,
+        **training: Any,
     ) -> None:
         super().__init__()
-        if not 0 <= label_weight <= 1:
-            raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
-        if chunk_tokens is not None and chunk_tokens < 0:
-            raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
         temperatures = temperatures if isinstance(temperatures, list) else [temperatures]
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
-        if isinstance(temperature, str):
-            temperature = plugin("schedules", temperature)
-        if not isinstance(temperature, TemperatureSchedule):
-            temperature = Constant(1.0 if temperature is None else temperature)
         rules = {"token": TokenwiseRejection()} if verifiers is None else verifiers
         self.pair = Pair(
             target, draft, draft_layers, ModelOptions() if loading is None else loading, draft_spacing, draft_width
         )
+        self.draft_training = DraftTraining(self.pair, seed, **training)
         # Registered here as well, so that what these two learn is trained and saved.
-        self.divergence = ForwardKL() if divergence is None else plugin("divergences", divergence)
-        self.temperature = temperature
-        self.loss = FitLoss(
-            self.divergence, temperature, label_weight, average, selection.fraction if selection else 1.0
-        )
-        self.conditioning_rank = conditioning_rank
-        self.online = online
-        self.teacher = teacher
-        self.chunk_tokens = chunk_tokens
-        self.gradient_checkpointing = gradient_checkpointing
+        self.divergence = self.draft_training.divergence
+        self.temperature = self.draft_training.temperature
         self.measurement = Measurement(list(dict.fromkeys(temperatures)))
         self.runner = SweepRunner(
             self.pair,
@@ -162,19 +111,12 @@ class DistillationModule(pl.LightningModule):
             CausalLM() if drafter is None else plugin("drafters", drafter),
             FixedLength() if length is None else plugin("lengths", length),
         )
-        self.seed = seed
         self.draft: PreTrainedModel | None = None
-        self._adopted: list[PreTrainedModel] = []  # a list, to stay out of the module tree until it is needed
-        self._reference = None if selection is None else partial(self.pair.reference_model, selection.reference)
-        self._writer: OnlineWriter | None = None
-        self._cache: TeacherCache | None = None
-        self._began = 0.0
-        self._number = BatchInStep()
-        self.outputs: Outputs | None = None
-        self._spread = False
-        self._tally: Tally | None = None
+        self.source: LogitSource | None = None
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self._adopted: list[PreTrainedModel] = []  # a list, to stay out of the module tree until it is needed
+        self._spread = False
 
     # -- models -------------------------------------------------------------------------------------------------------
 
@@ -199,8 +141,8 @@ class DistillationModule(pl.LightningModule):
         self.pair.use(self.trainer.strategy.root_device, decoding=self.stage == "predict")
         if not self._from_cache:
             self._place_target()
-        if self._reference is not None and self.stage == "fit":
-            self._reference()
+        if self.draft_training.reference is not None and self.stage == "fit":
+            self.draft_training.reference()
         if self._adopted and self.stage != "fit" and self._needs_draft():
             self.draft = self._adopted.pop()
         if self.draft is not None:
@@ -212,14 +154,10 @@ class DistillationModule(pl.LightningModule):
             check_decodable(self.draft)  # before it is trained for hours, not after
             if training:  # it may have been measured before, in its own dtype
                 cast_weights(self.draft, torch.float32)
-            self._condition(self.draft)
-            if self.gradient_checkpointing:
-                recompute_activations(self.draft)
-            self.draft.train()  # transformers loads in eval mode, and Lightning leaves modes alone
-            if self.online is not None:
-                self._writer = self._online_writer(self.online, self.draft)
+            self.draft_training.prepare(self.draft)
         if self._sharded and self.draft is not None:
-            self._refuse_what_cannot_be_sharded(self.draft)
+            online, learned = self.draft_training.online, self._learned_besides()
+            refuse_unshardable(self.draft, writes=online is not None, learns=bool(learned))
             shard(self.draft, self.trainer)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *more: Any) -> Self:
@@ -230,27 +168,12 @@ class DistillationModule(pl.LightningModule):
         own = fn if self.stage in ("", "fit") else lambda tensor: tensor.to(fn(tensor).device)
         return super()._apply(own, *more)
 
-    def _condition(self, draft: PreTrainedModel) -> None:
-        """Let the draft's weights depend on its temperature, where that is asked for and they do not.
-
-        Raises:
-            UserError: they do, by changes of another rank.
-        """
-        rank = conditioned_rank(draft)
-        if self.conditioning_rank and not rank:
-            condition(draft, self.conditioning_rank)
-        elif self.conditioning_rank not in (0, rank):
-            raise UserError(
-                f"model.conditioning_rank must be {rank}, that of the draft in {self.pair.draft}, got "
-                f"{self.conditioning_rank}: leave it out, or begin with an ordinary draft"
-            )
-
     def _place_target(self) -> None:
         """The target on this process's device: its layers in parts where that is asked for, and nothing is decoded."""
         device = self.trainer.strategy.root_device
         spread = self.pair.options.shard_target and self.stage != "predict" and self.trainer.world_size > 1
         if spread and not self._spread:
-            if self.online is not None:
+            if self.draft_training.online is not None:
                 raise UserError("online text is written row by row: set model.loading.shard_target: false")
             self.pair.use(torch.device("cpu"), decoding=False)  # a device may not hold it whole
             shard_layers(self.pair.target_model, self.trainer)
@@ -262,15 +185,6 @@ class DistillationModule(pl.LightningModule):
     def _sharded(self) -> bool:
         """Whether the draft is trained or validated in parts."""
         return self.stage != "predict" and is_sharding(self.trainer)
-
-    def _refuse_what_cannot_be_sharded(self, draft: PreTrainedModel) -> None:
-        for what, wrong in (
-            ("model.online", self.online is not None),
-            ("a draft that is conditioned on its temperature", is_conditioned(draft)),
-            ("a divergence or schedule that learns", bool(self._learned_besides())),
-        ):
-            if wrong:
-                raise UserError(f"{what} expected every process to hold the whole draft, got strategy fsdp2: take ddp")
 
     def adopt(self, earlier: "DistillationModule") -> None:
         """Take over what a module that ran before has loaded; for runs one after the other in a process.
@@ -289,52 +203,25 @@ class DistillationModule(pl.LightningModule):
         Raises:
             UserError: the data's rows are longer than a model's context.
         """
-        self.outputs = None  # another stage, other models: they are tried again
+        self.source = None  # another stage, other models: they are tried again
         data = getattr(self.trainer, "datamodule", None)
         if stage != "predict" and data is not None:
             self.pair.check_rows(data.max_length)
-        if stage == "fit" and self.teacher is not None:
-            self._take_up_cache(self.teacher, data)
+        if stage == "fit" and self.draft_training.teacher is not None:
+            self.draft_training.take_up_cache(data)
+            self.trainer.limit_val_batches = 0  # nothing is validated without a target
 
     @property
     def _from_cache(self) -> bool:
         """Whether this stage learns from a cached teacher, without the target."""
-        return self.teacher is not None and self.stage == "fit"
-
-    def _take_up_cache(self, options: CachedTeacher, data: Any) -> None:
-        """Learn from the cached teacher; nothing is validated without a target."""
-        self._cache = open_cache(
-            options,
-            self.pair,
-            data,
-            self.divergence,
-            self.temperature,
-            writes=self.online is not None,
-            selects=self._reference is not None,
-        )
-        self.trainer.limit_val_batches = 0
-        rank_zero_info(
-            "fit learns from a cached teacher, without a target: validate afterwards, with `tempspec validate`"
-        )
+        return self.draft_training.teacher is not None and self.stage == "fit"
 
     def cache_teacher(self, data: Any, device: torch.device) -> None:
-        """Write the cache that `teacher` describes, from where it stopped.
-
-        Args:
-            data: the data module whose training rows the target reads.
-            device: where to compute.
-
-        Raises:
-            UserError: no `teacher`, another cache in its folder, or a disk that is too small.
-        """
-        if self.teacher is None:
-            raise UserError("--cache-teacher needs model.teacher: name at least its folder")
-        write_cache(self.teacher, self.pair, data, self.seed, device)
+        """Write the cache that `teacher` describes; see `DraftTraining.write_cache`."""
+        self.draft_training.write_cache(data, device)
 
     def _needs_draft(self) -> bool:
-        if self.stage != "predict":
-            return True
-        return self.runner.needs_draft
+        return self.stage != "predict" or self.runner.needs_draft
 
     @property
     def parameter_ratio(self) -> float | None:
@@ -361,8 +248,7 @@ class DistillationModule(pl.LightningModule):
         """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""
         assert self.draft is not None
         draft = [parameter for parameter in self.draft.parameters() if parameter.requires_grad]
-        besides = self._learned_besides()
-        return optimizers(self, draft, self.optimizer, self.lr_scheduler, besides, pretrained=True)
+        return optimizers(self, draft, self.optimizer, self.lr_scheduler, self._learned_besides(), pretrained=True)
 
     def configure_gradient_clipping(
         self,
@@ -381,74 +267,38 @@ class DistillationModule(pl.LightningModule):
 
     # -- fit ----------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
-        """The divergence at the scheduled temperature over the response tokens, and how many tokens were read."""
-        assert self.draft is not None
-        step = self.trainer.global_step
-        number = self._number(step)
-        key = fold(self.seed, step, number, self.trainer.global_rank)
-        # The key makes a resumed run draw what an unbroken one draws.
-        moment = Moment(step, self._total_steps(), int(key))
-        if self._writer is not None:
-            batch = self._written(batch, moment, number, self._writer)
-        if is_conditioned(self.draft):
-            set_temperature(self.draft, self.loss.draft_temperature(batch, moment))
-        sides, reference = self._sides(batch)
-        report = self.loss(sides, batch, moment, reference, self.trainer.strategy.reduce)
-        self._tally = report.tally if self._tally is None else self._tally + report.tally
-        for name, value in self._tally.means().items():  # of the step's batches so far: the last is the step's
-            self.log(f"train/{name}", value, prog_bar=name in ("loss", "acceptance"))
-        seen_BT = batch["attention_mask"]
-        return {"loss": report.loss, "tokens": seen_BT.sum(), "positions": seen_BT.numel()}
-
     def on_train_start(self) -> None:
-        """Start the clock that generation takes its share of; say where the temperatures are not consistent."""
-        self._began = time.perf_counter()
-        self._number = BatchInStep()
-        self._tally = None
+        """Begin; say which defaults are those of fine-tuning."""
         self._begin_reading()
         named = self.optimizer is not None, self.lr_scheduler is not None
         if note := fine_tuning(*named, self.trainer.gradient_clip_val):
             rank_zero_info(note)
-        online = self.online
-        if online is not None and online.share == 1 and online.high is not None:
-            generation = [online.low, online.high]
-        else:
-            generation = getattr(self.trainer.datamodule, "generation_temperatures", [])  # type: ignore[attr-defined]
-        note = inconsistency(
-            Span.of(generation),
-            Span.of(self.temperature.bounds(self._total_steps()) or ()),
-            Span.of(self.measurement.temperatures),
-        )
-        if note is not None:
-            rank_zero_info(note)
+        generation = getattr(self.trainer.datamodule, "generation_temperatures", [])  # type: ignore[attr-defined]
+        self.draft_training.total_steps = self._total_steps()
+        self.draft_training.begin(generation, self.measurement.temperatures)
 
-    def _online_writer(self, options: OnlineText, draft: PreTrainedModel) -> OnlineWriter:
-        if is_conditioned(draft) and options.writer != "target":
-            raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
-        self.pair.options.attention(decoding=True)  # refused now, not when the first text is due
-        context = min(context_length(model.config) for model in (self.pair.target_model, draft))
-        return OnlineWriter(options, self.pair.vocabulary, self.pair.stop_ids, context)
-
-    def _written(self, batch: Batch, moment: Moment, number: int, writer: OnlineWriter) -> Batch:
-        """The batch with rows that the draft or the target writes now; logs their share of the time."""
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
+        """The divergence at the scheduled temperature over the response tokens, and how many tokens were read."""
         assert self.draft is not None
-        by = writer.options.writer
-        author = self.draft if by == "draft" else self.pair.target_model
-        other = self.draft if by == "both" else None
-        with self.pair.decode_with(*(model for model in (author, other) if model is not None)):
-            batch = writer(batch, author, moment.step, moment.key, other, number)
-        elapsed = time.perf_counter() - self._began
-        self.log("train/generation_share", min(writer.seconds / max(elapsed, 1e-9), 1.0))
-        return batch
+        assert self.source is not None
+        trainer = self.trainer
+        place = trainer.global_step, trainer.global_rank
+        learned = self.draft_training.learn(self.draft, batch, self.source, *place, trainer.strategy.reduce)
+        for name, value in learned.logged.items():
+            self.log(f"train/{name}", value, prog_bar=name in ("loss", "acceptance"))
+        seen_BT = learned.batch["attention_mask"]
+        return {"loss": learned.loss, "tokens": seen_BT.sum(), "positions": seen_BT.numel()}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Tell the divergence how the step went."""
+        self.draft_training.observe_step(self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the text that was written last, of all ranks: it may be used again before the next is written."""
-        if self._writer is not None and self._writer.options.every > 1:
-            checkpoint["online_text"] = of_all(self._writer.written)
+        """Keep what fit would need besides weights."""
+        checkpoint |= self.draft_training.state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for the weights of a conditioned draft; take up the text that was written last.
+        """Make room for the weights of a conditioned draft; go on with what fit has kept.
 
         Outside of fit the draft becomes what its exported folder holds, whose weights are rounded.
 
@@ -456,48 +306,10 @@ class DistillationModule(pl.LightningModule):
             UserError: another number of processes wrote it, or the draft is conditioned by changes of another rank.
         """
         if self.draft is not None:
-            self._condition(self.draft)
+            self.draft_training.condition(self.draft)
             if self.stage != "fit":
-                self._round(checkpoint["state_dict"], self.draft)
-        texts = checkpoint.get("online_text")
-        if self._writer is None or texts is None:
-            return
-        if len(texts) != self.trainer.world_size:
-            raise UserError(
-                f"expected the {len(texts)} processes that wrote the checkpoint's text, got {self.trainer.world_size}: "
-                "resume with as many"
-            )
-        self._writer.written = texts[self.trainer.global_rank]
-
-    def _round(self, state: dict[str, Tensor], draft: PreTrainedModel) -> None:
-        """A checkpoint's weights, and the draft's dtype, as if they came from the exported folder."""
-        dtype = self.export_dtype
-        for name in (f"draft.{name}" for name, _ in weights_of(draft)):
-            if name in state:
-                state[name] = state[name].to(dtype)
-        if self.pair.options.dtype == "auto" and draft.dtype != dtype:
-            cast_weights(draft, dtype)
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Tell the divergence how the step went."""
-        assert self._tally is not None
-        loss, self._tally = self._tally.means()["loss"], None
-        self.divergence.observe(loss, LossContext(self.trainer.global_step, self._total_steps()))
-
-    def _sides(self, batch: Batch) -> tuple[Sides, Sides | None]:
-        """The target's outputs with the draft's, and with the reference's where tokens are selected."""
-        assert self.draft is not None
-        assert self.outputs is not None
-        outputs, keep_BT = self.outputs, response(batch)
-        if self._cache is not None:
-            teacher = self._cache(batch["row"], batch["weight"])
-            draft = outputs.of(self.draft, batch, keep_BT)
-            return Cached(teacher, draft, self._cache.vocabulary, self.chunk_tokens), None
-        with torch.no_grad():
-            target = outputs.of(self.pair.target_model, batch, keep_BT)
-            reference = None if self._reference is None else outputs.of(self._reference(), batch, keep_BT)
-        draft = outputs.of(self.draft, batch, keep_BT)
-        return outputs.join(target, draft), None if reference is None else outputs.join(target, reference)
+                round_as_exported(self.draft, checkpoint["state_dict"], self.export_dtype, self.pair.options)
+        self.draft_training.take_up(checkpoint, self.trainer.global_rank, self.trainer.world_size)
 
     def _begin_reading(self) -> None:
         """Read models in chunks where every head is linear and nobody asked for whole logits; tried before any step.
@@ -505,30 +317,28 @@ class DistillationModule(pl.LightningModule):
         Raises:
             UserError: the rows hold ids that the target has no embedding for.
         """
-        self._check_ids()
-        if self.outputs is not None:
-            return
         assert self.draft is not None
+        self._check_ids(self.draft)
+        if self.source is not None:
+            return
+        training = self.draft_training
         models = [self.draft]
-        if self._reference is not None and self.stage == "fit":
-            models.append(self._reference())
+        if training.reference is not None and self.stage == "fit":
+            models.append(training.reference())
         if not self._from_cache:
             models.append(self.pair.target_model)
         make_ids_readable(self.pair, models)
         # A sharded head is whole in its own forward alone.
-        whole = self.chunk_tokens == 0 or self._sharded or not linear_heads(models)
-        reading = reading_of(models, getattr(self.trainer, "datamodule", None), self._cache)
-        self.outputs = Outputs(self.pair, self.chunk_tokens, whole, reading)
+        whole = training.chunk_tokens == 0 or self._sharded or not linear_heads(models)
+        cache = training.cache if self._from_cache else None
+        data = getattr(self.trainer, "datamodule", None)
+        reading = reading_of(models, data, cache is None or cache.apart)
+        vocabulary = self.pair.vocabulary if cache is None else cache.vocabulary
+        self.source = LogitSource(vocabulary, training.chunk_tokens, whole, reading)
 
-    def _check_ids(self) -> None:
+    def _check_ids(self, draft: PreTrainedModel) -> None:
         if self._from_cache:
-            assert self.draft is not None
-            assert self._cache is not None
-            if (ids := largest_id(self.draft) + 1) < self._cache.vocabulary:
-                raise UserError(
-                    f"a cached teacher needs a draft with all of its {self._cache.vocabulary} ids, got one with {ids}: "
-                    "train without model.teacher, or take another draft"
-                )
+            self.draft_training.check_draft_ids(draft)
             return
         trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
         for loaders, names in (
@@ -568,14 +378,14 @@ class DistillationModule(pl.LightningModule):
 
     def _measure(self, batch: Batch) -> None:
         assert self.draft is not None
-        assert self.outputs is not None
-        draft, outputs, keep_BT = self.draft, self.outputs, response(batch)
-        target = outputs.of(self.pair.target_model, batch, keep_BT)
+        assert self.source is not None
+        draft, source, keep_BT = self.draft, self.source, response(batch)
+        target = source.of(self.pair.target_model, batch, keep_BT)
 
-        def sides() -> Heads | Logits:
-            return outputs.join(target, outputs.of(draft, batch, keep_BT))
+        def pairs() -> LogitPairs:
+            return source.pairs(target, source.of(draft, batch, keep_BT))
 
-        self.measurement.count(batch, draft, sides)
+        self.measurement.count(batch, draft, pairs)
 
     def on_validation_epoch_end(self) -> None:
         """Log the acceptance of every set at equal temperatures, and its mean, which checkpoints follow."""

@@ -1,57 +1,184 @@
-"""From models and a batch to the two sides of a loss or of a measurement (floor 5).
+"""What models give on the tokens of a batch that count, and both models' logits, some tokens at a time (floor 5).
 
-Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
+A model's side is one of three: whole logits, hidden states with the linear map to logits, or what a cache has kept of
+the target's logits. `LogitPairs` turns any two of them into logits by slices; losses and measurements read those.
+
+Axes: B batch, T positions, N the batch's tokens that count, V vocabulary, H hidden.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tempspec.core.sparse import SparseLogits
 from tempspec.models.heads import hidden_states, linear_head
-from tempspec.models.pair import Pair
 from tempspec.models.reading import Reading, reading
-from tempspec.modules.fit.loss import Heads, Logits
-from tempspec.modules.fit.objective import Head
-from tempspec.modules.fit.teacher_cache import TeacherCache
 
-__all__ = ["Outputs", "linear_heads", "reading_of"]
+__all__ = [
+    "Batch",
+    "HiddenStates",
+    "LogitPairs",
+    "LogitSource",
+    "Side",
+    "TargetLogits",
+    "chunk_length",
+    "generation_temperature",
+    "linear_heads",
+    "reading_of",
+    "response",
+    "wide",
+]
+
+Batch = Mapping[str, Tensor]
+
+TargetLogits = Tensor | SparseLogits
+"""The target's logits on some tokens, all of the vocabulary or a few."""
+
+_CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
+"""Tokens x vocabulary of one chunk: 32 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
+
+
+class HiddenStates(NamedTuple):
+    """The input of a model's head, and the linear map that turns it into logits.
+
+    Attributes:
+        hidden_NH: the input of the head.
+        weight_VH: its weight; may have more rows than the laws have tokens (a padded vocabulary).
+        bias_V: its bias, or None.
+    """
+
+    hidden_NH: Tensor
+    weight_VH: Tensor
+    bias_V: Tensor | None = None
+
+
+Side = HiddenStates | Tensor | SparseLogits
+"""One model's outputs on the tokens that count: `[N, H]` with the head, logits `[N, V]`, or a cache's."""
 
 
 @dataclass(frozen=True)
-class Outputs:
-    """What models give on the kept positions of a batch.
+class LogitPairs:
+    """The target's and the draft's logits on the same tokens, by slices.
+
+    Attributes:
+        target: the target's side.
+        draft: the draft's.
+        vocabulary: the number of real ids; a side may have more, or fewer.
+        chunk: tokens whose logits exist at a time where a side is hidden states; None chooses.
+    """
+
+    target: Side
+    draft: HiddenStates | Tensor
+    vocabulary: int
+    chunk: int | None = None
+
+    @property
+    def common(self) -> int:
+        """The ids that both sides have: a loss knows no other."""
+        return min(self.vocabulary, *(_ids(side) for side in (self.target, self.draft) if _ids(side)))
+
+    def slices(self) -> Iterator[slice]:
+        """The tokens, chunk by chunk; one empty chunk where there are none."""
+        hidden = self.draft.hidden_NH if isinstance(self.draft, HiddenStates) else None
+        if hidden is None:
+            yield slice(0, len(self.draft))
+            return
+        chunk = chunk_length(self.vocabulary, hidden.device.type) if self.chunk is None else self.chunk
+        yield from (slice(start, start + chunk) for start in range(0, max(len(hidden), 1), chunk))
+
+    def of_target(self, tokens: slice, vocabulary: int) -> TargetLogits:
+        """The target's logits of some tokens over the first ids."""
+        if isinstance(self.target, SparseLogits):
+            return self.target.part(tokens)
+        return _logits(self.target, tokens, vocabulary)
+
+    def of_draft(self, tokens: slice, vocabulary: int) -> Tensor:
+        """The draft's logits of some tokens over the first ids, fewer where it has fewer."""
+        return _logits(self.draft, tokens, vocabulary)
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Both models' logits, `[n, V]` each, chunk by chunk: for measurements, which know all of the target's ids."""
+        pairs = self.narrow()
+        for tokens in pairs.slices():
+            target = pairs.of_target(tokens, self.vocabulary)
+            assert isinstance(target, Tensor)
+            yield target, pairs.of_draft(tokens, self.vocabulary)
+
+    def narrow(self) -> "LogitPairs":
+        """The same with heads as autocast would take them, cast once instead of once a chunk."""
+        target = narrow(self.target) if isinstance(self.target, HiddenStates) else self.target
+        draft = narrow(self.draft) if isinstance(self.draft, HiddenStates) else self.draft
+        return replace(self, target=target, draft=draft)
+
+
+@dataclass(frozen=True)
+class LogitSource:
+    """Runs models on batches.
 
     Args:
-        pair: whose vocabulary counts.
+        vocabulary: the number of real ids.
         chunk: tokens whose logits exist at a time; None chooses.
         whole: take whole logits, at once.
         reading: how the models are called.
     """
 
-    pair: Pair
-    chunk: int | None
-    whole: bool
+    vocabulary: int
+    chunk: int | None = None
+    whole: bool = False
     reading: Reading = field(default_factory=Reading)
 
-    def of(self, model: PreTrainedModel, batch: Mapping[str, Tensor], keep_BT: Tensor) -> Head | Tensor:
-        """A model's hidden states and head, or whole logits `[N, V]`, at the positions that predict kept tokens."""
-        if self.whole:
-            return model(**self.reading.inputs(batch)).logits[:, :-1][keep_BT]
+    def of(self, model: nn.Module, batch: Batch, keep_BT: Tensor) -> HiddenStates | Tensor:
+        """A model's side at the positions that predict kept tokens, bool `[B, T-1]`."""
+        inputs = self.reading.inputs(batch)
+        if self.whole or not isinstance(model, PreTrainedModel):
+            return model(**inputs).logits[:, :-1][keep_BT]
         head = model.get_output_embeddings()
-        return Head(hidden_states(model, **self.reading.inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
+        return HiddenStates(hidden_states(model, **inputs)[:, :-1][keep_BT], head.weight, head.bias)
 
-    def join(self, target: Head | Tensor, draft: Head | Tensor) -> Heads | Logits:
-        """Both models' outputs, over the real ids."""
-        vocabulary = self.pair.vocabulary
-        if isinstance(target, Head) and isinstance(draft, Head):
-            return Heads(target, draft, vocabulary, self.chunk)
-        assert isinstance(target, Tensor)
-        assert isinstance(draft, Tensor)
-        return Logits(target[..., :vocabulary], draft[..., :vocabulary])
+    def pairs(self, target: Side, draft: HiddenStates | Tensor) -> LogitPairs:
+        """Two sides over the real ids."""
+        return LogitPairs(target, draft, self.vocabulary, self.chunk)
+
+
+def chunk_length(vocabulary: int, device: str = "cpu") -> int:
+    """Tokens at a time: enough for the matrix products, few enough for the memory; at least 16.
+
+    >>> chunk_length(32_000), chunk_length(128_256, "cuda")
+    (262, 1046)
+    """
+    return max(_CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // vocabulary, 16)
+
+
+def response(batch: Batch) -> Tensor:
+    """Which logits count, bool `[B, T-1]`: entry t predicts token t + 1."""
+    return batch["loss_mask"][:, 1:] & (batch["weight"][:, None] > 0)
+
+
+def generation_temperature(batch: Batch) -> Tensor:
+    """The temperature that each row's text was sampled at, float32 `[B]`, NaN where unknown.
+
+    A batch has it as integers with the same bits: Lightning rounds a batch's floats under `bf16-true`.
+    """
+    return batch["generation_temperature"].view(torch.float32)
+
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in float32 or better."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def narrow(head: HiddenStates) -> HiddenStates:
+    """Hidden states and head as autocast would take them."""
+    device = head.hidden_NH.device.type
+    if not torch.is_autocast_enabled(device) or head.hidden_NH.dtype == torch.float64:
+        return head
+    dtype = torch.get_autocast_dtype(device)
+    return HiddenStates(*(None if part is None else part.to(dtype) for part in head))  # type: ignore[arg-type]
 
 
 def linear_heads(models: Sequence[PreTrainedModel]) -> bool:
@@ -59,18 +186,18 @@ def linear_heads(models: Sequence[PreTrainedModel]) -> bool:
     return all(linear_head(model) is not None for model in models)
 
 
-def reading_of(models: Sequence[PreTrainedModel], data: Any, cached: TeacherCache | None = None) -> Reading:
+def reading_of(models: Sequence[PreTrainedModel], data: Any, cache_apart: bool = True) -> Reading:
     """How all of some models are called on the data's rows; one line where documents of a row see each other.
 
     Args:
         models: on their devices. They are tried, by all processes at once.
         data: the data module, which says whether rows hold several documents; None for none.
-        cached: a teacher that read the rows before, in its own way.
+        cache_apart: whether a cached teacher, if one takes part, kept the documents of a row from each other.
     """
     found = reading(models)
     able = {type(model).__name__: reading([model]).apart for model in models} if not found.apart else {}
     names = [name for name, apart in able.items() if not apart]
-    if cached is not None and not cached.apart:
+    if not cache_apart:
         found, names = replace(found, apart=False), [*names, "the cached teacher"]
     if getattr(data, "packed", False) and names:
         rank_zero_info(
@@ -78,3 +205,17 @@ def reading_of(models: Sequence[PreTrainedModel], data: Any, cached: TeacherCach
             "data.pack: false makes each a row of its own"
         )
     return found
+
+
+def _ids(side: Side) -> int:
+    """How many ids a side has; 0 for a cache, which has those of the vocabulary."""
+    if isinstance(side, HiddenStates):
+        return len(side.weight_VH)
+    return 0 if isinstance(side, SparseLogits) else side.shape[-1]
+
+
+def _logits(side: HiddenStates | Tensor, tokens: slice, vocabulary: int) -> Tensor:
+    if isinstance(side, Tensor):
+        return side[tokens, :vocabulary]
+    bias_V = None if side.bias_V is None else side.bias_V[:vocabulary]
+    return nn.functional.linear(side.hidden_NH[tokens], side.weight_VH[:vocabulary], bias_V)

@@ -53,7 +53,7 @@ def test_a_fault_of_ours_keeps_its_traceback(run, world, monkeypatch):
 
 
 def test_what_lightning_says_of_a_call_of_ours_is_a_fault_of_ours(run, world, monkeypatch):
-    monkeypatch.setattr("tempspec.modules.fit.loss.Tally.means", lambda self: {"loss": object()})
+    monkeypatch.setattr("tempspec.modules.fit.loss.LossSums.means", lambda self: {"loss": object()})
     with pytest.raises(ValueError, match="cannot be logged"):
         run("fit", "--config", world / "pair.yaml")
 

@@ -3,7 +3,8 @@ from dataclasses import dataclass
 import pytest
 
 from tempspec.decoding.fitting import check_items
-from tempspec.decoding.sweep import Sweep, work_list
+from tempspec.decoding.sweep import Sweep
+from tempspec.decoding.worklist import work_list
 from tempspec.errors import UserError
 from tempspec.plugins.verifiers import TokenwiseRejection
 

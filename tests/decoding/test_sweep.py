@@ -2,8 +2,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tempspec.decoding.sweep import Sweep, generation_list, next_turn, work_list
+from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.work import Queue, works
+from tempspec.decoding.worklist import generation_list, next_turn, work_list
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, TokenwiseRejection

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tempspec.decoding.rounds import append_round
-from tempspec.decoding.slots import Row
+from tempspec.decoding.slots import ActiveRow
 from tempspec.interfaces import BASELINE, Completion, Request
 from tempspec.metrics.bootstrap import FEWEST, replicate_weights
 from tempspec.metrics.decoding import (
@@ -198,7 +198,7 @@ def test_joint_acceptance_is_not_biased_by_accepted_stops():
     generator, rows = random.Random(3), []
     for prompt in range(1500):
         completion = Completion(request := Request((1,), stop_ids=frozenset([0]), max_new_tokens=10**6))
-        flight = Row(request, completion, 1, 10**6, 0)
+        flight = ActiveRow(request, completion, 1, 10**6, 0)
         while completion.finish == "length":
             accepted = next((place for place in range(K) if generator.random() > 0.8), K)
             emitted = [int(generator.random() > 0.05) for _ in range(accepted + 1)]

@@ -7,7 +7,7 @@ from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCau
 from tempspec.models.reading import Reading
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.language_model import LanguageModelModule
-from tempspec.modules.outputs import Outputs, reading_of
+from tempspec.modules.outputs import LogitSource, reading_of
 
 STARTS = [0, 4, 9]
 LENGTH = 13
@@ -53,12 +53,12 @@ def packed():
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_packed_documents_give_what_rows_of_their_own_give(llama, packed, whole):
-    outputs = Outputs(None, None, whole, reading_of([llama], SimpleNamespace(packed=True)))
+    outputs = LogitSource(24, None, whole, reading_of([llama], SimpleNamespace(packed=True)))
     together, alone = (outputs.of(llama, batch, batch["loss_mask"][:, 1:]) for batch in packed)
     if not whole:
         together, alone = together.hidden_NH, alone.hidden_NH
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    across = Outputs(None, None, True).of(llama, packed[0], packed[0]["loss_mask"][:, 1:])
+    across = LogitSource(24, None, True).of(llama, packed[0], packed[0]["loss_mask"][:, 1:])
     if whole:
         assert (across - alone).abs().max() > 0.1
 
@@ -68,7 +68,7 @@ def test_gradients_need_no_padding_mask(llama):
 
     def gradients(reading):
         llama.zero_grad()
-        Outputs(None, None, True, reading).of(llama, batch, batch["loss_mask"][:, 1:]).log_softmax(-1)[
+        LogitSource(24, None, True, reading).of(llama, batch, batch["loss_mask"][:, 1:]).log_softmax(-1)[
             :, 3
         ].sum().backward()
         return [parameter.grad.clone() for parameter in llama.parameters()]
@@ -103,7 +103,7 @@ def test_a_run_masks_nothing_and_every_stage_tries_its_own_models(pair, data, tr
     module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=[1.0])
     own = trainer(max_steps=1, limit_val_batches=1)
     own.fit(module, data)
-    fitted = module.outputs
+    fitted = module.source
     assert fitted.reading == Reading(masked=False, apart=True)
     own.validate(module, data, verbose=False)
-    assert module.outputs is not fitted
+    assert module.source is not fitted

@@ -7,10 +7,10 @@ from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, ask_stop,
 from tempspec.modules.callbacks.lacking import lacking
 from tempspec.modules.callbacks.last import LastCheckpoint
 from tempspec.modules.callbacks.monitor import TrainingMonitor
-from tempspec.modules.callbacks.seed import BatchInStep, BatchSeed
+from tempspec.modules.callbacks.seed import BatchSeed
+from tempspec.modules.callbacks.step_clock import StepClock
 
 __all__ = [
-    "BatchInStep",
     "BatchSeed",
     "ChangedOptions",
     "Exportable",
@@ -19,6 +19,7 @@ __all__ = [
     "LastCheckpoint",
     "NotFinite",
     "PretrainedExport",
+    "StepClock",
     "Stopped",
     "TrainingMonitor",
     "ask_stop",

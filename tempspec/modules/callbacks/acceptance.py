@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tempspec.errors import UserError
 from tempspec.metrics.table import ResultTable
 from tempspec.modules.callbacks.probe import AcceptanceProbe, FindDraft, HeldOut, draft_of
+from tempspec.modules.callbacks.step_clock import StepClock
 
 __all__ = ["AcceptanceCallback"]
 
@@ -64,7 +65,7 @@ class AcceptanceCallback(Callback):
             batch_size=batch_size,
             limit=limit,
         )
-        self._step = 0
+        self._steps = StepClock()
         self._measured: int | None = None
 
     def table(self) -> ResultTable:
@@ -77,12 +78,12 @@ class AcceptanceCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count steps from here."""
-        self._step, self._measured = trainer.global_step, None
+        self._steps, self._measured = StepClock(trainer.global_step), None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Measure, where a step is due."""
-        before, self._step = self._step, trainer.global_step
-        if self.every_n_steps and self._step != before and self._step % self.every_n_steps == 0:
+        step = trainer.global_step
+        if self._steps.stepped(step) and self.every_n_steps and step % self.every_n_steps == 0:
             self._log(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

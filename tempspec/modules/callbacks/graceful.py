@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tempspec.modules.callbacks.patience import Patience
+from tempspec.modules.callbacks.step_clock import StepClock
 from tempspec.modules.processes import RaisedByAll, raised_by_all
 
 __all__ = ["GracefulStop", "Stopped", "ask_stop", "stop_code"]
@@ -48,7 +49,7 @@ class GracefulStop(Callback):
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = Patience() if patience is None else patience
         self._code = 0
-        self._step = 0
+        self._steps = StepClock()
         self._previous: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -81,7 +82,7 @@ class GracefulStop(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the handlers."""
-        self._step = trainer.global_step
+        self._steps = StepClock(trainer.global_step)
         self._install(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,8 +143,7 @@ class GracefulStop(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Let Lightning leave behind this step."""
-        before, self._step = self._step, trainer.global_step
-        if trainer.global_step != before and self._agree(trainer):
+        if self._steps.stepped(trainer.global_step) and self._agree(trainer):
             trainer._signal_connector.received_sigterm = True
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:

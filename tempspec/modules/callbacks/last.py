@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from tempspec.errors import UserError
+from tempspec.modules.callbacks.step_clock import StepClock
 from tempspec.modules.processes import raised_by_all
 
 __all__ = ["LastCheckpoint"]
@@ -51,14 +52,14 @@ class LastCheckpoint(Checkpoint):
         self._saved_step: int | None = None
         self._saved_at = 0.0
         self._in_step = False
-        self._step = self._batches = 0
+        self._steps, self._batches = StepClock(), 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """From here on there is something to lose."""
         self._saved_step = trainer.global_step
         self._saved_at = self._looked_at = self.clock()
-        self._step, self._batches = trainer.global_step, _batches(trainer)
-        self._steps_to_look, self._looked_at_step = 1, self._step
+        self._steps, self._batches = StepClock(trainer.global_step), _batches(trainer)
+        self._steps_to_look, self._looked_at_step = 1, trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
         """From here to the batch's end the weights may be half updated."""
@@ -67,9 +68,9 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save if the time has come."""
         self._in_step = False
-        if trainer.global_step == self._step:
+        if not self._steps.stepped(trainer.global_step):
             return
-        self._step, self._batches = trainer.global_step, _batches(trainer)
+        self._batches = _batches(trainer)
         if self.every and self._due(trainer):
             self._save(trainer)
 
@@ -105,19 +106,19 @@ class LastCheckpoint(Checkpoint):
         self._steps_to_look -= 1
         if self._steps_to_look > 0:
             return False
-        now, steps = self.clock(), self._step - self._looked_at_step
+        now, steps = self.clock(), self._steps.step - self._looked_at_step
         seconds = max(now - self._looked_at, 1e-6) / max(steps, 1)
         after = max(1, min(int(self.every / _LOOKS / seconds), 1000))
         asked = [int(now - self._saved_at > self.every), after]
         told = torch.tensor(asked, dtype=torch.int64, device=trainer.strategy.root_device)
         torch.distributed.broadcast(told, src=0)
         due, self._steps_to_look = told.tolist()
-        self._looked_at, self._looked_at_step = now, self._step
+        self._looked_at, self._looked_at_step = now, self._steps.step
         return bool(due)
 
     def _holds_all(self, trainer: Trainer) -> bool:
         """Whether the weights have learned from every batch that is done: none waits for its step."""
-        return trainer.global_step != self._step or _batches(trainer) == self._batches
+        return trainer.global_step != self._steps.step or _batches(trainer) == self._batches
 
     def _save(self, trainer: Trainer) -> None:
         """Save, unless nothing was done since the last time."""

@@ -9,6 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from tempspec.modules.callbacks.step_clock import StepClock
+
 __all__ = ["TrainingMonitor"]
 
 
@@ -29,11 +31,12 @@ class TrainingMonitor(Callback):
         self._paused_at = 0.0
         self._tokens: torch.Tensor | int = 0
         self._positions = 0
-        self._step = 0
+        self._steps = StepClock()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start counting."""
-        self._since, self._tokens, self._positions, self._step = self.clock(), 0, 0, trainer.global_step
+        self._since, self._tokens, self._positions = self.clock(), 0, 0
+        self._steps = StepClock(trainer.global_step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock."""
@@ -53,12 +56,11 @@ class TrainingMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count the batch; log the speed behind a step."""
+        """Count the batch; log the speed after a step."""
         self._tokens = self._tokens + (outputs["tokens"] if "tokens" in outputs else batch["attention_mask"].sum())
         self._positions += outputs["positions"] if "positions" in outputs else batch["attention_mask"].numel()
-        before, self._step = self._step, trainer.global_step
         due = trainer.global_step % max(1, trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
-        if trainer.global_step != before and due:
+        if self._steps.stepped(trainer.global_step) and due:
             now = self.clock()
             tokens = float(self._tokens)
             pl_module.log("train/tokens_per_second", tokens / max(now - self._since, 1e-9) * trainer.world_size)

@@ -19,12 +19,11 @@ from tempspec.errors import UserError
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.table import ResultTable
 from tempspec.models.evaluating import evaluating
-from tempspec.models.heads import hidden_states, linear_head
+from tempspec.models.heads import linear_head
 from tempspec.models.loading import load_model, load_tokenizer, real_vocabulary
 from tempspec.models.reading import Reading, reading
 from tempspec.models.tokens import Marked, Tokeniser
-from tempspec.modules.fit.loss import Heads, Logits
-from tempspec.modules.fit.objective import Head
+from tempspec.modules.outputs import LogitPairs, LogitSource
 from tempspec.modules.results import acceptance_table
 
 __all__ = ["AcceptanceProbe", "draft_of"]
@@ -115,7 +114,8 @@ class AcceptanceProbe:
         vocabulary = self._vocabulary(target, draft)
         known = isinstance(draft, PreTrainedModel)
         call = reading([draft, target]) if isinstance(draft, PreTrainedModel) else Reading()
-        chunked = known and linear_head(target) is not None and linear_head(draft) is not None
+        whole = not known or linear_head(target) is None or linear_head(draft) is None
+        source = LogitSource(vocabulary, whole=whole, reading=call)
         rows = 0
         for number, given in enumerate(self._held_out(target)):
             if number == self.limit:
@@ -126,14 +126,8 @@ class AcceptanceProbe:
             key_N = batch["key"][:, None].expand_as(keep_BT)[keep_BT]
             if not len(key_N):
                 continue
-            sides: Heads | Logits
-            if chunked:
-                p, q = (_head(model, call, batch, keep_BT) for model in (target, draft))
-                sides = Heads(p, q, vocabulary)
-            else:
-                p_NV, q_NV = (model(**call.inputs(batch)).logits[:, :-1][keep_BT] for model in (target, draft))
-                sides = Logits(p_NV[..., :vocabulary], q_NV[..., :vocabulary])
-            for found, tokens in _surveys(sides, self.temperatures):
+            pairs = source.pairs(source.of(target, batch, keep_BT), source.of(draft, batch, keep_BT))
+            for found, tokens in _surveys(pairs, self.temperatures):
                 grid.update(
                     found.acceptance_NAD,
                     found.argmax_NA,
@@ -238,16 +232,10 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _head(model: Any, call: Reading, batch: Batch, keep_BT: Tensor) -> Head:
-    """The hidden states that predict kept tokens, and the head."""
-    head = model.get_output_embeddings()
-    return Head(hidden_states(model, **call.inputs(batch))[:, :-1][keep_BT], head.weight, head.bias)
-
-
-def _surveys(sides: Heads | Logits, temperatures: Sequence[float]) -> Iterator[tuple[Survey, slice]]:
+def _surveys(pairs: LogitPairs, temperatures: Sequence[float]) -> Iterator[tuple[Survey, slice]]:
     """What is found of some tokens at a time, and which of the batch's they are."""
     first = 0
-    for p_NV, q_NV in sides.pieces():
+    for p_NV, q_NV in pairs.pieces():
         yield survey(p_NV, q_NV, temperatures), slice(first, first + len(p_NV))
         first += len(p_NV)
 

@@ -6,29 +6,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from tempspec.core.noise import fold
+from tempspec.modules.callbacks.step_clock import StepClock
 
-__all__ = ["BatchInStep", "BatchSeed"]
-
-
-class BatchInStep:
-    """Which of its optimiser step's batches one is: 0, and more under gradient accumulation.
-
-    The trainer's own number of a batch will not do: it begins anew where a finished run is continued for longer.
-    """
-
-    def __init__(self) -> None:
-        self._step = self._number = -1
-
-    def __call__(self, step: int) -> int:
-        """The number of the coming batch of optimiser step `step`; called once a batch.
-
-        >>> number = BatchInStep()
-        >>> [number(step) for step in (0, 0, 1, 2, 2)]
-        [0, 1, 0, 0, 1]
-        """
-        self._number = self._number + 1 if step == self._step else 0
-        self._step = step
-        return self._number
+__all__ = ["BatchSeed"]
 
 
 class BatchSeed(Callback):
@@ -40,14 +20,14 @@ class BatchSeed(Callback):
 
     def __init__(self) -> None:
         self._seed = 0
-        self._number = BatchInStep()
+        self._clock = StepClock()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember the seed that the run began with (`seed_everything`)."""
         self._seed = torch.initial_seed() % 2**63
-        self._number = BatchInStep()
+        self._clock = StepClock()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed."""
         step = trainer.global_step
-        torch.manual_seed(int(fold(self._seed, step, self._number(step), trainer.global_rank)))
+        torch.manual_seed(int(fold(self._seed, step, self._clock.number(step), trainer.global_rank)))

@@ -16,9 +16,9 @@ from tempspec.models.conditioning import condition
 from tempspec.models.cutting import first_layers
 from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
-from tempspec.modules.fit.objective import chunk_length
 from tempspec.modules.fit.optim import default_optimizer
 from tempspec.modules.fit.rehearsal import Moment, Step, Unknowable, rehearse
+from tempspec.modules.outputs import chunk_length
 from tempspec.plugins.divergences import ForwardKL
 
 __all__ = ["Memory", "Sizes", "Way", "estimate", "sizes", "ways"]

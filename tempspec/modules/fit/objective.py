@@ -1,9 +1,8 @@
 """From two models' logits to the value of a loss and its gradients, all at once or chunk by chunk (floor 5).
 
-`plain` is the definition: logits in, a differentiable total out. `chunked` takes hidden states and heads instead, walks
-over a few tokens at a time, and keeps nothing of the size of the vocabulary but the head's gradient; value and
-gradients are the plain ones. In place of the target's side both take `SparseLogits`, what a cache has kept of it. No
-model and no batch is known here.
+`plain` is the definition: logits in, a differentiable total out. `chunked` walks over hidden states, some tokens at a
+time, and keeps nothing of the size of the vocabulary but the head's gradient; value and gradients are the plain ones.
+In place of the target's side both take what a cache has kept of it.
 
 Axes: N tokens, V vocabulary, H hidden, G temperatures at once.
 """
@@ -21,40 +20,11 @@ from tempspec.core import acceptance
 from tempspec.core.divergences import entropy, forward_kl, label_cross_entropy
 from tempspec.core.reduce import masked_sum_and_count
 from tempspec.core.sparse import SparseLogits
+from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, Summary
+from tempspec.modules.outputs import HiddenStates, LogitPairs, TargetLogits, narrow, wide
 
-__all__ = [
-    "Head",
-    "Objective",
-    "Result",
-    "Summaries",
-    "chunk_length",
-    "chunked",
-    "pieces",
-    "plain",
-    "summaries",
-    "summarise",
-]
-
-Teacher = Tensor | SparseLogits
-"""The target's logits on some tokens, all or a few."""
-
-_CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
-"""Tokens x vocabulary of one chunk: 32 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
-
-
-class Head(NamedTuple):
-    """Hidden states and the linear map that turns them into logits.
-
-    Attributes:
-        hidden_NH: the input of the head.
-        weight_VH: its weight; may have more rows than the laws have tokens (a padded vocabulary).
-        bias_V: its bias, or None.
-    """
-
-    hidden_NH: Tensor
-    weight_VH: Tensor
-    bias_V: Tensor | None = None
+__all__ = ["Objective", "Result", "Summaries", "chunked", "plain", "summaries"]
 
 
 class Result(NamedTuple):
@@ -93,6 +63,13 @@ class Objective:
     context: LossContext
     label_weight: float = 0.0
 
+    def of(self, pairs: LogitPairs) -> Result:
+        """The loss of these tokens: chunk by chunk where the draft's side is hidden states, else at once."""
+        if isinstance(pairs.draft, HiddenStates):
+            return chunked(pairs, self)
+        everything = slice(0, len(pairs.draft))
+        return plain(pairs.of_target(everything, pairs.common), pairs.of_draft(everything, pairs.common), self)
+
     def part(self, tokens: slice) -> "Objective":
         """The same for some of the tokens."""
         label = self.context.label_BT
@@ -104,7 +81,7 @@ class Objective:
             context=replace(self.context, label_BT=None if label is None else label[:, tokens]),
         )
 
-    def terms(self) -> "Iterator[Callable[[Teacher, Tensor], Tensor]]":
+    def terms(self) -> "Iterator[Callable[[TargetLogits, Tensor], Tensor]]":
         """Functions of both wide logits whose results, `[N]`, add up to the loss."""
         for index in range(len(self.share_G)):
             yield partial(self._distance, index)
@@ -112,28 +89,28 @@ class Objective:
             yield self._label_loss
 
     @torch.no_grad()
-    def overlap(self, z_p_NV: Teacher, z_q_NV: Tensor) -> Tensor:
+    def overlap(self, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
         """The acceptance at the first loss temperature, `[N]`."""
         return acceptance.overlap(*self._laws(0, z_p_NV, z_q_NV))
 
-    def _distance(self, index: int, z_p_NV: Teacher, z_q_NV: Tensor) -> Tensor:
+    def _distance(self, index: int, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
         logp_NV, logq_NV = self._laws(index, z_p_NV, z_q_NV)
         value_N = self.divergence(logp_NV[None], logq_NV[None], self.draft_GN[index][None], self.context)[0]
         return (1 - self.label_weight) * self.share_G[index] * value_N
 
-    def _laws(self, index: int, z_p_NV: Teacher, z_q_NV: Tensor) -> tuple[Tensor, Tensor]:
+    def _laws(self, index: int, z_p_NV: TargetLogits, z_q_NV: Tensor) -> tuple[Tensor, Tensor]:
         # A product costs a third of a quotient.
         logq_NV = (z_q_NV * (1 / self.draft_GN[index][:, None])).log_softmax(-1)
         if isinstance(z_p_NV, SparseLogits):
             return z_p_NV.laws(self.target_GN[index], logq_NV)
         return (z_p_NV * (1 / self.target_GN[index][:, None])).log_softmax(-1), logq_NV
 
-    def _label_loss(self, z_p_NV: Teacher, z_q_NV: Tensor) -> Tensor:
+    def _label_loss(self, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
         assert self.context.label_BT is not None
         return self.label_weight * label_cross_entropy(z_q_NV.log_softmax(-1), self.context.label_BT[0])
 
 
-def plain(logits_p_NV: Teacher, logits_q_NV: Tensor, objective: Objective) -> Result:
+def plain(logits_p_NV: TargetLogits, logits_q_NV: Tensor, objective: Objective) -> Result:
     """The loss of whole logits: what `chunked` must equal.
 
     Args:
@@ -141,81 +118,56 @@ def plain(logits_p_NV: Teacher, logits_q_NV: Tensor, objective: Objective) -> Re
         logits_q_NV: the draft's.
         objective: what to minimise.
     """
-    z_p_NV = logits_p_NV if isinstance(logits_p_NV, SparseLogits) else _wide(logits_p_NV)
-    z_q_NV = _wide(logits_q_NV)
+    z_p_NV = logits_p_NV if isinstance(logits_p_NV, SparseLogits) else wide(logits_p_NV)
+    z_q_NV = wide(logits_q_NV)
     loss_N = torch.stack([term(z_p_NV, z_q_NV) for term in objective.terms()]).sum(0)
     total, _ = masked_sum_and_count(loss_N, objective.weight_N > 0, objective.weight_N)
     return Result(total, loss_N.detach(), objective.overlap(z_p_NV, z_q_NV))
 
 
-def chunked(
-    target: Head | SparseLogits, draft: Head, vocabulary: int, objective: Objective, chunk: int | None = None
-) -> Result:
+def chunked(pairs: LogitPairs, objective: Objective) -> Result:
     """The loss and its gradients from hidden states, a chunk of tokens at a time.
 
     Gradients reach the draft's hidden states, head weight and bias, and the temperatures where they are learned. They
     are computed with the value, so that backward only scales them. Autocast is respected.
 
     Args:
-        target: the target's side; gets no gradient.
-        draft: the draft's side.
-        vocabulary: the number of ids that both have; rows of the heads behind it are left out.
+        pairs: both sides; the draft's is hidden states, and the target's gets no gradient.
         objective: what to minimise.
-        chunk: tokens at a time; `chunk_length` by default.
     """
-    chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
-    target = target if isinstance(target, SparseLogits) else _narrow(target)
-    walk = _Walk(target, vocabulary, objective, chunk)
-    return Result(*_Chunked.apply(*draft, objective.target_GN, objective.draft_GN, walk))
-
-
-def chunk_length(vocabulary: int, device: str = "cpu") -> int:
-    """Tokens at a time: enough for the matrix products, few enough for the memory; at least 16.
-
-    >>> chunk_length(32_000), chunk_length(128_256, "cuda")
-    (262, 1046)
-    """
-    return max(_CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // vocabulary, 16)
-
-
-def pieces(target: Head, draft: Head, vocabulary: int, chunk: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both models' logits, `[n, V]` each, a chunk of tokens at a time: for measurements without gradients.
-
-    A draft's V is smaller where it lacks ids; the target's law is whole.
-    """
-    chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
-    target, draft = _narrow(target), _narrow(draft)
-    for tokens in _slices(len(draft.hidden_NH), chunk):
-        yield _logits(target, tokens, vocabulary), _logits(draft, tokens, vocabulary)
+    assert isinstance(pairs.draft, HiddenStates)
+    target = narrow(pairs.target) if isinstance(pairs.target, HiddenStates) else pairs.target
+    walk = _Walk(replace(pairs, target=target), objective)
+    return Result(*_Chunked.apply(*pairs.draft, objective.target_GN, objective.draft_GN, walk))
 
 
 class Summaries(NamedTuple):
     """What schedules may ask about tokens, `[N]` each, None where not asked; laws at temperature 1."""
 
-    entropy_N: Tensor | None
-    loss_N: Tensor | None
-    peak_p_N: Tensor | None
-    peak_q_N: Tensor | None
+    entropy_N: Tensor | None = None
+    loss_N: Tensor | None = None
+    peak_p_N: Tensor | None = None
+    peak_q_N: Tensor | None = None
 
 
 @torch.no_grad()
-def summaries(
-    target: Head, draft: Head, vocabulary: int, needs: frozenset[Summary], chunk: int | None = None
-) -> Summaries:
-    """The summaries that a schedule needs, chunk by chunk."""
-    length = len(draft.hidden_NH)
-    chunk = chunk_length(vocabulary, draft.hidden_NH.device.type) if chunk is None else chunk
-    target, draft = _narrow(target), _narrow(draft)
-    parts = [
-        summarise(_logits(target, tokens, vocabulary), _logits(draft, tokens, vocabulary), needs)
-        for tokens in _slices(length, chunk)
-    ]
+def summaries(pairs: LogitPairs, needs: frozenset[Summary]) -> Summaries:
+    """The summaries that a schedule needs, chunk by chunk.
+
+    Raises:
+        UserError: the target's side is a cache, which has no whole laws.
+    """
+    if isinstance(pairs.target, SparseLogits):
+        raise UserError(f"a cached teacher has no {', '.join(sorted(needs))} for the temperature schedule")
+    pairs = pairs.narrow()
+    parts = [_summarise(pairs, tokens, needs) for tokens in pairs.slices()]
     return Summaries(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def summarise(logits_p_NV: Tensor, logits_q_NV: Tensor, needs: frozenset[Summary]) -> Summaries:
-    """The summaries of whole logits."""
-    z_p_NV, z_q_NV = _wide(logits_p_NV), _wide(logits_q_NV)
+def _summarise(pairs: LogitPairs, tokens: slice, needs: frozenset[Summary]) -> Summaries:
+    target = pairs.of_target(tokens, pairs.common)
+    assert isinstance(target, Tensor)
+    z_p_NV, z_q_NV = wide(target), wide(pairs.of_draft(tokens, pairs.common))
     logp_NV = z_p_NV.log_softmax(-1) if needs & {"entropy", "loss"} else None
     return Summaries(
         entropy(logp_NV) if logp_NV is not None and "entropy" in needs else None,
@@ -245,9 +197,9 @@ class _Chunked(torch.autograd.Function):
         ]
         ctx.found = _Gradients(*wanted)
         ctx.dtypes = [None if value is None else value.dtype for value in inputs]
-        draft = _narrow(Head(hidden_NH, weight_VH, bias_V))
+        draft = narrow(HiddenStates(hidden_NH, weight_VH, bias_V))
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            results = [walk.step(draft, tokens, ctx.found) for tokens in _slices(len(hidden_NH), walk.chunk)]
+            results = [walk.step(draft, tokens, ctx.found) for tokens in walk.pairs.slices()]
         totals, losses, overlaps = zip(*results, strict=True)
         loss_N, overlap_N = torch.cat(losses), torch.cat(overlaps)
         ctx.mark_non_differentiable(loss_N, overlap_N)
@@ -278,7 +230,7 @@ class _Gradients(NamedTuple):
 
     def add(
         self,
-        draft: Head,
+        draft: HiddenStates,
         tokens: slice,
         slope_NV: Tensor | None,
         target_GN: Tensor | None,
@@ -291,7 +243,7 @@ class _Gradients(NamedTuple):
         if slope_NV is not None:
             self._through_the_head(draft, tokens, slope_NV)
 
-    def _through_the_head(self, draft: Head, tokens: slice, slope_NV: Tensor) -> None:
+    def _through_the_head(self, draft: HiddenStates, tokens: slice, slope_NV: Tensor) -> None:
         narrow_NV = slope_NV.to(draft.weight_VH.dtype)
         vocabulary = slope_NV.shape[-1]
         if self.hidden_NH is not None:
@@ -309,21 +261,15 @@ class _Gradients(NamedTuple):
 class _Walk(NamedTuple):
     """All that a chunk needs besides the draft's side."""
 
-    target: Head | SparseLogits
-    vocabulary: int
+    pairs: LogitPairs
     objective: Objective
-    chunk: int
 
-    def teacher(self, tokens: slice) -> Teacher:
-        """The target's logits of one chunk."""
-        if isinstance(self.target, SparseLogits):
-            return self.target.part(tokens)
-        return _wide(_logits(self.target, tokens, self.vocabulary))
-
-    def step(self, draft: Head, tokens: slice, found: _Gradients) -> Result:
+    def step(self, draft: HiddenStates, tokens: slice, found: _Gradients) -> Result:
         """Value of one chunk of tokens; its gradients are added to `found`."""
-        z_p_NV = self.teacher(tokens)
-        z_q_NV = _wide(_logits(draft, tokens, self.vocabulary))
+        pairs = replace(self.pairs, draft=draft)
+        target = pairs.of_target(tokens, pairs.common)
+        z_p_NV = target if isinstance(target, SparseLogits) else wide(target)
+        z_q_NV = wide(pairs.of_draft(tokens, pairs.common))
         part = self.objective.part(tokens)
         leaves = z_q_NV, part.target_GN.detach(), part.draft_GN.detach()
         wanted = [leaf.requires_grad_() for leaf, want in zip(leaves, found.wanted, strict=True) if want]
@@ -342,30 +288,6 @@ class _Walk(NamedTuple):
         return Result(total, loss_N, part.overlap(z_p_NV, z_q_NV))
 
 
-def _logits(head: Head, tokens: slice, vocabulary: int) -> Tensor:
-    bias_V = None if head.bias_V is None else head.bias_V[:vocabulary]
-    return torch.nn.functional.linear(head.hidden_NH[tokens], head.weight_VH[:vocabulary], bias_V)
-
-
-def _slices(length: int, chunk: int) -> Iterator[slice]:
-    """Chunk after chunk; one empty chunk where there are no tokens."""
-    return (slice(start, start + chunk) for start in range(0, max(length, 1), chunk))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Logits in float32 or better."""
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
 def _zeros(value: Tensor) -> Tensor:
     """Room for a gradient, in float32 or better."""
     return torch.zeros_like(value, dtype=torch.promote_types(value.dtype, torch.float32))
-
-
-def _narrow(head: Head) -> Head:
-    """The head as autocast would take it, cast once instead of once a chunk."""
-    device = head.hidden_NH.device.type
-    if not torch.is_autocast_enabled(device) or head.hidden_NH.dtype == torch.float64:
-        return head
-    dtype = torch.get_autocast_dtype(device)
-    return Head(*(None if part is None else part.to(dtype) for part in head))  # type: ignore[arg-type]

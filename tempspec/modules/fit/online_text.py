@@ -17,7 +17,7 @@ from tempspec.core.verification import first_rejection
 from tempspec.decoding.engine import Engine
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, Noise, Request, Verdict, Verifier
-from tempspec.modules.fit.loss import generation_temperature
+from tempspec.modules.outputs import generation_temperature
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
 

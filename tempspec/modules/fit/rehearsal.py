@@ -27,7 +27,8 @@ from transformers.masking_utils import sdpa_mask
 from tempspec.interfaces import Divergence, LossContext
 from tempspec.models.conditioning import set_temperature
 from tempspec.models.heads import hidden_states
-from tempspec.modules.fit.objective import Head, Objective, chunked, plain
+from tempspec.modules.fit.objective import Objective, chunked, plain
+from tempspec.modules.outputs import HiddenStates, LogitPairs
 
 __all__ = ["Live", "Moment", "Step", "Unknowable", "rehearse"]
 
@@ -163,9 +164,10 @@ def _learn(
             some = slice(_CHUNKS * step.chunk)
             p_NH, q_NH = _kept(p_BTH, kept_N), _kept(leaf_BTH, kept_N)
             room_NH = torch.empty_like(q_NH[some.stop :], dtype=torch.float32)  # the gradient of those left out
-            heads = Head(p_NH[some], weight_p_VH), Head(q_NH[some], weight_VH, bias_V)
-            chunked(*heads, step.vocabulary, _objective(step, len(kept_N[some])), step.chunk).total.backward()
-            del p_NH, q_NH, room_NH, heads
+            sides = HiddenStates(p_NH[some], weight_p_VH), HiddenStates(q_NH[some], weight_VH, bias_V)
+            pairs = LogitPairs(*sides, step.vocabulary, step.chunk)
+            chunked(pairs, _objective(step, len(kept_N[some]))).total.backward()
+            del p_NH, q_NH, room_NH, sides, pairs
     live.kind = "activations"
     slope_BTH, leaf_BTH.grad = leaf_BTH.grad, None
     del leaf_BTH, p_BTH

@@ -11,8 +11,9 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
 from tempspec.errors import UserError
+from tempspec.models.conditioning import is_conditioned
 
-__all__ = ["is_sharding", "register_fsdp2", "shard", "shard_layers", "whole_state"]
+__all__ = ["is_sharding", "refuse_unshardable", "register_fsdp2", "shard", "shard_layers", "whole_state"]
 
 NAME = "fsdp2"
 """What `trainer.strategy` calls it."""
@@ -36,6 +37,26 @@ def is_sharding(trainer: Trainer) -> bool:
     if strategy._save_distributed_checkpoint:
         raise UserError(f"trainer.strategy got ModelParallelStrategy with a checkpoint of many files: set it to {NAME}")
     return True
+
+
+def refuse_unshardable(draft: PreTrainedModel, *, writes: bool, learns: bool) -> None:
+    """Refuse what needs the whole draft in every process.
+
+    Args:
+        draft: what is to be trained in parts.
+        writes: whether text is written while training.
+        learns: whether a divergence or schedule has weights of its own.
+
+    Raises:
+        UserError: naming it.
+    """
+    for what, wrong in (
+        ("model.online", writes),
+        ("a draft that is conditioned on its temperature", is_conditioned(draft)),
+        ("a divergence or schedule that learns", learns),
+    ):
+        if wrong:
+            raise UserError(f"{what} expected every process to hold the whole draft, got strategy fsdp2: take ddp")
 
 
 def shard(model: PreTrainedModel, trainer: Trainer) -> None:

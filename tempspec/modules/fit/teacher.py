@@ -15,10 +15,9 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.digests import has_weights, tokenizer_digest, weights_digest
 from tempspec.models.pair import Pair
-from tempspec.modules.fit.loss import response
 from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
 from tempspec.modules.ids import check_ids, make_ids_readable
-from tempspec.modules.outputs import reading_of
+from tempspec.modules.outputs import reading_of, response
 
 __all__ = ["open_cache", "write_cache"]
 

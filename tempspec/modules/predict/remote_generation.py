@@ -16,7 +16,8 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import GenerationConfig
 
-from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, generation_list, next_turn, unanswered
+from tempspec.decoding.sweep import Sweep
+from tempspec.decoding.worklist import PromptLike, WorkItem, generation_list, next_turn, sweep_origin, unanswered
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.models.digests import tokenizer_digest
@@ -79,7 +80,7 @@ class ServedGeneration:
         self.sweep.tell_dropped()
         items = generation_list(self.sweep, prompt_sets)
         # the server may move between two runs, the model that it serves may not
-        origin = {"target": f"served {self.pair.target}"} | self.sweep.origin(prompt_sets)
+        origin = {"target": f"served {self.pair.target}"} | sweep_origin(self.sweep, prompt_sets)
         store = RowStore(folder, "generated", origin)
         order = [key for item in items for key in item.keys()]
         answers = dict.fromkeys(store.keys(), "")

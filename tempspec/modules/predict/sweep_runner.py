@@ -20,8 +20,16 @@ from transformers import PreTrainedModel
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.fitting import check_items
 from tempspec.decoding.pace import Pace
-from tempspec.decoding.sweep import PromptLike, Sweep, WorkItem, generation_list, next_turn, work_list
+from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.work import Queue, Work, works
+from tempspec.decoding.worklist import (
+    PromptLike,
+    WorkItem,
+    generation_list,
+    next_turn,
+    sweep_origin,
+    work_list,
+)
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Pass, Request, StepTimes, Verifier
 from tempspec.metrics.rows import Row, row_from_completion
@@ -365,7 +373,7 @@ class SweepRunner:
     def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> Origin:
         """What the rows are made from, entry by entry."""
         pair = self.pair
-        origin: dict[str, str | Sequence[str]] = {**_target_identity(pair), **self.sweep.origin(prompt_sets)}
+        origin: dict[str, str | Sequence[str]] = {**_target_identity(pair), **sweep_origin(self.sweep, prompt_sets)}
         if self.sweep.stop_at_eos:  # a generation_config.json names them, which is no part of the weights
             origin["stop tokens"] = str(sorted(pair.stop_ids))
         if self.generating:

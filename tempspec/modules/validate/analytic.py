@@ -3,7 +3,7 @@
 Axes: B batch, T positions, N the batch's response tokens, A target and D draft temperatures, C candidates.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,7 @@ from tempspec.errors import UserError
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.models.conditioning import is_conditioned, set_temperature
-from tempspec.modules.fit.loss import Heads, Logits, response
+from tempspec.modules.outputs import Batch, LogitPairs, response
 
 __all__ = ["Measurement"]
 
@@ -67,13 +67,13 @@ class Measurement:
         self.truncation = truncation
         self.fit = DraftTemperatureFit(target_temperatures).to(device)
 
-    def count(self, batch: Mapping[str, Tensor], draft: PreTrainedModel, sides: Callable[[], Heads | Logits]) -> None:
+    def count(self, batch: Batch, draft: PreTrainedModel, pairs: Callable[[], LogitPairs]) -> None:
         """Count a batch.
 
         Args:
             batch: rows of any of the sets.
             draft: the draft, whose temperature is set where it is conditioned on one.
-            sides: runs the draft; both models' outputs at the positions that `response` keeps.
+            pairs: runs the draft; both models' logits at the positions that `response` keeps.
         """
         keep_BT = response(batch)
         key_N, weight_N, set_N = (
@@ -82,9 +82,9 @@ class Measurement:
         fitting_N = weight_N * torch.isin(set_N, set_N.new_tensor(self.fitted_on))
 
         if is_conditioned(draft):
-            found, fit_NAC = self._by_temperature(draft, sides)
+            found, fit_NAC = self._by_temperature(draft, pairs)
         else:
-            found, fit_NAC = self._at_once(sides())
+            found, fit_NAC = self._at_once(pairs())
         if self.fit is not None and fit_NAC is not None:
             self.fit.update(fit_NAC, key_N, fitting_N)
         for index, grid in enumerate(self.grids.values()):
@@ -104,31 +104,33 @@ class Measurement:
         found = self.grids[name].grid().acceptance
         return {temperature: found[temperature, temperature].value for temperature in self.temperatures}
 
-    def _at_once(self, sides: Heads | Logits) -> tuple[Survey, Tensor | None]:
+    def _at_once(self, pairs: LogitPairs) -> tuple[Survey, Tensor | None]:
         """One pass of the draft at all pairs of temperatures, and at the fit's, `[N, A, C]`."""
         found: list[Survey] = []
         fits: list[Tensor] = []
-        for p_NV, q_NV in sides.pieces():
+        for p_NV, q_NV in pairs.pieces():
             found.append(survey(p_NV, q_NV, self.temperatures))
             if self.fit is not None:
                 fits.append(self._fit_grid(self.fit, p_NV, q_NV, self.fit.candidates))
         return _joined(found), torch.cat(fits) if fits else None
 
-    def _by_temperature(
-        self, draft: PreTrainedModel, sides: Callable[[], Heads | Logits]
-    ) -> tuple[Survey, Tensor | None]:
+    def _by_temperature(self, draft: PreTrainedModel, pairs: Callable[[], LogitPairs]) -> tuple[Survey, Tensor | None]:
         """The same of a conditioned draft, which is another model at every temperature: as many passes."""
 
-        def at(heat: float) -> Iterator[tuple[Tensor, Tensor]]:
-            set_temperature(draft, heat)
-            return sides().pieces()
+        def at(temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
+            set_temperature(draft, temperature)
+            return pairs().pieces()
 
         argmax, *found = (
-            _joined([survey(*pair, self.temperatures) for pair in at(heat)]) for heat in (0.0, *self.temperatures)
+            _joined([survey(*pair, self.temperatures) for pair in at(temperature)])
+            for temperature in (0.0, *self.temperatures)
         )
         fit_NAC = None
         if (fit := self.fit) is not None:
-            fits = [torch.cat([self._fit_grid(fit, *pair, [heat]) for pair in at(heat)]) for heat in fit.candidates]
+            fits = [
+                torch.cat([self._fit_grid(fit, *pair, [temperature]) for pair in at(temperature)])
+                for temperature in fit.candidates
+            ]
             fit_NAC = torch.cat(fits, -1)
         set_temperature(draft, None)
         columns = list(enumerate(found))

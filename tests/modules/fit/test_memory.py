@@ -23,8 +23,9 @@ from tempspec.models.conditioning import condition
 from tempspec.models.loading import ModelOptions, load_model, save_model
 from tempspec.models.pair import Pair
 from tempspec.modules.fit.memory import Way, estimate, sizes, ways
-from tempspec.modules.fit.objective import Head, Objective, chunked
+from tempspec.modules.fit.objective import Objective, chunked
 from tempspec.modules.fit.rehearsal import Live
+from tempspec.modules.outputs import HiddenStates, LogitPairs
 
 FACTOR = 1.2
 """How far the estimate may be off, as docs/scale.md says."""
@@ -185,8 +186,8 @@ def test_a_loss_counts_by_its_own_code(name):
             divergence = registry.get("divergences", name)(**DIVERGENCES[name])
             objective = Objective(divergence, one_GN, one_GN, one_GN[0, :1], one_GN[0], LossContext())
             with Live([weight_VH, hidden_NH, one_GN]) as live:
-                heads = Head(hidden_NH, weight_VH.detach()), Head(hidden_NH, weight_VH)
-                chunked(*heads, 64, objective, 40).total.backward()
+                heads = HiddenStates(hidden_NH, weight_VH.detach()), HiddenStates(hidden_NH, weight_VH)
+                chunked(LogitPairs(*heads, 64, 40), objective).total.backward()
         return max(moment.activations for moment in live.largest("chunks"))
 
     real = peak(nullcontext())

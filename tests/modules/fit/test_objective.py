@@ -7,7 +7,8 @@ import torch
 from tempspec import registry
 from tempspec.core.divergences import entropy, forward_kl
 from tempspec.interfaces import LossContext
-from tempspec.modules.fit.objective import Head, Objective, chunk_length, chunked, plain, summaries
+from tempspec.modules.fit.objective import Objective, chunked, plain, summaries
+from tempspec.modules.outputs import HiddenStates, LogitPairs, chunk_length
 from tempspec.plugins import divergences as plugins
 
 NAMES = [plugin.name for plugin in registry.scan() if plugin.family == "divergences"]
@@ -29,8 +30,8 @@ def sides(dtype=torch.float64, *, bias=True, seed=0):
     def random(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    target = Head(random(TOKENS, WIDTH + 2), random(PADDED, WIDTH + 2))
-    draft = Head(random(TOKENS, WIDTH), random(PADDED, WIDTH), random(PADDED) if bias else None)
+    target = HiddenStates(random(TOKENS, WIDTH + 2), random(PADDED, WIDTH + 2))
+    draft = HiddenStates(random(TOKENS, WIDTH), random(PADDED, WIDTH), random(PADDED) if bias else None)
     return target, draft
 
 
@@ -55,7 +56,7 @@ def project(head, vocabulary=VOCABULARY):
 
 
 def leaves(draft):
-    return Head(*(None if part is None else part.detach().clone().requires_grad_() for part in draft))
+    return HiddenStates(*(None if part is None else part.detach().clone().requires_grad_() for part in draft))
 
 
 def value_and_gradients(function, draft):
@@ -74,7 +75,9 @@ def test_chunks_give_the_plain_value_and_gradients(name, temperatures, scale):
     what = objective(divergence, temperatures, label_weight=0.25)
     expected, slopes = value_and_gradients(lambda draft: plain(project(target), project(draft), what), draft)
     for chunk in (1, 7, TOKENS, 99):
-        got, found = value_and_gradients(lambda draft, c=chunk: chunked(target, draft, VOCABULARY, what, c), draft)
+        got, found = value_and_gradients(
+            lambda draft, c=chunk: chunked(LogitPairs(target, draft, VOCABULARY, c), what), draft
+        )
         for one, other in zip((*got, *found), (*expected, *slopes), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
@@ -84,7 +87,7 @@ def test_the_derivative_is_that_of_the_value():
     what = objective(plugins.JensenShannon(scale="gradient"))
 
     def total(*draft):
-        return chunked(target, Head(*draft), VOCABULARY, what, 4).total
+        return chunked(LogitPairs(target, HiddenStates(*draft), VOCABULARY, 4), what).total
 
     assert torch.autograd.gradcheck(total, tuple(leaves(draft)))
 
@@ -96,7 +99,7 @@ def test_learned_temperatures_get_their_gradient(scale):
     slopes = []
     for run in (
         lambda what: plain(project(target), project(draft), what),
-        lambda what: chunked(target, draft, VOCABULARY, what, 5),
+        lambda what: chunked(LogitPairs(target, draft, VOCABULARY, 5), what),
     ):
         theta = torch.tensor([1.0, 0.8], dtype=torch.float64, requires_grad=True)
         learned = replace(what, target_GN=theta[0] * what.target_GN, draft_GN=theta[1] * what.draft_GN)
@@ -113,7 +116,7 @@ def test_lower_precision(dtype, autocast):
     what = objective(plugins.NegativeLogAcceptance(), dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         expected, slopes = value_and_gradients(lambda draft: plain(project(target), project(draft), what), draft)
-        got, found = value_and_gradients(lambda draft: chunked(target, draft, VOCABULARY, what, 6), draft)
+        got, found = value_and_gradients(lambda draft: chunked(LogitPairs(target, draft, VOCABULARY, 6), what), draft)
     tolerance = 1e-5 if dtype == torch.float32 and not autocast else 3e-2
     torch.testing.assert_close(got.total, expected.total, rtol=tolerance, atol=tolerance)
     for one, other in zip(found, slopes, strict=True):
@@ -126,8 +129,8 @@ def test_tokens_of_weight_zero_may_hold_anything():
     what = objective()
     wild = draft._replace(hidden_NH=draft.hidden_NH.clone())
     wild.hidden_NH[what.weight_N == 0] = torch.nan
-    expected, slopes = value_and_gradients(lambda draft: chunked(target, draft, VOCABULARY, what, 6), draft)
-    got, found = value_and_gradients(lambda draft: chunked(target, draft, VOCABULARY, what, 6), wild)
+    expected, slopes = value_and_gradients(lambda draft: chunked(LogitPairs(target, draft, VOCABULARY, 6), what), draft)
+    got, found = value_and_gradients(lambda draft: chunked(LogitPairs(target, draft, VOCABULARY, 6), what), wild)
     torch.testing.assert_close(got.total, expected.total)
     assert found[0][what.weight_N > 0].isfinite().all()
     torch.testing.assert_close(found[0][what.weight_N > 0], slopes[0][what.weight_N > 0])
@@ -138,15 +141,15 @@ def test_gradients_add_up_over_several_calls():
     what = objective()
     leaf = leaves(draft)
     for _ in range(2):
-        chunked(target, leaf, VOCABULARY, what, 6).total.backward()
-    _, slopes = value_and_gradients(lambda draft: chunked(target, draft, VOCABULARY, what, 6), draft)
+        chunked(LogitPairs(target, leaf, VOCABULARY, 6), what).total.backward()
+    _, slopes = value_and_gradients(lambda draft: chunked(LogitPairs(target, draft, VOCABULARY, 6), what), draft)
     torch.testing.assert_close(leaf.weight_VH.grad, 2 * slopes[1] / 0.3)
 
 
 def test_no_tokens_have_no_loss():
-    target, draft = (Head(side.hidden_NH[:0], side.weight_VH) for side in sides())
+    target, draft = (HiddenStates(side.hidden_NH[:0], side.weight_VH) for side in sides())
     what = objective().part(slice(0, 0))
-    got, found = value_and_gradients(lambda draft: chunked(target, draft, VOCABULARY, what), draft)
+    got, found = value_and_gradients(lambda draft: chunked(LogitPairs(target, draft, VOCABULARY), what), draft)
     assert got.total == 0
     assert got.loss_N.shape == (0,)
     assert not found[1].any()
@@ -158,7 +161,7 @@ def test_no_tokens_have_no_loss():
 def test_summaries_are_computed_where_asked(needs):
     target, draft = sides()
     z_p, z_q = project(target), project(draft)
-    got = summaries(target, draft, VOCABULARY, frozenset(needs), 6)
+    got = summaries(LogitPairs(target, draft, VOCABULARY, 6), frozenset(needs))
     expected = (
         ("entropy", entropy(z_p.log_softmax(-1))),
         ("loss", forward_kl(z_p.log_softmax(-1), z_q.log_softmax(-1))),

@@ -6,8 +6,8 @@ from tempspec.errors import UserError
 from tempspec.models.loading import load_model
 from tempspec.modules.callbacks import TrainingMonitor
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.fit.loss import generation_temperature
 from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
+from tempspec.modules.outputs import generation_temperature
 from tempspec.plugins.schedules import Matched
 
 

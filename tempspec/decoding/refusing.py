@@ -1,0 +1,88 @@
+"""What an engine cannot be made of, and requests that it cannot decode: refused before any token (floor 4)."""
+
+from tempspec.errors import UserError
+from tempspec.interfaces import Drafter, DraftLength, Request, Verifier
+
+__all__ = ["check_parts", "check_prompt", "check_temperature"]
+
+
+def check_parts(
+    verifier: Verifier | None, drafter: Drafter | None, length: DraftLength | None, draft: object, slots: int
+) -> None:
+    """Refuse parts that do not fit together.
+
+    Args:
+        verifier: the acceptance rule.
+        drafter: what proposes.
+        length: how many tokens.
+        draft: the draft model; None for none.
+        slots: rows of the batch.
+
+    Raises:
+        UserError: naming what is missing, or what cannot verify what is drafted.
+    """
+    if slots < 1:
+        raise UserError(f"slots must be 1 or more, got {slots}")
+    if drafter is None:
+        return
+    if verifier is None or length is None:
+        raise UserError("a drafter needs a verifier and a draft length, got none: name them")
+    if drafter.needs_model and draft is None:
+        raise UserError(f"drafter {type(drafter).__name__} needs a draft model, got none: name one")
+    if drafter.siblings is not None and verifier.shared_noise:
+        raise UserError(
+            f"{type(verifier).__name__} verifies chains only, got a drafter of trees: siblings are drawn with "
+            "their own noise, which the target's samples cannot share: take another verifier, or draft chains"
+        )
+    if drafter.siblings is not None and drafter.siblings not in verifier.siblings:
+        known = ", ".join(sorted(verifier.siblings)) or "chains only"
+        raise UserError(
+            f"{type(verifier).__name__} verifies trees of siblings drawn as: {known}; got {drafter.siblings!r}: choose "
+            "another verifier or way to draw"
+        )
+
+
+def check_prompt(request: Request, context: int, switch: int | None, vocabulary: int) -> None:
+    """Refuse a prompt that the target cannot read.
+
+    Args:
+        request: what is to be decoded.
+        context: the tokens that the target can read.
+        switch: the length at which LongRoPE changes its factors; None without.
+        vocabulary: the number of real ids.
+
+    Raises:
+        UserError: the prompt does not fit the context or the vocabulary; or the row may outgrow the positions in which
+            LongRoPE keeps its factors.
+    """
+    tokens = len(request.prompt)
+    if switch is not None and tokens + request.max_new_tokens > switch:
+        raise UserError(
+            f"prompt {request.key or ''} has {tokens} tokens and may get {request.max_new_tokens} "
+            f"more, expected at most {switch} together: there the target changes its LongRoPE factors, for "
+            "all rows of a batch; lower max_new_tokens, or leave long prompts out by max_prompt_tokens"
+        )
+    if tokens >= context:
+        raise UserError(
+            f"prompt {request.key or ''} has {tokens} tokens, expected fewer than the target's "
+            f"context of {context}: shorten it"
+        )
+    wrong = next((token for token in request.prompt if not 0 <= token < vocabulary), None)
+    if wrong is not None:
+        raise UserError(
+            f"prompt {request.key or ''} holds token id {wrong}, expected ids in 0..{vocabulary - 1}: "
+            "encode it with the target's tokenizer"
+        )
+
+
+def check_temperature(request: Request, verifier: Verifier | None) -> None:
+    """Refuse a temperature that the verifier is not for.
+
+    Raises:
+        UserError: it verifies at T = 0 only.
+    """
+    if verifier is not None and verifier.greedy_only and request.target_temperature > 0:
+        raise UserError(
+            f"{type(verifier).__name__} verifies at target_temperature 0 only, got "
+            f"{request.target_temperature}: choose another verifier"
+        )
