@@ -13,7 +13,31 @@ from torch import Tensor
 
 from tempspec.core.acceptance import tempered
 
-__all__ = ["coverage", "differences", "draft_ids", "from_differences", "laws", "members", "most_frequent", "widened"]
+__all__ = [
+    "counted",
+    "coverage",
+    "differences",
+    "draft_ids",
+    "from_differences",
+    "laws",
+    "members",
+    "most_frequent",
+    "widened",
+]
+
+
+def counted(token: Tensor, kept: Tensor, vocabulary: int) -> Tensor:
+    """How often each id occurs among the tokens that are kept, int64 `[V]`; those of several batches add up.
+
+    Args:
+        token: int64, any shape.
+        kept: bool, the same shape.
+        vocabulary: V.
+
+    >>> counted(torch.tensor([1, 1, 2, 0]), torch.tensor([True, True, True, False]), 4)
+    tensor([0, 2, 1, 0])
+    """
+    return torch.bincount(token[kept], minlength=vocabulary)
 
 
 def most_frequent(count_V: Tensor, size: int) -> Tensor:

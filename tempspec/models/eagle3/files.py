@@ -20,10 +20,13 @@ from tempspec.interfaces import HeadTarget
 from tempspec.models.eagle3.config import Eagle3Config, default_states
 from tempspec.models.eagle3.network import Eagle3Model
 
-__all__ = ["FORMATS", "HeadFolder", "read_folder", "read_head", "write_head"]
+__all__ = ["ARCHITECTURES", "FORMATS", "HeadFolder", "is_head_folder", "read_folder", "read_head", "write_head"]
 
 FORMATS = ("plain", "speculators")
 """`plain` is read by vLLM and SGLang, `speculators` by vLLM alone."""
+
+ARCHITECTURES = {False: ("LlamaForCausalLMEagle3",), True: ("Eagle3Speculator", "Eagle3DraftModel")}
+"""The names by which engines know an EAGLE-3 head: of the plain format, and of that of speculators."""
 
 EMBEDDING, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 STATE_IDS = "eagle_aux_hidden_state_layer_ids"
@@ -70,6 +73,15 @@ def plain_name(name: str) -> str:
     """
     name = name.removeprefix("model.")
     return "layers.0." + name.removeprefix("midlayer.") if name.startswith("midlayer.") else name
+
+
+def is_head_folder(folder: Path) -> bool:
+    """Whether a folder's `config.json` calls it an EAGLE-3 head."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return bool({*ARCHITECTURES[False], *ARCHITECTURES[True]} & set(named))
 
 
 def read_folder(folder: Path) -> HeadFolder:
