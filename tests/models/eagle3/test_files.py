@@ -103,7 +103,7 @@ def test_an_embedding_is_read_only_where_it_is_the_targets(by_hand, target):
         Eagle3().load(by_hand(change=lambda config, weights: weights.update({"embed_tokens.weight": -own})), target)
 
 
-def test_a_missing_norm_before_residual_means_true_to_speculators(by_hand, target):
+def test_speculators_take_a_missing_norm_before_residual_for_true(by_hand, target):
     folder = by_hand("speculators", change=lambda config, weights: config.pop("norm_before_residual"))
     assert Eagle3().load(folder, target).config.norm_before_residual
     assert not Eagle3().load(by_hand("speculators"), target).config.norm_before_residual
@@ -136,7 +136,7 @@ def test_named_states_are_read_by_either_convention(by_hand, target, named, stat
     assert Eagle3().load(folder, target).states == states
 
 
-def test_states_other_than_the_default_are_named_as_each_engine_counts(target, tmp_path):
+def test_other_states_are_named_as_each_engine_counts(target, tmp_path):
     head = Eagle3(states=[1, 5, 9])
     head.save(head.build(target), target, tmp_path / "own", "plain", torch.bfloat16)
     config = json.loads((tmp_path / "own/config.json").read_text())
