@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.interfaces import Request as Request
     from tempspec.metrics.sweep import DecodingMetrics as DecodingMetrics
     from tempspec.metrics.sweep import SweepMetrics as SweepMetrics
+    from tempspec.models.eagle3 import Eagle3 as Eagle3
     from tempspec.models.loading import ModelOptions as ModelOptions
     from tempspec.models.loading import load_draft as load_draft
     from tempspec.modules.callbacks.acceptance import AcceptanceCallback as AcceptanceCallback

@@ -23,7 +23,11 @@ COMMANDS = {
     "predict": ("tempspec.cli.lightning", "speculative decoding: verifiers x temperatures x prompt sets"),
     "generate": ("tempspec.cli.lightning", "the target's own text at a chosen temperature"),
     "report": ("tempspec.cli.report", "a page with figures and tables of finished runs or studies"),
-    "export": ("tempspec.cli.export", "an ordinary checkpoint of a temperature-conditioned draft"),
+    "export": (
+        "tempspec.cli.export",
+        "a conditioned draft at one temperature, or a head in another format",
+    ),
+    "check-head": ("tempspec.cli.check_head", "what vLLM and SGLang would read otherwise in an EAGLE-3 head"),
     "import-results": ("tempspec.cli.import_results", "an engine's accepted lengths (vLLM, SGLang), beside ours"),
     "study": ("tempspec.cli.study", "a grid of drafts, verifiers and temperatures, one command"),
     "plugins": ("tempspec.cli.plugins", "what is registered, with its origin and its doc line"),

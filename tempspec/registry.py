@@ -24,6 +24,7 @@ FAMILIES: dict[str, str] = {
     "verifiers": "Verifier",
     "drafters": "Drafter",
     "lengths": "DraftLength",
+    "heads": "DraftHead",
 }
 """Family to its abstract base in `tempspec.interfaces`; the entry-point group is `tempspec.FAMILY`."""
 

@@ -1,7 +1,8 @@
-"""`tempspec export`: an ordinary checkpoint of a temperature-conditioned draft, at one temperature (floor 6)."""
+"""`tempspec export`: a conditioned draft at one temperature, or a head in another format, as a folder (floor 6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -9,7 +10,10 @@ from tempspec.cli.messages import OneLineErrors
 from tempspec.cli.quiet import quiet
 from tempspec.errors import UserError
 from tempspec.models.conditioning import FILE, fold, is_conditioned
-from tempspec.models.loading import load_config, load_draft, load_tokenizer, save_model
+from tempspec.models.eagle3 import Eagle3
+from tempspec.models.eagle3.files import is_head_folder
+from tempspec.models.loading import load_config, load_draft, load_model, load_tokenizer, save_model
+from tempspec.models.tapping import head_target
 
 __all__ = ["main"]
 
@@ -19,7 +23,7 @@ class _Parser(OneLineErrors, ArgumentParser):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Fold a draft and write it.
+    """Fold a draft, or rewrite a head.
 
     Args:
         arguments: `export` and its options.
@@ -27,14 +31,23 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, no such folder, a draft that is not conditioned, or an output that holds other files.
     """
-    parser = _Parser(prog="tempspec export", description="Fold a conditioned draft into an ordinary checkpoint.")
-    parser.add_argument("--draft", type=str, required=True, help="The draft's folder, as fit wrote it.")
-    parser.add_argument("--temperature", type=float, required=True, help="The draft temperature to fold at.")
+    description = "Fold a conditioned draft into an ordinary checkpoint, or write an EAGLE-3 head in another format."
+    parser = _Parser(prog="tempspec export", description=description)
+    parser.add_argument("--draft", type=str, required=True, help="The folder of a draft that fit wrote, or of a head.")
+    parser.add_argument("--temperature", type=float | None, default=None, help="The draft temperature to fold at.")
+    parser.add_argument("--format", type=Literal["plain", "speculators"] | None, default=None, help="Of a head.")
+    parser.add_argument("--target", type=str | None, default=None, help="The target of a head.")
     parser.add_argument("--output", type=str, required=True, help="The folder to write.")
     options = parser.parse_args(list(arguments[1:]))
-    if not 0 <= options.temperature < float("inf"):
-        raise UserError(f"--temperature must be 0 or more and finite, got {options.temperature}")
     quiet()
+    return _head(options) if is_head_folder(Path(options.draft).expanduser()) else _draft(options)
+
+
+def _draft(options: Any) -> int:
+    """Fold a draft."""
+    if options.temperature is None or not 0 <= options.temperature < float("inf"):
+        raise UserError(f"--temperature must be 0 or more and finite, got {options.temperature}")
+    _check_unused(options, "a draft", "format", "target")
     draft = load_draft(options.draft, dtype="float32")
     if not is_conditioned(draft):
         raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
@@ -43,6 +56,32 @@ def main(arguments: Sequence[str]) -> int:
     save_model(fold(draft, options.temperature), load_tokenizer(options.draft), options.output, dtype=own)
     print(f"{options.output}: the draft at temperature {options.temperature:g}")
     return 0
+
+
+def _head(options: Any) -> int:
+    """Write a head in a format, in its own dtype."""
+    _check_unused(options, "a head", "temperature")
+    if options.target is None:
+        raise UserError(f"{options.draft} is a head, which is written for its target: add --target MODEL")
+    folder, output = Path(options.draft).expanduser().resolve(), Path(options.output).resolve()
+    _check_output(output, folder)
+    head, target = Eagle3(), head_target(load_model(options.target))
+    model = head.load(folder, target)
+    format = options.format or head.formats[0]
+    head.save(model, target, output, format, model.output_RH.dtype)
+    print(f"{options.output}: the head in the {format} format")
+    return 0
+
+
+def _check_unused(options: Any, what: str, *names: str) -> None:
+    """Refuse options that would do nothing.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name in names:
+        if options[name] is not None:
+            raise UserError(f"--{name} is not for {what}, got {options[name]}: leave it out")
 
 
 def _check_output(output: Path, draft: Path) -> None:

@@ -16,7 +16,7 @@ from tempspec.cli.messages import OneLineErrors
 
 __all__ = ["main"]
 
-Family = Literal["divergences", "schedules", "verifiers", "drafters", "lengths"]
+Family = Literal["divergences", "schedules", "verifiers", "drafters", "lengths", "heads"]
 
 
 class _Parser(OneLineErrors, ArgumentParser):

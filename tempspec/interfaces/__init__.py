@@ -1,4 +1,4 @@
-"""The abstract bases of the five plugin families and the records that pass between floors (floor 2).
+"""The abstract bases of the six plugin families and the records that pass between floors (floor 2).
 
 A plugin author needs this package, `tempspec.core` and `tempspec.testing`, nothing else; every name is imported from
 here. Bases import torch only, so that `tempspec plugins` stays quick. p is the target's law and q the draft's.
@@ -16,6 +16,7 @@ from tempspec.interfaces.distillation import (
 )
 from tempspec.interfaces.drafting import Draft, Drafter, DraftLength, DraftTurn, LastRound, StepModel, StepTimes
 from tempspec.interfaces.exact import Exact
+from tempspec.interfaces.heads import DraftHead, HeadModel, HeadStep, HeadTarget, Keys
 from tempspec.interfaces.requests import BASELINE, Completion, Pass, Request, Seconds
 from tempspec.interfaces.verification import Noise, Verdict, Verifier
 
@@ -24,11 +25,16 @@ __all__ = [
     "Completion",
     "Divergence",
     "Draft",
+    "DraftHead",
     "DraftLength",
     "DraftTurn",
     "Drafter",
     "Exact",
+    "HeadModel",
+    "HeadStep",
+    "HeadTarget",
     "Kept",
+    "Keys",
     "LastRound",
     "LossContext",
     "Noise",

@@ -63,6 +63,18 @@ class Divergence(ABC):
     def observe(self, loss: Tensor, context: LossContext) -> None:  # noqa: B027 - most have nothing to remember
         """Take note of a batch's mean loss, the same on every rank; for divergences that adapt."""
 
+    @torch.no_grad()
+    def infinite_at_zeros(self) -> bool:
+        """Whether it is infinite where the draft has no mass and the target has: tried, at the first and the last step.
+
+        Of such a divergence a draft that knows some tokens alone learns the target's law restricted to these.
+        """
+        logp_11V = torch.tensor([[[0.25, 0.75]]], dtype=torch.float32).log()
+        logq_11V = torch.tensor([[[1.0, 0.0]]], dtype=torch.float32).log()
+        label_11 = torch.ones(1, 1, dtype=torch.int64)
+        contexts = [LossContext(step, 1, label_11) for step in (0, 1)]
+        return any(not bool(self(logp_11V, logq_11V, 1.0, context).isfinite()) for context in contexts)
+
     def __call__(
         self,
         logp_BTV: Tensor,

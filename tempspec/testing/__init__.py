@@ -4,6 +4,7 @@ from tempspec.testing.divergences import check_divergence
 from tempspec.testing.drafters import check_drafter
 from tempspec.testing.enumeration import LawError, law_error
 from tempspec.testing.errors import ConformanceError
+from tempspec.testing.heads import check_head
 from tempspec.testing.laws import LawPair
 from tempspec.testing.lengths import check_length
 from tempspec.testing.schedules import check_schedule
@@ -15,6 +16,7 @@ __all__ = [
     "LawPair",
     "check_divergence",
     "check_drafter",
+    "check_head",
     "check_length",
     "check_schedule",
     "check_verifier",

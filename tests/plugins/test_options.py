@@ -67,6 +67,7 @@ OPTIONS = {
     },
     "Heuristic": {"first": 5, "longest": 16},
     "SVIP": {"threshold": 1.0, "longest": 8},
+    "Eagle3": {"states": None, "draft_vocabulary": None, "norm_output": False},
 }
 """What each class takes; `...` stands for an option that must be given."""
 

@@ -1,0 +1,49 @@
+"""`tempspec check-head`: what engines would read otherwise in a head's folder (floor 6)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from tempspec.cli.messages import OneLineErrors
+from tempspec.cli.quiet import quiet
+from tempspec.models.eagle3.faults import head_faults, head_notes
+from tempspec.models.loading import load_config
+
+__all__ = ["main"]
+
+
+class _Parser(OneLineErrors, ArgumentParser):
+    """Reports a wrong option in one line."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print every fault, and what must be known to serve the head.
+
+    Args:
+        arguments: `check-head` and its options.
+
+    Returns:
+        0 where there is no fault, 1 where there is one.
+
+    Raises:
+        UserError: a wrong option, no such target, or a folder without a head.
+    """
+    parser = _Parser(prog="tempspec check-head", description="What engines would read otherwise in a head's folder.")
+    parser.add_argument("folder", type=str, help="The folder of an EAGLE-3 head, of either format.")
+    parser.add_argument("--target", type=str, required=True, help="The target: a folder or a hub name.")
+    options = parser.parse_args(list(arguments[1:]))
+    quiet()
+    folder = Path(options.folder).expanduser()
+    faults = head_faults(folder, load_config(options.target))
+    for fault in faults:
+        print(f"fault: {fault}")
+    for note in head_notes(folder):
+        print(f"note: {note}")
+    print(f"{options.folder}: {_count(len(faults))}")
+    return 1 if faults else 0
+
+
+def _count(faults: int) -> str:
+    """The number of faults in words."""
+    return {0: "no fault", 1: "1 fault"}.get(faults, f"{faults} faults")
