@@ -30,6 +30,7 @@ from tempspec.decoding.rounds import (
     no_numbers,
     optimum,
     outcome_of,
+    over_vocabulary,
     visible,
 )
 from tempspec.decoding.slots import ActiveRow, Laws, Slots
@@ -370,7 +371,12 @@ class Engine:
             return noise.draft(logq_BV.exp(), offset), logq_BV
 
         def law(logits_BMV: Tensor) -> Tensor:
-            return log_law(self._fit(logits_BMV), laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
+            return log_law(
+                over_vocabulary(logits_BMV, self._vocabulary),
+                laws.draft_temperature_B,
+                any_greedy=laws.greedy,
+                **laws.truncation,
+            )
 
         given = DraftTurn(
             turn.token_BT,
@@ -385,13 +391,6 @@ class Engine:
             noise.nodes,
         )
         return self._drafter.propose(given), steps
-
-    def _fit(self, logits_BV: Tensor) -> Tensor:
-        """The draft's logits over the target's real ids: padding cut off, ids that the draft lacks without mass."""
-        lacking = self._vocabulary - logits_BV.shape[-1]
-        if lacking <= 0:
-            return logits_BV[..., : self._vocabulary]
-        return torch.nn.functional.pad(logits_BV, (0, lacking), value=-torch.inf)
 
     def _verify(self, logp_BNV: Tensor, draft: Draft, noise: RoundNoise) -> Verdict:
         if self._verifier is None:

@@ -165,6 +165,14 @@ def no_numbers(model: str, row: ActiveRow) -> str:
     )
 
 
+def over_vocabulary(logits: Tensor, vocabulary: int) -> Tensor:
+    """A draft's logits over the target's real ids: padding cut off, ids that the draft lacks without mass."""
+    lacking = vocabulary - logits.shape[-1]
+    if lacking <= 0:
+        return logits[..., :vocabulary]
+    return torch.nn.functional.pad(logits, (0, lacking), value=-torch.inf)
+
+
 def visible(draft: Draft) -> Tensor | None:
     """What the last token and the nodes of a tree see of each other, `[B, K+1, K+1]`; None for a chain."""
     if draft.parent_BK is None:

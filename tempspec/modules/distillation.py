@@ -370,13 +370,6 @@ class DistillationModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """One forward of each model gives the acceptance at every pair of temperatures."""
-        self._measure(batch)
-
-    def test_step(self, batch: Batch, batch_index: int) -> None:
-        """As `validation_step`, on the test sets."""
-        self._measure(batch)
-
-    def _measure(self, batch: Batch) -> None:
         assert self.draft is not None
         assert self.source is not None
         draft, source, keep_BT = self.draft, self.source, response(batch)
@@ -386,6 +379,8 @@ class DistillationModule(pl.LightningModule):
             return source.pairs(target, source.of(draft, batch, keep_BT))
 
         self.measurement.count(batch, draft, pairs)
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
         """Log the acceptance of every set at equal temperatures, and its mean, which checkpoints follow."""
