@@ -371,26 +371,11 @@ class Engine:
             return noise.draft(logq_BV.exp(), offset), logq_BV
 
         def law(logits_BMV: Tensor) -> Tensor:
-            return log_law(
-                over_vocabulary(logits_BMV, self._vocabulary),
-                laws.draft_temperature_B,
-                any_greedy=laws.greedy,
-                **laws.truncation,
-            )
+            z_BMV = over_vocabulary(logits_BMV, self._vocabulary)
+            return log_law(z_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
 
-        given = DraftTurn(
-            turn.token_BT,
-            turn.length_B,
-            turn.limit_B,
-            longest,
-            self._vocabulary,
-            turn.rule,
-            sample,
-            steps,
-            law,
-            noise.nodes,
-        )
-        return self._drafter.propose(given), steps
+        given = (turn.token_BT, turn.length_B, turn.limit_B, longest, self._vocabulary, turn.rule)
+        return self._drafter.propose(DraftTurn(*given, sample, steps, law, noise.nodes)), steps
 
     def _verify(self, logp_BNV: Tensor, draft: Draft, noise: RoundNoise) -> Verdict:
         if self._verifier is None:

@@ -135,8 +135,7 @@ class DistillationModule(pl.LightningModule):
         if self.draft is not None and self.stage == "predict":  # rows must say which weights these are
             self.pair.remember(self.draft)
         if self._trainer is None:
-            if self.draft is None:
-                self.draft = self.pair.load_draft(self.pair.options.dtype)
+            self.draft = self.draft or self.pair.load_draft(self.pair.options.dtype)
             return
         self.pair.use(self.trainer.strategy.root_device, decoding=self.stage == "predict")
         if not self._from_cache:

@@ -6,15 +6,11 @@ batch in which fewer tokens count, so that the loss of any draft serves it, a st
 Axes: B batch, T positions, N the step's response tokens, H hidden.
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from tempspec.modules.fit.loss import response
+from tempspec.modules.outputs import Batch, response
 
 __all__ = ["kept_entries", "kept_positions", "step_batch"]
-
-Batch = Mapping[str, Tensor]
 
 
 def step_batch(batch: Batch, number: int) -> dict[str, Tensor]:

@@ -89,8 +89,8 @@ def test_chunks_train_the_draft_that_whole_logits_train(fit, options):
     whole, chunks = (
         fit(3, chunk_tokens=chunk, **copy.deepcopy(options), accumulate=2, adam=False) for chunk in (0, 17)
     )
-    assert whole.outputs.whole
-    assert not chunks.outputs.whole
+    assert whole.source.whole
+    assert not chunks.source.whole
     same(chunks, whole, rtol=1e-5, atol=1e-6)
     assert chunks.logged["train/loss"] == pytest.approx(whole.logged["train/loss"], rel=1e-4)
     assert chunks.logged["train/acceptance"] == pytest.approx(whole.logged["train/acceptance"], rel=1e-4)
@@ -98,7 +98,7 @@ def test_chunks_train_the_draft_that_whole_logits_train(fit, options):
 
 def test_chunks_are_the_default_and_train_under_autocast(fit):
     whole, chunks = (fit(2, chunk_tokens=chunk, precision="bf16-mixed") for chunk in (0, None))
-    assert not chunks.outputs.whole
+    assert not chunks.source.whole
     assert chunks.logged["train/loss"] == pytest.approx(whole.logged["train/loss"], rel=2e-2)
 
 
