@@ -65,6 +65,57 @@ def violations(package: Path) -> list[str]:
     return found
 
 
+WINGS = ("fit", "validate", "predict")
+"""Folders of modules/, one for each thing that a run does; what two of them need lies above them."""
+CATALOGUES = {"plugins/divergences.py", "plugins/schedules.py"}
+"""Files that are read one class at a time; all others are read from top to bottom."""
+
+
+def crossings(package: Path) -> list[str]:
+    """Every import from one wing into another."""
+    found = []
+    for wing in WINGS:
+        others = tuple(f"tempspec.modules.{other}." for other in WINGS if other != wing)
+        for path in sorted((package / "modules" / wing).rglob("*.py")):
+            into = [name for name in imports(path, package) if f"{name}.".startswith(others)]
+            found += [f"{path.relative_to(package)} imports {name}" for name in into]
+    return found
+
+
+def options(path: Path) -> dict[str, int]:
+    """How many options each class of a file has of its own: the arguments of its `__init__`, or a dataclass' fields."""
+    counted = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef):
+            fields = [one for one in node.body if isinstance(one, ast.AnnAssign) and not one.target.id.startswith("_")]
+            counted[node.name] = len(fields) if node.decorator_list else 0
+            makers = [one for one in node.body if isinstance(one, ast.FunctionDef) and one.name == "__init__"]
+            for maker in makers:
+                counted[node.name] = len(maker.args.args) + len(maker.args.kwonlyargs) - 1
+    return counted
+
+
+def test_wings_of_modules_do_not_import_each_other():
+    assert crossings(PACKAGE) == []
+
+
+@pytest.mark.parametrize(("name", "found"), [("tempspec.modules.predict.pulse", 1), ("tempspec.modules.fit.loss", 0)])
+def test_a_wing_that_imports_another_is_found(tmp_path, name, found):
+    package = tmp_path / "tempspec"
+    (package / "modules/fit").mkdir(parents=True)
+    (package / "modules/fit/a.py").write_text(f"import {name}")
+    assert len(crossings(package)) == found
+
+
+def test_no_file_is_longer_than_450_lines_but_catalogues():
+    long = {str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.read_text().count("\n") > 450}
+    assert long <= CATALOGUES
+
+
+def test_no_class_takes_more_than_15_options_of_its_own():
+    assert {name: count for path in PACKAGE.rglob("*.py") for name, count in options(path).items() if count > 15} == {}
+
+
 def test_no_import_goes_up_or_across():
     assert violations(PACKAGE) == []
 

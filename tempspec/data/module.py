@@ -3,7 +3,6 @@
 import math
 import os
 import warnings
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,18 +14,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from tempspec.data.batches import STARTS, Collate, EncodedSets
-from tempspec.data.cache import default_cache_dir
 from tempspec.data.clock import at_the_time_of
-from tempspec.data.corpora import Corpora, Side
+from tempspec.data.corpora import Side
 from tempspec.data.encoding import Encoder
 from tempspec.data.grouping import LengthGroups, Padding, lengths
 from tempspec.data.loaders import ResumableLoader, ShardSampler, Slot, work_loader
 from tempspec.data.prompts import Prompt, PromptSource, read_prompts
-from tempspec.data.rows import RowOptions
 from tempspec.data.sources import TEMPERATURE, Source, named_sources, source_of
+from tempspec.data.text_encoding import TextEncoding
 from tempspec.errors import UserError
 from tempspec.files import stage_folder
-from tempspec.models.loading import load_tokenizer
 
 HELD_OUT = "train-held-out"
 """The name of the validation set that is split off the training data."""
@@ -53,7 +50,6 @@ class TextDataModule(LightningDataModule):
         test: named test sets; the validation sets by default.
         prompts: named prompt sets for predict.
         generation_prompts: named prompt sets for generate; those of `prompts` by default.
-        max_length: the most tokens of a row.
         batch_size: rows of a training batch, on each device.
         eval_batch_size: rows of a validation or test batch, on each device; `batch_size` by default.
         group_by_length: batches within which training rows are sorted by length, so that those of a batch are of like
@@ -61,16 +57,8 @@ class TextDataModule(LightningDataModule):
         pad_to_multiple: the length of a batch is rounded up to a multiple of this, of a sixteenth of `max_length` at
             most; 1 for the length of its longest row.
         num_workers: worker processes of a loader; null chooses: none for small corpora and on few cores.
-        encoding_workers: processes that encode the corpora; null chooses.
-        pack: join documents to full rows; otherwise each is a row of its own, cut to `max_length`.
-        pack_attention: `separate` keeps the documents of a row from each other, in attention and positions, as if each
-            was a row of its own; `across` lets a document see those before it.
-        fold_whitespace: turn every run of whitespace into one space, for vocabularies without a newline.
-        add_bos: put BOS before documents and prompts even where the tokenizer does not.
         seed: of the held-out rows and of the shuffling.
-        cache_dir: where encoded corpora are kept; `$XDG_CACHE_HOME/tempspec` by default.
-        tokenizer_revision: the tokenizer's branch, tag or commit on the hub.
-        trust_remote_code: run the code that a tokenizer brings along.
+        encoding: the options of `tempspec.data.text_encoding.TextEncoding`, such as `max_length` and `pack`.
     """
 
     def __init__(
@@ -84,26 +72,16 @@ class TextDataModule(LightningDataModule):
         test: dict[str, Source | str] | None = None,
         prompts: dict[str, PromptSource | str] | None = None,
         generation_prompts: dict[str, PromptSource | str] | None = None,
-        max_length: int = 256,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         group_by_length: int = 256,
         pad_to_multiple: int = 64,
         num_workers: int | None = None,
-        encoding_workers: int | None = None,
-        pack: bool = True,
-        pack_attention: Literal["separate", "across"] = "separate",
-        fold_whitespace: bool = False,
-        add_bos: bool = False,
         seed: int = 0,
-        cache_dir: str | None = None,
-        tokenizer_revision: str | None = None,
-        trust_remote_code: bool = False,
+        **encoding: Any,
     ) -> None:
         super().__init__()
-        self.tokenizer_path = tokenizer
-        self.tokenizer_revision = tokenizer_revision
-        self.trust_remote_code = trust_remote_code
+        self.encoding = TextEncoding(tokenizer, max_skipped, **encoding)
         trains = [train] if isinstance(train, Source | str) else list(train or [])
         self.train_sources = [source_of(given, Source) for given in trains]
         self.validation_sources = named_sources(validation, Source)
@@ -112,19 +90,12 @@ class TextDataModule(LightningDataModule):
         self._generation_sources = named_sources(generation_prompts, PromptSource)
         self.validation_fraction = validation_fraction
         self.max_held_out = max_held_out
-        self.max_skipped = max_skipped
-        self.row_options = RowOptions(max_length, pack)
-        self.fold_whitespace = fold_whitespace
-        self.add_bos = add_bos
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.group_by_length = group_by_length
-        self.padding = Padding(max_length, pad_to_multiple)
+        self.padding = Padding(self.max_length, pad_to_multiple)
         self.num_workers = num_workers
-        self.encoding_workers = encoding_workers
-        self.pack_attention = pack_attention
         self.seed = seed
-        self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
         self._train: datasets.Dataset
         self._validation: list[datasets.Dataset] = []
         self._test: list[datasets.Dataset] = []
@@ -136,7 +107,7 @@ class TextDataModule(LightningDataModule):
     @property
     def max_length(self) -> int:
         """The most tokens of a row."""
-        return self.row_options.max_length
+        return self.encoding.rows.max_length
 
     # -- what there is ------------------------------------------------------------------------------------------------
 
@@ -165,7 +136,7 @@ class TextDataModule(LightningDataModule):
     def packed(self) -> bool:
         """Whether some row that was set up holds several documents that are to be kept from each other."""
         sets = [*([self._train] if hasattr(self, "_train") else []), *self._validation, *self._test]
-        return self.pack_attention == "separate" and any(
+        return self.encoding.separate and any(
             STARTS in rows.column_names and lengths(rows, STARTS).max(initial=0) > 1 for rows in sets
         )
 
@@ -188,19 +159,15 @@ class TextDataModule(LightningDataModule):
             named |= {f"test/{name}": [source] for name, source in self.test_sources.items()}
         return named | ({"train": self.train_sources} if self.train_sources else {})
 
-    @cached_property
+    @property
     def tokenizer(self) -> Any:
         """The transformers tokenizer."""
-        if self.tokenizer_path is None:
-            raise UserError("data.tokenizer is missing; give a tokenizer's folder or hub name")
-        return load_tokenizer(
-            self.tokenizer_path, revision=self.tokenizer_revision, trust_remote_code=self.trust_remote_code
-        )
+        return self.encoding.tokenizer
 
-    @cached_property
+    @property
     def encoder(self) -> Encoder:
         """The tokenizer with this module's options."""
-        return Encoder(self.tokenizer, self.fold_whitespace, self.add_bos)
+        return self.encoding.encoder
 
     def begin_generation(self) -> None:
         """Let the prompt sets be those of generate, where it has its own; before any is read."""
@@ -222,9 +189,9 @@ class TextDataModule(LightningDataModule):
         if not self._prompts:
             kept = folder or (stage_folder(self.trainer) if self.trainer else None)
             encoder = self.encoder if kept is None else at_the_time_of(kept, self.encoder)
-            cache = self.cache_dir / "hub"
+            cache = self.encoding.cache_dir / "hub"
             self._prompts = {
-                name: read_prompts(name, source, encoder, cache, self.max_skipped)
+                name: read_prompts(name, source, encoder, cache, self.encoding.max_skipped)
                 for name, source in self.prompt_sources.items()
             }
         return self._prompts
@@ -284,16 +251,6 @@ class TextDataModule(LightningDataModule):
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _corpora(self) -> Corpora:
-        return Corpora(
-            self.encoder,
-            self.row_options,
-            self.cache_dir,
-            max_skipped=self.max_skipped,
-            encoding_workers=self.encoding_workers,
-        )
-
     @property
     def _splits(self) -> bool:
         """Whether the validation set is held out from the training data."""
@@ -301,13 +258,13 @@ class TextDataModule(LightningDataModule):
 
     def _train_set(self) -> datasets.Dataset:
         self._require(self.train_sources, "train")
-        return self._corpora.encode("train", self.train_sources, self._side("kept"))
+        return self.encoding.corpora.encode("train", self.train_sources, self._side("kept"))
 
     def _held_out_sets(self) -> list[datasets.Dataset]:
         side = self._side("held-out")
         if side is None:
             return []
-        rows = self._corpora.encode(HELD_OUT, self.train_sources, side)
+        rows = self.encoding.corpora.encode(HELD_OUT, self.train_sources, side)
         self._none_held_out = not len(rows)
         rank_zero_info(
             f"{HELD_OUT}: nothing is held out, which takes two different rows; name data.validation to validate"
@@ -318,7 +275,7 @@ class TextDataModule(LightningDataModule):
         return [] if self._none_held_out else [rows]
 
     def _named_sets(self, sources: dict[str, Source]) -> list[datasets.Dataset]:
-        return [self._corpora.encode(name, [source]) for name, source in sources.items()]
+        return [self.encoding.corpora.encode(name, [source]) for name, source in sources.items()]
 
     def _side(self, side: Literal["kept", "held-out"]) -> Side | None:
         if not self._splits:
@@ -354,7 +311,7 @@ class TextDataModule(LightningDataModule):
     def _collate(self) -> Collate:
         tokens = self.tokenizer
         pad_id = next(i for i in (tokens.pad_token_id, tokens.eos_token_id, 0) if i is not None)
-        return Collate(pad_id, self.padding, apart=self.pack_attention == "separate")
+        return Collate(pad_id, self.padding, apart=self.encoding.separate)
 
     def _loading(self, rows: int) -> dict[str, Any]:
         """How a loader of so many rows is run."""
@@ -393,17 +350,14 @@ class TextDataModule(LightningDataModule):
         Raises:
             UserError: an option is out of its range.
         """
-        encoders = self.encoding_workers
         checks = (
-            ("max_length", self.row_options.max_length, self.row_options.max_length >= 2, "2 or more"),
             ("batch_size", self.batch_size, self.batch_size >= 1, "1 or more"),
             ("eval_batch_size", self.eval_batch_size, self.eval_batch_size >= 1, "1 or more"),
             ("num_workers", self.num_workers, (self.num_workers or 0) >= 0, "0 or more"),
-            ("encoding_workers", encoders, encoders is None or encoders >= 1, "1 or more"),
             ("group_by_length", self.group_by_length, self.group_by_length >= 0, "0 or more"),
             ("pad_to_multiple", self.padding.multiple, self.padding.multiple >= 1, "1 or more"),
             ("max_held_out", self.max_held_out, self.max_held_out >= 1, "1 or more"),
-            ("max_skipped", self.max_skipped, 0 <= self.max_skipped <= 1, "in [0, 1]"),
+            ("max_skipped", self.encoding.max_skipped, 0 <= self.encoding.max_skipped <= 1, "in [0, 1]"),
             ("validation_fraction", self.validation_fraction, 0 <= self.validation_fraction < 1, "in [0, 1)"),
         )
         for name, value, fine, expected in checks:

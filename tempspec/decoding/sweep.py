@@ -16,8 +16,22 @@ else:  # a configuration may give one number, which becomes a list
     Temperatures = list[float] | float
 
 
+@dataclass(kw_only=True)
+class CutLaws:
+    """How the laws of both models are cut; `Sweep` says what the options mean."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def truncation(self) -> Truncation:
+        """The same, as a function of laws."""
+        return Truncation(self.top_k, self.top_p, self.min_p)
+
+
 @dataclass
-class Sweep:
+class Sweep(CutLaws):
     """What predict and generate decode, and how.
 
     Args:
@@ -48,9 +62,6 @@ class Sweep:
     fitted_on: list[str] = field(default_factory=list)
     samples: int = 1
     max_new_tokens: int = 128
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
     stop_at_eos: bool = True
     slots: int = 16
     write_every: float = 10.0
@@ -104,11 +115,6 @@ class Sweep:
                 f"sweep.batch_size ({self.batch_size}) is not used any more: sweep.slots rows are decoded together, "
                 "from one running queue, and finished rows are written every sweep.write_every seconds"
             )
-
-    @property
-    def truncation(self) -> Truncation:
-        """How the laws of both models are cut."""
-        return Truncation(self.top_k, self.top_p, self.min_p)
 
     @property
     def fitted(self) -> bool:

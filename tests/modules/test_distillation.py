@@ -228,7 +228,7 @@ def test_fit_without_a_draft_says_how_to_name_one(pair, data, trainer):
 
 
 def test_rows_longer_than_a_models_context_are_refused(module, data, trainer):
-    data.row_options = data.row_options.__class__(65)
+    data.encoding.rows = data.encoding.rows.__class__(65)
     with pytest.raises(UserError, match=r"max_length is 65, but .*target was made for at most 64 positions"):
         trainer(max_steps=1).fit(module(), data)
 

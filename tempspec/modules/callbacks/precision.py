@@ -1,7 +1,7 @@
 """Where a law that is measured, or that verifies, is not quite the one that tokens are drawn from (floor 5).
 
 In the engine it always is: a verifier is handed the very law that a draft token was drawn from, whatever the models'
-dtypes are, compiled or not. Two places remain, and each says so in one line.
+dtypes are, compiled or not. Two places remain, and each says so in one line; so does a dtype that is slow here.
 """
 
 import logging
@@ -14,11 +14,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from tempspec.modules.callbacks.serving_defaults import serving_note
 
-__all__ = ["PrecisionNotes", "autocast_note", "half_note"]
+__all__ = ["PrecisionNotes", "autocast_note", "half_note", "slow_note"]
 
 logger = logging.getLogger(__name__)
 
 _HALVES = (torch.bfloat16, torch.float16)
+_WITHOUT_HALVES = ("NO AVX", "AVX2")
+"""Capabilities of x86 CPUs on which torch computes in half precision by converting back and forth."""
 
 
 class PrecisionNotes(pl.Callback):
@@ -39,7 +41,10 @@ class PrecisionNotes(pl.Callback):
     def on_predict_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Of predict and generate."""
         models = {"the target": pl_module.pair.target_model, "the draft": pl_module.draft}
-        _say(half_note({name: model.dtype for name, model in models.items() if model is not None}))
+        dtypes = {name: model.dtype for name, model in models.items() if model is not None}
+        _say(half_note(dtypes))
+        if pl_module.device.type == "cpu":
+            _say(slow_note(dtypes, torch.backends.cpu.get_cpu_capability()))
         runner, config = pl_module.runner, pl_module.pair.target_model.generation_config
         if note := serving_note(config, runner.sweep, generating=runner.generating):
             rank_zero_info(note)
@@ -76,6 +81,27 @@ def half_note(dtypes: Mapping[str, torch.dtype]) -> str:
     return (
         f"{named}: laws may depend on the batch's shape, so the one that verifies is not quite that of plain decoding, "
         "and a request may get other tokens in another batch; --model.loading.dtype float32 is exact"
+    )
+
+
+def slow_note(dtypes: Mapping[str, torch.dtype], capability: str) -> str:
+    """For models whose dtype this CPU has no instructions for; empty where there are none.
+
+    Args:
+        dtypes: of the models, by their names.
+        capability: the CPU's, as `torch.backends.cpu.get_cpu_capability` says it.
+
+    >>> slow_note({"the target": torch.bfloat16}, "AVX512")
+    ''
+    >>> slow_note({"the target": torch.bfloat16}, "AVX2").partition(":")[0]
+    'this CPU has no instructions for the dtype of the target'
+    """
+    halves = [name for name, dtype in dtypes.items() if dtype in _HALVES]
+    if capability not in _WITHOUT_HALVES or not halves:
+        return ""
+    return (
+        f"this CPU has no instructions for the dtype of {' and '.join(halves)}: float32 is several times faster; "
+        "--model.loading.dtype float32"
     )
 
 
