@@ -52,16 +52,12 @@ def test_an_unknown_name_is_an_attribute_error_with_a_hint(name, hint):
         getattr(tempspec, name)
 
 
-def test_importing_and_listing_import_no_torch_and_are_quick():
+def test_importing_and_listing_import_nothing_heavy():  # benchmarks/install.py takes the time
     code = """
-import sys, time
-began = time.perf_counter()
+import sys
 import tempspec
-took = time.perf_counter() - began
 assert "DistillationModule" in dir(tempspec) and "Uniform" in dir(tempspec)
-print(took, "torch" in sys.modules, "lightning" in sys.modules)
+print("torch" in sys.modules, "lightning" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    took, *imported = done.stdout.split()
-    assert imported == ["False", "False"]
-    assert float(took) < 0.1
+    assert done.stdout.split() == ["False", "False"]

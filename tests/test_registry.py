@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from abc import ABCMeta
 from pathlib import Path
@@ -89,20 +88,11 @@ def test_scan_lists_every_family_in_order_and_imports_nothing():
     assert all(plugin.cls is None and plugin.error is None for plugin in plugins)
 
 
-def test_scan_in_a_new_process_is_quick_and_imports_neither_torch_nor_plugins():
+def test_scan_imports_neither_torch_nor_plugins():
     code = (
         "import sys, tempspec.registry as r; r.scan(); print(sorted({'torch', 'tempspec.plugins'} & set(sys.modules)))"
     )
     assert python(code).stdout.strip() == "[]"
-    best = min(timed(registry.scan) for _ in range(5))
-    # 0.05 s is the aim on an idle machine; a busy one gets room.
-    assert best < 0.25
-
-
-def timed(function):
-    begin = time.perf_counter()
-    function()
-    return time.perf_counter() - begin
 
 
 def test_the_same_distribution_twice_on_the_path_counts_once(distribution, monkeypatch):
