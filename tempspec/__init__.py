@@ -143,7 +143,22 @@ def _face() -> list[str]:
 
 
 def _families() -> dict[str, list[str]]:
-    """The families of every registered plugin's name; nothing is imported for it."""
+    """The families of every registered plugin's name; nothing is imported for it.
+
+    Looked up once for each search path: jsonargparse asks this module for a name whenever it writes a class's path.
+    """
+    import sys
+
+    path = tuple(sys.path)
+    if path not in _KNOWN:
+        _KNOWN[path] = _scanned()
+    return _KNOWN[path]
+
+
+_KNOWN: dict[tuple[str, ...], dict[str, list[str]]] = {}
+
+
+def _scanned() -> dict[str, list[str]]:
     from tempspec.errors import UserError
     from tempspec.registry import scan
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tempspec
+from tempspec import registry
 from tempspec.registry import scan
 
 PROMISED = {
@@ -61,3 +62,12 @@ print("torch" in sys.modules, "lightning" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+def test_a_name_that_is_not_there_is_looked_up_once(monkeypatch):
+    scans = []
+    monkeypatch.setattr(registry, "scan", lambda found=registry.scan: scans.append(1) or found())
+    monkeypatch.setattr(sys, "path", [*sys.path, "/nowhere/else"])  # nobody has asked with this path before
+    for name in ("Nothing", "NothingElse", "Nothing"):
+        assert not hasattr(tempspec, name)
+    assert len(scans) == 1
