@@ -1,4 +1,4 @@
-"""The pair of an experiment: a frozen target outside the module tree and a trainable draft (floor 5)."""
+"""The pair of an experiment: a frozen target outside the module tree and a trainable draft (floor 3)."""
 
 import hashlib
 from collections.abc import Iterator
