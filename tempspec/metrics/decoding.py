@@ -1,4 +1,4 @@
-"""The decoding metrics over rows, one written definition each (floor 4). Their collection over a sweep: `sweep.py`.
+"""The decoding metrics over rows, one written definition each (floor 4). Their collection over a sweep: `collection.py`.
 
 Every metric is token-weighted: a ratio of two sums over rows, with a 95% interval from a bootstrap over prompts. What
 is counted is in `tempspec.metrics.functional`; a class here is such a function plus its remembered options.
@@ -13,7 +13,7 @@ import torch
 from tempspec.metrics import functional as F
 from tempspec.metrics.bootstrap import REPLICATES, Estimate, Sums, running_product
 from tempspec.metrics.ratio import BootstrapRatio, paired_ratio
-from tempspec.metrics.rows import Row
+from tempspec.metrics.rows import DecodedRow
 
 __all__ = [
     "MBSU",
@@ -44,10 +44,10 @@ class RowRatio(BootstrapRatio):
     higher_is_better = True
 
     @abstractmethod
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """Numerators and denominators of one row, one number an entry."""
 
-    def update(self, *rows: Row) -> None:
+    def update(self, *rows: DecodedRow) -> None:
         """Count requests; many at once are much cheaper than one by one."""
         counts_N2S = torch.tensor([self.counts(row) for row in rows], dtype=torch.float64, device=self.device)
         key_N = torch.tensor([row["prompt_key"] for row in rows], dtype=torch.int64, device=self.device)
@@ -65,7 +65,7 @@ class AcceptanceRate(RowRatio):
     0.8
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.acceptance_rate_counts`."""
         return F.acceptance_rate_counts(row)
 
@@ -82,7 +82,7 @@ class AnalyticAcceptance(RowRatio):
     0.75
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.analytic_acceptance_counts`."""
         return F.analytic_acceptance_counts(row)
 
@@ -96,7 +96,7 @@ class DraftAcceptance(RowRatio):
     0.5
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.draft_acceptance_counts`."""
         return F.draft_acceptance_counts(row)
 
@@ -110,7 +110,7 @@ class AcceptedLength(RowRatio):
     1.5
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.accepted_length_counts`."""
         return F.accepted_length_counts(row)
 
@@ -126,7 +126,7 @@ class ForeseenLength(RowRatio):
     1.75
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.foreseen_length_counts`."""
         return F.foreseen_length_counts(row)
 
@@ -144,7 +144,7 @@ class OptimalAcceptance(RowRatio):
     0.75
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.optimal_acceptance_counts`."""
         return F.optimal_acceptance_counts(row)
 
@@ -163,7 +163,7 @@ class TotalVariationFromTarget(RowRatio):
 
     higher_is_better = False
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.total_variation_from_target_counts`."""
         return F.total_variation_from_target_counts(row)
 
@@ -185,7 +185,7 @@ class KLFromTarget(RowRatio):
 
     higher_is_better = False
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.kl_from_target_counts`."""
         return F.kl_from_target_counts(row)
 
@@ -199,7 +199,7 @@ class BlockEfficiency(RowRatio):
     2.5
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.block_efficiency_counts`."""
         return F.block_efficiency_counts(row)
 
@@ -225,7 +225,7 @@ class MBSU(RowRatio):
         super().__init__(replicates=replicates, **kwargs)
         self.parameter_ratio = parameter_ratio
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.mbsu_counts`."""
         return F.mbsu_counts(row, self.parameter_ratio)
 
@@ -246,7 +246,7 @@ class ByPosition(RowRatio):
         super().__init__(entries=longest + 1 - self.first, replicates=replicates, **kwargs)
         self.longest = longest
 
-    def update(self, *rows: Row) -> None:
+    def update(self, *rows: DecodedRow) -> None:
         """Count requests.
 
         Raises:
@@ -268,7 +268,7 @@ class ConditionalAcceptance(ByPosition):
     [0.667, 0.5]
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.conditional_acceptance_counts`."""
         return F.conditional_acceptance_counts(row, self.longest)
 
@@ -300,7 +300,7 @@ class AcceptedLengthHistogram(ByPosition):
 
     first = 0
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.accepted_length_histogram_counts`."""
         return F.accepted_length_histogram_counts(row, self.longest)
 
@@ -315,7 +315,7 @@ class TokensPerSecond(RowRatio):
     2.0
     """
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.tokens_per_second_counts`."""
         return F.tokens_per_second_counts(row)
 
@@ -332,7 +332,7 @@ class OverheadShare(RowRatio):
 
     higher_is_better = False
 
-    def counts(self, row: Row) -> F.Counts:
+    def counts(self, row: DecodedRow) -> F.Counts:
         """See `tempspec.metrics.functional.overhead_share_counts`."""
         return F.overhead_share_counts(row)
 
@@ -346,6 +346,6 @@ def speedup(fast: TokensPerSecond, plain: TokensPerSecond) -> Estimate:
     return paired_ratio(fast, plain)
 
 
-def longest_draft(rows: Iterable[Row]) -> int:
+def longest_draft(rows: Iterable[DecodedRow]) -> int:
     """The most tokens that any round of these rows drafted."""
     return max((drafted for row in rows for drafted in row["drafted"]), default=0)

@@ -13,6 +13,7 @@ from tempspec.decoding.rounds import append_round
 from tempspec.decoding.slots import ActiveRow
 from tempspec.interfaces import BASELINE, Completion, Request
 from tempspec.metrics.bootstrap import FEWEST, replicate_weights
+from tempspec.metrics.collection import DecodingMetrics, SweepMetrics, compare
 from tempspec.metrics.decoding import (
     MBSU,
     AcceptanceRate,
@@ -32,7 +33,6 @@ from tempspec.metrics.decoding import (
     speedup,
 )
 from tempspec.metrics.rows import Cell, cell_of
-from tempspec.metrics.sweep import DecodingMetrics, SweepMetrics, compare
 
 COUNTS = ("drafted", "tested", "accepted")
 K = 4  # the longest round of the rows fixture

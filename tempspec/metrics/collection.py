@@ -36,7 +36,7 @@ from tempspec.metrics.decoding import (
     longest_draft,
 )
 from tempspec.metrics.ratio import to_estimate
-from tempspec.metrics.rows import Cell, Row, at_slots, cell_of, timed_together
+from tempspec.metrics.rows import Cell, DecodedRow, at_slots, cell_of, timed_together
 
 __all__ = ["DecodingMetrics", "SweepMetrics", "compare"]
 
@@ -80,9 +80,9 @@ class DecodingMetrics(nn.Module):
             self.add_module(at_slots("tokens_per_second", slots), TokensPerSecond(replicates=replicates))
             self.add_module(at_slots("overhead_share", slots), OverheadShare(replicates=replicates))
 
-    def update(self, *rows: Row) -> None:
+    def update(self, *rows: DecodedRow) -> None:
         """Count requests of this cell."""
-        parts: dict[int, list[Row]] = {}
+        parts: dict[int, list[DecodedRow]] = {}
         for row in rows:
             parts.setdefault(timed_together(row) if row["pass"] == "timing" else 0, []).append(row)
         for slots, members in parts.items():
@@ -141,7 +141,7 @@ class SweepMetrics(nn.Module):
         longest: int,
         parameter_ratio: float | None = None,
         replicates: int = REPLICATES,
-        cell: Callable[[Row], Cell] = cell_of,
+        cell: Callable[[DecodedRow], Cell] = cell_of,
         timing_slots: Sequence[int] = (1,),
     ) -> None:
         super().__init__()
@@ -165,12 +165,12 @@ class SweepMetrics(nn.Module):
     @classmethod
     def of_rows(
         cls,
-        rows: Sequence[Row],
+        rows: Sequence[DecodedRow],
         *,
         parameter_ratio: float | None = None,
         rank: int = 0,
         world: int = 1,
-        cell: Callable[[Row], Cell] = cell_of,
+        cell: Callable[[DecodedRow], Cell] = cell_of,
     ) -> "SweepMetrics":
         """The metrics of a finished sweep; under DDP every rank counts its share of the same rows.
 
@@ -198,13 +198,13 @@ class SweepMetrics(nn.Module):
                 metric.sync_on_compute = False
         return self
 
-    def update(self, *rows: Row) -> None:
+    def update(self, *rows: DecodedRow) -> None:
         """Count requests, new or replayed from disk.
 
         Raises:
             ValueError: a row's cell was not declared.
         """
-        by_cell: dict[Cell, list[Row]] = {}
+        by_cell: dict[Cell, list[DecodedRow]] = {}
         for row in rows:
             by_cell.setdefault(self._cell(row), []).append(row)
         for cell, members in by_cell.items():
