@@ -30,7 +30,7 @@ __all__ = [
     "bootstrap_update",
     "contrast_estimate",
     "difference_estimate",
-    "quotient",
+    "paired_quotient",
     "replicate_weights",
     "running_product",
     "same_prompts",
@@ -127,6 +127,11 @@ class Sums:
     denominator_SW: Tensor
     seen_M2: Tensor
 
+    @property
+    def prompt_M(self) -> Tensor:
+        """The prompt's key of each pair of `seen_M2`."""
+        return self.seen_M2[:, 0]
+
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(
             self.numerator_SW + other.numerator_SW,
@@ -219,7 +224,7 @@ def contrast_estimate(*terms: tuple[float, Sums], among: int = 1) -> Tensor:
     return _compute(torch.stack(list(ratios_SW)).sum(0), prompts_S, among)
 
 
-def quotient(a: Sums, b: Sums) -> Sums:
+def paired_quotient(a: Sums, b: Sums) -> Sums:
     """`a / b` of two ratios over the same prompts, as sums again: its replicates are the quotients of theirs.
 
     Raises:
@@ -251,7 +256,7 @@ def same_prompts(a: Sums, b: Sums) -> bool:
 
 def _check_same_prompts(a: Sums, b: Sums) -> None:
     if not same_prompts(a, b):
-        got = " and ".join(str(len(sums.seen_M2[:, 0].unique())) for sums in (a, b))
+        got = " and ".join(str(len(sums.prompt_M.unique())) for sums in (a, b))
         raise ValueError(f"paired estimates need the same prompts on both sides, got different sets ({got} prompts)")
 
 

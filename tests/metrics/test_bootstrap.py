@@ -11,7 +11,7 @@ from tempspec.metrics.bootstrap import (
     bootstrap_update,
     contrast_estimate,
     difference_estimate,
-    quotient,
+    paired_quotient,
     replicate_weights,
     same_prompts,
     student_quantile,
@@ -145,13 +145,13 @@ def test_a_pair_is_far_tighter_than_two_independent_intervals():
     assert high - low < 1e-12, "the same shift of every token leaves nothing uncertain"
     assert prompts == 60
     doubled = bootstrap_update(2 * numerator_NS, denominator_NS, key_N)
-    assert bootstrap_compute(quotient(doubled, a))[0].tolist() == pytest.approx([2, 2, 2, 60])
+    assert bootstrap_compute(paired_quotient(doubled, a))[0].tolist() == pytest.approx([2, 2, 2, 60])
 
 
 def test_pairs_need_the_same_prompts():
     a, b = (bootstrap_update(*clustered(prompts=prompts), 10) for prompts in (3, 4))
     assert not same_prompts(a, b)
-    for pair in (difference_estimate, quotient):
+    for pair in (difference_estimate, paired_quotient):
         with pytest.raises(ValueError, match=r"same prompts on both sides, got different sets \(3 and 4 prompts\)"):
             pair(a, b)
 

@@ -13,18 +13,16 @@ from tempspec.decoding.rounds import append_round
 from tempspec.decoding.slots import ActiveRow
 from tempspec.interfaces import BASELINE, Completion, Request
 from tempspec.metrics.bootstrap import FEWEST, replicate_weights
+from tempspec.metrics.by_position import AcceptedLengthHistogram, ConditionalAcceptance, JointAcceptance
 from tempspec.metrics.collection import DecodingMetrics, SweepMetrics, compare
 from tempspec.metrics.decoding import (
     MBSU,
     AcceptanceRate,
     AcceptedLength,
-    AcceptedLengthHistogram,
     AnalyticAcceptance,
     BlockEfficiency,
-    ConditionalAcceptance,
     DraftAcceptance,
     ForeseenLength,
-    JointAcceptance,
     KLFromTarget,
     OptimalAcceptance,
     OverheadShare,
