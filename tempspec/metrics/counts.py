@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 
 from tempspec.metrics.rows import DecodedRow
 
-__all__ = ["Count", "Counts", "Ratio", "finite_total", "number", "seconds", "tested_with", "total"]
+__all__ = ["Count", "Counts", "Ratio", "finite_total", "number", "seconds", "total"]
 
 Count = Callable[[DecodedRow], float]
 """What a row adds to a sum."""
@@ -44,13 +44,19 @@ class Counts(NamedTuple):
     denominator_S: Sequence[float]
 
 
-def total(column: str) -> Count:
+def total(column: str, *, where: str | None = None) -> Count:
     """The sum of a column's entries; of a column that rows may lack, 0 without it.
+
+    Args:
+        column: whose entries.
+        where: another column: a row counts 0 where this one has no entries.
 
     >>> total("accepted")({"accepted": [1, 3]}), total("foreseen")({"accepted": [1, 3]})
     (4, 0)
+    >>> total("tested", where="expected")({"tested": [2, 3], "expected": []})
+    0
     """
-    return lambda row: sum(_entries(row, column))
+    return lambda row: sum(_entries(row, column)) if where is None or _entries(row, where) else 0
 
 
 def finite_total(column: str) -> Count:
@@ -71,17 +77,6 @@ def number(column: str) -> Count:
     3
     """
     return lambda row: len(_entries(row, column))
-
-
-def tested_with(column: str) -> Count:
-    """Tested tokens of a row whose column has entries; 0 of a row whose column has none.
-
-    >>> tested_with("expected")({"tested": [2, 3], "expected": [1.5, 2.5]})
-    5
-    >>> tested_with("expected")({"tested": [2, 3], "expected": []})
-    0
-    """
-    return lambda row: sum(row["tested"]) if _entries(row, column) else 0
 
 
 def seconds(*parts: str) -> Count:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tempspec.metrics.bootstrap import REPLICATES, Estimate
-from tempspec.metrics.counts import Counts, Ratio, finite_total, number, seconds, tested_with, total
+from tempspec.metrics.counts import Counts, Ratio, finite_total, number, seconds, total
 from tempspec.metrics.ratio import BootstrapRatio, paired_ratio
 from tempspec.metrics.rows import DecodedRow
 
@@ -90,7 +90,7 @@ class AnalyticAcceptance(RowRatio):
     0.75
     """
 
-    ratio = Ratio(total("expected"), over=tested_with("expected"))
+    ratio = Ratio(total("expected"), over=total("tested", where="expected"))
 
 
 class DraftAcceptance(RowRatio):
@@ -144,7 +144,7 @@ class OptimalAcceptance(RowRatio):
     0.75
     """
 
-    ratio = Ratio(total("optimum"), over=tested_with("optimum"))
+    ratio = Ratio(total("optimum"), over=total("tested", where="optimum"))
 
 
 class TotalVariationFromTarget(RowRatio):
@@ -161,7 +161,7 @@ class TotalVariationFromTarget(RowRatio):
 
     higher_is_better = False
 
-    ratio = Ratio(total("total_variation"), over=tested_with("total_variation"))
+    ratio = Ratio(total("total_variation"), over=total("tested", where="total_variation"))
 
 
 class KLFromTarget(RowRatio):
@@ -181,7 +181,7 @@ class KLFromTarget(RowRatio):
 
     higher_is_better = False
 
-    ratio = Ratio(finite_total("kl"), over=tested_with("kl"))
+    ratio = Ratio(finite_total("kl"), over=total("tested", where="kl"))
 
 
 class BlockEfficiency(RowRatio):
