@@ -3,7 +3,7 @@
 Tokens of one prompt are not independent, so the prompt is what is resampled. Each prompt draws its weight in each
 replicate from Poisson(1), a pure function of (prompt key, replicate): no list of prompts is kept to resample from,
 states add across batches, ranks and resumed runs, and two metrics over the same prompts share their weights, which
-makes their difference a paired one. Poisson weights stand for the multinomial ones of Efron (1979): Chamandy,
+makes their difference a paired one. Poisson weights replace the multinomial ones of Efron (1979): Chamandy,
 Muralidharan, Najmi and Naidu, "Estimating Uncertainty for Massive Data Streams", 2012.
 
 This module knows no metric and no row.
@@ -237,7 +237,7 @@ def paired_quotient(a: Sums, b: Sums) -> Sums:
 def running_product(sums: Sums) -> Sums:
     """The products of the first 1..S ratios, as sums again: its replicates are the products of theirs.
 
-    Behind a ratio of 0 the product is 0, also where nothing was counted.
+    After a ratio of 0 the product is 0, also where nothing was counted.
 
     >>> sums = bootstrap_update(torch.tensor([[4.0, 2.0]]), torch.tensor([[5.0, 4.0]]), torch.tensor([7]), replicates=0)
     >>> running_product(sums).numerator_SW.tolist()

@@ -24,7 +24,7 @@ class ByPosition(RowRatio):
     """
 
     first = 1
-    """The position that the first entry stands for."""
+    """The position of the first entry."""
 
     def __init__(self, longest: int, *, replicates: int = REPLICATES, **kwargs: Any) -> None:
         super().__init__(entries=longest + 1 - self.first, replicates=replicates, **kwargs)

@@ -124,7 +124,7 @@ class DecodingMetrics(nn.Module):
     def estimates(self) -> dict[str, Estimate]:
         """Every estimate by name. A collective under DDP: every rank must call it.
 
-        Metrics by position have their position behind their name (`joint_acceptance_3`); positions that no round
+        The name of a metric by position ends with the position (`joint_acceptance_3`); positions that no round
         reached are left out. `acceptance_gap` is the acceptance rate minus its analytic twin, paired.
         """
         found = {name: metric.estimate() for name, metric in self.scalars().items()}
@@ -143,7 +143,7 @@ class SweepMetrics(nn.Module):
         longest: the most tokens that a round of any cell drafts.
         parameter_ratio: the draft's parameters over the target's, None where no draft model is used.
         replicates: bootstrap replicates.
-        cell: the cell of a row: `category_cell_of` tells the categories of a set apart.
+        cell: the cell of a row: `category_cell_of` has one for each category of a set.
         timing_slots: the batch sizes of the timing pass.
     """
 

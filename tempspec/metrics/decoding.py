@@ -65,9 +65,9 @@ class RowRatio(BootstrapRatio):
 
 
 class AcceptanceRate(RowRatio):
-    """Accepted / tested: Leviathan's alpha, the chance that a draft token whose forerunners stand is accepted.
+    """Accepted / tested: Leviathan's alpha, the chance that a draft token is accepted after all before it were.
 
-    Leviathan, Kalman and Matias 2023, definition 3.1. A token behind a rejection is not tested and does not count.
+    Leviathan, Kalman and Matias 2023, definition 3.1. A token after a rejection is not tested and does not count.
 
     >>> metric = AcceptanceRate()
     >>> metric.update({"prompt_key": 7, "drafted": [3, 3], "tested": [2, 3], "accepted": [1, 3]})
@@ -94,7 +94,7 @@ class AnalyticAcceptance(RowRatio):
 
 
 class DraftAcceptance(RowRatio):
-    """Accepted / drafted: what serving engines print. At most the acceptance rate: tokens behind a rejection count.
+    """Accepted / drafted: what serving engines print. At most the acceptance rate: tokens after a rejection count.
 
     >>> metric = DraftAcceptance()
     >>> metric.update({"prompt_key": 7, "drafted": [4, 4], "accepted": [1, 3]})
