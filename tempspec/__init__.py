@@ -17,8 +17,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.errors import UserError as UserError
     from tempspec.interfaces import Completion as Completion
     from tempspec.interfaces import Request as Request
-    from tempspec.metrics.sweep import DecodingMetrics as DecodingMetrics
-    from tempspec.metrics.sweep import SweepMetrics as SweepMetrics
+    from tempspec.metrics.collection import DecodingMetrics as DecodingMetrics
+    from tempspec.metrics.collection import SweepMetrics as SweepMetrics
     from tempspec.models.eagle3 import Eagle3 as Eagle3
     from tempspec.models.loading import ModelOptions as ModelOptions
     from tempspec.models.loading import load_draft as load_draft
@@ -91,7 +91,7 @@ _PLACES = {
     "AcceptanceTrainerCallback": "modules.callbacks.trainer_acceptance",
     "CachedTeacher": "modules.fit.teacher_cache",
     "Completion": "interfaces",
-    "DecodingMetrics": "metrics.sweep",
+    "DecodingMetrics": "metrics.collection",
     "DistillationModule": "modules.distillation",
     "Engine": "decoding.engine",
     "LanguageModelModule": "modules.language_model",
@@ -102,7 +102,7 @@ _PLACES = {
     "Request": "interfaces",
     "Source": "data.sources",
     "Sweep": "decoding.sweep",
-    "SweepMetrics": "metrics.sweep",
+    "SweepMetrics": "metrics.collection",
     "TextDataModule": "data.module",
     "TokenSelection": "modules.fit.loss",
     "UserError": "errors",

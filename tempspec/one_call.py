@@ -14,7 +14,7 @@ from tempspec.decoding.engine import Engine
 from tempspec.errors import UserError
 from tempspec.interfaces import Completion, Drafter, DraftLength, Request, Verifier
 from tempspec.metrics.decoding import AcceptanceRate, BlockEfficiency
-from tempspec.metrics.rows import Row, row_from_completion
+from tempspec.metrics.rows import DecodedRow, row_from_completion
 from tempspec.metrics.table import Line, ResultTable
 from tempspec.models.evaluating import evaluating
 from tempspec.models.loading import DType, ModelOptions, load_tokenizer
@@ -78,7 +78,7 @@ class Decoded(Sequence[DecodedPrompt]):
     """
 
     found: Sequence[DecodedPrompt]
-    rows: Sequence[Row]
+    rows: Sequence[DecodedRow]
 
     def __len__(self) -> int:
         return len(self.found)

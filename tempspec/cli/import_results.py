@@ -16,9 +16,9 @@ from tempspec.data.engine_logs import EngineLog, read_engine_log
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate
+from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.ratio import ClusteredRatio
-from tempspec.metrics.rows import Row
-from tempspec.metrics.sweep import SweepMetrics
+from tempspec.metrics.rows import DecodedRow
 
 __all__ = ["main"]
 
@@ -86,7 +86,7 @@ def _of_run(run: Path) -> Iterator[tuple[str, str, list[Estimate]]]:
     file = run / "predict" / "predictions.parquet"
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a run whose predict is finished")
-    rows = cast(list[Row], pq.read_table(file).to_pylist())
+    rows = cast(list[DecodedRow], pq.read_table(file).to_pylist())
     drafted = [row for row in rows if row["pass"] == "acceptance" and row["verifier"] != BASELINE]
     for cell, found in SweepMetrics.of_rows(drafted).estimates().items():
         draft = "" if cell.draft_temperature == cell.target_temperature else f", draft T = {cell.draft_temperature:g}"

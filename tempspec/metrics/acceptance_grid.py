@@ -15,9 +15,12 @@ from torchmetrics.utilities import dim_zero_cat
 
 from tempspec.metrics.bootstrap import REPLICATES, Estimate, bootstrap_compute
 from tempspec.metrics.prefixes import PromptSums
-from tempspec.metrics.ratio import BootstrapRatio, to_estimate
+from tempspec.metrics.ratio import BootstrapRatio, weighted
 
 __all__ = ["AcceptanceGrid", "GridEstimates"]
+
+_BY_TARGET = ("argmax", "match", "entropy")
+"""What there is one of for each target temperature, in the order of a grid's entries, after acceptance by pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +73,13 @@ class AcceptanceGrid(BootstrapRatio):
         replicates: int = REPLICATES,
         **kwargs: Any,
     ) -> None:
-        rows = len(target_temperatures)
-        super().__init__(entries=rows * (len(draft_temperatures) + 3), replicates=replicates, **kwargs)
         self.target_temperatures = tuple(target_temperatures)
         self.draft_temperatures = tuple(draft_temperatures)
-        self.add_state("prompt_key", [], "cat")
-        self.add_state("prompt_sums", [], "cat")
-        self._start_prompts()
-
-    def reset(self) -> None:
-        """Forget everything counted."""
-        super().reset()
-        self._start_prompts()
+        pairs = [("acceptance", t, d) for t in target_temperatures for d in draft_temperatures]
+        self._entries = [*pairs, *((name, t, t) for name in _BY_TARGET for t in target_temperatures)]
+        super().__init__(entries=len(self._entries), replicates=replicates, **kwargs)
+        self.add_rows("prompt_key", dtype=torch.int64)
+        self.add_rows("prompt_sums", 2, len(self._entries), dtype=torch.float64)
 
     def update(
         self,
@@ -102,9 +100,8 @@ class AcceptanceGrid(BootstrapRatio):
             key_N: each position's prompt, int64.
             weight_N: 1 for a real position, 0 for one of a filler row.
         """
-        value_NS = torch.cat([alpha_NAD.flatten(1), argmax_NA, match_NA, entropy_NA], 1).double()
-        weight_NS = weight_N.double()[:, None].expand_as(value_NS)
-        counted_NS = torch.where(weight_NS > 0, value_NS * weight_NS, 0.0)
+        value_NS = torch.cat([alpha_NAD.flatten(1), argmax_NA, match_NA, entropy_NA], 1)
+        counted_NS, weight_NS = weighted(value_NS, weight_N)
         self.add(counted_NS, weight_NS, key_N)
         found = PromptSums.of(counted_NS, weight_NS, key_N)
         self.prompt_key.append(found.key_U)  # type: ignore[union-attr] # a tensor only inside a sync context
@@ -112,18 +109,22 @@ class AcceptanceGrid(BootstrapRatio):
 
     def compute(self) -> dict[str, Tensor]:  # type: ignore[override] # a torchmetric may return a dict of tensors
         """Value, low, high, number of prompts: `acceptance [A, D, 4]`, `argmax`, `match`, `entropy [A, 4]`."""
-        return self._split(bootstrap_compute(self._local_sums()))
+        computed_S4 = bootstrap_compute(self._local_sums())
+        size, columns = len(self.target_temperatures), len(self.draft_temperatures)
+        acceptance_S4, *by_target_A4 = computed_S4.split([size * columns, *[size] * len(_BY_TARGET)])
+        acceptance_AD4 = acceptance_S4.unflatten(0, (size, columns))
+        return {"acceptance": acceptance_AD4, **dict(zip(_BY_TARGET, by_target_A4, strict=True))}
 
     def grid(self) -> GridEstimates:
         """The estimates by temperature. A collective under DDP: every rank must call it."""
-        found = self._split(bootstrap_compute(self.sums()))
-        pairs = [(target, draft) for target in self.target_temperatures for draft in self.draft_temperatures]
-        rows = {
-            name: dict(zip(self.target_temperatures, to_estimate(found[name]), strict=True))
-            for name in ("argmax", "match", "entropy")
-        }
-        acceptance = dict(zip(pairs, to_estimate(found["acceptance"].flatten(0, 1)), strict=True))
-        return GridEstimates(self.target_temperatures, self.draft_temperatures, acceptance, **rows)
+        acceptance: dict[tuple[float, float], Estimate] = {}
+        by_target: dict[str, dict[float, Estimate]] = {name: {} for name in _BY_TARGET}
+        for (name, target, draft), estimate in zip(self._entries, self.estimates(), strict=True):
+            if name == "acceptance":
+                acceptance[target, draft] = estimate
+            else:
+                by_target[name][target] = estimate
+        return GridEstimates(self.target_temperatures, self.draft_temperatures, acceptance, **by_target)
 
     def by_prompt(self) -> dict[tuple[str, float, float], PromptSums]:
         """Each prompt's own sums, by metric, target and draft temperature; metrics are named as in `GridEstimates`.
@@ -131,20 +132,6 @@ class AcceptanceGrid(BootstrapRatio):
         A collective under DDP: every rank must call it.
         """
         with self.sync_context(should_sync=self.sync_on_compute):
-            key_U, both_U2S = dim_zero_cat(self.prompt_key), dim_zero_cat(self.prompt_sums)
-            found = PromptSums.of(both_U2S[:, 0], both_U2S[:, 1], key_U)
-        names = [("acceptance", t, d) for t in self.target_temperatures for d in self.draft_temperatures]
-        names += [(name, t, t) for name in ("argmax", "match", "entropy") for t in self.target_temperatures]
-        return {name: found.entry(index) for index, name in enumerate(names)}
-
-    def _start_prompts(self) -> None:
-        """Empty entries of the right types, as `BootstrapRatio` starts its own list."""
-        entries = len(self.numerator_SW)
-        self.prompt_key = [torch.empty(0, dtype=torch.int64, device=self.device)]
-        self.prompt_sums = [torch.empty(0, 2, entries, dtype=torch.float64, device=self.device)]
-
-    def _split(self, computed_S4: Tensor) -> dict[str, Tensor]:
-        rows, columns = len(self.target_temperatures), len(self.draft_temperatures)
-        acceptance_S4, argmax_A4, match_A4, entropy_A4 = computed_S4.split([rows * columns, rows, rows, rows])
-        acceptance_AD4 = acceptance_S4.unflatten(0, (rows, columns))
-        return {"acceptance": acceptance_AD4, "argmax": argmax_A4, "match": match_A4, "entropy": entropy_A4}
+            numerator_US, denominator_US = dim_zero_cat(self.prompt_sums).unbind(1)
+            found = PromptSums.of(numerator_US, denominator_US, dim_zero_cat(self.prompt_key))
+        return {entry: found.entry(index) for index, entry in enumerate(self._entries)}

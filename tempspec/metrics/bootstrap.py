@@ -3,7 +3,7 @@
 Tokens of one prompt are not independent, so the prompt is what is resampled. Each prompt draws its weight in each
 replicate from Poisson(1), a pure function of (prompt key, replicate): no list of prompts is kept to resample from,
 states add across batches, ranks and resumed runs, and two metrics over the same prompts share their weights, which
-makes their difference a paired one. Poisson weights stand for the multinomial ones of Efron (1979): Chamandy,
+makes their difference a paired one. Poisson weights replace the multinomial ones of Efron (1979): Chamandy,
 Muralidharan, Najmi and Naidu, "Estimating Uncertainty for Massive Data Streams", 2012.
 
 This module knows no metric and no row.
@@ -30,7 +30,7 @@ __all__ = [
     "bootstrap_update",
     "contrast_estimate",
     "difference_estimate",
-    "quotient",
+    "paired_quotient",
     "replicate_weights",
     "running_product",
     "same_prompts",
@@ -127,6 +127,11 @@ class Sums:
     denominator_SW: Tensor
     seen_M2: Tensor
 
+    @property
+    def prompt_M(self) -> Tensor:
+        """The prompt's key of each pair of `seen_M2`."""
+        return self.seen_M2[:, 0]
+
     def __add__(self, other: "Sums") -> "Sums":
         return Sums(
             self.numerator_SW + other.numerator_SW,
@@ -219,7 +224,7 @@ def contrast_estimate(*terms: tuple[float, Sums], among: int = 1) -> Tensor:
     return _compute(torch.stack(list(ratios_SW)).sum(0), prompts_S, among)
 
 
-def quotient(a: Sums, b: Sums) -> Sums:
+def paired_quotient(a: Sums, b: Sums) -> Sums:
     """`a / b` of two ratios over the same prompts, as sums again: its replicates are the quotients of theirs.
 
     Raises:
@@ -232,7 +237,7 @@ def quotient(a: Sums, b: Sums) -> Sums:
 def running_product(sums: Sums) -> Sums:
     """The products of the first 1..S ratios, as sums again: its replicates are the products of theirs.
 
-    Behind a ratio of 0 the product is 0, also where nothing was counted.
+    After a ratio of 0 the product is 0, also where nothing was counted.
 
     >>> sums = bootstrap_update(torch.tensor([[4.0, 2.0]]), torch.tensor([[5.0, 4.0]]), torch.tensor([7]), replicates=0)
     >>> running_product(sums).numerator_SW.tolist()
@@ -251,7 +256,7 @@ def same_prompts(a: Sums, b: Sums) -> bool:
 
 def _check_same_prompts(a: Sums, b: Sums) -> None:
     if not same_prompts(a, b):
-        got = " and ".join(str(len(sums.seen_M2[:, 0].unique())) for sums in (a, b))
+        got = " and ".join(str(len(sums.prompt_M.unique())) for sums in (a, b))
         raise ValueError(f"paired estimates need the same prompts on both sides, got different sets ({got} prompts)")
 
 

@@ -1,63 +1,73 @@
-"""The decoding metrics over rows, one written definition each (floor 4). Their collection over a sweep: `sweep.py`.
+"""The decoding metrics over rows, one written definition each, as torchmetrics (floor 4).
 
-Every metric is token-weighted: a ratio of two sums over rows, with a 95% interval from a bootstrap over prompts. What
-is counted is in `tempspec.metrics.functional`; a class here is such a function plus its remembered options.
+Every metric is token-weighted: a ratio of two sums over rows, with a 95% interval from a bootstrap over prompts. A
+class here is its definition in words, an example, and the two counts of `tempspec.metrics.counts` that it divides.
+Those that have a number for every position are in `by_position`, all of them over a sweep in `collection`.
+
+Axes: N rows, S entries of a metric, 1 or one a position.
 """
 
-from abc import abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
-from tempspec.metrics import functional as F
-from tempspec.metrics.bootstrap import REPLICATES, Estimate, Sums, running_product
+from tempspec.metrics.bootstrap import REPLICATES, Estimate
+from tempspec.metrics.counts import Counts, Ratio, finite_total, number, seconds, total
 from tempspec.metrics.ratio import BootstrapRatio, paired_ratio
-from tempspec.metrics.rows import Row
+from tempspec.metrics.rows import DecodedRow
 
 __all__ = [
     "MBSU",
     "AcceptanceRate",
     "AcceptedLength",
-    "AcceptedLengthHistogram",
     "AnalyticAcceptance",
     "BlockEfficiency",
-    "ByPosition",
-    "ConditionalAcceptance",
     "DraftAcceptance",
     "ForeseenLength",
-    "JointAcceptance",
     "KLFromTarget",
     "OptimalAcceptance",
     "OverheadShare",
     "RowRatio",
     "TokensPerSecond",
     "TotalVariationFromTarget",
-    "longest_draft",
     "speedup",
 ]
 
+_ALL_SECONDS = seconds("prefill", "draft", "verify", "overhead")
+
 
 class RowRatio(BootstrapRatio):
-    """A ratio of sums over rows; a subclass says what one row counts."""
+    """A ratio of sums over rows. A subclass of one number names its `ratio`; another one says what a row `counts`."""
 
     higher_is_better = True
+    ratio: ClassVar[Ratio]
 
-    @abstractmethod
-    def counts(self, row: Row) -> F.Counts:
-        """Numerators and denominators of one row, one number an entry."""
+    def counts(self, row: DecodedRow) -> Counts:
+        """What one row adds to the sums."""
+        return Counts([self.ratio.numerator(row)], [self.ratio.over(row)])
 
-    def update(self, *rows: Row) -> None:
+    def update(self, *rows: DecodedRow) -> None:
         """Count requests; many at once are much cheaper than one by one."""
-        counts_N2S = torch.tensor([self.counts(row) for row in rows], dtype=torch.float64, device=self.device)
+        counts_N = [self.counts(row) for row in rows]
         key_N = torch.tensor([row["prompt_key"] for row in rows], dtype=torch.int64, device=self.device)
-        self.add(counts_N2S[:, 0], counts_N2S[:, 1], key_N)
+        self.add(
+            self._table([counts.numerator_S for counts in counts_N]),
+            self._table([counts.denominator_S for counts in counts_N]),
+            key_N,
+        )
+
+    def _table(self, values_NS: Sequence[Sequence[float]]) -> Tensor:
+        """These numbers as float64 `[N, S]`, also of no row."""
+        table_NS = torch.tensor(values_NS, dtype=torch.float64, device=self.device)
+        return table_NS.reshape(len(values_NS), len(self.numerator_SW))
 
 
 class AcceptanceRate(RowRatio):
-    """Accepted / tested: Leviathan's alpha, the chance that a draft token whose forerunners stand is accepted.
+    """Accepted / tested: Leviathan's alpha, the chance that a draft token is accepted after all before it were.
 
-    Leviathan, Kalman and Matias 2023, definition 3.1. A token behind a rejection is not tested and does not count.
+    Leviathan, Kalman and Matias 2023, definition 3.1. A token after a rejection is not tested and does not count.
 
     >>> metric = AcceptanceRate()
     >>> metric.update({"prompt_key": 7, "drafted": [3, 3], "tested": [2, 3], "accepted": [1, 3]})
@@ -65,9 +75,7 @@ class AcceptanceRate(RowRatio):
     0.8
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.acceptance_rate_counts`."""
-        return F.acceptance_rate_counts(row)
+    ratio = Ratio(total("accepted"), over=total("tested"))
 
 
 class AnalyticAcceptance(RowRatio):
@@ -82,13 +90,11 @@ class AnalyticAcceptance(RowRatio):
     0.75
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.analytic_acceptance_counts`."""
-        return F.analytic_acceptance_counts(row)
+    ratio = Ratio(total("expected"), over=total("tested", where="expected"))
 
 
 class DraftAcceptance(RowRatio):
-    """Accepted / drafted: what serving engines print. At most the acceptance rate: tokens behind a rejection count.
+    """Accepted / drafted: what serving engines print. At most the acceptance rate: tokens after a rejection count.
 
     >>> metric = DraftAcceptance()
     >>> metric.update({"prompt_key": 7, "drafted": [4, 4], "accepted": [1, 3]})
@@ -96,9 +102,7 @@ class DraftAcceptance(RowRatio):
     0.5
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.draft_acceptance_counts`."""
-        return F.draft_acceptance_counts(row)
+    ratio = Ratio(total("accepted"), over=total("drafted"))
 
 
 class AcceptedLength(RowRatio):
@@ -110,9 +114,7 @@ class AcceptedLength(RowRatio):
     1.5
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.accepted_length_counts`."""
-        return F.accepted_length_counts(row)
+    ratio = Ratio(total("accepted"), over=number("accepted"))
 
 
 class ForeseenLength(RowRatio):
@@ -126,9 +128,7 @@ class ForeseenLength(RowRatio):
     1.75
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.foreseen_length_counts`."""
-        return F.foreseen_length_counts(row)
+    ratio = Ratio(total("foreseen"), over=number("foreseen"))
 
 
 class OptimalAcceptance(RowRatio):
@@ -144,9 +144,7 @@ class OptimalAcceptance(RowRatio):
     0.75
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.optimal_acceptance_counts`."""
-        return F.optimal_acceptance_counts(row)
+    ratio = Ratio(total("optimum"), over=total("tested", where="optimum"))
 
 
 class TotalVariationFromTarget(RowRatio):
@@ -163,9 +161,7 @@ class TotalVariationFromTarget(RowRatio):
 
     higher_is_better = False
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.total_variation_from_target_counts`."""
-        return F.total_variation_from_target_counts(row)
+    ratio = Ratio(total("total_variation"), over=total("tested", where="total_variation"))
 
 
 class KLFromTarget(RowRatio):
@@ -185,9 +181,7 @@ class KLFromTarget(RowRatio):
 
     higher_is_better = False
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.kl_from_target_counts`."""
-        return F.kl_from_target_counts(row)
+    ratio = Ratio(finite_total("kl"), over=total("tested", where="kl"))
 
 
 class BlockEfficiency(RowRatio):
@@ -199,9 +193,7 @@ class BlockEfficiency(RowRatio):
     2.5
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.block_efficiency_counts`."""
-        return F.block_efficiency_counts(row)
+    ratio = Ratio(number("tokens"), over=number("drafted"))
 
 
 class MBSU(RowRatio):
@@ -225,84 +217,10 @@ class MBSU(RowRatio):
         super().__init__(replicates=replicates, **kwargs)
         self.parameter_ratio = parameter_ratio
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.mbsu_counts`."""
-        return F.mbsu_counts(row, self.parameter_ratio)
-
-
-class ByPosition(RowRatio):
-    """A ratio per position of the round.
-
-    Args:
-        longest: K, the most tokens that a round drafts.
-        replicates: bootstrap replicates.
-        kwargs: torchmetrics' own options.
-    """
-
-    first = 1
-    """The position that the first entry stands for."""
-
-    def __init__(self, longest: int, *, replicates: int = REPLICATES, **kwargs: Any) -> None:
-        super().__init__(entries=longest + 1 - self.first, replicates=replicates, **kwargs)
-        self.longest = longest
-
-    def update(self, *rows: Row) -> None:
-        """Count requests.
-
-        Raises:
-            ValueError: a round drafted more than `longest` tokens.
-        """
-        if (got := longest_draft(rows)) > self.longest:
-            raise ValueError(
-                f"{type(self).__name__} expected rounds of at most {self.longest} drafted tokens, got {got}"
-            )
-        super().update(*rows)
-
-
-class ConditionalAcceptance(ByPosition):
-    """Acceptance at position i = 1..K given that all earlier ones were accepted: accepted / tested there.
-
-    >>> metric = ConditionalAcceptance(longest=2)
-    >>> metric.update({"prompt_key": 7, "drafted": [2, 2, 2], "tested": [1, 2, 2], "accepted": [0, 1, 2]})
-    >>> [round(estimate.value, 3) for estimate in metric.estimates()]
-    [0.667, 0.5]
-    """
-
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.conditional_acceptance_counts`."""
-        return F.conditional_acceptance_counts(row, self.longest)
-
-
-class JointAcceptance(ConditionalAcceptance):
-    """The chance that positions 1..i are all accepted, i = 1..K: the product of the conditional acceptances up to i.
-
-    Not the share of the rounds that drafted i tokens: an accepted stop token ends a round early, and leaving such
-    rounds out would leave out accepted tokens alone.
-
-    >>> metric = JointAcceptance(longest=2)
-    >>> metric.update({"prompt_key": 7, "drafted": [2, 2, 1, 2], "tested": [1, 2, 1, 2], "accepted": [0, 1, 1, 2]})
-    >>> [round(estimate.value, 3) for estimate in metric.estimates()]
-    [0.75, 0.375]
-    """
-
-    def _local_sums(self) -> Sums:
-        return running_product(super()._local_sums())
-
-
-class AcceptedLengthHistogram(ByPosition):
-    """The share of rounds that accepted exactly j = 0..K tokens; sums to 1.
-
-    >>> metric = AcceptedLengthHistogram(longest=2)
-    >>> metric.update({"prompt_key": 7, "drafted": [2, 2, 2, 2], "accepted": [0, 1, 2, 2]})
-    >>> [estimate.value for estimate in metric.estimates()]
-    [0.25, 0.25, 0.5]
-    """
-
-    first = 0
-
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.accepted_length_histogram_counts`."""
-        return F.accepted_length_histogram_counts(row, self.longest)
+    def counts(self, row: DecodedRow) -> Counts:
+        """Emitted tokens, out of forward passes, the draft's counted as `parameter_ratio` of the target's."""
+        passes = len(row["drafted"]) + self.parameter_ratio * sum(row["drafted"])
+        return Counts([len(row["tokens"])], [passes])
 
 
 class TokensPerSecond(RowRatio):
@@ -315,9 +233,7 @@ class TokensPerSecond(RowRatio):
     2.0
     """
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.tokens_per_second_counts`."""
-        return F.tokens_per_second_counts(row)
+    ratio = Ratio(number("tokens"), over=_ALL_SECONDS)
 
 
 class OverheadShare(RowRatio):
@@ -332,9 +248,7 @@ class OverheadShare(RowRatio):
 
     higher_is_better = False
 
-    def counts(self, row: Row) -> F.Counts:
-        """See `tempspec.metrics.functional.overhead_share_counts`."""
-        return F.overhead_share_counts(row)
+    ratio = Ratio(seconds("overhead"), over=_ALL_SECONDS)
 
 
 def speedup(fast: TokensPerSecond, plain: TokensPerSecond) -> Estimate:
@@ -344,8 +258,3 @@ def speedup(fast: TokensPerSecond, plain: TokensPerSecond) -> Estimate:
         ValueError: the prompts differ.
     """
     return paired_ratio(fast, plain)
-
-
-def longest_draft(rows: Iterable[Row]) -> int:
-    """The most tokens that any round of these rows drafted."""
-    return max((drafted for row in rows for drafted in row["drafted"]), default=0)

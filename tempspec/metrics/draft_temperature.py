@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from tempspec.metrics.bootstrap import REPLICATES, Estimate
-from tempspec.metrics.ratio import BootstrapRatio
+from tempspec.metrics.ratio import BootstrapRatio, weighted
 
 __all__ = ["CANDIDATES", "DraftTemperatureFit", "FittedTemperature"]
 
@@ -50,6 +49,7 @@ class DraftTemperatureFit(BootstrapRatio):
         replicates: bootstrap replicates.
         kwargs: torchmetrics' own options.
 
+    >>> import torch
     >>> fit = DraftTemperatureFit([1.0], [0.5])
     >>> fit.update(torch.tensor([[[0.75, 0.5]], [[0.5, 0.5]]]), torch.tensor([7, 8]), torch.tensor([1.0, 1.0]))
     >>> best = fit.fits()[0]
@@ -74,9 +74,8 @@ class DraftTemperatureFit(BootstrapRatio):
 
     def update(self, alpha_NAD: Tensor, key_N: Tensor, weight_N: Tensor) -> None:
         """Count token positions: `sum min(p, q)`, each position's prompt (int64), 1 or 0 for a filler."""
-        value_NS = alpha_NAD.flatten(1).double()
-        weight_NS = weight_N.double()[:, None].expand_as(value_NS)
-        self.add(torch.where(weight_NS > 0, value_NS * weight_NS, 0.0), weight_NS, key_N)
+        counted_NS, weight_NS = weighted(alpha_NAD.flatten(1), weight_N)
+        self.add(counted_NS, weight_NS, key_N)
 
     def fits(self) -> list[FittedTemperature]:
         """The best of each target temperature. A collective under DDP: every rank must call it."""
@@ -86,7 +85,7 @@ class DraftTemperatureFit(BootstrapRatio):
 
     def text(self) -> list[int]:
         """The keys of the texts counted, sorted. A collective under DDP: every rank must call it."""
-        return sorted(set(self.sums().seen_M2[:, 0].tolist()))
+        return sorted(set(self.sums().prompt_M.tolist()))
 
     def _best(self, target: float, row: list[Estimate]) -> FittedTemperature:
         by_candidate = dict(zip(self.candidates, row, strict=True))

@@ -18,10 +18,10 @@ from tempspec.metrics.bootstrap import (
     bootstrap_compute,
     bootstrap_update,
     difference_estimate,
-    quotient,
+    paired_quotient,
 )
 
-__all__ = ["BootstrapRatio", "ClusteredRatio", "paired_difference", "paired_ratio", "to_estimate"]
+__all__ = ["BootstrapRatio", "ClusteredRatio", "paired_difference", "paired_ratio", "to_estimate", "weighted"]
 
 
 class BootstrapRatio(Exact, Metric):
@@ -47,13 +47,23 @@ class BootstrapRatio(Exact, Metric):
         zeros_SW = torch.zeros(entries, 1 + replicates, dtype=torch.float64)
         self.add_state("numerator_SW", zeros_SW, "sum")
         self.add_state("denominator_SW", zeros_SW, "sum")
-        self.add_state("seen", [], "cat")
-        self._start_seen()
+        self._empty: dict[str, Tensor] = {}
+        self.add_rows("seen", 2, dtype=torch.int64)
+
+    def add_rows(self, name: str, *shape: int, dtype: torch.dtype) -> None:
+        """Add a state that grows by rows of a shape; ranks join theirs.
+
+        It is never an empty list: torchmetrics gathers that as float32 numbers, which ruins the other ranks' rows.
+        """
+        self.add_state(name, [], "cat")
+        self._empty[name] = torch.empty(0, *shape, dtype=dtype)
+        self._start(name)
 
     def reset(self) -> None:
         """Forget everything counted."""
         super().reset()
-        self._start_seen()
+        for name in self._empty:
+            self._start(name)
 
     def add(self, numerator_NS: Tensor, denominator_NS: Tensor, key_N: Tensor) -> None:
         """Count observations; see `bootstrap_update`."""
@@ -81,16 +91,11 @@ class BootstrapRatio(Exact, Metric):
         with self.sync_context(should_sync=self.sync_on_compute):
             return self._local_sums()
 
-    def point(self) -> float:
-        """The first entry's value on this rank so far, for progress displays; NaN where nothing was counted."""
-        return (self.numerator_SW[0, 0] / self.denominator_SW[0, 0]).item()
-
     def _local_sums(self) -> Sums:
         return Sums(self.numerator_SW.clone(), self.denominator_SW.clone(), dim_zero_cat(self.seen).clone())
 
-    def _start_seen(self) -> None:
-        """An empty int64 entry: torchmetrics gathers a rank's empty list as float32, which ruins other ranks' keys."""
-        self.seen = [torch.empty(0, 2, dtype=torch.int64, device=self.device)]
+    def _start(self, name: str) -> None:
+        setattr(self, name, [self._empty[name].to(self.device)])
 
 
 class ClusteredRatio(BootstrapRatio):
@@ -123,8 +128,19 @@ def paired_ratio(a: BootstrapRatio, b: BootstrapRatio) -> Estimate:
     Raises:
         ValueError: the prompts differ.
     """
-    (estimate,) = to_estimate(bootstrap_compute(quotient(a.sums(), b.sums())))
+    (estimate,) = to_estimate(bootstrap_compute(paired_quotient(a.sums(), b.sums())))
     return estimate
+
+
+def weighted(value_NS: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Numerators and denominators of a weighted mean, float64 `[N, S]`; what has weight 0 may hold anything.
+
+    >>> numerator_NS, denominator_NS = weighted(torch.tensor([[0.5], [torch.nan]]), torch.tensor([1.0, 0.0]))
+    >>> numerator_NS.tolist(), denominator_NS.tolist()
+    ([[0.5], [0.0]], [[1.0], [0.0]])
+    """
+    weight_NS = weight_N.double()[:, None].expand_as(value_NS)
+    return torch.where(weight_NS > 0, value_NS.double() * weight_NS, 0.0), weight_NS
 
 
 def to_estimate(computed_S4: Tensor) -> list[Estimate]:

@@ -12,7 +12,7 @@ __all__ = [
     "METRIC_COLUMNS",
     "PLACE_COLUMNS",
     "Cell",
-    "Row",
+    "DecodedRow",
     "at_slots",
     "category_cell_of",
     "cell_of",
@@ -22,8 +22,8 @@ __all__ = [
 
 
 # The functional form, because `pass` is a keyword of Python.
-Row = TypedDict(
-    "Row",
+DecodedRow = TypedDict(
+    "DecodedRow",
     {
         "key": str,  # unique in the run: names the item of the work list
         "pass": Pass,
@@ -92,12 +92,12 @@ class Cell:
     category: str = ""
 
 
-def cell_of(row: Row) -> Cell:
+def cell_of(row: DecodedRow) -> Cell:
     """The cell that a row belongs to, among those of all categories together."""
     return Cell(row["verifier"], row["prompt_set"], row["target_temperature"], row["draft_temperature"])
 
 
-def timed_together(row: Row) -> int:
+def timed_together(row: DecodedRow) -> int:
     """Of a row of the timing pass: how many were decoded together."""
     return row.get("timing_slots") or 1
 
@@ -111,7 +111,7 @@ def at_slots(metric: str, slots: int) -> str:
     return metric if slots == 1 else f"{metric}_at_{slots}"
 
 
-def category_cell_of(row: Row) -> Cell:
+def category_cell_of(row: DecodedRow) -> Cell:
     """The cell of its own category that a row belongs to."""
     return replace(cell_of(row), category=row["category"])
 
@@ -129,7 +129,7 @@ def row_from_completion(
     category: str = "",
     turn: int = 1,
     timing_slots: int = 0,
-) -> Row:
+) -> DecodedRow:
     """The row of a finished request.
 
     Args:

@@ -177,7 +177,7 @@ class ComparisonTable(_Sections):
 
     Args:
         runs: estimates by cell of two runs, by the names to show.
-        differences: paired differences, from `tempspec.metrics.sweep.compare(first, second)`.
+        differences: paired differences, from `tempspec.metrics.collection.compare(first, second)`.
         batch: the batch size of the timing pass.
 
     Raises:

@@ -16,9 +16,9 @@ import yaml  # type: ignore[import-untyped]
 
 from tempspec.errors import UserError
 from tempspec.metrics.bootstrap import Sums
+from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.prefixes import PromptSums
-from tempspec.metrics.rows import Row
-from tempspec.metrics.sweep import SweepMetrics
+from tempspec.metrics.rows import DecodedRow
 from tempspec.reporting.measured import MEASURING, fit_of_measured, of_other_drafts, of_unknown_drafts
 from tempspec.reporting.records import Estimates
 from tempspec.reporting.study_index import FILE as STUDY_FILE
@@ -65,7 +65,7 @@ class Run:
     folder: Path
     configs: Mapping[str, Mapping[str, Any]]
     environments: Mapping[str, Mapping[str, Any]]
-    rows: Sequence[Row] = ()
+    rows: Sequence[DecodedRow] = ()
     analytic_rows: Sequence[Mapping[str, Any]] = ()
     parameter_ratio: float | None = None
     fitted: Sequence[tuple[float, float]] = ()
@@ -108,7 +108,7 @@ class Draft:
         return self.metrics.estimates()
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[DecodedRow]:
         """The rows of all seeds."""
         return [row for run in self.runs.values() for row in run.rows]
 

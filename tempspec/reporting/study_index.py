@@ -13,7 +13,7 @@ A study folder holds ordinary run folders, as the other subcommands leave them, 
 - `status`: cells finished, of how many.
 
 A run's folder holds `validate/acceptance.parquet` (see `tempspec.reporting.records.prompt_rows`) and
-`predict/predictions.parquet` (see `tempspec.metrics.rows.Row`); a folder that is missing is not finished.
+`predict/predictions.parquet` (see `tempspec.metrics.rows.DecodedRow`); a folder that is missing is not finished.
 """
 
 import json

@@ -3,14 +3,13 @@ import random
 import pytest
 
 from tempspec.interfaces import BASELINE
-
-LONGEST = 4
+from tests.metrics.definitions import K
 
 
 def make_row(generator, *, verifier="block", prompt_set="code", temperature=1.0, prompt=0, pass_="acceptance"):
     """A random row record that obeys the engine's rules: tested = min(accepted + 1, drafted)."""
     plain = verifier == BASELINE
-    drafted = [0 if plain else generator.randint(0, LONGEST) for _ in range(generator.randint(1, 6))]
+    drafted = [0 if plain else generator.randint(0, K) for _ in range(generator.randint(1, 6))]
     accepted = [generator.randint(0, count) for count in drafted]
     tested = [min(count + 1, most) for count, most in zip(accepted, drafted, strict=True)]
     return {

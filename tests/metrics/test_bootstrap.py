@@ -11,7 +11,7 @@ from tempspec.metrics.bootstrap import (
     bootstrap_update,
     contrast_estimate,
     difference_estimate,
-    quotient,
+    paired_quotient,
     replicate_weights,
     same_prompts,
     student_quantile,
@@ -41,7 +41,7 @@ def test_weights_follow_poisson_of_one():
         assert abs((weight_NR == count).double().mean() - expected) < 4 * spread
 
 
-def test_weights_of_different_prompts_and_replicates_are_uncorrelated():
+def test_weights_of_prompts_and_replicates_are_uncorrelated():
     weight_NR = replicate_weights(torch.arange(300), 300)
     for matrix in (weight_NR, weight_NR.T):
         correlation = torch.corrcoef(matrix) - torch.eye(300)
@@ -56,7 +56,7 @@ def test_weights_are_a_function_of_key_and_replicate_alone():
     assert torch.equal(weight_NR[:, :20], replicate_weights(key_N, 20))
 
 
-def test_interval_agrees_with_the_multinomial_bootstrap_and_with_the_normal_interval():
+def test_interval_agrees_with_multinomial_and_normal_intervals():
     numerator_NS, denominator_NS, key_N = clustered(prompts=200)
     low, high = bounds(bootstrap_update(numerator_NS, denominator_NS, key_N, 4000))
     per_prompt_U = numerator_NS.view(200, -1).mean(1)
@@ -89,7 +89,7 @@ def test_interval_covers_the_truth_95_times_in_100(prompts):
     assert abs(covered - 0.95) < 3 * math.sqrt(0.95 * 0.05 / 1500) + 0.01
 
 
-def test_intervals_that_hold_together_cover_all_truths_95_times_in_100():
+def test_intervals_that_hold_together_cover_95_times_in_100():
     """Where plain intervals, each right 95 times in 100, do so far less often."""
     candidates, times = 25, 300
     sums = rates(24, candidates * times)
@@ -145,13 +145,13 @@ def test_a_pair_is_far_tighter_than_two_independent_intervals():
     assert high - low < 1e-12, "the same shift of every token leaves nothing uncertain"
     assert prompts == 60
     doubled = bootstrap_update(2 * numerator_NS, denominator_NS, key_N)
-    assert bootstrap_compute(quotient(doubled, a))[0].tolist() == pytest.approx([2, 2, 2, 60])
+    assert bootstrap_compute(paired_quotient(doubled, a))[0].tolist() == pytest.approx([2, 2, 2, 60])
 
 
 def test_pairs_need_the_same_prompts():
     a, b = (bootstrap_update(*clustered(prompts=prompts), 10) for prompts in (3, 4))
     assert not same_prompts(a, b)
-    for pair in (difference_estimate, quotient):
+    for pair in (difference_estimate, paired_quotient):
         with pytest.raises(ValueError, match=r"same prompts on both sides, got different sets \(3 and 4 prompts\)"):
             pair(a, b)
 
@@ -210,7 +210,7 @@ def test_estimates_print_three_digits(value, low, high, text):
     assert estimate.to_dict().keys() == {"value", "low", "high", "prompts"}
 
 
-def test_intervals_that_hold_together_contain_the_ones_that_hold_alone():
+def test_intervals_that_hold_together_contain_single_ones():
     generator = torch.Generator().manual_seed(0)
     sums = bootstrap_update(torch.rand(30, 1, generator=generator), torch.ones(30, 1), torch.arange(30))
     ends = [contrast_estimate((1, sums), among=count)[0, 1:3].tolist() for count in (1, 4, 16)]

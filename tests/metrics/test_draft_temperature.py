@@ -38,7 +38,7 @@ def test_a_draft_that_is_too_sharp_or_too_flat_is_set_right(scale):
         assert by_target[target].draft_temperature == pytest.approx(scale * target)
 
 
-def test_a_flat_draft_of_one_order_is_best_at_argmax_for_a_greedy_target():
+def test_a_flat_draft_is_best_at_argmax_for_a_greedy_target():
     assert fitted(logits(0), 0.1 * logits(0))[0].draft_temperature == 0.0
 
 

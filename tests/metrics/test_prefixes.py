@@ -23,7 +23,7 @@ def test_the_two_parts_add_up_to_the_fall(generator):
     assert split.fall.prompts == 30
 
 
-def test_equal_laws_leave_all_to_the_prefixes_and_equal_prefixes_to_the_laws(generator):
+def test_equal_laws_leave_all_to_prefixes_and_the_other_way(generator):
     first, second = sums(generator, range(9)), sums(generator, range(9), 0.2)
     assert prefix_split(first, first, second).laws.to_dict() | {"prompts": 0} == dict.fromkeys(
         ("value", "low", "high", "prompts"), 0

@@ -1,7 +1,7 @@
 from typing import get_type_hints
 
 from tempspec.interfaces import BASELINE, Completion, Request, Seconds
-from tempspec.metrics.rows import Row, row_from_completion
+from tempspec.metrics.rows import DecodedRow, row_from_completion
 
 PLACE = {"pass_": "timing", "prompt_set": "code", "prompt_index": 3, "prompt_key": -8, "sample": 1, "key": "code/3/1"}
 
@@ -21,7 +21,7 @@ def complete(**request):
 
 def test_row_has_every_field_but_the_text_and_names_no_object():
     row = row_from_completion(complete(), label="block", **PLACE)
-    assert row.keys() == get_type_hints(Row).keys() - {"text"}
+    assert row.keys() == get_type_hints(DecodedRow).keys() - {"text"}
     assert all(isinstance(value, str | int | float | list) for value in row.values())
     assert row["prompt_tokens"] == 2
     assert (row["seconds_prefill"], row["seconds_overhead"]) == (1, 4)

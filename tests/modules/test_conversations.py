@@ -10,8 +10,8 @@ from tempspec.data.module import TextDataModule
 from tempspec.data.prompts import PromptSource
 from tempspec.decoding.sweep import Sweep
 from tempspec.interfaces import BASELINE
+from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.rows import category_cell_of
-from tempspec.metrics.sweep import SweepMetrics
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.predict.row_store import RowStore
 from tempspec.plugins.verifiers import BlockVerification, TokenwiseRejection

@@ -6,8 +6,8 @@ from typing import cast
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from tempspec.metrics.rows import Row
-from tempspec.metrics.sweep import SweepMetrics, compare
+from tempspec.metrics.collection import SweepMetrics, compare
+from tempspec.metrics.rows import DecodedRow
 from tempspec.reporting.console_tables import ComparisonTable
 from tempspec.reporting.figures import temperature_figure, write_figure
 
@@ -29,6 +29,6 @@ def show(before: Path, after: Path, folder: Path) -> None:
     print(f"curves: {png}")
 
 
-def _rows(folder: Path) -> list[Row]:
+def _rows(folder: Path) -> list[DecodedRow]:
     """The rows of a finished predict."""
-    return cast(list[Row], pq.read_table(folder / "predictions.parquet").to_pylist())
+    return cast(list[DecodedRow], pq.read_table(folder / "predictions.parquet").to_pylist())

@@ -6,8 +6,16 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tempspec.metrics.rows import METRIC_COLUMNS, PLACE_COLUMNS, Cell, Row, category_cell_of, cell_of, timed_together
-from tempspec.metrics.sweep import SweepMetrics
+from tempspec.metrics.collection import SweepMetrics
+from tempspec.metrics.rows import (
+    METRIC_COLUMNS,
+    PLACE_COLUMNS,
+    Cell,
+    DecodedRow,
+    category_cell_of,
+    cell_of,
+    timed_together,
+)
 from tempspec.modules.predict.row_store import RowStore
 
 __all__ = ["sweep_metrics"]
@@ -37,7 +45,7 @@ def sweep_metrics(
             if row["pass"] == "timing":
                 sizes.add(timed_together(row))
 
-    def metrics(found: dict[Cell, None], cell: Callable[[Row], Cell]) -> SweepMetrics:
+    def metrics(found: dict[Cell, None], cell: Callable[[DecodedRow], Cell]) -> SweepMetrics:
         made = SweepMetrics(
             found, longest=longest, parameter_ratio=parameter_ratio, cell=cell, timing_slots=sorted(sizes) or (1,)
         )
@@ -50,12 +58,12 @@ def sweep_metrics(
     return whole, by_category
 
 
-def _metric_rows(store: RowStore, keys: Sequence[str]) -> Iterator[list[Row]]:
+def _metric_rows(store: RowStore, keys: Sequence[str]) -> Iterator[list[DecodedRow]]:
     """Rows as metrics read them: of the tokens they count how many, so a range stands for them."""
     for table in store.tables(METRIC_COLUMNS, keys):
         counts = pc.list_value_length(table["tokens"]).to_pylist()
         rows = _rows(table.drop_columns("tokens"))
-        yield [cast(Row, row | {"tokens": range(count)}) for row, count in zip(rows, counts, strict=True)]
+        yield [cast(DecodedRow, row | {"tokens": range(count)}) for row, count in zip(rows, counts, strict=True)]
 
 
 def _rows(table: pa.Table) -> list[Any]:

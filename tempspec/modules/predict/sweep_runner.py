@@ -32,7 +32,7 @@ from tempspec.decoding.worklist import (
 )
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Pass, Request, StepTimes, Verifier
-from tempspec.metrics.rows import Row, row_from_completion
+from tempspec.metrics.rows import DecodedRow, row_from_completion
 from tempspec.models.digests import file_digest, tokenizer_digest, weights_digest
 from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length
@@ -346,7 +346,7 @@ class SweepRunner:
         tokens = self._longest_row - len(prompt) if self.sweep.compile else WARM_UP_TOKENS
         return replace(request, prompt=prompt, max_new_tokens=tokens, stop_ids=frozenset())
 
-    def _row(self, item: WorkItem, completion: Completion) -> Row:
+    def _row(self, item: WorkItem, completion: Completion) -> DecodedRow:
         row = row_from_completion(
             completion,
             pass_=item.pass_,
@@ -363,7 +363,7 @@ class SweepRunner:
         row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return row
 
-    def _generated(self, item: WorkItem, row: Row) -> dict[str, Any]:
+    def _generated(self, item: WorkItem, row: DecodedRow) -> dict[str, Any]:
         return generated_row(item, self.pair, self._tokenizer_digest, row["text"], row["tokens"], row["finish"])
 
     @cached_property

@@ -6,10 +6,10 @@ import torch
 
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate, bootstrap_compute
+from tempspec.metrics.collection import SweepMetrics, compare
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.ratio import to_estimate
-from tempspec.metrics.rows import Cell, Row, category_cell_of, cell_of, timed_together
-from tempspec.metrics.sweep import SweepMetrics, compare
+from tempspec.metrics.rows import Cell, DecodedRow, category_cell_of, cell_of, timed_together
 from tempspec.reporting.charts import Chart, bars, curves, forest
 from tempspec.reporting.page_tables import Field, Sheet
 from tempspec.reporting.runs import Collection, Draft
@@ -181,7 +181,7 @@ def _time_splits(collection: Collection) -> Iterator[Chart]:
             yield curves(slug("time-split", draft.name, place), title, found, x=TEMPERATURE, y=y, top=1.0)
 
 
-def _time_split(rows: Sequence[Row]) -> list[Estimate]:
+def _time_split(rows: Sequence[DecodedRow]) -> list[Estimate]:
     """The share of each part in all seconds of these rows; nothing without a row."""
     if not rows:
         return []

@@ -14,8 +14,8 @@ from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Request
+from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.rows import cell_of
-from tempspec.metrics.sweep import SweepMetrics
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.predict.dealing import FAILED
 from tempspec.modules.predict.row_metrics import sweep_metrics

@@ -12,33 +12,54 @@ from tempspec.metrics.bootstrap import (
     Sums,
     bootstrap_compute,
     difference_estimate,
-    quotient,
+    paired_quotient,
     same_prompts,
+)
+from tempspec.metrics.by_position import (
+    AcceptedLengthHistogram,
+    ByPosition,
+    ConditionalAcceptance,
+    JointAcceptance,
+    longest_draft,
 )
 from tempspec.metrics.decoding import (
     MBSU,
     AcceptanceRate,
     AcceptedLength,
-    AcceptedLengthHistogram,
     AnalyticAcceptance,
     BlockEfficiency,
-    ByPosition,
-    ConditionalAcceptance,
     DraftAcceptance,
     ForeseenLength,
-    JointAcceptance,
     KLFromTarget,
     OptimalAcceptance,
     OverheadShare,
     RowRatio,
     TokensPerSecond,
     TotalVariationFromTarget,
-    longest_draft,
 )
 from tempspec.metrics.ratio import to_estimate
-from tempspec.metrics.rows import Cell, Row, at_slots, cell_of, timed_together
+from tempspec.metrics.rows import Cell, DecodedRow, at_slots, cell_of, timed_together
 
 __all__ = ["DecodingMetrics", "SweepMetrics", "compare"]
+
+_OF_ONE_NUMBER: dict[str, type[RowRatio]] = {
+    "acceptance_rate": AcceptanceRate,
+    "analytic_acceptance": AnalyticAcceptance,
+    "draft_acceptance": DraftAcceptance,
+    "accepted_length": AcceptedLength,
+    "foreseen_length": ForeseenLength,
+    "block_efficiency": BlockEfficiency,
+    "optimal_acceptance": OptimalAcceptance,
+    "total_variation_from_target": TotalVariationFromTarget,
+    "kl_from_target": KLFromTarget,
+}
+_BY_POSITION: dict[str, type[ByPosition]] = {
+    "conditional_acceptance": ConditionalAcceptance,
+    "joint_acceptance": JointAcceptance,
+    "accepted_length_share": AcceptedLengthHistogram,
+}
+_OF_TIMING: dict[str, type[RowRatio]] = {"tokens_per_second": TokensPerSecond, "overhead_share": OverheadShare}
+"""What rows of the timing pass feed; those of the acceptance pass feed all others. Summaries keep these orders."""
 
 
 class DecodingMetrics(nn.Module):
@@ -63,62 +84,54 @@ class DecodingMetrics(nn.Module):
     ) -> None:
         super().__init__()
         self.timing_slots = tuple(timing_slots)
-        self.acceptance_rate = AcceptanceRate(replicates=replicates)
-        self.analytic_acceptance = AnalyticAcceptance(replicates=replicates)
-        self.draft_acceptance = DraftAcceptance(replicates=replicates)
-        self.accepted_length = AcceptedLength(replicates=replicates)
-        self.foreseen_length = ForeseenLength(replicates=replicates)
-        self.block_efficiency = BlockEfficiency(replicates=replicates)
-        self.optimal_acceptance = OptimalAcceptance(replicates=replicates)
-        self.total_variation_from_target = TotalVariationFromTarget(replicates=replicates)
-        self.kl_from_target = KLFromTarget(replicates=replicates)
-        self.conditional_acceptance = ConditionalAcceptance(longest, replicates=replicates)
-        self.joint_acceptance = JointAcceptance(longest, replicates=replicates)
-        self.accepted_length_share = AcceptedLengthHistogram(longest, replicates=replicates)
+        for name, of_one_number in _OF_ONE_NUMBER.items():
+            self.add_module(name, of_one_number(replicates=replicates))
+        for name, by_position in _BY_POSITION.items():
+            self.add_module(name, by_position(longest, replicates=replicates))
         self.mbsu = None if parameter_ratio is None else MBSU(parameter_ratio, replicates=replicates)
+        self._of_acceptance = [name for name, _ in self.named_children()]
         for slots in self.timing_slots:
-            self.add_module(at_slots("tokens_per_second", slots), TokensPerSecond(replicates=replicates))
-            self.add_module(at_slots("overhead_share", slots), OverheadShare(replicates=replicates))
+            for name, of_timing in _OF_TIMING.items():
+                self.add_module(at_slots(name, slots), of_timing(replicates=replicates))
 
-    def update(self, *rows: Row) -> None:
+    def update(self, *rows: DecodedRow) -> None:
         """Count requests of this cell."""
-        parts: dict[int, list[Row]] = {}
+        timed: dict[int, list[DecodedRow]] = {}
+        untimed: list[DecodedRow] = []
         for row in rows:
-            parts.setdefault(timed_together(row) if row["pass"] == "timing" else 0, []).append(row)
-        for slots, members in parts.items():
-            for metric in self._fed_by(slots):
-                metric.update(*members)
+            members = timed.setdefault(timed_together(row), []) if row["pass"] == "timing" else untimed
+            members.append(row)
+        if untimed:
+            for name in self._of_acceptance:
+                getattr(self, name).update(*untimed)
+        for slots, members in timed.items():
+            for name in _OF_TIMING:
+                self.timed(name, slots).update(*members)
 
-    def _fed_by(self, slots: int) -> list[RowRatio]:
-        """The metrics that rows of the timing pass at a batch size feed; at 0 those of the acceptance pass."""
-        if slots:
-            return [self.timed(name, slots) for name in ("tokens_per_second", "overhead_share")]
-        timed = TokensPerSecond, OverheadShare
-        return [one for one in self.children() if isinstance(one, RowRatio) and not isinstance(one, timed)]
+    def __getattr__(self, name: str) -> RowRatio:
+        metric = super().__getattr__(name)
+        assert isinstance(metric, RowRatio)  # nn.Module cannot tell what it holds
+        return metric
 
     def timed(self, name: str, slots: int) -> RowRatio:
         """A metric of the timing pass at one of its batch sizes."""
-        metric = self.get_submodule(at_slots(name, slots))
-        assert isinstance(metric, RowRatio)
-        return metric
+        return getattr(self, at_slots(name, slots))
 
     def scalars(self) -> dict[str, RowRatio]:
         """The metrics of one number, by name."""
-        named = {name: metric for name, metric in self.named_children() if isinstance(metric, RowRatio)}
-        return {name: metric for name, metric in named.items() if not isinstance(metric, ByPosition)}
+        return {name: getattr(self, name) for name, _ in self.named_children() if name not in _BY_POSITION}
 
     def estimates(self) -> dict[str, Estimate]:
         """Every estimate by name. A collective under DDP: every rank must call it.
 
-        Metrics by position have their position behind their name (`joint_acceptance_3`); positions that no round
+        The name of a metric by position ends with the position (`joint_acceptance_3`); positions that no round
         reached are left out. `acceptance_gap` is the acceptance rate minus its analytic twin, paired.
         """
         found = {name: metric.estimate() for name, metric in self.scalars().items()}
         found["acceptance_gap"] = _difference(self.acceptance_rate.sums(), self.analytic_acceptance.sums())
-        for name, metric in self.named_children():
-            if isinstance(metric, ByPosition):
-                entries = enumerate(metric.estimates(), start=metric.first)
-                found |= {f"{name}_{position}": estimate for position, estimate in entries if estimate.prompts}
+        for name, metric in _BY_POSITION.items():
+            entries = enumerate(getattr(self, name).estimates(), start=metric.first)
+            found |= {f"{name}_{position}": estimate for position, estimate in entries if estimate.prompts}
         return found
 
 
@@ -130,7 +143,7 @@ class SweepMetrics(nn.Module):
         longest: the most tokens that a round of any cell drafts.
         parameter_ratio: the draft's parameters over the target's, None where no draft model is used.
         replicates: bootstrap replicates.
-        cell: the cell of a row: `category_cell_of` tells the categories of a set apart.
+        cell: the cell of a row: `category_cell_of` has one for each category of a set.
         timing_slots: the batch sizes of the timing pass.
     """
 
@@ -141,7 +154,7 @@ class SweepMetrics(nn.Module):
         longest: int,
         parameter_ratio: float | None = None,
         replicates: int = REPLICATES,
-        cell: Callable[[Row], Cell] = cell_of,
+        cell: Callable[[DecodedRow], Cell] = cell_of,
         timing_slots: Sequence[int] = (1,),
     ) -> None:
         super().__init__()
@@ -165,12 +178,12 @@ class SweepMetrics(nn.Module):
     @classmethod
     def of_rows(
         cls,
-        rows: Sequence[Row],
+        rows: Sequence[DecodedRow],
         *,
         parameter_ratio: float | None = None,
         rank: int = 0,
         world: int = 1,
-        cell: Callable[[Row], Cell] = cell_of,
+        cell: Callable[[DecodedRow], Cell] = cell_of,
     ) -> "SweepMetrics":
         """The metrics of a finished sweep; under DDP every rank counts its share of the same rows.
 
@@ -198,13 +211,13 @@ class SweepMetrics(nn.Module):
                 metric.sync_on_compute = False
         return self
 
-    def update(self, *rows: Row) -> None:
+    def update(self, *rows: DecodedRow) -> None:
         """Count requests, new or replayed from disk.
 
         Raises:
             ValueError: a row's cell was not declared.
         """
-        by_cell: dict[Cell, list[Row]] = {}
+        by_cell: dict[Cell, list[DecodedRow]] = {}
         for row in rows:
             by_cell.setdefault(self._cell(row), []).append(row)
         for cell, members in by_cell.items():
@@ -240,7 +253,7 @@ class SweepMetrics(nn.Module):
         for slots in self.timing_slots:
             fast, slow = (self[which].timed("tokens_per_second", slots).sums() for which in (cell, plain))
             if same_prompts(fast, slow):
-                found[at_slots("speedup", slots)] = quotient(fast, slow)
+                found[at_slots("speedup", slots)] = paired_quotient(fast, slow)
         return found
 
     def scalar_sums(self, cell: Cell) -> dict[str, Sums]:
