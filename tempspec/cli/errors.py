@@ -85,7 +85,9 @@ class OneLineErrors(argparse.ArgumentParser):
 
     def _wrong_value(self, key: str, details: str) -> str:
         """For a value that its option does not accept."""
-        action = next((at for at in _actions(self) if key in (at.dest, f"{getattr(self, 'subcommand', '')}.{at.dest}")), None)
+        action = next(
+            (at for at in _actions(self) if key in (at.dest, f"{getattr(self, 'subcommand', '')}.{at.dest}")), None
+        )
         value = given(getattr(self, "args", []), key)
         told = refusal(getattr(action, "_typehint", Any), value) or one_line(details)
         section, _, name = key.partition(".")

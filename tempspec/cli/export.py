@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-
 from tempspec.cli import errors
 from tempspec.cli.screen import quiet
 from tempspec.errors import UserError

@@ -62,7 +62,9 @@ def refused_options(error: Exception) -> UserError:
     jsonargparse wraps what a constructor raises in a report on all types that an option may have.
     """
     cause: BaseException = error
-    while cause.__cause__ is not None and any(_of(name, "jsonargparse") for name in [*_modules(cause.__traceback__)][-1:]):
+    while cause.__cause__ is not None and any(
+        _of(name, "jsonargparse") for name in [*_modules(cause.__traceback__)][-1:]
+    ):
         cause = cause.__cause__
     return UserError(one_line(str(cause)))
 

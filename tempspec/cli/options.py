@@ -102,7 +102,10 @@ def given(arguments: list[str], name: str) -> Any:
     """
     configs, options = _apart(arguments)
     found: Any = {}
-    for level in [*(_read(path).held for path in configs), *(_nested({name: at}, _as_typed) for name, at in _flags(options))]:
+    for level in [
+        *(_read(path).held for path in configs),
+        *(_nested({name: at}, _as_typed) for name, at in _flags(options)),
+    ]:
         found = _over(found, level)
     return _given(found, name)
 

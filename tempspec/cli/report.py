@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from tempspec.cli import errors
 from tempspec.reporting.page import write_report
 from tempspec.reporting.runs import collect

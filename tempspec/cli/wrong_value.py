@@ -105,7 +105,9 @@ def _classes(kind: Any) -> list[type]:
     """The classes whose objects a type stands for, or those that a function of it makes."""
     if get_origin(kind) is Callable and get_args(kind):
         return [base for member in _members(get_args(kind)[-1]) for base in _classes(member)]
-    plain = inspect.isclass(kind) and get_origin(kind) is None and kind.__module__ not in ("builtins", "collections.abc")
+    plain = (
+        inspect.isclass(kind) and get_origin(kind) is None and kind.__module__ not in ("builtins", "collections.abc")
+    )
     return [kind] if plain else []
 
 

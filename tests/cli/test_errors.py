@@ -52,7 +52,8 @@ def test_jsonargparse_says_it_in_the_words_that_are_read(case):
     found = re.match(errors.PHRASES[phrase], str(caught.value), re.DOTALL)
     version = metadata.version("jsonargparse")
     told = f"jsonargparse {version} reports {case} in other words than {WRITTEN_FOR}: {str(caught.value)!r}"
-    assert found and found[1] == named, f"{told}; mend tempspec.cli.errors.PHRASES"
+    assert found is not None, f"{told}; mend tempspec.cli.errors.PHRASES"
+    assert found[1] == named
 
 
 def test_a_key_of_a_subcommand_is_read_in_the_words_too():

@@ -64,5 +64,5 @@ def test_a_former_option_is_read_with_one_line():
 
 
 def test_both_names_are_an_error(tmp_path):
-    with pytest.raises(UserError, match="model.heat is called model.temperature now, got both: leave out the former"):
+    with pytest.raises(UserError, match=r"model\.heat is called model\.temperature now, got both: leave out"):
         renamed_file(tmp_path, {"model": {"heat": 1, "temperature": 2}})

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tempspec.cli import errors
-from tempspec.cli.screen import quiet
 from tempspec.cli.import_results.engine_logs import EngineLog, read_engine_log
+from tempspec.cli.screen import quiet
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate
