@@ -1,8 +1,8 @@
 """What a parser refuses, told in one line with a remedy (floor 6).
 
 Four phrases of jsonargparse's are read (`PHRASES`), which a test holds to the version that is installed: they name the
-option. What is wrong with its value is found by its type, in `tempspec.cli.wrong_value`. A report that no phrase fits is
-joined to one line.
+option. What is wrong with its value is found by its type, in `tempspec.cli.wrong_value`. A report that no phrase fits
+is joined to one line.
 """
 
 import argparse
@@ -130,9 +130,9 @@ def _of_generate(option: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Many lines as one, with types as a user writes them.
+    r"""Many lines as one, with types as a user writes them.
 
-    >>> one_line("Expected a <class 'int'>.\\n  Got value: x")
+    >>> one_line("Expected a <class 'int'>.\n  Got value: x")
     'expected int. Got value: x'
     """
     text = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", " ".join(text.split()))

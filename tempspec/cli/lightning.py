@@ -21,7 +21,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from tempspec.cli.checkpoint import checkpoint_of
 from tempspec.cli.failures import as_user_error, refused_options
 from tempspec.cli.options import Ahead, look_ahead
-from tempspec.cli.parser import Parser, add_shared_options, allow_imports, fill_save_dirs, hidden_arguments
+from tempspec.cli.parser import (
+    Parser,
+    add_shared_options,
+    allow_imports,
+    check_options,
+    fill_save_dirs,
+    hidden_arguments,
+)
 from tempspec.cli.progress import Progress
 from tempspec.cli.record import RunRecord
 from tempspec.cli.screen import print_metrics, quiet
@@ -119,6 +126,8 @@ def _module_class(task: str) -> type[LightningModule]:
 class CommandLine(LightningCLI):
     """The parser of one task and the run that it describes; constructing it does everything.
 
+    Below are LightningCLI's hooks in the order in which its constructor calls them.
+
     Args:
         task: a key of `TASKS`.
         ahead: the arguments, and what is known from them before there is a parser.
@@ -162,15 +171,11 @@ class CommandLine(LightningCLI):
         """Parse; Lightning warns when a script's own arguments are passed on like this.
 
         Raises:
-            UserError: an option of another subcommand; in a configuration, which all of them share, it is fine.
+            UserError: options that cannot be used together, or with this subcommand.
         """
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
-        command = self.config.subcommand
-        for option, owners in (("server", ("generate",)), ("before", MEASURING)):
-            if command not in owners and self.ahead.names(option):
-                listed = ", ".join(owners)
-                raise UserError(f"--{option} is an option of {listed}, got it with {command}: leave it out")
+        check_options(self._options, self.command, self.ahead)
 
     @property
     def _options(self) -> Any:
@@ -191,20 +196,7 @@ class CommandLine(LightningCLI):
         self._options.ckpt_path = checkpoint_of(self._options.run, self._options.get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
-        """Let the data use the model's tokenizer unless they name their own.
-
-        Raises:
-            UserError: the Trainer's own folder is set, a step is made of no batches, or a server is to give a teacher's
-                logits.
-        """
-        if (batches := self._options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
-            raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
-        if self._options.get("cache_teacher") and self._options.server is not None:
-            raise UserError(
-                "expected --cache-teacher or a server, got both: a server gives no logits; add --server null"
-            )
-        if self._options.trainer.default_root_dir is not None:
-            raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
+        """Settle what other options decide: the loggers' folders, the model that is measured, the data's tokenizer."""
         fill_save_dirs(self._options.trainer.logger, str(self.folder))
         if self.command in MEASURING and self._options.ckpt_path is None:
             self.note = measure_what_was_trained(self._options, self.task, self.ahead)

@@ -8,22 +8,34 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from tempspec.cli.errors import OneLineErrors
+from tempspec.cli.options import Ahead
+from tempspec.cli.trained import MEASURING
 from tempspec.cli.wrong_value import allowed_paths
 from tempspec.data.module import TextDataModule
+from tempspec.errors import UserError
 from tempspec.modules.predict.openai_client import Server
 
-__all__ = ["Parser", "Task", "add_shared_options", "allow_imports", "fill_save_dirs", "hidden_arguments"]
+__all__ = [
+    "Parser",
+    "Task",
+    "add_shared_options",
+    "allow_imports",
+    "check_options",
+    "fill_save_dirs",
+    "hidden_arguments",
+]
 
 Task = Literal["distillation", "language-model"]
 
 _FOLDER = "save_dir"
+_MEASURES = {"model", "datamodule", "dataloaders", "weights_only", "return_predictions", "verbose"}
 _NO_OPTIONS = {
     "fit": {"model", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"},
+    "validate": _MEASURES,
+    "test": _MEASURES,
+    "predict": _MEASURES,
     "generate": {"model", "datamodule"},
-} | dict.fromkeys(
-    ("validate", "test", "predict"),
-    {"model", "datamodule", "dataloaders", "weights_only", "return_predictions", "verbose"},
-)
+}
 
 
 class Parser(OneLineErrors, LightningArgumentParser):
@@ -92,6 +104,29 @@ def add_shared_options(parser: LightningArgumentParser, task: str, run: str) -> 
     parser.add_argument(
         "--estimate", action="store_true", help="Print what fit takes of each device's memory; run nothing."
     )
+
+
+def check_options(options: Any, command: str, ahead: Ahead) -> None:
+    """Refuse what is of the right type and cannot be used.
+
+    Args:
+        options: of the subcommand, parsed.
+        command: the subcommand.
+        ahead: what the command line itself says; a configuration, which all share, may name another's options.
+
+    Raises:
+        UserError: an option of another subcommand, a step of no batches, the Trainer's own folder, or a server that is
+            to give a teacher's logits.
+    """
+    for option, owners in (("server", ("generate",)), ("before", MEASURING)):
+        if command not in owners and ahead.names(option):
+            raise UserError(f"--{option} is an option of {', '.join(owners)}, got it with {command}: leave it out")
+    if (batches := options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
+        raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
+    if options.get("cache_teacher") and options.server is not None:
+        raise UserError("expected --cache-teacher or a server, got both: a server gives no logits; add --server null")
+    if options.trainer.default_root_dir is not None:
+        raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
 
 
 def fill_save_dirs(loggers: Any, folder: str) -> None:

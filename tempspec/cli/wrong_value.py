@@ -7,7 +7,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
 from os import environ
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -37,7 +37,7 @@ def refusal(kind: Any, value: Any) -> str:
     >>> refusal(list[float] | int, ["1", "x"]), refusal(list[float] | int, "x"), refusal(int | None, "1")
     ('expected float, got x', 'expected list of float or int, got x', '')
     """
-    if kind is Any or _accepts(kind, value):
+    if kind in (Any, inspect.Parameter.empty) or isinstance(kind, str) or _accepts(kind, value):
         return ""
     members = [member for member in _members(kind) if member is not type(None)]
     reasons = [_within(member, value) for member in members if not _classes(member)]
@@ -177,12 +177,13 @@ def _of_options(chosen: type, options: Any, skipped: int) -> str:
     named = [name for name, each in parameters.items() if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
     if not isinstance(options, dict):
         return f"expected options of {chosen.__name__} as {{OPTION: VALUE}}, got {options}"
-    kinds = get_type_hints(chosen.__init__)
     for name, value in options.items():
-        if name not in named and named == list(parameters):
+        if name not in named:
+            if named != list(parameters):  # it takes others, too
+                continue
             listed = did_you_mean(str(name), named) or f"choose from {', '.join(named) or 'none'}"
             return f"{chosen.__name__} has no option {name!r}, {listed}"
-        if told := refusal(kinds.get(name, Any), value):
+        if told := refusal(parameters[name].annotation, value):
             return f"{name}: {told}"
     missing = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in options]
     return f"its option {missing[0]} is missing" if missing else ""
