@@ -255,7 +255,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one kill of each, of shorter runs")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    FORKS.set_forkserver_preload(["tempspec.cli.study", "tempspec.cli.results", "tempspec.modules.distillation"])
+    FORKS.set_forkserver_preload(["tempspec.cli.study", "tempspec.cli.stage_files", "tempspec.modules.distillation"])
     first = FORKS.Process(target=int)  # waits for the imports, which no life should count
     first.start()
     first.join()

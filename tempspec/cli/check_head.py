@@ -3,18 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from tempspec.cli.messages import OneLineErrors
-from tempspec.cli.quiet import quiet
+from tempspec.cli import errors
+from tempspec.cli.screen import quiet
 from tempspec.models.eagle3.faults import head_faults, head_notes
 from tempspec.models.loading import load_config
 
 __all__ = ["main"]
-
-
-class _Parser(OneLineErrors, ArgumentParser):
-    """Reports a wrong option in one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +23,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, no such target, or a folder without a head.
     """
-    parser = _Parser(prog="tempspec check-head", description="What engines would read otherwise in a head's folder.")
+    parser = errors.parser("tempspec check-head", "What engines would read otherwise in a head's folder.")
     parser.add_argument("folder", type=str, help="The folder of an EAGLE-3 head, of either format.")
     parser.add_argument("--target", type=str, required=True, help="The target: a folder or a hub name.")
     options = parser.parse_args(list(arguments[1:]))

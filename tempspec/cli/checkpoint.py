@@ -1,4 +1,4 @@
-"""Which files fit may continue from."""
+"""The file that a stage continues from, or whose weights it takes (floor 6)."""
 
 from pathlib import Path
 
@@ -6,10 +6,30 @@ import torch
 
 from tempspec.errors import UserError
 
-__all__ = ["check_checkpoint"]
+__all__ = ["checkpoint_of"]
 
 
-def check_checkpoint(path: str) -> None:
+def checkpoint_of(run: str, path: str | None) -> str | None:
+    """The checkpoint that `ckpt_path` names; None for none.
+
+    Args:
+        run: the run's folder.
+        path: a file; `last` for the run's own, or `auto` for that or, where there is none yet, nothing.
+
+    Raises:
+        UserError: no such file, or not a checkpoint.
+    """
+    last = Path(run) / "fit" / "checkpoints" / "last.ckpt"
+    if path is None or (path == "auto" and not last.is_file()):
+        return None
+    if path == "last" and not last.is_file():
+        raise UserError(f"ckpt_path is last, but there is no {last}; leave ckpt_path out to start from scratch")
+    found = str(last) if path in ("auto", "last") else path
+    _check(found)
+    return found
+
+
+def _check(path: str) -> None:
     """Refuse what is not a local Lightning checkpoint, before anything is built.
 
     Raises:

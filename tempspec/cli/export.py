@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
-
-from tempspec.cli.messages import OneLineErrors
-from tempspec.cli.quiet import quiet
+from tempspec.cli import errors
+from tempspec.cli.screen import quiet
 from tempspec.errors import UserError
 from tempspec.models.conditioning import FILE, fold, is_conditioned
 from tempspec.models.eagle3 import Eagle3
@@ -16,10 +14,6 @@ from tempspec.models.loading import load_config, load_draft, load_model, load_to
 from tempspec.models.tapping import head_target
 
 __all__ = ["main"]
-
-
-class _Parser(OneLineErrors, ArgumentParser):
-    """Reports a wrong option in one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         UserError: a wrong option, no such folder, a draft that is not conditioned, or an output that holds other files.
     """
     description = "Fold a conditioned draft into an ordinary checkpoint, or write an EAGLE-3 head in another format."
-    parser = _Parser(prog="tempspec export", description=description)
+    parser = errors.parser("tempspec export", description)
     parser.add_argument("--draft", type=str, required=True, help="The folder of a draft that fit wrote, or of a head.")
     parser.add_argument("--temperature", type=float | None, default=None, help="The draft temperature to fold at.")
     parser.add_argument("--format", type=Literal["plain", "speculators"] | None, default=None, help="Of a head.")

@@ -6,10 +6,11 @@ from types import TracebackType
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from tempspec.cli.errors import one_line
 from tempspec.errors import UserError
 from tempspec.modules.processes import lost_another
 
-__all__ = ["as_user_error"]
+__all__ = ["as_user_error", "refused_options"]
 
 _RESTORING = ("Error(s) in loading state_dict", "loaded state dict", "Trying to restore")
 """How torch and Lightning begin to say that a checkpoint does not fit."""
@@ -53,6 +54,19 @@ def as_user_error(error: Exception, checkpoint: str | None = None) -> UserError 
     if _DETERMINISTIC in told:
         return UserError(f"{told.partition('. ')[0]}; set trainer.deterministic: warn")
     return None
+
+
+def refused_options(error: Exception) -> UserError:
+    """The one line for what a constructor, or jsonargparse on the way to it, raised over its options.
+
+    jsonargparse wraps what a constructor raises in a report on all types that an option may have.
+    """
+    cause: BaseException = error
+    while cause.__cause__ is not None and any(
+        _of(name, "jsonargparse") for name in [*_modules(cause.__traceback__)][-1:]
+    ):
+        cause = cause.__cause__
+    return UserError(one_line(str(cause)))
 
 
 def _is_refusal(error: Exception) -> bool:

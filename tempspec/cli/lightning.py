@@ -6,30 +6,32 @@ subfolder of.
 
 import importlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info
 
-from tempspec import registry
-from tempspec.cli.ahead import Ahead, look_ahead
-from tempspec.cli.checkpoint import check_checkpoint
-from tempspec.cli.failures import as_user_error
-from tempspec.cli.messages import explain
-from tempspec.cli.parser import Parser, fill_save_dirs
+from tempspec.cli.checkpoint import checkpoint_of
+from tempspec.cli.failures import as_user_error, refused_options
+from tempspec.cli.options import Ahead, look_ahead
+from tempspec.cli.parser import (
+    Parser,
+    add_shared_options,
+    allow_imports,
+    check_options,
+    fill_save_dirs,
+    hidden_arguments,
+)
 from tempspec.cli.progress import Progress
-from tempspec.cli.quiet import quiet
 from tempspec.cli.record import RunRecord
-from tempspec.cli.tables import print_metrics
+from tempspec.cli.screen import print_metrics, quiet
 from tempspec.cli.trained import MEASURING, measure_what_was_trained
 from tempspec.cli.trainer import GeneratingTrainer
 from tempspec.data.module import TextDataModule
@@ -39,6 +41,7 @@ from tempspec.modules.callbacks import ChangedOptions, GracefulStop, LastCheckpo
 from tempspec.modules.callbacks.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.fit.sharding import register_fsdp2
 from tempspec.modules.predict.openai_client import Server
+from tempspec.modules.processes import orderly_end
 
 __all__ = ["CommandLine", "main", "run"]
 
@@ -51,8 +54,6 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
-Task = Literal["distillation", "language-model"]
-
 TOKENIZER_OF = {"distillation": ("target",), "language-model": ("tokenizer", "pretrained")}
 """Where each task's model names the tokenizer that the data use unless they name their own."""
 
@@ -99,7 +100,7 @@ def _command(
     """See `run`."""
     quiet()
     register_fsdp2()
-    _allow_imports()
+    allow_imports()
     arguments = ["--cache_teacher=true" if argument == "--cache-teacher" else argument for argument in arguments]
     ahead = look_ahead(list(arguments))
     if ahead.task not in (None, *TASKS):
@@ -116,16 +117,6 @@ def _command(
         raise told from error
 
 
-def _allow_imports() -> None:
-    """Let a configuration name classes of our own packages and of registered plugins, and of nothing else."""
-    registry.load()
-    asked = [name for name in os.environ.get("TEMPSPEC_ALLOW", "").split(",") if name]
-    set_parsing_settings(
-        import_path_denylist=["*"],
-        import_path_allowlist=["tempspec", "lightning", "torch.optim", *sorted(registry.allowed_packages()), *asked],
-    )
-
-
 def _module_class(task: str) -> type[LightningModule]:
     """The module of a task; only that one is imported."""
     module, _, name = TASKS[task].partition(":")
@@ -134,6 +125,8 @@ def _module_class(task: str) -> type[LightningModule]:
 
 class CommandLine(LightningCLI):
     """The parser of one task and the run that it describes; constructing it does everything.
+
+    Below are LightningCLI's hooks in the order in which its constructor calls them.
 
     Args:
         task: a key of `TASKS`.
@@ -167,63 +160,22 @@ class CommandLine(LightningCLI):
 
         Parsers of the others would be most of what there is to build.
         """
-        hidden = {"model", "datamodule", "dataloaders", "weights_only", "return_predictions", "verbose"}
-        arguments = {
-            "fit": {"model", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"},
-            "validate": hidden,
-            "test": hidden,
-            "predict": hidden,
-            "generate": {"model", "datamodule"},
-        }
-        return {self.command: arguments[self.command]}
+        return {self.command: hidden_arguments(self.command)}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add `task` and `run` beside Lightning's own."""
+        """Add ours beside Lightning's own."""
         super().add_default_arguments_to_parser(parser)
-        parser.add_argument("--task", type=Task, default=self.task, help="What is run: decides what `model` takes.")
-        parser.add_argument("--run", type=str, default=self.ahead.run, help="The folder that the run leaves.")
-        parser.add_argument(
-            "--checkpoint_every",
-            type=float,
-            default=300.0,
-            help="Seconds between two checkpoints of fit; 0 for none but at the end and after each validation.",
-        )
-        parser.add_argument(
-            "--resume_changed",
-            type=bool,
-            default=False,
-            help="Let fit resume from --ckpt_path with another objective, optimizer or schedule than the checkpoint's.",
-        )
-        parser.add_argument(
-            "--server",
-            type=Server | str | None,
-            default=None,
-            help="Where generate takes the target's text from, instead of running it: an OpenAI-compatible server's "
-            "address, or {url: ADDRESS, concurrency: 16, ...}. The API key comes from the environment alone.",
-        )
-        parser.add_argument(
-            "--before",
-            action="store_true",
-            help="Let validate, test and predict measure the model that the configuration names, not the one that this "
-            "run's fit has left.",
-        )
-        parser.add_argument(
-            "--estimate", action="store_true", help="Print what fit takes of each device's memory; run nothing."
-        )
+        add_shared_options(parser, self.task, self.ahead.run)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; Lightning warns when a script's own arguments are passed on like this.
 
         Raises:
-            UserError: an option of another subcommand; in a configuration, which all of them share, it is fine.
+            UserError: options that cannot be used together, or with this subcommand.
         """
         assert isinstance(args, list)
         self.config = parser.parse_args(args)
-        command = self.config.subcommand
-        for option, owners in (("server", ("generate",)), ("before", MEASURING)):
-            if command not in owners and self.ahead.names(option):
-                listed = ", ".join(owners)
-                raise UserError(f"--{option} is an option of {listed}, got it with {command}: leave it out")
+        check_options(self._options, self.command, self.ahead)
 
     @property
     def _options(self) -> Any:
@@ -238,38 +190,13 @@ class CommandLine(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Resolve and check `ckpt_path`; unlike Lightning's, it never overrides the configuration.
 
-        `last` is the run's own checkpoint, `auto` the same or, where there is none yet, nothing.
-
         Raises:
             UserError: no such file, or not a checkpoint.
         """
-        path = self._options.get("ckpt_path")
-        last = Path(self._options.run) / "fit" / "checkpoints" / "last.ckpt"
-        if path == "auto":
-            self._options.ckpt_path = path = str(last) if last.is_file() else None
-        if path is None:
-            return
-        if path == "last":
-            if not last.is_file():
-                raise UserError(f"ckpt_path is last, but there is no {last}; leave ckpt_path out to start from scratch")
-            self._options.ckpt_path = path = str(last)
-        check_checkpoint(path)
+        self._options.ckpt_path = checkpoint_of(self._options.run, self._options.get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
-        """Let the data use the model's tokenizer unless they name their own.
-
-        Raises:
-            UserError: the Trainer's own folder is set, a step is made of no batches, or a server is to give a teacher's
-                logits.
-        """
-        if (batches := self._options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
-            raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
-        if self._options.get("cache_teacher") and self._options.server is not None:
-            raise UserError(
-                "expected --cache-teacher or a server, got both: a server gives no logits; add --server null"
-            )
-        if self._options.trainer.default_root_dir is not None:
-            raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
+        """Settle what other options decide: the loggers' folders, the model that is measured, the data's tokenizer."""
         fill_save_dirs(self._options.trainer.logger, str(self.folder))
         if self.command in MEASURING and self._options.ckpt_path is None:
             self.note = measure_what_was_trained(self._options, self.task, self.ahead)
@@ -290,7 +217,7 @@ class CommandLine(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError) as error:
-            raise UserError(explain(str(error), [])) from error
+            raise refused_options(error) from error
         if self.earlier is not None:
             self.model.adopt(self.earlier)
         if self.note and (self.command != "predict" or self.model.runner.needs_draft):
@@ -356,7 +283,7 @@ class CommandLine(LightningCLI):
             return
         try:
             self._check_models()
-            with self._alone():
+            with self._alone(), orderly_end():
                 super()._run_subcommand(subcommand)
                 self._finish_record()
         except Exception as error:
@@ -458,7 +385,7 @@ class CommandLine(LightningCLI):
     @staticmethod
     def _results() -> ModuleType:
         """The reports of the distillation task; imported with its module, not by every command."""
-        return importlib.import_module("tempspec.cli.results")
+        return importlib.import_module("tempspec.cli.stage_files")
 
     def _report(self, results: Sequence[Mapping[str, float]]) -> None:
         """Print and keep what an evaluation measured, on rank 0."""

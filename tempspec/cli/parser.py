@@ -1,17 +1,41 @@
-"""The argument parser of the Lightning subcommands (floor 6)."""
+"""The argument parser of the Lightning subcommands, and the options that they share (floor 6)."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from tempspec.cli.messages import OneLineErrors
+from tempspec.cli.errors import OneLineErrors
+from tempspec.cli.options import Ahead
+from tempspec.cli.trained import MEASURING
+from tempspec.cli.wrong_value import allowed_paths
 from tempspec.data.module import TextDataModule
+from tempspec.errors import UserError
+from tempspec.modules.predict.openai_client import Server
 
-__all__ = ["Parser", "fill_save_dirs"]
+__all__ = [
+    "Parser",
+    "Task",
+    "add_shared_options",
+    "allow_imports",
+    "check_options",
+    "fill_save_dirs",
+    "hidden_arguments",
+]
+
+Task = Literal["distillation", "language-model"]
 
 _FOLDER = "save_dir"
+_MEASURES = {"model", "datamodule", "dataloaders", "weights_only", "return_predictions", "verbose"}
+_NO_OPTIONS = {
+    "fit": {"model", "datamodule", "train_dataloaders", "val_dataloaders", "weights_only"},
+    "validate": _MEASURES,
+    "test": _MEASURES,
+    "predict": _MEASURES,
+    "generate": {"model", "datamodule"},
+}
 
 
 class Parser(OneLineErrors, LightningArgumentParser):
@@ -30,6 +54,79 @@ class Parser(OneLineErrors, LightningArgumentParser):
             if folder is not None and folder.default is inspect.Parameter.empty:
                 kwargs["default"] = {**(kwargs.get("default") or {}), _FOLDER: ""}
         return super().add_class_arguments(class_type, *args, **kwargs)
+
+
+def allow_imports() -> None:
+    """Let a configuration name what `allowed_paths` lists, and nothing else."""
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_paths())
+
+
+def hidden_arguments(command: str) -> set[str]:
+    """The arguments of a subcommand's Trainer method that are no options."""
+    return _NO_OPTIONS[command]
+
+
+def add_shared_options(parser: LightningArgumentParser, task: str, run: str) -> None:
+    """Add what tempspec has beside Lightning's own options.
+
+    Args:
+        parser: of the subcommand.
+        task: the default of `--task`.
+        run: the default of `--run`.
+    """
+    parser.add_argument("--task", type=Task, default=task, help="What is run: decides what `model` takes.")
+    parser.add_argument("--run", type=str, default=run, help="The folder that the run leaves.")
+    parser.add_argument(
+        "--checkpoint_every",
+        type=float,
+        default=300.0,
+        help="Seconds between two checkpoints of fit; 0 for none but at the end and after each validation.",
+    )
+    parser.add_argument(
+        "--resume_changed",
+        type=bool,
+        default=False,
+        help="Let fit resume from --ckpt_path with another objective, optimizer or schedule than the checkpoint's.",
+    )
+    parser.add_argument(
+        "--server",
+        type=Server | str | None,
+        default=None,
+        help="Where generate takes the target's text from, instead of running it: an OpenAI-compatible server's "
+        "address, or {url: ADDRESS, concurrency: 16, ...}. The API key comes from the environment alone.",
+    )
+    parser.add_argument(
+        "--before",
+        action="store_true",
+        help="Let validate, test and predict measure the model that the configuration names, not the one that this "
+        "run's fit has left.",
+    )
+    parser.add_argument(
+        "--estimate", action="store_true", help="Print what fit takes of each device's memory; run nothing."
+    )
+
+
+def check_options(options: Any, command: str, ahead: Ahead) -> None:
+    """Refuse what is of the right type and cannot be used.
+
+    Args:
+        options: of the subcommand, parsed.
+        command: the subcommand.
+        ahead: what the command line itself says; a configuration, which all share, may name another's options.
+
+    Raises:
+        UserError: an option of another subcommand, a step of no batches, the Trainer's own folder, or a server that is
+            to give a teacher's logits.
+    """
+    for option, owners in (("server", ("generate",)), ("before", MEASURING)):
+        if command not in owners and ahead.names(option):
+            raise UserError(f"--{option} is an option of {', '.join(owners)}, got it with {command}: leave it out")
+    if (batches := options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
+        raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
+    if options.get("cache_teacher") and options.server is not None:
+        raise UserError("expected --cache-teacher or a server, got both: a server gives no logits; add --server null")
+    if options.trainer.default_root_dir is not None:
+        raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
 
 
 def fill_save_dirs(loggers: Any, folder: str) -> None:

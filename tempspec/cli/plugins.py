@@ -6,21 +6,16 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Literal
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
 
 from tempspec import registry
-from tempspec.cli.messages import OneLineErrors
+from tempspec.cli import errors
 
 __all__ = ["main"]
 
 Family = Literal["divergences", "schedules", "verifiers", "drafters", "lengths", "heads"]
-
-
-class _Parser(OneLineErrors, ArgumentParser):
-    """Reports a wrong option in one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, or two plugins of one name.
     """
-    parser = _Parser(prog="tempspec plugins", description="List the registered plugins.")
+    parser = errors.parser("tempspec plugins", "List the registered plugins.")
     parser.add_argument("--family", type=Family | None, default=None, help="Only this family.")
     parser.add_argument("--load", type=bool, default=True, help="Import them, to show documentation and errors.")
     options = parser.parse_args(list(arguments[1:]))

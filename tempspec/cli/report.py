@@ -3,17 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
-from tempspec.cli.messages import OneLineErrors
+from tempspec.cli import errors
 from tempspec.reporting.page import write_report
 from tempspec.reporting.runs import collect
 
 __all__ = ["main"]
-
-
-class _Parser(OneLineErrors, ArgumentParser):
-    """Reports a wrong option in one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, a folder without a finished run, or a broken file.
     """
-    parser = _Parser(prog="tempspec report", description="A page with figures and tables of finished runs or studies.")
+    parser = errors.parser("tempspec report", "A page with figures and tables of finished runs or studies.")
     parser.add_argument("runs", type=str, nargs="+", help="Run folders or study folders; the first is the baseline.")
     parser.add_argument("--output", type=str, default=None, help="The folder to write; report/ in the first run.")
     options = parser.parse_args(list(arguments[1:]))

@@ -1,13 +1,12 @@
 """Steps of a longer job: each is finished once, whatever interrupts it (floor 6).
 
 A step whose command, configuration and predecessors are unchanged is not run again; an interrupted one goes on with
-what it has. Nothing here knows what a step does. Standard library only: a job begins at once.
+what it has. Nothing here knows what a step does. Nothing outside the standard library: a job begins at once.
 """
 
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tempspec import __version__
+from tempspec.files import write_atomically
 
 __all__ = ["Step", "finished_seconds", "run_steps"]
 
@@ -86,11 +86,11 @@ def _run(step: Step, digest: str, marker: Path) -> None:
     if state == "new":
         _remove(step.leaves)
         held = {}
-    _note(marker, held | {"digest": digest, "finished": False})
+    write_atomically(marker, json.dumps(held | {"digest": digest, "finished": False}))
     began = time.monotonic()
     step.run()
     seconds = round(held.get("seconds", 0.0) + time.monotonic() - began, 2)
-    _note(marker, {"digest": digest, "finished": True, "seconds": seconds})
+    write_atomically(marker, json.dumps({"digest": digest, "finished": True, "seconds": seconds}))
 
 
 @contextmanager
@@ -99,13 +99,6 @@ def _alone(folder: Path) -> Iterator[None]:
     with (folder / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _note(marker: Path, content: dict[str, Any]) -> None:
-    """Write a marker, whole or not at all."""
-    partial = marker.with_suffix(".tmp")
-    partial.write_text(json.dumps(content), "utf-8")
-    os.replace(partial, marker)
 
 
 def _held(marker: Path) -> dict[str, Any]:

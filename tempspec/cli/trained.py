@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from tempspec.cli.ahead import Ahead
+from tempspec.cli.options import Ahead
 
 __all__ = ["MEASURING", "measure_what_was_trained"]
 
@@ -33,12 +33,14 @@ def measure_what_was_trained(options: Any, task: str, ahead: Ahead) -> str:
         A line that says which model is measured; empty where there is nothing to say.
     """
     folder, option, others = _LEFT[task]
-    if options.before or ahead.names(f"model.{option}", *(f"model.{other}" for other in others)):
-        return ""
     fit = Path(options.run) / "fit"
     trained = fit / folder
+    if ahead.names("before", f"model.{option}", *(f"model.{other}" for other in others)):
+        return ""
     if not (trained / "config.json").is_file():
         return f"{fit} has left no {folder} yet: measuring what the configuration names" if fit.is_dir() else ""
+    if options.before:  # as the record of a stage says that was asked for it
+        return f"measuring the {folder} that the configuration names, as its before: true says; not {trained}"
     options.model[option] = str(trained)
     for name, nothing in others.items():
         options.model[name] = nothing

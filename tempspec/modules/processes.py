@@ -1,11 +1,15 @@
 """What the processes of a run tell each other, and how they end together (floor 5)."""
 
+import atexit
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-__all__ = ["RaisedByAll", "lost_another", "of_all", "raised_by_all"]
+__all__ = ["RaisedByAll", "lost_another", "of_all", "orderly_end", "raised_by_all"]
 
 Value = TypeVar("Value")
 
@@ -51,3 +55,29 @@ def of_all(value: Value) -> list[Value]:
     values: list[Value] = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def orderly_end() -> Iterator[None]:
+    """Let the group of processes end at this process' exit, if what runs within ends well or is stopped on all.
+
+    Lightning ends NCCL's group so. gloo's would be left to the destruction of C++'s static objects, which its threads
+    may not survive: the process would abort after all of its work is done. The group is not ended here, as another run
+    in this process may use it; nor at all after an exception of this process alone, as its pending collectives would
+    be waited for.
+    """
+    atexit.unregister(_end_group)
+    try:
+        yield
+    except BaseException as error:
+        if raised_by_all(error):
+            atexit.register(_end_group)
+        raise
+    atexit.register(_end_group)
+
+
+def _end_group() -> None:
+    """Join the threads of this process' group, if there is one; no other process is waited for."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # a model that is wrapped for several processes holds on to the group, and its trainer to it
+        torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a module has measured, as small tables; the command line's own tables and files are `tempspec.cli.results`'.
+"""What a module has measured, as small tables; the command line's own tables and files are `tempspec.cli.stage_files`'.
 
 Floor 5.
 """

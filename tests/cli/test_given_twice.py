@@ -6,7 +6,7 @@ import threading
 import pytest
 import yaml
 
-from tempspec.cli.ahead import look_ahead
+from tempspec.cli.options import look_ahead
 from tempspec.data.digest import digest_file
 from tempspec.decoding.sweep import Sweep
 from tempspec.modules.fit.teacher_cache import CachedTeacher
@@ -87,6 +87,13 @@ def test_a_pretrained_model_wins_over_the_files_shape(run, world):
 def test_caching_a_teacher_wins_over_the_files_server():
     line = ["generate", "--config", "no.yaml", "--server", "http://a", "--cache_teacher=true"]
     assert "--server=null" not in look_ahead(line).arguments  # on one level: an error, told later
+
+
+def test_a_server_wins_over_the_files_cache(run, world, tmp_path):
+    (tmp_path / "b.yaml").write_text("cache_teacher: true\n")
+    line = ("generate", "--config", world / "pair.yaml", "--config", "b.yaml", "--server", "http://a")
+    found = printed(run, *line)
+    assert (found["cache_teacher"], found["server"]) == (False, "http://a")
 
 
 def test_seed_everything_sets_every_seed_that_is_not_given(run, world, tmp_path):

@@ -158,6 +158,9 @@ def test_validate_and_predict_measure_what_fit_left_and_say_so(run, world, finis
     measured = json.loads((finished / "validate/metrics.json").read_text())["measured"]["draft"]
     assert measured == weights_digest(world / "draft")
     assert run("validate", "--config", finished / "validate/config.yaml", "--print_config", *before[:2])[0] == 0
+    assert run("validate", "--config", finished / "validate/config.yaml")[0] == 0
+    said = "measuring the draft that the configuration names, as its before: true says"
+    assert f"{said}; not {finished}/fit/draft" in told()
 
 
 @pytest.mark.parametrize("named", [("--model.draft", "WORLD/draft"), ("--ckpt_path", "last")])

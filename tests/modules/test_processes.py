@@ -3,6 +3,8 @@
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -120,3 +122,55 @@ def test_a_process_that_still_works_is_left_to_its_step(watched):
 def test_without_a_signal_a_long_operation_is_fine(watched):
     deaf()
     assert watched == []
+
+
+def test_nothing_of_a_watch_is_left_when_it_stops():
+    patience = Patience()
+    patience.begin()
+    child = os.fork()  # keeps the pipe open, as a worker that reads data does
+    if child == 0:
+        signal.pause()
+    assert "patience" in [thread.name for thread in threading.enumerate()]
+    patience.stop()
+    assert "patience" not in [thread.name for thread in threading.enumerate()]
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+ENDING = """
+import atexit, sys, torch
+from pathlib import Path
+from torch.nn.parallel import DistributedDataParallel
+from tempspec.modules.callbacks import Stopped
+from tempspec.modules.processes import orderly_end
+
+def report():
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    print(torch.distributed.is_initialized(), any("gloo" in name for name in names))
+
+atexit.register(report)  # runs after what is registered later
+torch.distributed.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+wrapped = DistributedDataParallel(torch.nn.Linear(1, 1))
+wrapped.trainer = [wrapped]  # a circle, as Lightning's trainer and module are
+del wrapped
+for raised in map(eval, sys.argv[2:]):
+    try:
+        with orderly_end():
+            if raised is not None:
+                raise raised
+    except BaseException:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("runs", "left"),
+    [
+        (["ValueError()", "None"], "False False"),
+        (["Stopped(143)"], "False False"),
+        (["None", "ValueError()"], "True True"),  # the others may be in a collective
+    ],
+)
+def test_a_group_ends_with_the_process_if_its_last_run_was_well(runs, left, tmp_path):
+    done = subprocess.run([sys.executable, "-c", ENDING, tmp_path / "store", *runs], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, left), done.stderr

@@ -14,19 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser
 
-from tempspec.cli.messages import OneLineErrors
+from tempspec.cli import errors
 from tempspec.cli.steps import Step, run_steps
 from tempspec.errors import UserError
 
 __all__ = ["main", "steps"]
 
 TEMPLATES = ("target", "draft", "before", "distilled")
-
-
-class _Parser(OneLineErrors, ArgumentParser):
-    """Reports a wrong option in one line."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, an unwritable folder, or a step that failed.
     """
-    parser = _Parser(prog="tempspec quickstart", description="The whole job in minutes, offline, on a laptop CPU.")
+    parser = errors.parser("tempspec quickstart", "The whole job in minutes, offline, on a laptop CPU.")
     parser.add_argument("--output", type=str, default="runs/quickstart", help="The folder for everything it makes.")
     folder = Path(parser.parse_args(list(arguments[1:])).output)
     began = time.monotonic()

@@ -3,11 +3,9 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from jsonargparse import ArgumentParser
-
-from tempspec.cli.messages import OneLineErrors, explain
+from tempspec.cli import errors
+from tempspec.cli.failures import refused_options
 from tempspec.cli.steps import finished_seconds, run_steps
 from tempspec.cli.study.config import Run, Study
 from tempspec.cli.study.jobs import Jobs
@@ -18,13 +16,7 @@ from tempspec.reporting.study_index import Status, StudyIndex, write_study
 __all__ = ["main"]
 
 
-class _Parser(OneLineErrors, ArgumentParser):
-    """Reports a wrong option in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """As every parser of ours; a configuration of another kind is told what a study's looks like."""
-        hint = "; a study's file names `study`, `experiment` and `drafts`: see configs/studies"
-        super().error(message + hint if "is not accepted" in message else message, ex)
+_HINT = "a study's file names `study`, `experiment` and `drafts`: see configs/studies"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, or whatever a run of the study cannot go on with.
     """
-    parser = _Parser(prog="tempspec study", description="A grid of drafts, verifiers and temperatures.")
+    parser = errors.parser("tempspec study", "A grid of drafts, verifiers and temperatures.", hint=_HINT)
     parser.add_argument("--config", action="config", help="The study's YAML.")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="Show the plan and stop.")
     parser.add_argument("--shard", type=str, default="1/1", help="Run every n-th run, from the i-th on: i/n.")
@@ -48,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         study = Study.of(options.as_dict())
     except (TypeError, ValueError) as error:
-        raise UserError(explain(str(error), [])) from error
+        raise refused_options(error) from error
     _execute(study, dry=dry, shard=shard)
     return 0
 

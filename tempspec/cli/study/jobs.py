@@ -11,7 +11,7 @@ from tempspec.cli import lightning
 from tempspec.cli.quickstart import steps as quickstart_steps
 from tempspec.cli.steps import Step
 from tempspec.cli.study.config import Config, Purpose, Run, Study
-from tempspec.data.continuations import continuations
+from tempspec.cli.study.fixed_texts import continuations
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 from tempspec.files import write_atomically

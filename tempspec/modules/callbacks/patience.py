@@ -18,6 +18,9 @@ __all__ = ["Patience"]
 _POKE = signal.SIGURG
 """Asks the main thread for a sign of life; it is ignored by default, and nothing here uses it otherwise."""
 
+_END = b"\0"
+"""The number of no signal."""
+
 
 class Patience:
     """Ends the process some time after SIGINT or SIGTERM, unless its main thread still executes Python.
@@ -34,6 +37,7 @@ class Patience:
         self._pipe: tuple[int, int] | None = None
         self._former: tuple[int, Any] = (-1, signal.SIG_DFL)
         self._over = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
         """Watch from here on; in the main thread, which alone can."""
@@ -45,18 +49,22 @@ class Patience:
         # The system's own handler writes there at once, whatever the main thread does.
         descriptor = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
         self._former = (descriptor, signal.signal(_POKE, self._note))
-        threading.Thread(target=self._watch, args=(self._pipe[0],), name="patience", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, args=(self._pipe[0],), name="patience", daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
-        """Watch no longer: the process is on its way out."""
+        """Watch no longer: the process is on its way out. The thread is gone then, before the interpreter is."""
         if self._pipe is None:
             return
         descriptor, handler = self._former
         signal.set_wakeup_fd(descriptor)
         signal.signal(_POKE, handler)
         self._over.set()
-        os.close(self._pipe[1])  # which the thread reads as the end
+        os.write(self._pipe[1], _END)  # a process that was forked from this one may keep it open
+        os.close(self._pipe[1])
         self._pipe = None
+        if self._thread is not None:
+            self._thread.join()
 
     def _note(self, *unused: object) -> None:
         self._alive = time.monotonic()
@@ -64,7 +72,7 @@ class Patience:
     def _watch(self, reading: int) -> None:
         """Wait for a signal, then for signs of life."""
         with os.fdopen(reading, "rb", buffering=0) as pipe:
-            while read := pipe.read(1):
+            while (read := pipe.read(1)) not in (b"", _END):
                 if ord(read) in (signal.SIGINT, signal.SIGTERM):
                     self._wait(ord(read))
 

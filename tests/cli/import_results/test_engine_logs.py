@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tempspec.data.engine_logs import read_engine_log
+from tempspec.cli.import_results.engine_logs import read_engine_log
 from tempspec.errors import UserError
 
 VLLM = {"num_spec_steps": 43, "num_accepted_draft_tokens": 10, "num_draft_tokens": 129, "num_spec_tokens": 3}

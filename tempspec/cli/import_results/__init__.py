@@ -6,13 +6,12 @@ from typing import cast
 
 import pyarrow.parquet as pq
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
-from tempspec.cli.messages import OneLineErrors
-from tempspec.cli.quiet import quiet
-from tempspec.data.engine_logs import EngineLog, read_engine_log
+from tempspec.cli import errors
+from tempspec.cli.import_results.engine_logs import EngineLog, read_engine_log
+from tempspec.cli.screen import quiet
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate
@@ -25,10 +24,6 @@ __all__ = ["main"]
 METRICS = ("block_efficiency", "draft_acceptance")
 
 
-class _Parser(OneLineErrors, ArgumentParser):
-    """Reports a wrong option in one line."""
-
-
 def main(arguments: Sequence[str]) -> int:
     """Print one table of all files, and of a run of ours.
 
@@ -38,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, an unknown file, or a run without rows.
     """
-    parser = _Parser(prog="tempspec import-results", description="An engine's accepted lengths, beside ours.")
+    parser = errors.parser("tempspec import-results", "An engine's accepted lengths, beside ours.")
     parser.add_argument("files", nargs="+", type=str, help="What the engine wrote.")
     parser.add_argument("--run", type=str, help="A run folder whose predict is set beside them.")
     options = parser.parse_args(list(arguments[1:]))

@@ -1,4 +1,4 @@
-"""Accepted lengths that a serving engine counted: what vLLM and SGLang write, and a plain list (floor 5).
+"""Accepted lengths that a serving engine counted: what vLLM and SGLang write, and a plain list (floor 6).
 
 Four forms are told apart by their content: per-request records (JSON or JSON Lines), counters in Prometheus' text form,
 and the periodic lines of either engine's log. Only records of requests have an interval: counters have no parts, and a

@@ -1,4 +1,4 @@
-"""What options and configurations say before there is a parser (floor 6).
+"""What options and configurations say, before there is a parser and for its errors (floor 6).
 
 `task` chooses which parser is built, and `run` names the folder. What is given in several places is settled here as
 well: configurations come before options, a seed of everything before its parts, and of two options that exclude each
@@ -6,17 +6,18 @@ other the one that is named last, on a level of its own, wins.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from tempspec.cli.renamed import new_name, rename_keys
 from tempspec.errors import UserError
 
-__all__ = ["Ahead", "look_ahead", "option_pairs"]
+__all__ = ["Ahead", "given", "look_ahead"]
 
 _CONFIG = ("-c", "--config")
 
@@ -34,6 +35,9 @@ _ALTERNATIVES = (
     ("server", "cache_teacher"),
 )
 """Pairs of options that exclude each other."""
+
+_NOTHING = {"cache_teacher": "false"}
+"""What takes an option back, where that is not null."""
 
 _GOES_WITH = {"model.draft_layers": "model.draft_width"}
 """What says nothing without another option."""
@@ -69,28 +73,61 @@ def look_ahead(arguments: list[str]) -> Ahead:
         arguments: the subcommand and its options.
 
     Raises:
-        UserError: a configuration is empty, or no mapping.
+        UserError: a configuration is empty, or no mapping, or gives an option under two names.
     """
     command, configs, options = arguments[:1], *_apart(arguments[1:])
+    options, renamed = _with_new_names(options)
     read = [_read(path) for path in configs]
-    flags = {option.removeprefix("--"): value for option, value in option_pairs(options) if option.startswith("--")}
-    levels = [*(held for _, held in read), _nested(flags)]
+    flags = dict(_flags(options))
+    levels = [*(config.held for config in read), _nested(flags)]
     found: dict[str, Any] = {"run": _default_run(configs)}
     for level in [*levels[:-1], flags]:
         found |= {key: level[key] for key in ("task", "run") if level.get(key)}
     task = str(found.get("task") or "distillation")
     seed = next((at["seed_everything"] for at in reversed(levels) if at.get("seed_everything") is not None), None)
     below = _seeds(seed, task)
-    settled = [*command, *(word for text in (*below, *(text for text, _ in read)) for word in ("--config", text))]
+    settled = [*command, *(word for text in (*below, *(at.text for at in read)) for word in ("--config", text))]
     settled += [*options, *_given_way(levels)]
-    return Ahead(found.get("task"), str(found["run"]), settled, frozenset(flags), tuple(_seeds_that_stay(levels, task)))
+    notes = (*(note for config in read for note in config.notes), *renamed, *_seeds_that_stay(levels, task))
+    return Ahead(found.get("task"), str(found["run"]), settled, frozenset(flags), notes)
 
 
-def option_pairs(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """Options with their values, written `--name value` or `--name=value`."""
+def given(arguments: list[str], name: str) -> Any:
+    """What the configurations and the options, settled as `look_ahead` does, say of one option; None for nothing.
+
+    A class that is named and options of it that are given by themselves are put together, as the parser does.
+
+    >>> given(["--model.divergence", "SkewKL", "--model.divergence.alpha", "x"], "model.divergence")
+    {'class_path': 'SkewKL', 'init_args': {'alpha': 'x'}}
+    """
+    configs, options = _apart(arguments)
+    found: Any = {}
+    for level in [
+        *(_read(path).held for path in configs),
+        *(_nested({name: at}, _as_typed) for name, at in _flags(options)),
+    ]:
+        found = _over(found, level)
+    return _given(found, name)
+
+
+def _flags(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Options, without dashes, with their values, written `--name value` or `--name=value`."""
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue=""):
         option, equals, value = argument.partition("=")
-        yield option, value if equals else following
+        if option.startswith("--"):
+            yield option.removeprefix("--"), value if equals else following
+
+
+def _with_new_names(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments with today's names of options, and a line for each former one."""
+    found, notes = [], []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        today = f"--{new_name(option.removeprefix('--'))}" if option.startswith("--") else option
+        if today != option:
+            notes.append(f"{option} is called {today} now: rename it")
+        found.append(f"{today}{equals}{value}")
+    return found, notes
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,8 +153,13 @@ def _apart(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _default_run(configs: list[str]) -> str:
     """The folder of a run that names none: the last configuration's name."""
-    named = [Path(path).stem for path in configs if not _read_once(Path(path).expanduser())]
+    named = [Path(path).stem for path in configs if not _is_text(path) and not _read_once(Path(path).expanduser())]
     return f"runs/{named[-1]}" if named else "runs/default"
+
+
+def _is_text(path: str) -> bool:
+    """Whether a configuration is given as its text."""
+    return "\n" in path or path.startswith("{")
 
 
 def _read_once(file: Path) -> bool:
@@ -125,19 +167,33 @@ def _read_once(file: Path) -> bool:
     return file.exists() and not file.is_file() and not file.is_dir()
 
 
-def _read(path: str) -> tuple[str, dict[str, Any]]:
-    """What the parser is to be given, and a configuration's mapping; empty for what the parser will complain about.
+@dataclass(frozen=True)
+class _Config:
+    """A configuration.
 
-    A file that can be read only once, such as `<(...)`, is given as its text.
+    Attributes:
+        text: what the parser is to be given: the path, or the text where the file can be read only once or has former
+            keys.
+        held: what it says; empty for what the parser will complain about.
+        notes: a line for each former key.
+    """
+
+    text: str
+    held: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def _read(path: str) -> _Config:
+    """Read a configuration, from a file or, as the parser too accepts it, from its text.
 
     Raises:
         UserError: the file is not text, is empty, or no mapping.
     """
-    file = Path(path).expanduser()
+    file = None if _is_text(path) else Path(path).expanduser()
     try:
-        once = _read_once(file)
-        text = file.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
+        as_text = file is None or _read_once(file)
+        text = path if file is None else file.read_text(encoding="utf-8")
+        held = yaml.safe_load(text)
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x}; convert it"
@@ -145,16 +201,17 @@ def _read(path: str) -> tuple[str, dict[str, Any]]:
     except RecursionError as error:
         raise UserError(f"{path}: expected sections and options, got brackets nested by the hundred") from error
     except (OSError, ValueError, yaml.YAMLError):
-        return path, {}
-    if config is None:
-        raise UserError(f"{path}: expected sections such as model: and data:, got an empty file")
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: expected sections such as model: and data:, got a {type(config).__name__}")
-    return text if once else path, config
+        return _Config(path)
+    if not isinstance(held, dict):
+        got = "an empty file" if held is None else f"a {type(held).__name__}"
+        raise UserError(f"{path}: expected sections such as model: and data:, got {got}")
+    if notes := rename_keys(held):
+        return _Config(yaml.safe_dump(held), held, tuple(f"{path}: {note}" for note in notes))
+    return _Config(text if as_text else path, held)
 
 
-def _nested(flags: Mapping[str, str]) -> dict[str, Any]:
-    """Options as a configuration has them; values as YAML reads them.
+def _nested(flags: Mapping[str, str], read: Callable[[str], Any] | None = None) -> dict[str, Any]:
+    """Options as a configuration has them; values as YAML reads them, unless something else does.
 
     >>> _nested({"run": "r", "model.draft": "d", "model.sweep.seed": "4"})
     {'run': 'r', 'model': {'draft': 'd', 'sweep': {'seed': 4}}}
@@ -167,7 +224,7 @@ def _nested(flags: Mapping[str, str]) -> dict[str, Any]:
             if not isinstance(place.get(section), dict):
                 place[section] = {}
             place = place[section]
-        place[last] = _value(text)
+        place[last] = (read or _value)(text)
     return found
 
 
@@ -176,6 +233,26 @@ def _value(text: str) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
         return text
+
+
+def _over(below: Any, above: Any) -> Any:
+    """A value, and what a higher level says of it or of its parts."""
+    if not isinstance(above, dict) or (below is None and not any(name.endswith("+") for name in above)):
+        return above
+    if isinstance(below, list) and below:  # the parts are of the element that was added last
+        return [*below[:-1], _over(below[-1], above)]
+    if isinstance(below, str):
+        below = {"class_path": below}
+    if not isinstance(below, dict) or above.get("class_path") not in (None, below.get("class_path")):
+        below = {}
+    if "class_path" in below and above.keys().isdisjoint({"class_path", "init_args"}):
+        above = {"init_args": above}
+    found = dict(below)
+    for name, value in above.items():
+        whole, added, _ = name.partition("+")
+        held = found.get(whole)
+        found[whole] = [*(held if isinstance(held, list) else []), value] if added else _over(held, value)
+    return found
 
 
 def _names(level: Mapping[str, Any], name: str) -> bool:
@@ -189,6 +266,12 @@ def _given(level: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return value
+
+
+def _as_typed(text: str) -> Any:
+    """A list or sections as YAML reads them, anything else as it was typed: what is a number depends on the type."""
+    value = _value(text)
+    return value if isinstance(value, dict | list) or value is None else text
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -206,7 +289,7 @@ def _given_way(levels: list[dict[str, Any]]) -> Iterator[str]:
         highest = {name: max((n for n, at in enumerate(levels) if _names(at, name)), default=-1) for name in pair}
         low, high = sorted(pair, key=highest.__getitem__)
         if -1 < highest[low] < highest[high]:
-            yield f"--{low}=null"
+            yield f"--{low}={_NOTHING.get(low, 'null')}"
             beside = _GOES_WITH.get(low)
             if beside and any(_names(level, beside) for level in levels):
                 yield f"--{beside}=null"

@@ -1,10 +1,14 @@
-"""Messages of the libraries that tell a user of this program nothing (floor 6)."""
+"""What is shown on the screen besides a progress bar, and which messages of the libraries are not (floor 6)."""
 
 import logging
 import os
 import warnings
+from collections.abc import Mapping
 
-__all__ = ["quiet"]
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["print_metrics", "quiet"]
 
 _WARNINGS = (
     r".*does not have many workers.*",  # encoded rows come from a memory-mapped cache: workers cost more than they save
@@ -15,6 +19,7 @@ _WARNINGS = (
     r".*Precision .* is not supported by the model summary.*",
     r"You defined a `validation_step` but have no `val_dataloader`.*",  # validation_fraction: 0 asks for that
     r".*`max_epochs` was not set.*",  # said again, better, by the configuration
+    r"The number of training batches \(\d+\) is smaller than the logging interval.*",  # a small run logs its epochs
 )
 _CHATTER = ("💡", "GPU available: False", "TPU available", "HPU available", "`weights_only` was not set")
 
@@ -39,3 +44,12 @@ def quiet() -> None:
     for name in map("lightning.{}".format, names):
         logging.getLogger(name).addFilter(_Chatter())
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
+
+
+def print_metrics(metrics: Mapping[str, float]) -> None:
+    """Print names and values, one a line, never truncated."""
+    table = Table("metric", "value", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for name, value in metrics.items():
+        table.add_row(name, f"{value:.4f}")
+    Console(soft_wrap=True).print(table)

@@ -4,8 +4,8 @@ from itertools import islice
 import pytest
 from transformers import AutoTokenizer
 
-from tempspec.data import stdlib_corpus
-from tempspec.data.stdlib_corpus import (
+from tempspec.cli.quickstart import corpus as made_of
+from tempspec.cli.quickstart.corpus import (
     docstrings,
     documentation_topics,
     sections,
@@ -57,7 +57,7 @@ def test_docstrings_stand_in_for_missing_topics(monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(stdlib_corpus.importlib, "import_module", missing)
+    monkeypatch.setattr(made_of.importlib, "import_module", missing)
     stand_in = list(islice(documentation_topics(), 20))
     assert stand_in == list(islice(docstrings(), 20))
     assert all(stand_in)

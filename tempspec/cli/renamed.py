@@ -1,0 +1,80 @@
+"""Options that had another name in an earlier version: read under that name, with one line that says so (floor 6)."""
+
+from typing import Any
+
+from tempspec.errors import UserError
+
+__all__ = ["RENAMED", "new_name", "rename_keys"]
+
+RENAMED: dict[str, str] = {}
+"""Former option to today's, from the section on, such as `model.heat` to `model.temperature`; `*` is any one name.
+
+In a section that is a list, as `data.train` may be, each element is meant.
+"""
+
+
+def new_name(option: str) -> str:
+    """Today's name of an option of the command line, or of a part of one.
+
+    >>> RENAMED["data.prompts.*.most"] = "data.prompts.*.limit"
+    >>> new_name("data.prompts.chat.most"), new_name("data.most")
+    ('data.prompts.chat.limit', 'data.most')
+    >>> RENAMED.clear()
+    """
+    parts = option.split(".")
+    for former, today in RENAMED.items():
+        names = former.split(".")
+        pairs = list(zip(names, parts, strict=False))
+        if len(pairs) == len(names) and all(name in ("*", part) for name, part in pairs):
+            free = iter([part for name, part in pairs if name == "*"])
+            return ".".join([*(next(free) if name == "*" else name for name in today.split(".")), *parts[len(names) :]])
+    return option
+
+
+def rename_keys(config: dict[str, Any]) -> list[str]:
+    """Give a configuration today's keys, in place; returns a line for each former one.
+
+    Raises:
+        UserError: an option is given under both names.
+    """
+    lines = []
+    for former, today in RENAMED.items():
+        try:
+            if _rename(config, former.split("."), today.split(".")):
+                lines.append(f"{former} is called {today} now: rename it")
+        except KeyError as error:
+            raise UserError(f"{former} is called {today} now, got both: leave out the former") from error
+    return lines
+
+
+def _rename(section: Any, former: list[str], today: list[str]) -> bool:
+    """Whether a section, or one of a list of sections, had the former name."""
+    if isinstance(section, list):
+        return any([_rename(each, former, today) for each in section])
+    if not isinstance(section, dict):
+        return False
+    section = section.get("init_args", section)
+    if former[0] == today[0] and min(len(former), len(today)) > 1:
+        below = list(section.values()) if former[0] == "*" else [section.get(former[0])]
+        return any([_rename(each, former[1:], today[1:]) for each in below])
+    return _move(section, former, today)
+
+
+def _move(section: dict[str, Any], former: list[str], today: list[str]) -> bool:
+    """Whether a section had a value at one path, which is now at the other.
+
+    Raises:
+        KeyError: it has one there, too.
+    """
+    place: Any = section
+    for name in former[:-1]:
+        place = place.get(name) if isinstance(place, dict) else None
+    if not isinstance(place, dict) or former[-1] not in place:
+        return False
+    value = place.pop(former[-1])
+    for name in today[:-1]:
+        section = section.setdefault(name, {})
+    if today[-1] in section:
+        raise KeyError(today[-1])
+    section[today[-1]] = value
+    return True
