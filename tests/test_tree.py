@@ -1,6 +1,6 @@
 """docs/tree.md is the package as it is: every file with the first line of its docstring.
 
-    python tests/test_tree.py > docs/tree.md
+python tests/test_tree.py > docs/tree.md
 """
 
 import ast
