@@ -23,7 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tempspec.data.encoding import Encoder
-from tempspec.data.rows import Report, RowOptions, encode_rows
+from tempspec.data.rows import EncodingReport, RowOptions, encode_rows
 from tempspec.data.sources import Source, messages_of, read
 
 CHATML = (
@@ -129,7 +129,7 @@ def timed_rows(tokenizer: PreTrainedTokenizerFast, rows: datasets.Dataset, worke
     began = process_time()
     with TemporaryDirectory() as scratch:
         made = encode_rows(
-            rows, Source("talks"), Encoder(tokenizer), RowOptions(LONGEST), Report(), workers, Path(scratch)
+            rows, Source("talks"), Encoder(tokenizer), RowOptions(LONGEST), EncodingReport(), workers, Path(scratch)
         )
         count = sum(len(table) for table in made)
     if count != len(rows):

@@ -34,10 +34,10 @@ from tempspec.interfaces import Completion, Drafter, Request, Verifier
 from tempspec.models.loading import load_model, load_tokenizer
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
-from tempspec.plugins.lossy_verifiers import Ensemble, KLBudget, Lenience, SpeculativeCascade
+from tempspec.plugins.lossy_verifiers import Ensemble, KLBudget, Lenience, SpeculativeCascade, Typical
 from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
 from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
-from tempspec.plugins.verifiers import BlockVerification, GumbelCoupling, SampledMatch, TokenwiseRejection, Typical
+from tempspec.plugins.verifiers import BlockVerification, GumbelCoupling, SampledMatch, TokenwiseRejection
 
 TEMPERATURES = (0.0, 0.5, 1.0, 1.5, 2.0)
 RESAMPLES = 2000

@@ -61,6 +61,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.plugins.lossy_verifiers import KLBudget as KLBudget
     from tempspec.plugins.lossy_verifiers import Lenience as Lenience
     from tempspec.plugins.lossy_verifiers import SpeculativeCascade as SpeculativeCascade
+    from tempspec.plugins.lossy_verifiers import Typical as Typical
     from tempspec.plugins.schedules import Constant as Constant
     from tempspec.plugins.schedules import Cosine as Cosine
     from tempspec.plugins.schedules import Curriculum as Curriculum
@@ -84,7 +85,6 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.plugins.verifiers import GumbelCoupling as GumbelCoupling
     from tempspec.plugins.verifiers import SampledMatch as SampledMatch
     from tempspec.plugins.verifiers import TokenwiseRejection as TokenwiseRejection
-    from tempspec.plugins.verifiers import Typical as Typical
 
 _PLACES = {
     "AcceptanceCallback": "modules.callbacks.acceptance",

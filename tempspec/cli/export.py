@@ -7,7 +7,7 @@ from typing import Any, Literal
 from tempspec.cli import errors
 from tempspec.cli.screen import quiet
 from tempspec.errors import UserError
-from tempspec.models.conditioning import FILE, fold, is_conditioned
+from tempspec.models.conditioning import FILE, at_temperature, is_conditioned
 from tempspec.models.eagle3 import Eagle3
 from tempspec.models.eagle3.files import is_head_folder
 from tempspec.models.loading import load_config, load_draft, load_model, load_tokenizer, save_model
@@ -47,7 +47,7 @@ def _draft(options: Any) -> int:
         raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
     _check_output(Path(options.output).resolve(), Path(options.draft).expanduser().resolve())
     own = load_config(options.draft).dtype  # which the sum of the weights and their change is rounded to, once
-    save_model(fold(draft, options.temperature), load_tokenizer(options.draft), options.output, dtype=own)
+    save_model(at_temperature(draft, options.temperature), load_tokenizer(options.draft), options.output, dtype=own)
     print(f"{options.output}: the draft at temperature {options.temperature:g}")
     return 0
 

@@ -4,13 +4,19 @@ from typing import Any
 
 from tempspec.errors import UserError
 
-__all__ = ["RENAMED", "new_name", "rename_keys"]
+__all__ = ["MOVED", "RENAMED", "new_name", "rename_keys"]
 
 RENAMED: dict[str, str] = {}
 """Former option to today's, from the section on, such as `model.heat` to `model.temperature`; `*` is any one name.
 
 In a section that is a list, as `data.train` may be, each element is meant.
 """
+
+MOVED: dict[str, str] = {
+    "tempspec.plugins.lossy.": "tempspec.plugins.lossy_verifiers.",
+    "tempspec.plugins.verifiers.Typical": "tempspec.plugins.lossy_verifiers.Typical",
+}
+"""Former beginning of a class's path to today's: configurations that a run has left name classes so."""
 
 
 def new_name(option: str) -> str:
@@ -44,7 +50,22 @@ def rename_keys(config: dict[str, Any]) -> list[str]:
                 lines.append(f"{former} is called {today} now: rename it")
         except KeyError as error:
             raise UserError(f"{former} is called {today} now, got both: leave out the former") from error
-    return lines
+    return [*lines, *_move_classes(config)]
+
+
+def _move_classes(section: Any) -> list[str]:
+    """Give every class of a configuration today's path, in place; returns a line for each former one."""
+    if isinstance(section, list):
+        return [line for each in section for line in _move_classes(each)]
+    if not isinstance(section, dict):
+        return []
+    lines = []
+    if isinstance(path := section.get("class_path"), str):
+        for former, today in MOVED.items():
+            if path.startswith(former):
+                section["class_path"] = today + path.removeprefix(former)
+                lines.append(f"{path} is called {section['class_path']} now: rename it")
+    return lines + [line for each in section.values() for line in _move_classes(each)]
 
 
 def _rename(section: Any, former: list[str], today: list[str]) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tempspec.data.grouping import Padding
-from tempspec.data.loaders import Slot
+from tempspec.data.loaders import Fetched
 from tempspec.data.rows import EncodedRow
 from tempspec.data.sources import TEMPERATURE
 
@@ -28,7 +28,7 @@ Batch = dict[str, Tensor]
 
 
 class EncodedSets(Dataset[EncodedRow]):
-    """Encoded corpora, one after the other, by `Slot`; each row gets `row`, `set_index` and `weight`.
+    """Encoded corpora, one after the other, by `Fetched`; each row gets `row`, `set_index` and `weight`.
 
     What a row lists comes as numpy arrays: no token becomes an object of Python's.
 
@@ -40,10 +40,10 @@ class EncodedSets(Dataset[EncodedRow]):
         self.sets = [rows.with_format("arrow") for rows in sets]
         self.ends = list(accumulate(len(rows) for rows in self.sets))
 
-    def __getitem__(self, slot: Slot) -> EncodedRow:
+    def __getitem__(self, slot: Fetched) -> EncodedRow:
         return self.__getitems__([slot])[0]
 
-    def __getitems__(self, slots: Sequence[Slot]) -> list[EncodedRow]:
+    def __getitems__(self, slots: Sequence[Fetched]) -> list[EncodedRow]:
         """The rows of a batch, read at once from each set."""
         numbers = [bisect_right(self.ends, slot.row) for slot in slots]
         places: dict[int, list[int]] = defaultdict(list)

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pyarrow as pa
 
-from tempspec.data.rows import ROW, Report
+from tempspec.data.rows import ROW, EncodingReport
 from tempspec.errors import UserError
 
 FORMAT = 2
@@ -21,7 +21,9 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tempspec"
 
 
-def cached(folder: Path, key: str, produce: Callable[[Report], Iterator[pa.Table]]) -> tuple[datasets.Dataset, Report]:
+def cached(
+    folder: Path, key: str, produce: Callable[[EncodingReport], Iterator[pa.Table]]
+) -> tuple[datasets.Dataset, EncodingReport]:
     """The rows kept under a key, and the account of how they came about; produced only where they are missing.
 
     Several processes may ask at once: each writes a file of its own, and the first name stands.
@@ -41,16 +43,16 @@ def cached(folder: Path, key: str, produce: Callable[[Report], Iterator[pa.Table
             _write(file, produce)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); set data.cache_dir to another") from error
-    return datasets.Dataset.from_file(str(file)), Report(**json.loads(_report_file(file).read_text()))
+    return datasets.Dataset.from_file(str(file)), EncodingReport(**json.loads(_report_file(file).read_text()))
 
 
 def _report_file(file: Path) -> Path:
     return file.with_suffix(".json")
 
 
-def _write(file: Path, produce: Callable[[Report], Iterator[pa.Table]]) -> None:
+def _write(file: Path, produce: Callable[[EncodingReport], Iterator[pa.Table]]) -> None:
     """Write rows and report beside the final names, then rename: the report first, so that rows never lack one."""
-    report = Report()
+    report = EncodingReport()
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".writing-") as scratch:
         draft = Path(scratch) / file.name
         with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_stream(sink, ROW) as writer:

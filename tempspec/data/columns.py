@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from tempspec.data import conversations, values
-from tempspec.data.json_files import Row
+from tempspec.data.json_files import RawRow
 from tempspec.data.skipped import Unusable
 from tempspec.errors import UserError
 
@@ -57,7 +57,7 @@ class Shape:
         """The parts of a record that may be None."""
         return (TEMPERATURE, CATEGORY, FINISH, "tools", *EXACT, *([] if self.need_response else ["response"]))
 
-    def record(self, row: Row) -> Row:
+    def record(self, row: RawRow) -> RawRow:
         """The parts of a row in normal form, blank where the row is.
 
         Raises:
@@ -72,7 +72,7 @@ class Shape:
         found[FINISH] = finish if isinstance(finish, str) else None
         return found | {TEMPERATURE: values.temperature(TEMPERATURE, row.get(TEMPERATURE))}
 
-    def _part(self, part: str, name: str, row: Row) -> Any:
+    def _part(self, part: str, name: str, row: RawRow) -> Any:
         if part not in self.optional and name not in row:
             raise Unusable(f"{name} is missing")
         value = row.get(name)
@@ -98,7 +98,7 @@ def _exact(name: str, value: Any) -> Any:
     return values.ids(name, value) if name.endswith("_ids") else values.text(name, value)
 
 
-def shape_of(source: Named, rows: Sequence[Row], *, need_response: bool, columnar: bool) -> Shape:
+def shape_of(source: Named, rows: Sequence[RawRow], *, need_response: bool, columnar: bool) -> Shape:
     """Find the parts of a corpus' rows.
 
     Args:
@@ -125,13 +125,13 @@ def shape_of(source: Named, rows: Sequence[Row], *, need_response: bool, columna
     return Shape(columns, need_response, columnar)
 
 
-def names_a_part(source: Named, row: Row) -> bool:
+def names_a_part(source: Named, row: RawRow) -> bool:
     """Whether an object has a column that may be a part of a row."""
     known = {*_FORMS, _INSTRUCTION, "conversations"} | {getattr(source, form, None) for form in _FORMS}
     return not known.isdisjoint(row)
 
 
-def unread_media(rows: Sequence[Row]) -> list[str]:
+def unread_media(rows: Sequence[RawRow]) -> list[str]:
     """The columns that hold images, sound or films, which nothing here reads."""
     return [name for name in _MEDIA if any(row.get(name) for row in rows)]
 
@@ -151,7 +151,7 @@ def _named(source: Named, named: dict[str, str], need_response: bool) -> dict[st
     return forms[0]
 
 
-def _inferred(source: Named, rows: Sequence[Row], found: list[str], need_response: bool) -> dict[str, str]:
+def _inferred(source: Named, rows: Sequence[RawRow], found: list[str], need_response: bool) -> dict[str, str]:
     """The first known form that at least half as many rows have as have the commonest one."""
     preferences = need_response and set(_PREFERENCES) <= set(found)
     forms: list[dict[str, str]] = [{"messages": "messages"}]
@@ -170,7 +170,7 @@ def _inferred(source: Named, rows: Sequence[Row], found: list[str], need_respons
     )
 
 
-def _about_preferences(rows: Sequence[Row]) -> str:
+def _about_preferences(rows: Sequence[RawRow]) -> str:
     """What to do with two answers of which one was preferred."""
     chosen = next((row["chosen"] for row in rows if row.get("chosen") is not None), None)
     asked = any(isinstance(row.get("prompt"), str) for row in rows)
@@ -183,7 +183,7 @@ def _about_preferences(rows: Sequence[Row]) -> str:
     return f"expected one answer a row, got preferences, chosen and rejected; {advice}"
 
 
-def _about_unknown(rows: Sequence[Row], found: list[str], need_response: bool) -> str:
+def _about_unknown(rows: Sequence[RawRow], found: list[str], need_response: bool) -> str:
     """What a file without a known form has, and what may be done with it."""
     if "turns" in found:
         return (
@@ -206,7 +206,7 @@ def _about_unknown(rows: Sequence[Row], found: list[str], need_response: bool) -
     return f"expected columns {known}; it has {_names(found)}; {advice}"
 
 
-def _longest_text(rows: Sequence[Row], found: list[str]) -> str | None:
+def _longest_text(rows: Sequence[RawRow], found: list[str]) -> str | None:
     """The column with the longest texts, names and addresses left aside; None where no column holds text."""
     lengths = {
         name: sum(len(row[name]) for row in rows if name in row)

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from tempspec.data.cache import FORMAT, cached
 from tempspec.data.digest import digest_value
 from tempspec.data.encoding import Encoder
-from tempspec.data.rows import Report, RowOptions, encode_rows
+from tempspec.data.rows import EncodingReport, RowOptions, encode_rows
 from tempspec.data.skipped import Skipped
-from tempspec.data.sources import Source, fingerprint, read
+from tempspec.data.sources import Source, read, source_digest
 from tempspec.data.split import hold_out
 from tempspec.errors import UserError
 from tempspec.models.digests import tokenizer_digest
@@ -74,8 +74,8 @@ class Corpora:
             raise UserError(f"{name}: no row to learn from: {parts[0][1]}; {_remedy(side)}")
         return datasets.concatenate_datasets([rows for rows, _ in parts])
 
-    def _encode_one(self, source: Source, side: Side | None) -> tuple[datasets.Dataset, Report]:
-        def produce(report: Report) -> Iterator[pa.Table]:
+    def _encode_one(self, source: Source, side: Side | None) -> tuple[datasets.Dataset, EncodingReport]:
+        def produce(report: EncodingReport) -> Iterator[pa.Table]:
             skipped = Skipped()
             dataset = read(source, cache_dir=self.cache_dir / "hub", skipped=skipped)
             report.corpus = len(dataset) + skipped.total
@@ -90,7 +90,7 @@ class Corpora:
 
     def _key(self, source: Source, side: Side | None) -> str:
         encoding = [self._tokenizer_digest, self.encoder.fold_whitespace, self.encoder.add_bos, asdict(self.options)]
-        return digest_value([FORMAT, fingerprint(source, self.cache_dir / "hub"), encoding, side and asdict(side)])
+        return digest_value([FORMAT, source_digest(source, self.cache_dir / "hub"), encoding, side and asdict(side)])
 
     @cached_property
     def _tokenizer_digest(self) -> str:

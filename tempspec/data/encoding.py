@@ -13,17 +13,17 @@ from tempspec.data.skipped import Unusable
 from tempspec.data.turns import EMPTY, UNMARKED, ChatTemplate, Messages, Tools, before_answer, check
 from tempspec.models.tokens import Encoded, Marked, Tokeniser
 
-__all__ = ["Conversation", "Encoder", "Pair", "before_answer", "fold"]
+__all__ = ["Conversation", "Encoder", "Pair", "before_answer", "on_one_line"]
 
 _PLAIN_TURN = "User: {}\nAssistant: {}\n"
 _FEW = 8
 """Tokens up to which a turn is looked at, whether it says anything."""
 
 
-def fold(text: str) -> str:
+def on_one_line(text: str) -> str:
     r"""Every run of whitespace as one space.
 
-    >>> fold("Once\n\nupon  a time")
+    >>> on_one_line("Once\n\nupon  a time")
     'Once upon a time'
     """
     return re.sub(r"\s+", " ", text)
@@ -80,7 +80,7 @@ class Encoder:
 
     def following(self, prompt: Sequence[int], text: str, *, ended: bool) -> list[int]:
         """Ids of a text that was written after a prompt; EOS is put back where it ended by itself."""
-        return self._tokeniser.following(prompt, fold(text) if self.fold_whitespace else text, ended=ended)
+        return self._tokeniser.following(prompt, on_one_line(text) if self.fold_whitespace else text, ended=ended)
 
     def text(self, ids: Sequence[int]) -> str:
         """What ids say, special tokens left out."""
@@ -160,14 +160,14 @@ class Encoder:
     def _joined(self, pair: Pair) -> Marked:
         prompt, both = pair.prompt, pair.prompt + pair.response
         if self.fold_whitespace:
-            prompt, both = fold(prompt), fold(both)
+            prompt, both = on_one_line(prompt), on_one_line(both)
         return Marked(both, [(len(prompt), len(both))], opened=True, closed=pair.ended)
 
     def _folded(self, messages: Messages) -> Messages:
         if not self.fold_whitespace:
             return messages
         return [
-            turn | {"content": fold(turn["content"])} if isinstance(turn.get("content"), str) else turn
+            turn | {"content": on_one_line(turn["content"])} if isinstance(turn.get("content"), str) else turn
             for turn in messages
         ]
 

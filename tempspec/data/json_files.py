@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 from tempspec.data.skipped import Unusable
 from tempspec.errors import UserError
 
-Row = dict[str, Any]
+RawRow = dict[str, Any]
 ENCODING = "utf-8-sig"
 """UTF-8 with or without the byte-order mark that spreadsheets put first."""
 _MARK = b"\xef\xbb\xbf"
@@ -20,7 +20,7 @@ _TURN = ("role", "from")
 """What an object has that is a turn of a conversation, and no row."""
 
 
-Numbered = tuple[int, Row | Unusable]
+Numbered = tuple[int, RawRow | Unusable]
 """A row, or why it cannot be read, and its number in the file, from 1."""
 
 
@@ -63,7 +63,7 @@ def _of_lines(lines: BinaryIO) -> Iterator[Numbered]:
             yield number, _of_line(line)
 
 
-def _of_line(line: bytes) -> Row | Unusable:
+def _of_line(line: bytes) -> RawRow | Unusable:
     try:
         return _object(json.loads(line.decode().rstrip()))
     except UnicodeDecodeError as error:
@@ -74,7 +74,7 @@ def _of_line(line: bytes) -> Row | Unusable:
         return Unusable("not JSON", str(error).partition(";")[0])
 
 
-def _object(value: Any) -> Row | Unusable:
+def _object(value: Any) -> RawRow | Unusable:
     return value if isinstance(value, dict) else Unusable("no JSON object", f"got {type(value).__name__}")
 
 
@@ -88,7 +88,7 @@ def _whole(path: Path, text: str) -> Any:
         raise UserError(f"{path}: cannot be read as JSON ({str(error).partition(';')[0]}); repair it") from error
 
 
-def wrapped_rows(path: str | Path, row: Row) -> list[Numbered] | None:
+def wrapped_rows(path: str | Path, row: RawRow) -> list[Numbered] | None:
     """The rows that a file's only object wraps, as in `{"data": [...]}`; None where it is a row itself.
 
     Raises:

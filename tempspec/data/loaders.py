@@ -17,7 +17,7 @@ from tempspec.data.grouping import LengthGroups
 from tempspec.errors import UserError
 
 
-class Slot(NamedTuple):
+class Fetched(NamedTuple):
     """A row to fetch; a filler repeats a row that some rank has already, and must not count."""
 
     row: int
@@ -38,7 +38,7 @@ class ShardSampler(DistributedSampler[Any]):
         groups: puts rows of like length into one step; none by default.
 
     >>> list(ShardSampler(3, rank=1, world=2))
-    [Slot(row=1, filler=False), Slot(row=0, filler=True)]
+    [Fetched(row=1, filler=False), Fetched(row=0, filler=True)]
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class ShardSampler(DistributedSampler[Any]):
         self.start = 0
         """Slots that the next iteration leaves out, because a run that is resumed has seen them."""
 
-    def __iter__(self) -> Iterator[Slot]:
+    def __iter__(self) -> Iterator[Fetched]:
         order = self.order()
         for place in range(
             self.start * self.num_replicas + self.rank, len(self) * self.num_replicas, self.num_replicas
         ):
-            yield Slot(order[place % self.rows] if self.rows else 0, place >= self.rows)
+            yield Fetched(order[place % self.rows] if self.rows else 0, place >= self.rows)
 
     def __len__(self) -> int:
         return max(1, math.ceil(self.rows / self.num_replicas))
@@ -87,7 +87,7 @@ class ResumableLoader(DataLoader[Any]):
     for, because Lightning iterates before it restores.
 
     Args:
-        dataset: rows by `Slot`.
+        dataset: rows by `Fetched`.
         sampler: the order of the rows.
         batch_size: rows of a batch.
         num_workers: worker processes.

@@ -18,7 +18,7 @@ from tempspec.data.clock import at_the_time_of
 from tempspec.data.corpora import Side
 from tempspec.data.encoding import Encoder
 from tempspec.data.grouping import LengthGroups, Padding, lengths
-from tempspec.data.loaders import ResumableLoader, ShardSampler, Slot, work_loader
+from tempspec.data.loaders import Fetched, ResumableLoader, ShardSampler, work_loader
 from tempspec.data.prompts import Prompt, PromptSource, read_prompts
 from tempspec.data.sources import TEMPERATURE, Source, named_sources, source_of
 from tempspec.data.text_encoding import TextEncoding
@@ -143,7 +143,7 @@ class TextDataModule(LightningDataModule):
     def in_order(self, start: int) -> DataLoader[Any]:
         """The training rows from a number on, in their order, on this process alone."""
         rows = EncodedSets([self._train])
-        order = [Slot(row, False) for row in range(start, len(rows))]
+        order = [Fetched(row, False) for row in range(start, len(rows))]
         return DataLoader(rows, sampler=order, batch_size=self.eval_batch_size, collate_fn=self._collate())
 
     def sources(self, stage: str) -> dict[str, list[Source]]:

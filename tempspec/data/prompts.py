@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.data.digest import key_of_ids
 from tempspec.data.encoding import Encoder
-from tempspec.data.readers import Row, row_word
+from tempspec.data.readers import RawRow, row_word
 from tempspec.data.skipped import Skipped, Unusable
 from tempspec.data.sources import CATEGORY, LINE, Source, form_of, messages_of, read
 from tempspec.errors import UserError
@@ -165,7 +165,7 @@ def _check(name: str, source: PromptSource) -> None:
         raise UserError(f"prompt set '{name}': expected chat or separator, got both: a turn has no separator; drop it")
 
 
-def _prompt(name: str, row: Row, source: PromptSource, encoder: Encoder) -> Prompt:
+def _prompt(name: str, row: RawRow, source: PromptSource, encoder: Encoder) -> Prompt:
     """The prompt of a row; ids of a row that asks too little are empty.
 
     Raises:

@@ -17,14 +17,14 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from tempspec.data.json_files import ENCODING, Numbered, Row, has_lines, rows_of_json
+from tempspec.data.json_files import ENCODING, Numbered, RawRow, has_lines, rows_of_json
 from tempspec.data.skipped import Unusable
 from tempspec.errors import UserError
 
 __all__ = [
     "READERS",
     "Numbered",
-    "Row",
+    "RawRow",
     "Unusable",
     "numbered_rows",
     "place_of",
@@ -38,7 +38,7 @@ _BYTES = "latin-1"
 """A character for each byte, so that a row that is no UTF-8 does not end the file."""
 
 
-def rows_of_path(path: Path) -> Iterator[Row]:
+def rows_of_path(path: Path) -> Iterator[RawRow]:
     """The rows of a data file, or of a folder that `datasets` saved.
 
     Raises:
@@ -114,7 +114,7 @@ def rows_of_csv(path: Path) -> Iterator[Numbered]:
         yield number, ragged[number] if number in ragged else _decoded(next(rows), names)
 
 
-def _decoded(row: dict[str, str], names: dict[str, str]) -> Row | Unusable:
+def _decoded(row: dict[str, str], names: dict[str, str]) -> RawRow | Unusable:
     """A row of characters that stand for bytes."""
     try:
         return {names[name]: value.encode(_BYTES).decode() for name, value in row.items()}
@@ -143,7 +143,7 @@ def rows_of_text(path: Path) -> Iterator[Numbered]:
         yield number + 1 - len(lines), {"text": "\n".join(lines)}
 
 
-def rows_of_folder(path: Path) -> Iterator[Row]:
+def rows_of_folder(path: Path) -> Iterator[RawRow]:
     """A folder written by `datasets.Dataset.save_to_disk`.
 
     Raises:

@@ -59,7 +59,7 @@ MADE = pa.schema([*ROW, *_ACCOUNT.items()])
 
 
 @dataclass
-class Report:
+class EncodingReport:
     """What became of a corpus.
 
     Attributes:
@@ -93,9 +93,10 @@ class Report:
     def __str__(self) -> str:
         """One line for the log.
 
-        >>> print(Report(read=10, rows=8, tokens=900, learned=640, truncated=3, cut=120, dropped=2))
+        >>> print(EncodingReport(read=10, rows=8, tokens=900, learned=640, truncated=3, cut=120, dropped=2))
         10 rows read, 8 kept with 900 tokens, 640 learned (3 truncated by 120 tokens; 2 dropped: nothing left to learn)
-        >>> print(Report(read=9, rows=9, tokens=90, learned=40, turns=7, unlearned={"turns with nothing to learn": 2}))
+        >>> unlearned = {"turns with nothing to learn": 2}
+        >>> print(EncodingReport(read=9, rows=9, tokens=90, learned=40, turns=7, unlearned=unlearned))
         9 rows read, 9 kept with 90 tokens, 40 learned in 5 of 7 assistant turns (2 turns with nothing to learn)
         """
         turns = f" in {self.turns - sum(self.unlearned.values())} of {self.turns} assistant turns"
@@ -236,7 +237,7 @@ def encode_rows(
     source: Source,
     encoder: Encoder,
     options: RowOptions,
-    report: Report,
+    report: EncodingReport,
     workers: int | None = None,
     scratch: Path | None = None,
 ) -> Iterator[pa.Table]:
@@ -261,7 +262,7 @@ def encode_rows(
         return
     maker = RowMaker(dataset, source, encoder, options)
     if len(dataset) > _ROWS_AT_ONCE:
-        first = Report()
+        first = EncodingReport()
         _counted(maker(dataset[:_TRIED], range(_TRIED)), first)
         if first.unusable.total == _TRIED:
             raise UserError(f"{first.first}; so it is with the first {_TRIED} rows, and the others were not tried")
@@ -273,7 +274,7 @@ def encode_rows(
                 yield kept
 
 
-def _counted(made: pa.Table, report: Report) -> pa.Table:
+def _counted(made: pa.Table, report: EncodingReport) -> pa.Table:
     """Count rows as they were made; returns those with something to learn, `ROW`."""
     unusable = made.select(["reason", "first"]).filter(pc.is_valid(made["reason"]))
     for reason, first in zip(unusable["reason"].to_pylist(), unusable["first"].to_pylist(), strict=True):

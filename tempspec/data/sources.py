@@ -24,7 +24,7 @@ from tempspec.data.conversations import for_template
 from tempspec.data.digest import digest_path, digest_value
 from tempspec.data.hub_data import hub_commit, hub_rows
 from tempspec.data.json_files import wrapped_rows
-from tempspec.data.readers import READERS, Numbered, Row, numbered_rows, place_of, suffix_of
+from tempspec.data.readers import READERS, Numbered, RawRow, numbered_rows, place_of, suffix_of
 from tempspec.data.skipped import Skipped, Unusable
 from tempspec.errors import UserError
 
@@ -36,11 +36,11 @@ __all__ = [
     "TEMPERATURE",
     "Form",
     "Source",
-    "fingerprint",
     "form_of",
     "messages_of",
     "named_sources",
     "read",
+    "source_digest",
     "source_of",
 ]
 
@@ -187,7 +187,7 @@ def messages_of(row: Mapping[str, Any]) -> tuple[list[dict[str, Any]], list[Any]
     return for_template(json.loads(row["messages"])), None if tools is None else json.loads(tools)
 
 
-def fingerprint(source: Source, cache_dir: str | Path | None = None) -> str:
+def source_digest(source: Source, cache_dir: str | Path | None = None) -> str:
     """A digest of everything that decides what `read` returns, without parsing a file.
 
     Local files and folders count with their bytes, never with their name or date; hub data with their commit.
@@ -228,7 +228,7 @@ def _refuse_first(source: Source, rows: Sequence[Numbered]) -> None:
     )
 
 
-def _records(source: Source, shape: Shape, rows: Iterator[Numbered], skipped: Skipped | None) -> Iterator[Row]:
+def _records(source: Source, shape: Shape, rows: Iterator[Numbered], skipped: Skipped | None) -> Iterator[RawRow]:
     """Rows in normal form; those with a blank part are left out, and so are those that cannot be used."""
     for number, row in rows:
         try:
@@ -245,7 +245,7 @@ def _records(source: Source, shape: Shape, rows: Iterator[Numbered], skipped: Sk
             yield record | {LINE: number}
 
 
-def _table(records: Iterator[Row], shape: Shape) -> pa.Table:
+def _table(records: Iterator[RawRow], shape: Shape) -> pa.Table:
     """The records as one table, without the optional columns that hold nothing."""
     parts = dict.fromkeys(
         (*shape.columns, *(["tools"] if "messages" in shape.columns else []), TEMPERATURE, FINISH, *EXACT)

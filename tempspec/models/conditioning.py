@@ -1,8 +1,8 @@
 """One draft for all temperatures: low-rank changes of its weights, scaled by functions of log tau (floor 3).
 
 `condition` gives every linear layer below the head a change that is 0 at tau = 1; rows of one batch may have different
-temperatures. `fold` adds the change at one temperature to the weights: an ordinary model. On disk a conditioned draft
-is the ordinary checkpoint of tau = 1, with one more file beside it that only tempspec reads.
+temperatures. `at_temperature` adds the change at one temperature to the weights: an ordinary model. On disk a conditioned
+draft is the ordinary checkpoint of tau = 1, with one more file beside it that only tempspec reads.
 
 A model knows the range of temperatures that it was trained at, and takes the nearest of them for any other: nothing
 holds its changes outside, and a draft trained from 0.5 upwards is useless at the changes that 0.1 would give it.
@@ -29,10 +29,10 @@ __all__ = [
     "FILE",
     "RANGE",
     "TrainedRange",
+    "at_temperature",
     "condition",
     "conditioned_rank",
     "features",
-    "fold",
     "is_conditioned",
     "load_conditioning",
     "plain_state",
@@ -195,7 +195,7 @@ def trained_range(model: nn.Module) -> TrainedRange:
 
 
 @torch.no_grad()
-def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
+def at_temperature(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
     """An ordinary copy of a conditioned model, with the weights of one temperature.
 
     Args:
@@ -207,7 +207,7 @@ def fold(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
     """
     if not is_conditioned(model):
         raise UserError(
-            "expected a draft that is conditioned on the temperature, got an ordinary one: it needs no fold"
+            "expected a draft that is conditioned on the temperature, got an ordinary one: it needs no at_temperature"
         )
     folded = copy.deepcopy(model)
     known = trained_range(folded)

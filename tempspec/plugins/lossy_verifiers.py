@@ -1,7 +1,8 @@
 """The built-in verifiers that change the text's law, each by a law of its own that it states (floor 3).
 
-All but MARS put a substitute pi in the target's place and verify token by token: a tested position is emitted with pi,
-the bonus token with p. `tempspec.core.lossy.distance` of `emitted_law` says how far that is from the target.
+All but MARS and Typical put a substitute pi in the target's place and verify token by token: a tested position is
+emitted with pi, the bonus token with p. `tempspec.core.lossy.distance` of
+`emitted_law` says how far that is from the target.
 
 Axes: B batch, K drafted, V vocabulary. Inside `verify`, `logp_BKV` is `[B, K+1, V]`.
 """
@@ -18,7 +19,7 @@ from tempspec.core.noise import Stream
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, Noise, Verdict, Verifier
 
-__all__ = ["MARS", "Ensemble", "KLBudget", "Lenience", "SpeculativeCascade"]
+__all__ = ["MARS", "Ensemble", "KLBudget", "Lenience", "SpeculativeCascade", "Typical"]
 
 
 def _in_range(rule: str, name: str, value: float, least: float, most: float) -> float:
@@ -153,3 +154,50 @@ class MARS(Verifier):
         accept_BK = (top_BK[:, :-1] == draft.token_BK) | (close_BK & runner_up_BK)
         accepted_B = core.first_rejection(accept_BK, draft.length_B)
         return Verdict(accepted_B, top_BK.gather(1, accepted_B[:, None]).squeeze(1))
+
+
+class Typical(Verifier):
+    """Accepts every token that the target finds typical, whatever the draft's law. Lossy: changes the text's law.
+
+    A token stands if `p(x) > min(epsilon, delta exp(-H(p)))`, H being p's entropy in nats; epsilon caps the threshold
+    and delta scales it by the entropy. The token behind a failure, and the bonus token, are drawn from p. With A the
+    set of typical tokens, a tested position is emitted with the law `q 1[A] + (1 - q(A)) p`. The paper states the
+    acceptance alone, for trees; what follows a failure is this package's choice.
+
+    Args:
+        epsilon: the threshold's cap, in [0, 1] (Medusa's `posterior_threshold`, 0.09).
+        delta: the entropy's factor, at least 0 (Medusa's `posterior_alpha`, 0.3: the square root of epsilon).
+    """
+
+    lossless: ClassVar[bool] = False
+    source: ClassVar[str] = "Cai et al. 2024, Medusa, arXiv 2401.10774, section 3.3.1"
+
+    def __init__(self, epsilon: float = 0.09, delta: float = 0.3) -> None:
+        if not 0 <= epsilon <= 1:
+            raise UserError(f"Typical: epsilon must be in [0, 1], got {epsilon}; Medusa uses 0.09")
+        if not 0 <= delta < float("inf"):
+            raise UserError(f"Typical: delta must be 0 or more, got {delta}; Medusa uses 0.3")
+        self.epsilon = epsilon
+        self.delta = delta
+
+    def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """See `Verifier.verify`."""
+        accepted_B, weight_BV = core.typical_outcome(logp_BKV, draft.token_BK, draft.length_B, self.epsilon, self.delta)
+        return Verdict(accepted_B, noise.draw(weight_BV, Stream.TARGET))
+
+    def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
+        """`q(A)`: the draft's mass on typical tokens."""
+        return self._kept(logp_BKV, draft.logq_BKV).sum(-1)
+
+    def emitted_law(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
+        """`q 1[A] + (1 - q(A)) p`."""
+        kept_BKV = self._kept(logp_BKV, logq_BKV)
+        left_BK1 = (1.0 - kept_BKV.sum(-1, keepdim=True)).clamp(min=0.0)  # rounding may leave less than nothing
+        return (kept_BKV + left_BK1 * core.precise(logp_BKV).exp()).log()
+
+    def _kept(self, logp_BKV: Tensor, logq_BKV: Tensor) -> Tensor:
+        """`q 1[A]`, `[B, K, V]`."""
+        logp_BKV = core.precise(logp_BKV)
+        parts = (logp_BKV, core.probabilities(logp_BKV))
+        threshold_BK = core.typical_log_threshold(*parts, self.epsilon, self.delta)
+        return torch.where(logp_BKV > threshold_BK[..., None], core.precise(logq_BKV).exp(), 0.0)

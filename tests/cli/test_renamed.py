@@ -66,3 +66,12 @@ def test_a_former_option_is_read_with_one_line():
 def test_both_names_are_an_error(tmp_path):
     with pytest.raises(UserError, match=r"model\.heat is called model\.temperature now, got both: leave out"):
         renamed_file(tmp_path, {"model": {"heat": 1, "temperature": 2}})
+
+
+def test_a_class_that_moved_is_read_with_one_line(tmp_path):
+    rules = {"cut": {"class_path": "tempspec.plugins.lossy.Ensemble", "init_args": {"share": 0.3}}}
+    path, found = renamed_file(tmp_path, {"model": {"verifiers": rules}})
+    moved = yaml.safe_load(found.arguments[-1])["model"]["verifiers"]["cut"]
+    assert moved == rules["cut"] | {"class_path": "tempspec.plugins.lossy_verifiers.Ensemble"}
+    (line,) = [note for note in found.notes if "Ensemble" in note]
+    assert line == f"{path}: tempspec.plugins.lossy.Ensemble is called {moved['class_path']} now: rename it"

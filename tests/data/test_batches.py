@@ -4,7 +4,7 @@ import torch
 
 from tempspec.data.batches import Collate, EncodedSets
 from tempspec.data.grouping import Padding
-from tempspec.data.loaders import Slot
+from tempspec.data.loaders import Fetched
 
 
 def rows(*ids, **columns):
@@ -24,7 +24,7 @@ def rows(*ids, **columns):
 
 def batch(sets, numbers, **options):
     read = EncodedSets(sets)
-    return Collate(9, **options)(read.__getitems__([Slot(number, False) for number in numbers]))
+    return Collate(9, **options)(read.__getitems__([Fetched(number, False) for number in numbers]))
 
 
 def test_rows_of_several_sets_come_in_the_order_asked_for():
@@ -39,11 +39,11 @@ def test_rows_of_several_sets_come_in_the_order_asked_for():
 
 def test_a_filler_weighs_nothing():
     read = EncodedSets([rows([1, 2])])
-    assert Collate(0)([read[Slot(0, True)], read[Slot(0, False)]])["weight"].tolist() == [0, 1]
+    assert Collate(0)([read[Fetched(0, True)], read[Fetched(0, False)]])["weight"].tolist() == [0, 1]
 
 
 def test_no_token_is_an_object_of_pythons():
-    row = EncodedSets([rows([1, 2, 3])])[Slot(0, False)]
+    row = EncodedSets([rows([1, 2, 3])])[Fetched(0, False)]
     assert all(row[name].nbytes <= 8 * 3 for name in ("input_ids", "loss_mask"))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from tempspec.data.encoding import Encoder, Pair
 from tempspec.data.packing import pack
-from tempspec.data.rows import BEYOND, Report, RowOptions, encode_rows
+from tempspec.data.rows import BEYOND, EncodingReport, RowOptions, encode_rows
 from tempspec.data.skipped import Skipped
 from tempspec.data.sources import Source
 from tempspec.data.turns import EMPTY
@@ -20,7 +20,7 @@ from tests.data.templates import qwen_like
 
 
 def encoded(rows, encoder, source=None, *, max_length=32, pack=True, workers=None):
-    report = Report()
+    report = EncodingReport()
     dataset = datasets.Dataset.from_list(rows)
     options = RowOptions(max_length, pack)
     tables = encode_rows(dataset, source or Source("here"), encoder, options, report, workers)
@@ -75,7 +75,7 @@ def test_packed_rows_learn_what_rows_of_their_own_do(tokenizer, sentences):
         assert row["loss_mask"] == [place not in firsts for place in range(len(row["input_ids"]))]
     learned = sum(sum(row["loss_mask"]) for row in rows)
     tokens = sum(len(row["input_ids"]) for row in rows)
-    assert report == Report(read=20, rows=len(rows), tokens=tokens, learned=learned)
+    assert report == EncodingReport(read=20, rows=len(rows), tokens=tokens, learned=learned)
 
 
 def test_unpacked_documents_are_rows_of_their_own_cut_to_length(tokenizer, sentences):

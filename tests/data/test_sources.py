@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tempspec.data.readers import READERS
-from tempspec.data.sources import EXACT, Source, fingerprint, form_of, read
+from tempspec.data.sources import EXACT, Source, form_of, read, source_digest
 from tempspec.errors import UserError
 
 AWKWARD = ["12", "NA", "2024-01-01", 'a,"quoted"\nline', "null"]
@@ -89,9 +89,9 @@ def test_a_limit_keeps_the_first_rows_and_blank_rows_do_not_count(jsonl):
 def test_the_fingerprint_follows_content_and_options_and_not_the_name(jsonl):
     rows = [{"text": "a"}, {"text": "b"}]
     first, copy, other = jsonl(rows), jsonl(rows, "copy.jsonl"), jsonl(rows[:1], "other.jsonl")
-    assert fingerprint(Source(first)) == fingerprint(Source(copy)) != fingerprint(Source(other))
-    assert fingerprint(Source(first)) != fingerprint(Source(first, limit=1))
-    assert fingerprint(Source(first)) != fingerprint(Source(first, separator="\n"))
+    assert source_digest(Source(first)) == source_digest(Source(copy)) != source_digest(Source(other))
+    assert source_digest(Source(first)) != source_digest(Source(first, limit=1))
+    assert source_digest(Source(first)) != source_digest(Source(first, separator="\n"))
 
 
 LINE = '{"text": "a"}\n'

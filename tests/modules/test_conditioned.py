@@ -10,7 +10,7 @@ from tempspec.decoding.engine import Engine
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.models.conditioning import condition, conditioned_rank, fold, is_conditioned, set_temperature
+from tempspec.models.conditioning import at_temperature, condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.loading import ModelOptions, load_model, load_tokenizer, save_model
 from tempspec.models.pair import Pair
 from tempspec.modules.distillation import DistillationModule
@@ -128,7 +128,7 @@ def test_validation_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_p
         if heat == 0:
             assert together.argmax[0.5].value == pytest.approx(alone.argmax[0.5].value, abs=1e-5)
         same = load_model(str(output)).state_dict()
-        for name, value in fold(module.draft, heat).state_dict().items():
+        for name, value in at_temperature(module.draft, heat).state_dict().items():
             torch.testing.assert_close(same[name], value)
     assert "the draft at temperature 0.5" in capsys.readouterr().out
 
@@ -148,7 +148,7 @@ def test_a_fitted_temperature_is_that_of_the_folded_drafts(fit, pair, data, trai
     for row, target in zip(whole.fits(), sweep.target_temperatures, strict=True):
         assert row.acceptance.value >= row.same.value
         for heat in {row.draft_temperature, target}:
-            save_model(fold(module.draft, heat), module.tokenizer, tmp_path / "folded")
+            save_model(at_temperature(module.draft, heat), module.tokenizer, tmp_path / "folded")
             alone = fitted(tmp_path / "folded")
             place = alone.target_temperatures.index(target) * len(alone.candidates) + alone.candidates.index(heat)
             wanted = row.acceptance if heat == row.draft_temperature else row.same
@@ -230,7 +230,7 @@ def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, traine
 
     together = rows(tmp_path / "draft", heats, "together")
     for heat in heats:
-        save_model(fold(module.draft, heat), module.tokenizer, tmp_path / f"folded-{heat}")
+        save_model(at_temperature(module.draft, heat), module.tokenizer, tmp_path / f"folded-{heat}")
         alone = rows(tmp_path / f"folded-{heat}", [heat], f"alone-{heat}")
         assert alone == {key: together[key] for key in alone}
 

@@ -10,7 +10,7 @@ from tempspec.cli.export import main as export
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.models import pair as pairs
-from tempspec.models.conditioning import COLDEST, fold, trained_range
+from tempspec.models.conditioning import COLDEST, at_temperature, trained_range
 from tempspec.models.loading import ModelOptions, load_draft, load_model, load_tokenizer, save_model
 from tempspec.models.pair import Pair
 from tempspec.modules.callbacks import PretrainedExport
@@ -108,7 +108,7 @@ def test_export_folds_in_float32_and_rounds_once(halves, data, trainer, tmp_path
     fitted(halves, data, trainer, tmp_path, conditioning_rank=2)
     folder = str(tmp_path / "draft")
     export(["export", "--draft", folder, "--temperature", str(COLDEST), "--output", str(tmp_path / "cold")])
-    exact = fold(load_draft(folder, dtype="float32"), COLDEST).state_dict()
+    exact = at_temperature(load_draft(folder, dtype="float32"), COLDEST).state_dict()
     folded = load_file(tmp_path / "cold" / "model.safetensors")
     assert all(torch.equal(value, exact[name].bfloat16()) for name, value in folded.items())
 

@@ -7,8 +7,8 @@ from tempspec import registry
 from tempspec.core.lossy import distance
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft
-from tempspec.plugins.lossy_verifiers import MARS, Ensemble, KLBudget, Lenience, SpeculativeCascade
-from tempspec.plugins.verifiers import TokenwiseRejection, Typical
+from tempspec.plugins.lossy_verifiers import MARS, Ensemble, KLBudget, Lenience, SpeculativeCascade, Typical
+from tempspec.plugins.verifiers import TokenwiseRejection
 from tempspec.testing.enumeration import all_rounds, emitted_law, law_error, mean_accepted
 from tempspec.testing.laws import LawPair, law_cases
 from tempspec.testing.sampling import SampledNoise

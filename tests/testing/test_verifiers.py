@@ -8,8 +8,9 @@ from tempspec.core import verification as core
 from tempspec.core.noise import Stream, uniform
 from tempspec.core.sampling import inverse_cdf
 from tempspec.interfaces import Draft, Verdict, Verifier
+from tempspec.plugins.lossy_verifiers import Typical
 from tempspec.plugins.tree_verifiers import RecursiveRejection
-from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, TokenwiseRejection, Typical
+from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, TokenwiseRejection
 from tempspec.testing import ConformanceError, check_verifier, law_error
 from tempspec.testing.enumeration import all_rounds, emitted_law, outcomes
 from tempspec.testing.laws import LawPair, context_free, law_cases

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tempspec.data.readers import Row, rows_of_path
+from tempspec.data.readers import RawRow, rows_of_path
 from tempspec.errors import UserError
 
 __all__ = ["Counts", "EngineLog", "read_engine_log"]
@@ -91,7 +91,7 @@ def _of_requests(path: Path) -> EngineLog:
     return EngineLog(" and ".join(sorted(kinds)), [count for count in counts if count.rounds], per_request=True)
 
 
-def _records(row: Row) -> Iterator[Row]:
+def _records(row: RawRow) -> Iterator[RawRow]:
     """The records in a row: itself, or those inside an engine's whole response."""
     if any(name in row for name in _REQUESTS):
         yield row
@@ -102,7 +102,7 @@ def _records(row: Row) -> Iterator[Row]:
     yield from found if found else [row]
 
 
-def _request(place: str, record: Row) -> tuple[str, Counts]:
+def _request(place: str, record: RawRow) -> tuple[str, Counts]:
     for name, (kind, read) in _REQUESTS.items():
         if name in record:
             try:
@@ -112,7 +112,7 @@ def _request(place: str, record: Row) -> tuple[str, Counts]:
     raise UserError(f"{place}: holds no accepted lengths; expected {', '.join(f'`{name}`' for name in _REQUESTS)}")
 
 
-def _plain(record: Row) -> Counts:
+def _plain(record: RawRow) -> Counts:
     """Accepted lengths of a request's rounds, the bonus token excluded; drafted lengths, or one number for all."""
     accepted = [_number(value) for value in record["accepted"]]
     drafted: Any = record.get("drafted")
@@ -123,20 +123,20 @@ def _plain(record: Row) -> Counts:
     return Counts(sum(accepted) + len(accepted), len(accepted), None if drafted is None else sum(accepted), drafted)
 
 
-def _vllm(record: Row) -> Counts:
+def _vllm(record: RawRow) -> Counts:
     """Per-request acceptance of vLLM (`--per-request-spec-decode-metrics`)."""
     rounds, accepted = _number(record["num_spec_steps"]), _number(record["num_accepted_draft_tokens"])
     return Counts(accepted + rounds, rounds, accepted, _number(record["num_draft_tokens"]))
 
 
-def _sglang(record: Row) -> Counts:
+def _sglang(record: RawRow) -> Counts:
     """SGLang's `meta_info`: its accepted length is completion tokens over verifications."""
     names = ("spec_accept_token_num", "spec_draft_token_num")
     accepted, drafted = (_number(record[name]) for name in names) if names[1] in record else (None, None)
     return Counts(_number(record["completion_tokens"]), _number(record["spec_verify_ct"]), accepted, drafted)
 
 
-_REQUESTS: dict[str, tuple[str, Callable[[Row], Counts]]] = {
+_REQUESTS: dict[str, tuple[str, Callable[[RawRow], Counts]]] = {
     "accepted": ("accepted lengths", _plain),
     "num_spec_steps": ("vLLM requests", _vllm),
     "spec_verify_ct": ("SGLang requests", _sglang),

@@ -17,7 +17,7 @@ from tempspec.models.cutting import first_layers
 from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
 from tempspec.modules.fit.optim import default_optimizer
-from tempspec.modules.fit.rehearsal import Moment, Step, Unknowable, rehearse
+from tempspec.modules.fit.rehearsal import InMemory, Step, Unknowable, rehearse
 from tempspec.modules.outputs import chunk_length
 from tempspec.plugins.divergences import ForwardKL
 
@@ -51,8 +51,8 @@ class Sizes:
     target_rest: int
     target_layer: int
     reference: int
-    moments: tuple[Moment, ...]
-    whole: tuple[Moment, ...]
+    moments: tuple[InMemory, ...]
+    whole: tuple[InMemory, ...]
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def sizes(
         moments=(),
         whole=(),
     )
-    stepping = Moment(gradients=trained, activations=_stepping(draft, device))
+    stepping = InMemory(gradients=trained, activations=_stepping(draft, device))
     try:
         moments, whole = rehearse(draft, None if from_cache else target, other, step)
     except Unknowable as error:

@@ -30,7 +30,7 @@ from tempspec.models.heads import hidden_states
 from tempspec.modules.fit.objective import Objective, chunked, plain
 from tempspec.modules.outputs import HiddenStates, LogitPairs
 
-__all__ = ["Live", "Moment", "Step", "Unknowable", "rehearse"]
+__all__ = ["InMemory", "Live", "Step", "Unknowable", "rehearse"]
 
 Kind = Literal["gradients", "activations", "logits", "target"]
 Way = Literal["chunks", "whole"]
@@ -46,7 +46,7 @@ Unknowable = DataDependentOutputException, DynamicOutputShapeException
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class InMemory:
     """Bytes that are in memory at one time, besides weights and the optimiser's states.
 
     Attributes:
@@ -100,7 +100,7 @@ class Step:
 
 def rehearse(
     draft: PreTrainedModel, target: PreTrainedModel | None, reference: PreTrainedModel | None, step: Step
-) -> tuple[list[Moment], list[Moment]]:
+) -> tuple[list[InMemory], list[InMemory]]:
     """The moments of a step that may be those with the most in memory; and the same of a step with whole logits.
 
     The models are on the meta device, in the precision of their weights in training, and are used up.
@@ -222,7 +222,7 @@ class Live(TorchDispatchMode):
         self._known = [value.untyped_storage() for value in known]
         self._kinds: dict[int, Kind | None] = dict.fromkeys(map(id, self._known))
         self._bytes: dict[Kind, int] = {"gradients": 0, "activations": 0, "logits": 0, "target": 0}
-        self._moments: dict[Way, dict[int, Moment]] = {"chunks": {}, "whole": {}}
+        self._moments: dict[Way, dict[int, InMemory]] = {"chunks": {}, "whole": {}}
         self._ways: tuple[Way, ...] = ("chunks", "whole")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -255,12 +255,12 @@ class Live(TorchDispatchMode):
         yield
         self._ways = before
 
-    def largest(self, way: Way) -> list[Moment]:
+    def largest(self, way: Way) -> list[InMemory]:
         """For each size of the gradients the moment with the most besides."""
         return list(self._moments[way].values())
 
     def _note(self) -> None:
-        now = Moment(**self._bytes)
+        now = InMemory(**self._bytes)
         for way in self._ways:
             before = self._moments[way].get(now.gradients)
             if before is None or _size(now) > _size(before):
@@ -272,5 +272,5 @@ class Live(TorchDispatchMode):
         self._bytes[kind] -= size
 
 
-def _size(moment: Moment) -> int:
+def _size(moment: InMemory) -> int:
     return moment.activations + moment.logits + moment.target

@@ -15,7 +15,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.digests import has_weights, tokenizer_digest, weights_digest
 from tempspec.models.pair import Pair
-from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, fingerprint
+from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, rows_digest
 from tempspec.modules.ids import check_ids, make_ids_readable
 from tempspec.modules.outputs import reading_of, response
 
@@ -115,7 +115,7 @@ def open_cache(
 
 
 def _origin(pair: Pair, data: Any) -> TeacherOrigin:
-    text, tokens = fingerprint(data.train_rows)
+    text, tokens = rows_digest(data.train_rows)
     weights = weights_digest(pair.target) if has_weights(pair.target) else ""
     tokenizer = tokenizer_digest(pair.tokenizer)
     return TeacherOrigin(text, tokenizer, len(data.train_rows), tokens, target=pair.target, weights=weights)

@@ -31,7 +31,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Kept
 from tempspec.models.digests import of_earlier_version
 
-__all__ = ["CacheWriter", "CachedTeacher", "TeacherCache", "TeacherOrigin", "fingerprint"]
+__all__ = ["CacheWriter", "CachedTeacher", "TeacherCache", "TeacherOrigin", "rows_digest"]
 
 RECORD = "teacher.json"
 _SCHEMA = pa.schema(
@@ -134,7 +134,7 @@ class TeacherOrigin:
     apart: bool = False
 
 
-def fingerprint(rows: datasets.Dataset) -> tuple[str, int]:
+def rows_digest(rows: datasets.Dataset) -> tuple[str, int]:
     """A digest of encoded rows, and the number of tokens that the loss counts in them."""
     digest, tokens = hashlib.sha256(), 0
     for name in ("input_ids", "loss_mask"):

@@ -23,7 +23,7 @@ from tempspec.files import let_go, replacing, take_hold, write_atomically
 ROW_GROUP = 1024
 """Rows that are in memory at a time when parts are merged."""
 
-Row = Mapping[str, Any]
+StoredRow = Mapping[str, Any]
 
 Origin = Mapping[str, str | Sequence[str]]
 
@@ -166,7 +166,7 @@ class RowStore:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def append(self, rows: Sequence[Row]) -> None:
+    def append(self, rows: Sequence[StoredRow]) -> None:
         """Write rows as one more part; none make none."""
         if not rows:
             return

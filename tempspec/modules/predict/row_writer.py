@@ -4,7 +4,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from tempspec.modules.predict.row_store import Row, RowStore
+from tempspec.modules.predict.row_store import RowStore, StoredRow
 
 __all__ = ["RowWriter"]
 
@@ -22,7 +22,7 @@ class RowWriter:
         self._store = store
         self._every = every
         self._clock = clock
-        self._rows: list[Row] = []
+        self._rows: list[StoredRow] = []
         self._oldest = 0.0
 
     def add(self, *rows: Any) -> None:
