@@ -1,8 +1,8 @@
 """One draft for all temperatures: low-rank changes of its weights, scaled by functions of log tau (floor 3).
 
 `condition` gives every linear layer below the head a change that is 0 at tau = 1; rows of one batch may have different
-temperatures. `at_temperature` adds the change at one temperature to the weights: an ordinary model. On disk a conditioned
-draft is the ordinary checkpoint of tau = 1, with one more file beside it that only tempspec reads.
+temperatures. `at_temperature` adds the change at one temperature to the weights: an ordinary model. On disk a
+conditioned draft is the ordinary checkpoint of tau = 1, with one more file beside it that only tempspec reads.
 
 A model knows the range of temperatures that it was trained at, and takes the nearest of them for any other: nothing
 holds its changes outside, and a draft trained from 0.5 upwards is useless at the changes that 0.1 would give it.
