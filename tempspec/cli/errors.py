@@ -81,7 +81,8 @@ class OneLineErrors(argparse.ArgumentParser):
         sections = {name.partition(".")[0] for name in names}
         section, _, rest = key.partition(".")
         known = did_you_mean(section, sections) if rest and section not in sections else did_you_mean(key, names)
-        return f"unknown key {key} in the configuration: {_of_generate(key) or known or self.hint or _HELP}"
+        remedies = [_of_generate(key) or known, self.hint]
+        return f"unknown key {key} in the configuration: {'; '.join(filter(None, remedies)) or _HELP}"
 
     def _wrong_value(self, key: str, details: str) -> str:
         """For a value that its option does not accept."""

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any, Literal
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
@@ -115,12 +115,14 @@ def check_options(options: Any, command: str, ahead: Ahead) -> None:
         ahead: what the command line itself says; a configuration, which all share, may name another's options.
 
     Raises:
-        UserError: an option of another subcommand, a step of no batches, the Trainer's own folder, or a server that is
-            to give a teacher's logits.
+        UserError: an option of another subcommand, a Trainer without options, a step of no batches, the Trainer's own
+            folder, or a server that is to give a teacher's logits.
     """
     for option, owners in (("server", ("generate",)), ("before", MEASURING)):
         if command not in owners and ahead.names(option):
             raise UserError(f"--{option} is an option of {', '.join(owners)}, got it with {command}: leave it out")
+    if not isinstance(options.trainer, Namespace):
+        raise UserError(f"trainer: expected options, such as {{max_steps: 100}}, got {options.trainer}")
     if (batches := options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
         raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
     if options.get("cache_teacher") and options.server is not None:

@@ -3,6 +3,7 @@
 Whether it is, jsonargparse says. Where it is not is found by going into the type and the value side by side.
 """
 
+import copy
 import inspect
 import types
 from collections.abc import Callable, Iterable, Mapping
@@ -55,7 +56,7 @@ def _accepts(kind: Any, value: Any) -> bool:
     probe = ArgumentParser(exit_on_error=False)
     try:
         probe.add_argument("--value", type=kind)
-        probe.parse_object({"value": value})
+        probe.parse_object({"value": copy.deepcopy(value)})  # which it changes
     except Exception:  # constructors and loaders of any class raise whatever they like
         return False
     return True
@@ -84,7 +85,7 @@ def _name(kind: Any) -> str:
     """A type as a user writes it."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return f"one of {', '.join(map(str, parts))}"
+        return f"one of {', '.join(map(repr, parts))}"
     if inspect.isclass(origin) and issubclass(origin, Iterable) and parts:
         inner = " or ".join(map(_name, _members(parts[-1])))
         return f"{{NAME: {inner}}}" if issubclass(origin, Mapping) else f"list of {inner}"
@@ -155,8 +156,8 @@ def _no_class(name: str, bases: list[type], names: list[str]) -> str:
                 return str(error)
     if not _is_allowed(name):
         return _not_allowed(name)
-    listed = f"choose from {', '.join(names)}" if len(names) <= 12 else "--help lists the names"
-    return f"unknown name {name!r}, {did_you_mean(name, names) or listed}"
+    listed = f"choose from {', '.join(names)}" if len(names) <= 20 else "--help lists the names"
+    return f"unknown name {name!r}, {did_you_mean(name.rpartition('.')[2], names) or listed}"
 
 
 def _not_allowed(path: str) -> str:

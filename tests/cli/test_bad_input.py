@@ -237,6 +237,19 @@ CONFIGURATIONS = {
     ),
     "a list": configuration("[model]\n", "c.yaml: expected sections such as model: and data:, got a list"),
     "a text": configuration("model\n", "got a str"),
+    "a Trainer that is a number": configuration(
+        "trainer: 3\nmodel: {target: a}\n", "trainer: expected options, such as {max_steps: 100}, got 3"
+    ),
+    "an option of a callback that is missing": option(
+        "trainer.callbacks", "[{class_path: EarlyStopping}]", "its option monitor is missing"
+    ),
+    "a class of another kind": option("model.divergence", "torch.optim.AdamW", "choose from AdaptiveKL, "),
+    "a class's path that leads nowhere": option(
+        "model.divergence", "tempspec.plugins.divergences.Skewkl", "did you mean 'SkewKL'?"
+    ),
+    "a configuration that is no study's": Case(
+        ["study", "--config", "WORLD/pair.yaml"], "a study's file names `study`, `experiment` and `drafts`"
+    ),
     "a model that is a text": configuration("model: nothing\n", "model"),
     "a run that is a list": configuration("run: [1]\nmodel: {target: a}\n", "run"),
     "a task that is a list": configuration("task: [1]\nmodel: {target: a}\n", "task"),
