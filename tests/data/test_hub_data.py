@@ -6,7 +6,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from tempspec.data.sources import Source, fingerprint
+from tempspec.data.sources import Source, source_digest
 
 COMMITS = ["e53f048856ff4f594e959d75785d2c2d37b678ee", "0123456789abcdef0123456789abcdef01234567"]
 
@@ -34,21 +34,21 @@ def hub(monkeypatch):
 
 
 def test_hub_data_are_known_by_their_commit_and_not_read(hub):
-    first = fingerprint(Source("x/y"))
-    assert fingerprint(Source("x/y")) == first != fingerprint(Source("x/z"))
+    first = source_digest(Source("x/y"))
+    assert source_digest(Source("x/y")) == first != source_digest(Source("x/z"))
     hub.commit = COMMITS[1]
-    assert fingerprint(Source("x/y")) != first
+    assert source_digest(Source("x/y")) != first
     assert hub.loaded == 0
 
 
 def test_without_network_the_cache_says_the_same_commit(hub):
-    online = fingerprint(Source("x/y"))
+    online = source_digest(Source("x/y"))
     hub.commit = None
-    assert fingerprint(Source("x/y")) == online
+    assert source_digest(Source("x/y")) == online
     hub.cached = COMMITS[1]
-    assert fingerprint(Source("x/y")) != online
+    assert source_digest(Source("x/y")) != online
 
 
 def test_a_cache_that_names_no_commit_has_a_print_of_its_own(hub):
     hub.commit, hub.cached = None, "main"
-    assert fingerprint(Source("x/y")) == fingerprint(Source("x/y"))
+    assert source_digest(Source("x/y")) == source_digest(Source("x/y"))

@@ -86,7 +86,7 @@ def test_a_limit_keeps_the_first_rows_and_blank_rows_do_not_count(jsonl):
     assert read(Source(path, limit=2))["text"] == ["a", "b"]
 
 
-def test_the_fingerprint_follows_content_and_options_and_not_the_name(jsonl):
+def test_the_digest_follows_content_and_options_and_not_the_name(jsonl):
     rows = [{"text": "a"}, {"text": "b"}]
     first, copy, other = jsonl(rows), jsonl(rows, "copy.jsonl"), jsonl(rows[:1], "other.jsonl")
     assert source_digest(Source(first)) == source_digest(Source(copy)) != source_digest(Source(other))

@@ -5,14 +5,8 @@ from tempspec import registry
 from tempspec.core.sampling import one_hot_log
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft
-from tempspec.plugins.verifiers import (
-    BlockVerification,
-    GreedyMatch,
-    GumbelCoupling,
-    SampledMatch,
-    TokenwiseRejection,
-    Typical,
-)
+from tempspec.plugins.lossy_verifiers import Typical
+from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, SampledMatch, TokenwiseRejection
 from tempspec.testing import check_verifier, law_error
 from tempspec.testing.enumeration import accepted_law, all_rounds, emitted_law
 from tempspec.testing.laws import LawPair, context_free, law_cases
