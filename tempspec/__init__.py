@@ -178,16 +178,12 @@ def _plugin(name: str) -> type:
     Raises:
         AttributeError: there is none, or it cannot be used.
     """
-    import difflib
-
     from tempspec.errors import UserError
     from tempspec.registry import get
 
     families = _families().get(name, [])
     if not families:
-        close = difflib.get_close_matches(name, _face(), n=1, cutoff=0.6)
-        hint = f": did you mean {close[0]!r}?" if close else "; dir(tempspec) lists what there is"
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}", name=name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{_hint(name)}", name=name)
     if len(families) > 1:
         raise AttributeError(
             f"{name!r} is the name of several plugins, in {' and '.join(families)}: take one by "
@@ -198,3 +194,16 @@ def _plugin(name: str) -> type:
         return get(families[0], name)
     except UserError as error:
         raise AttributeError(str(error), name=name) from error
+
+
+def _hint(name: str) -> str:
+    """What was meant by a name that is not there; looked for once, as jsonargparse asks for the same ones again."""
+    if name not in _HINTS:
+        import difflib
+
+        close = difflib.get_close_matches(name, _face(), n=1, cutoff=0.6)
+        _HINTS[name] = f": did you mean {close[0]!r}?" if close else "; dir(tempspec) lists what there is"
+    return _HINTS[name]
+
+
+_HINTS: dict[str, str] = {}

@@ -75,7 +75,7 @@ def pair_on_disk(folder):
         (folder / "data" / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
-def test_there_is_a_guide_for_every_family_and_the_way_in_leads_there():
+def test_every_family_has_a_guide_that_contributing_links():
     entrance = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     assert {Path(guide).stem for guide in GUIDES} == {family.removesuffix("s") for family in FAMILIES}
     for guide in GUIDES:

@@ -104,7 +104,7 @@ def test_the_same_distribution_twice_on_the_path_counts_once(distribution, monke
 
 
 @pytest.mark.parametrize("call", [registry.scan, registry.load, lambda: registry.get("divergences", "SkewKL")])
-def test_two_distributions_with_one_name_are_refused_by_both_names(distribution, call):
+def test_two_distributions_of_one_plugin_name_are_both_named(distribution, call):
     distribution("acme", {"Good": "acme_good:Good"})
     distribution("rival", {"Good": "rival_good:Good"}, version="0.9")
     with pytest.raises(UserError, match="one plugin named 'Good' in divergences") as caught:
@@ -140,7 +140,7 @@ def test_a_plugin_in_a_module_of_its_own_is_loaded_once(distribution):
     assert "acme_good" in registry.allowed_packages()
 
 
-def test_a_private_module_is_fine_where_the_package_around_it_exports_the_class(distribution):
+def test_a_private_module_is_fine_where_its_package_exports(distribution):
     distribution(
         "acme", {"Good": "acme_out:Good"}, {"acme_out.__init__": "from ._in import Good", "acme_out._in": GOOD}
     )
@@ -247,7 +247,7 @@ def test_an_installed_package_is_seen_by_name_with_its_origin(plugin_package: Pa
     assert done.stdout.splitlines() == ["['Renyi', 'LogUniform', 'SpecVerification']", "True"], done.stderr
 
 
-def test_an_installed_package_that_breaks_warns_once_and_fails_when_selected(broken_plugin_package: Path):
+def test_a_broken_package_warns_once_and_fails_when_selected(broken_plugin_package: Path):
     code = """if True:
         from tempspec import registry
         registry.load(), registry.load()

@@ -57,7 +57,7 @@ def test_a_stop_within_a_batch_keeps_the_rows_that_are_finished(world):
 
 
 @pytest.mark.parametrize(("broken", "named"), [("target", "the target's logits"), ("draft", "the draft's logits")])
-def test_logits_that_are_no_numbers_stop_predict_with_the_request_named(broken, named, world, run, tmp_path):
+def test_logits_that_are_nan_stop_predict_and_name_the_request(broken, named, world, run, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(world / broken)
@@ -103,9 +103,7 @@ def unbroken(world, tmp_path_factory):
 
 
 @pytest.mark.parametrize(("number", "step"), [(signal.SIGTERM, 3), (signal.SIGINT, 4), (None, 5)], ids=str)
-def test_a_fit_that_was_stopped_or_killed_leaves_what_an_unbroken_one_does(
-    number, step, unbroken, world, run, tmp_path, monkeypatch
-):
+def test_a_broken_fit_leaves_what_an_unbroken_one_does(number, step, unbroken, world, run, tmp_path, monkeypatch):
     from tempspec.modules.callbacks import GracefulStop, LastCheckpoint
 
     def strike(callback, trainer, *args):

@@ -147,7 +147,7 @@ FITTED = ("--model.sweep.draft_temperatures", "[same, fitted]", "--model.sweep.t
 SMALL = ("--model.sweep.max_new_tokens", 4, "--model.sweep.timing_prompts", 0)
 
 
-def test_predict_uses_the_draft_temperatures_that_validate_fitted(run, world, tmp_path):
+def test_predict_uses_the_draft_temperatures_of_validate(run, world, tmp_path):
     code, _, error = run("predict", "--config", world / "pair.yaml", *FITTED, *SMALL)
     assert (code, error.count("\n")) == (2, 1)
     assert "run `tempspec validate`" in error
@@ -198,7 +198,7 @@ def test_an_estimate_is_printed_and_nothing_is_run(world, run, tmp_path):
     assert "not counted" not in printed
 
 
-def test_an_estimate_goes_by_what_fit_would_load_and_says_what_it_leaves_out(world, run):
+def test_an_estimate_counts_what_fit_loads_and_says_what_is_not(world, run):
     more = ("--model.online", "{writer: target}", "--trainer.precision", "bf16-true", "--model.conditioning_rank", "2")
     code, printed, error = run("fit", "--config", world / "pair.yaml", "--estimate", *more)
     assert code == 0, error

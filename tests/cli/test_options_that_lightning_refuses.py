@@ -52,13 +52,13 @@ def test_a_fault_of_ours_keeps_its_traceback(run, world, monkeypatch):
         run("fit", "--config", world / "pair.yaml")
 
 
-def test_what_lightning_says_of_a_call_of_ours_is_a_fault_of_ours(run, world, monkeypatch):
+def test_what_lightning_says_of_our_own_calls_is_our_fault(run, world, monkeypatch):
     monkeypatch.setattr("tempspec.modules.fit.loss.LossSums.means", lambda self: {"loss": object()})
     with pytest.raises(ValueError, match="cannot be logged"):
         run("fit", "--config", world / "pair.yaml")
 
 
-def test_an_operation_without_a_deterministic_form_names_the_option():
+def test_a_nondeterministic_operation_names_the_option():
     text = "put_ does not have a deterministic implementation, but you set 'torch.use_deterministic_algorithms(True)'."
     told = as_user_error(RuntimeError(f"{text} You can turn off determinism just for this operation"))
     assert str(told).endswith("set trainer.deterministic: warn")

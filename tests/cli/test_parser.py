@@ -73,7 +73,7 @@ def places(configuration, above=()):
 
 @few
 @given(place=st.sampled_from(list(places(GOOD))), name=st.none() | st.text(max_size=6), value=VALUES)
-def test_any_value_and_any_name_anywhere_is_taken_or_refused_in_one_line(parser, place, name, value):
+def test_any_value_anywhere_is_taken_or_refused_in_one_line(parser, place, name, value):
     configuration = copy.deepcopy(GOOD)
     section = configuration
     for each in place[:-1]:
@@ -89,7 +89,7 @@ def test_any_value_and_any_name_anywhere_is_taken_or_refused_in_one_line(parser,
 
 @few
 @given(options=st.fixed_dictionaries({}, optional=OPTIONS))
-def test_a_flag_says_what_the_file_says_and_what_is_printed_reads_the_same(parser, options):
+def test_flags_files_and_what_is_printed_say_the_same(parser, options):
     nested = copy.deepcopy(GOOD)
     for option, value in options.items():
         *sections, name = option.split(".")

@@ -24,7 +24,7 @@ def listed(printed):
 
 @pytest.mark.parametrize("load", ["true", "false"])
 @pytest.mark.parametrize("width", ["40", "250"])
-def test_every_plugin_is_listed_by_its_whole_name_with_its_origin(run, monkeypatch, load, width):
+def test_every_plugin_is_listed_by_its_name_and_origin(run, monkeypatch, load, width):
     monkeypatch.setenv("COLUMNS", width)
     code, printed, _ = run("plugins", "--load", load)
     assert code == 0
@@ -60,7 +60,7 @@ model:
 """
 
 
-def test_an_installed_package_is_listed_selected_by_name_in_a_file_and_run(world, tmp_path, plugin_package):
+def test_an_installed_package_is_listed_selected_and_run(world, tmp_path, plugin_package):
     shown = listed(command_line([plugin_package], "plugins", cwd=tmp_path).stdout)
     assert shown["divergences", "Renyi"] == shown["schedules", "LogUniform"] == ["tempspec-example", "1.2.3"]
     assert shown["verifiers", "SpecVerification"] == ["lossy", "tempspec-example", "1.2.3"]
@@ -82,7 +82,7 @@ def test_a_typo_in_a_third_partys_name_gets_its_name(world, tmp_path, plugin_pac
     assert "did you mean 'Renyi'" in done.stderr
 
 
-def test_a_broken_package_costs_a_warning_and_an_error_when_selected(world, tmp_path, broken_plugin_package):
+def test_a_broken_package_warns_and_is_an_error_when_selected(world, tmp_path, broken_plugin_package):
     options = ("--config", world / "pair.yaml", "--trainer.max_steps", "1")
     done = command_line([broken_plugin_package], "fit", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -23,9 +23,7 @@ def notes(caplog):
         ("generate", ("--model.loading.dtype", "bfloat16"), [HALF]),
     ],
 )
-def test_one_line_where_the_law_is_not_quite_the_one_that_is_drawn_from_and_none_elsewhere(
-    command, options, says, world, run, caplog
-):
+def test_one_line_where_the_law_is_not_quite_the_one_drawn_from(command, options, says, world, run, caplog):
     few = ("--model.sweep.max_new_tokens", 3, "--model.sweep.timing_prompts", 0, "--trainer.max_steps", 1)
     tested = ("--data.test", f"{{held: {{path: {world}/text.jsonl, limit: 4}}}}") if command == "test" else ()
     code, _, error = run(command, "--config", world / "pair.yaml", *options, *few, *tested)

@@ -134,7 +134,7 @@ def test_another_attention_or_dtype_is_another_pair(run, world, finished):
     assert "(changed: loading)" in error
 
 
-def test_rows_of_an_earlier_version_are_refused_in_words_and_reported(run, world, finished):
+def test_rows_of_an_earlier_version_are_refused_and_reported(run, world, finished):
     origin = finished / "predict/predictions.origin.json"
     held = json.loads(origin.read_text())
     origin.write_text(json.dumps(held | {"target": f"{'0f' * 8} ModelOptions()", "draft": "1e" * 8}))
@@ -211,7 +211,7 @@ def test_a_second_fit_in_a_folder_is_one_line(run, world, tmp_path):
     assert run("fit", "--config", world / "pair.yaml", "--run", tmp_path / "run", *SHORT)[0] == 0
 
 
-def test_a_draft_that_cannot_be_found_is_said_before_text_is_read(run, world, monkeypatch):
+def test_a_missing_draft_is_said_before_text_is_read(run, world, monkeypatch):
     monkeypatch.setattr("tempspec.data.module.TextDataModule.prepare_data", lambda *_: pytest.fail("read"))
     code, _, error = run("fit", "--config", world / "pair.yaml", "--model.draft", "./typo")
     assert (code, error) == (
@@ -228,7 +228,7 @@ def test_the_folder_of_a_run_leads_to_its_draft(run, world, finished):
         assert f"is the folder of a run: name the model in it, {finished}/fit/draft" in error
 
 
-def test_a_draft_that_cannot_be_decoded_is_refused_before_it_is_trained(run, world, tmp_path, monkeypatch):
+def test_an_undecodable_draft_is_refused_before_training(run, world, tmp_path, monkeypatch):
     shutil.copytree(world / "draft", tmp_path / "recurrent")
     config = MambaConfig(vocab_size=16, hidden_size=8, state_size=4, num_hidden_layers=1, eos_token_id=0)
     save_model(MambaForCausalLM(config), load_tokenizer(str(world / "draft")), tmp_path / "recurrent")

@@ -146,7 +146,7 @@ def test_a_conversation_is_asked_turn_by_turn(run, world, engine, tmp_path):
         assert second["prompt_ids"][: len(opening) + len(answer)] == opening + answer
 
 
-def test_the_key_comes_from_the_environment_and_goes_nowhere_else(run, world, engine, tmp_path, monkeypatch):
+def test_the_key_comes_from_the_environment_and_goes_nowhere(run, world, engine, tmp_path, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     generated(run, world, tmp_path / "run", "--server", engine.url)
     assert {key for key, _ in engine.seen} == {"Bearer sk-secret"}

@@ -16,7 +16,7 @@ def wait_for(path, process):
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_a_stopped_fit_leaves_a_checkpoint_and_the_signals_exit_code(number, world, tmp_path):
+def test_a_stopped_fit_leaves_a_checkpoint_and_the_signals_code(number, world, tmp_path):
     command = [sys.executable, "-m", "tempspec", "fit", "--config", world / "lm.yaml", "--run", tmp_path / "run"]
     process = subprocess.Popen(
         [*map(str, command), "--trainer.max_steps", "1000000"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL

@@ -172,7 +172,7 @@ def test_torchrun_starts_two_processes_on_one_machine(experiment, run, tmp_path)
 
 
 @pytest.mark.slow  # four processes, one pair after the other
-def test_a_job_of_slurm_that_is_preempted_goes_on_when_it_is_requeued(experiment, tmp_path):
+def test_a_preempted_slurm_job_goes_on_when_requeued(experiment, tmp_path):
     fit = [*next(commands(experiment, tmp_path / "run", *MACHINES, "--data.batch_size", "4")), "--ckpt_path", "auto"]
     endless = [*fit, "--trainer.max_steps", "1000000"]
     ranks = start([endless], slurms)
@@ -192,7 +192,7 @@ def test_a_job_of_slurm_that_is_preempted_goes_on_when_it_is_requeued(experiment
     ("variable", "value", "says"),
     [("SLURM_NNODES", "3", "Set `num_nodes=3`"), ("SLURM_NTASKS_PER_NODE", None, "Use `--ntasks-per-node=2` instead")],
 )
-def test_a_job_of_slurm_that_does_not_fit_the_trainer_is_one_line(variable, value, says, experiment, run, monkeypatch):
+def test_a_slurm_job_that_does_not_fit_the_trainer_is_one_line(variable, value, says, experiment, run, monkeypatch):
     for name, held in (slurms(0) | {variable: value}).items():
         if held is not None:
             monkeypatch.setenv(name, held)

@@ -129,13 +129,13 @@ def test_certain_acceptance_has_no_division_by_zero():
 
 
 @pytest.mark.parametrize(("alpha", "cost"), [(0.3, 0.2), (0.2, 0.3), (0.9, 0.89), (0.5, 0.51)])
-def test_some_draft_helps_exactly_if_it_is_accepted_more_than_it_costs(alpha, cost):
+def test_a_draft_helps_exactly_if_accepted_more_than_it_costs(alpha, cost):
     best = max(acceptance.speedup(alpha, drafted, cost) for drafted in range(1, 20))
     assert (best > 1) == (alpha > cost)
 
 
 @pytest.mark.parametrize("options", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.2}, {"top_k": 4, "top_p": 0.8}], ids=str)
-def test_a_grid_of_cut_laws_is_the_overlap_of_what_decoding_samples_from(options):
+def test_a_grid_of_cut_laws_is_the_overlap_of_decodings_laws(options):
     logits_p, logits_q = (torch.randn(5, 9, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     grid = acceptance.acceptance_grid(logits_p, logits_q, [0.0, 0.7], [0.5, 0.0, 2.0], acceptance.Truncation(**options))
     cut = {f"{name}_B": torch.full((5,), value) for name, value in options.items()}

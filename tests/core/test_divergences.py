@@ -223,7 +223,7 @@ def test_bounds_of_the_mixtures(beta):
     assert core.skew_reverse_kl(logp, logq, alpha=beta).max() <= -math.log(beta) + 1e-12
 
 
-def test_gradient_of_negative_log_acceptance_is_that_of_total_variation_over_acceptance():
+def test_negative_log_acceptance_has_tvs_gradient_over_alpha():
     logp, logq = log_laws(10, 20)
     expected = gradient(core.total_variation, logp, logq) / overlap(logp, logq)[:, None]
     torch.testing.assert_close(gradient(core.negative_log_acceptance, logp, logq), expected)
@@ -246,7 +246,7 @@ def test_lk_hybrid_without_eta_is_forward_kl():
     torch.testing.assert_close(core.lk_hybrid(logp, logq, eta=0.0), core.forward_kl(logp, logq))
 
 
-def test_normalised_total_variation_is_the_policy_gradient_of_the_normalised_reward():
+def test_normalised_total_variation_is_a_policy_gradient():
     logp, logq = log_laws(10, 20)
     reward = (logp > logq).double()
     q = logq.exp()
@@ -300,7 +300,7 @@ def test_cross_entropies_at_zeros(dtype):
         assert function(logp, logits.log_softmax(-1) * torch.nan).isnan().all()
 
 
-def test_a_shift_of_the_drafts_logits_changes_no_logit_difference():
+def test_a_shift_of_the_draft_changes_no_logit_difference():
     logp, logq = log_laws(10, 20)
     torch.testing.assert_close(core.logit_difference(logp, logq + 3.0), core.logit_difference(logp, logq))
 

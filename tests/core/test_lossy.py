@@ -24,7 +24,7 @@ def alike(logp, logq):
      lambda p, q: cascaded(p, q, 0.5)],
     ids=["lenient", "mixture", "budgeted", "cascaded"],
 )  # fmt: skip
-def test_a_substitute_is_a_law_nearer_to_the_draft_than_the_target(substitute, zeros):
+def test_a_substitute_is_a_law_nearer_to_the_draft(substitute, zeros):
     logp, logq = laws(1, zeros=zeros), laws(2, zeros=zeros)
     logpi = substitute(logp, logq)
     torch.testing.assert_close(logpi.exp().sum(-1), torch.ones(200).double())

@@ -55,7 +55,7 @@ def test_argmax_ties_go_to_the_lowest_id():
     assert torch.equal(law, one_hot_log(torch.tensor([[1]]), 3))
 
 
-def test_inverse_cdf_hits_each_token_for_its_share_of_the_uniforms():
+def test_inverse_cdf_hits_each_token_for_its_share():
     weight = torch.tensor([0.0, 2.0, 0.0, 1.0, 1.0, 0.0])
     grid = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     tokens = inverse_cdf(weight.expand(1000, 6), grid)
@@ -69,7 +69,7 @@ def test_inverse_cdf_never_returns_a_token_without_weight(u):
 
 
 @pytest.mark.parametrize("vocabulary", [1 << 18, (1 << 18) + 77])
-def test_inverse_cdf_of_a_large_vocabulary_is_that_of_one_cumulative_sum(vocabulary):
+def test_inverse_cdf_of_many_tokens_is_by_one_cumulative_sum(vocabulary):
     generator = torch.Generator().manual_seed(0)
     weight = torch.rand(4, vocabulary, generator=generator, dtype=torch.float64) ** 8
     weight[:, ::3] = 0.0

@@ -55,7 +55,7 @@ def test_the_tail_has_its_exact_mass_at_every_temperature_kept(logits, k):
             torch.testing.assert_close(law.exp().sum(-1), torch.ones(4, dtype=torch.float64))
 
 
-def test_between_temperatures_the_tail_is_near_and_outside_it_is_refused(logits):
+def test_the_tail_is_near_between_temperatures_refused_outside(logits):
     z_p, z_q = logits
     kept, logq = top_k(z_p, 4, HEATS), z_q.log_softmax(-1)
     between = torch.full((4,), 0.75, dtype=torch.float64)

@@ -33,7 +33,7 @@ def test_greedy_drafts_draw_their_eldest_alone_and_top_ones_none():
 
 @pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
 @pytest.mark.parametrize(("vocabulary", "count"), [(3, 2), (5, 3), (40, 8)])
-def test_no_rule_accepts_more_than_the_optimum_nor_less_than_one_draft(vocabulary, count, spread):
+def test_every_rule_accepts_between_one_draft_and_the_optimum(vocabulary, count, spread):
     logp, logq = laws(vocabulary, spread, 1), laws(vocabulary, spread, 2)
     optimum, single = optimal_acceptance(logp, logq, count), optimal_acceptance(logp, logq, 1)
     torch.testing.assert_close(single, torch.minimum(logp.exp(), logq.exp()).sum(-1))
@@ -51,11 +51,11 @@ def test_the_optimum_is_the_linear_programs():
     torch.testing.assert_close(optimal_acceptance(logp, logq, 3), every)
 
 
-def test_greedy_drafts_that_cover_the_vocabulary_are_always_accepted():
+def test_greedy_drafts_of_the_whole_vocabulary_are_accepted():
     assert greedy_draft_acceptance(laws(4, 1.0, 1), laws(4, 1.0, 2), 4).tolist() == pytest.approx([1.0] * 300)
 
 
-def test_siblings_without_replacement_follow_the_law_of_gumbel_top_k():
+def test_siblings_without_replacement_follow_gumbel_top_k():
     """The chance of an ordered pair, drawn child by child, is the product that Kool et al. 2019 state."""
     logq = laws(4, 1.0, 1, rows=1)
     q = logq[0].exp()
@@ -102,7 +102,7 @@ def both_inside(q, member):
 
 
 @pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
-def test_the_optimum_of_two_distinct_drafts_is_the_linear_programs(spread):
+def test_the_optimum_of_two_distinct_drafts_is_the_lps(spread):
     """Brute force over every set of tokens and every pair of drafts."""
     logp, logq = laws(5, spread, 3, rows=20), laws(5, spread, 4, rows=20)
     members = list(itertools.product([False, True], repeat=5))
@@ -113,7 +113,7 @@ def test_the_optimum_of_two_distinct_drafts_is_the_linear_programs(spread):
 
 
 @pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
-def test_two_distinct_drafts_are_worth_more_than_two_independent_ones(spread):
+def test_two_distinct_drafts_beat_two_independent_ones(spread):
     logp, logq = laws(40, spread, 3), laws(40, spread, 4)
     assert (optimal_pair(logp, logq) >= optimal_acceptance(logp, logq, 2) - 1e-9).all()
     assert (optimal_pair(logp, logp) > 1 - 1e-9).all()
@@ -151,7 +151,7 @@ def test_greedy_siblings_reach_their_optimum():
     assert (found >= overlap(logp, logq)).all()
 
 
-def test_the_targets_own_token_goes_to_the_first_child_that_has_it():
+def test_the_targets_token_goes_to_the_first_child_that_has_it():
     logp = laws(4, 1.0, 1, rows=2)[:, None].expand(-1, 4, -1)
     token, parent = torch.tensor([[1, 1, 2, 1]] * 2), torch.tensor([[-1, -1, 0, 0]] * 2)
     step = match_steps(logp, token, parent, torch.tensor([4, 3]))

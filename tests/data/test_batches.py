@@ -56,7 +56,7 @@ def test_positions_begin_again_with_each_document_of_a_row():
 @pytest.mark.parametrize(
     ("columns", "options"), [({}, {}), ({"starts": [[0], [0]]}, {}), ({"starts": [[0, 2], [0]]}, {"apart": False})]
 )
-def test_without_several_documents_to_part_there_are_no_positions(columns, options):
+def test_one_document_alone_has_no_positions(columns, options):
     assert "position_ids" not in batch([rows(range(6), range(4), **columns)], [0, 1], **options)
 
 

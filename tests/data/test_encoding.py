@@ -51,7 +51,7 @@ def test_a_document_runs_from_bos_to_eos_and_round_trips(tokenizer, sentences):
     assert encoder.text(ids) == sentences(3)
 
 
-def test_prompt_and_response_make_the_document_of_their_texts_between_bos_and_eos(tokenizer):
+def test_a_pair_is_its_two_texts_between_bos_and_eos(tokenizer):
     encoder = Encoder(tokenizer)
     (prompt,), (pair,) = encoder.prompts(["the fox"]), encoder.pairs([Pair("the fox", " ran over")])
     assert pair.ids.tolist() == encoder.documents(["the fox ran over"])[0]

@@ -13,7 +13,7 @@ def source(tmp_path):
     return Source(str(tmp_path / "text.txt"))
 
 
-def test_the_record_names_versions_hardware_data_and_the_facts_of_the_stage(source, tmp_path):
+def test_the_record_names_versions_hardware_data_and_facts(source, tmp_path):
     folder = tmp_path / "fit"
     folder.mkdir()
     file = write_environment(folder, describe_environment({"train": [source]}, device="cpu", processes=1))

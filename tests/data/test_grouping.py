@@ -85,7 +85,7 @@ def test_the_share_is_that_of_the_batches_themselves(tokens):
         (1000, 990, 1000),
     ],
 )
-def test_lengths_are_rounded_up_but_short_rows_are_not_made_of_padding(longest, length, expected):
+def test_lengths_are_rounded_up_but_short_rows_by_little(longest, length, expected):
     assert Padding(longest, 64).of(length) == expected
 
 

@@ -75,7 +75,7 @@ def test_batches_have_the_promised_keys_types_and_padding(make, pairs):
         assert batch["generation_temperature"].view(torch.float32).sub(0.7).abs().max() < 1e-6
 
 
-def test_an_epoch_holds_every_row_once_and_the_next_in_another_order(make, pairs):
+def test_an_epoch_holds_every_row_once_each_in_its_own_order(make, pairs):
     loader = ready(make(train=pairs, validation_fraction=0), "fit").train_dataloader()
     epochs = [torch.cat([batch["key"] for batch in loader]).tolist() for _ in range(2)]
     assert len(set(epochs[0])) == 21
@@ -98,7 +98,7 @@ def test_named_sets_share_one_loader_in_their_order(make, pairs, texts):
     assert 1 in index
 
 
-def test_without_validation_sets_some_rows_are_held_out_of_training(make, pairs):
+def test_without_validation_sets_some_rows_are_held_out(make, pairs):
     module = ready(make(train=pairs, validation_fraction=0.3), "fit")
     assert module.validation_names == [HELD_OUT]
     (loader,) = module.val_dataloader()
@@ -136,7 +136,7 @@ def test_of_many_rows_no_more_are_held_out_than_allowed(make, pairs, texts, capl
     assert "at most 6 of them (data.max_held_out)" in caplog.text
 
 
-def test_rows_of_a_batch_are_of_like_length_and_the_share_is_said(make, jsonl, sentences, caplog):
+def test_rows_of_a_batch_are_of_like_length_and_padding_is_said(make, jsonl, sentences, caplog):
     rows = [{"prompt": sentences(n, 2), "response": sentences(n, 2 + n * 7 % 20)} for n in range(240)]
 
     def padded(**options):
@@ -175,7 +175,7 @@ def test_workers_are_for_large_corpora_on_several_cores(make, monkeypatch, cores
 
 
 @pytest.mark.parametrize("attention", ["separate", "across"])
-def test_packed_documents_have_positions_of_their_own_unless_asked(make, texts, attention):
+def test_packed_documents_have_their_own_positions_unless_asked(make, texts, attention):
     module = ready(make(train=texts, validation_fraction=0, pack_attention=attention), "fit")
     starts = [[0, 5, 11]] * len(module.train_rows)
     rows = module.train_rows

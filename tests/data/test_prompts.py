@@ -31,7 +31,7 @@ def test_conversations_give_the_question(chat, template, jsonl, answered):
     assert prompt.text == "the fox"
 
 
-def test_doubles_and_long_prompts_are_left_out_and_do_not_use_up_the_limit(tokenizer, jsonl, sentences):
+def test_doubles_and_long_prompts_do_not_use_up_the_limit(tokenizer, jsonl, sentences):
     texts = ["the fox", "the fox", sentences(1), "a red", "the hill"]
     source = PromptSource(jsonl([{"prompt": text} for text in texts]), limit=2, max_prompt_tokens=4)
     prompts = read_prompts("s", source, Encoder(tokenizer))
@@ -90,7 +90,7 @@ def test_a_question_file_is_read_as_it_is(chat, template, jsonl):
     assert encoder.text(first.after(["it ran"])) == "<user>the fox|<assistant>it ran|<user>a red hill|<assistant>"
 
 
-def test_a_tokenizer_without_a_template_gets_a_plain_conversation(tokenizer, jsonl):
+def test_without_a_template_a_conversation_is_plain(tokenizer, jsonl):
     encoder = Encoder(tokenizer)
     first, *_ = read_prompts("mt", PromptSource(jsonl(MT_BENCH)), encoder)
     assert encoder.text(first.ids) == "User: the fox\nAssistant:"

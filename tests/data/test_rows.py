@@ -38,7 +38,7 @@ def talk(*said):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7, 100])
 @pytest.mark.parametrize("sizes", [[1], [3, 4], [5, 1, 1, 9], [20]])
-def test_packing_loses_no_token_and_fills_every_block_but_the_last(length, sizes):
+def test_packing_loses_no_token_and_fills_all_but_one_block(length, sizes):
     documents = [list(range(100 * number, 100 * number + size)) for number, size in enumerate(sizes)]
     blocks = blocks_of(documents, length)
     assert list(chain(*(block.ids.tolist() for block in blocks))) == list(chain(*documents))
@@ -98,7 +98,7 @@ def test_documents_of_different_temperatures_share_no_row(tokenizer, sentences):
 
 
 @pytest.mark.parametrize("separator", ["", "\n", " Answer:"])
-def test_the_mask_of_a_pair_begins_exactly_where_the_response_does(tokenizer, separator):
+def test_the_mask_of_a_pair_begins_where_the_response_does(tokenizer, separator):
     encoder = Encoder(tokenizer)
     pairs = [{"prompt": "the fox", "response": " ran over"}, {"prompt": "a red hill", "response": " slept"}]
     rows, _ = encoded(pairs, encoder, Source("here", separator=separator))
@@ -112,7 +112,7 @@ def test_the_mask_of_a_pair_begins_exactly_where_the_response_does(tokenizer, se
         assert whole[:learned] == prompt
 
 
-def test_pairs_are_cut_to_length_and_dropped_without_a_response_token(tokenizer, sentences):
+def test_pairs_are_cut_to_length_or_dropped_without_a_response(tokenizer, sentences):
     pairs = [
         {"prompt": "the", "response": "fox"},
         {"prompt": "the", "response": sentences(1) * 9},

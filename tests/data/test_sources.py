@@ -34,7 +34,7 @@ def write_rows(path, rows):
 
 
 @pytest.mark.parametrize("name", ["d.json", "d.jsonl", "d.parquet", "d.csv", "folder"])
-def test_every_format_gives_the_same_rows_and_keeps_texts_as_they_are(tmp_path, name):
+def test_every_format_gives_the_same_rows_and_texts(tmp_path, name):
     rows = [{"question": text, "answer": text[::-1]} for text in AWKWARD]
     write_rows(tmp_path / name, rows)
     got = read(Source(str(tmp_path / name), prompt="question", response="answer"))
@@ -67,7 +67,7 @@ def test_the_form_is_inferred(jsonl, row, form):
     assert form_of(read(Source(jsonl([row])))) == form
 
 
-def test_the_generation_temperature_comes_along_and_may_be_unknown(jsonl):
+def test_the_generation_temperature_is_kept_and_may_be_unknown(jsonl):
     path = jsonl(
         [{"text": "a", "generation_temperature": 0}, {"text": "b", "generation_temperature": None}, {"text": "c"}]
     )
@@ -81,7 +81,7 @@ def test_prompts_alone_are_enough_where_no_response_is_needed(jsonl):
         read(Source(path))
 
 
-def test_a_limit_keeps_the_first_rows_and_blank_rows_do_not_count(jsonl):
+def test_a_limit_keeps_the_first_rows_that_are_not_blank(jsonl):
     path = jsonl([{"text": "  "}, {"text": "a"}, {"text": "b"}, {"text": "c"}])
     assert read(Source(path, limit=2))["text"] == ["a", "b"]
 

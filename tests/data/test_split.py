@@ -23,7 +23,7 @@ def test_a_row_keeps_its_side_in_any_order_and_company(rows):
     assert set(half["text"]) == set(held["text"]) & set(rows["text"][:200])
 
 
-def test_a_larger_fraction_only_adds_rows_and_another_seed_takes_others(rows):
+def test_a_larger_fraction_adds_rows_another_seed_takes_others(rows):
     held = [set(hold_out(rows, fraction, seed)[1]["text"]) for fraction, seed in [(0.1, 0), (0.3, 0), (0.3, 1)]]
     assert held[0] < held[1] != held[2]
 
@@ -57,7 +57,7 @@ def test_nothing_is_held_out_where_nothing_is_asked_for(rows):
     assert [len(side) for side in hold_out(rows, 0, seed=0)] == [400, 0]
 
 
-def test_more_rows_than_allowed_stay_in_training_first_texts_first(rows):
+def test_rows_beyond_what_is_allowed_stay_in_training(rows):
     sides = [hold_out(rows, 0.25, seed=0, most=most) for most in (None, 50, 10, 1)]
     held = [set(held["text"]) for _, held in sides]
     assert [len(each) for each in held[1:]] == [50, 10, 1]

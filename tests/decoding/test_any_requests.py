@@ -41,7 +41,7 @@ def decode(pair, requests, slots):
 
 
 @given(requests=st.lists(REQUESTS, min_size=1, max_size=6), slots=st.integers(1, 6))
-def test_any_request_is_decoded_as_if_it_were_alone_and_within_its_limits(wide_pair, requests, slots):
+def test_any_request_is_decoded_as_if_alone_within_its_limits(wide_pair, requests, slots):
     for together in decode(wide_pair, requests, slots):
         request = together.request
         (alone,) = decode(wide_pair, [request], 1)
@@ -83,7 +83,7 @@ class Verified(TokenwiseRejection):
 
 
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)], ids=str)
-def test_the_law_that_verifies_is_the_one_that_was_drawn_from_whatever_the_precision(wide_pair, dtypes):
+def test_at_any_precision_the_verified_law_was_drawn_from(wide_pair, dtypes):
     target, draft = (copy.deepcopy(model).to(dtype) for model, dtype in zip(wide_pair, dtypes, strict=True))
     drawn, verified = Drawn(), Verified()
     rules = {"verifier": verified, "drafter": drawn, "length": FixedLength(3)}

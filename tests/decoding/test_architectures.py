@@ -79,7 +79,7 @@ def test_what_would_go_astray_is_one_line(name):
 
 
 @pytest.mark.parametrize("kind", ["phi3", "phimoe"])
-def test_rows_that_may_outgrow_longropes_short_factors_are_one_line(kind):
+def test_rows_longer_than_longropes_short_factors_are_one_line(kind):
     with pytest.raises(
         UserError, match=r"has 33 tokens and may get 10 more, expected at most 42 together: there"
     ) as no:

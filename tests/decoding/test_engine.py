@@ -156,7 +156,7 @@ def test_the_joint_law_survives_drafts_that_stop_early(target, draft):
     assert min(p_values(target, draft, SAMPLING["BlockVerification"], 4000, length=rule)) > 1e-4
 
 
-def test_the_joint_law_survives_a_threshold_that_moves_with_past_rounds(flat_pair):
+def test_the_joint_law_survives_a_threshold_of_past_rounds(flat_pair):
     rule = AdaEDL(threshold=0.45, longest=3, gain=2.0)
     assert min(p_values(*flat_pair, SAMPLING["BlockVerification"], 4000, length=rule)) > 1e-4
 
@@ -318,7 +318,7 @@ def test_the_joint_law_survives_compiled_passes(target, draft):
     assert min(p_values(target, draft, SAMPLING["BlockVerification"], 4000, compile=True)) > 1e-4
 
 
-def test_without_a_compiler_compile_warns_in_one_line_and_decodes(wide_pair, monkeypatch):
+def test_without_a_compiler_compile_warns_once_and_decodes(wide_pair, monkeypatch):
     target, _ = wide_pair
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
@@ -415,7 +415,7 @@ def test_decoding_ends_with_the_targets_context():
         assert completion.finish == "length"
 
 
-def test_beyond_the_drafts_context_decoding_goes_on_without_drafts():
+def test_beyond_the_drafts_context_nothing_is_drafted():
     target, draft = tiny_llama(0, 40), tiny_llama(1, 40, context=32)
     request = Request((1, 2, 3) * 6, 0.0, max_new_tokens=40)
     (completion,) = speculative(target, draft, SAMPLING["TokenwiseRejection"]).run([request])
@@ -512,7 +512,7 @@ def test_a_queue_that_grows_gives_what_each_request_gives_alone(target, draft):
         assert found[request.key] == alone.tokens
 
 
-def test_a_request_longer_than_there_is_room_waits_and_is_decoded(target):
+def test_a_request_longer_than_the_room_waits_and_is_decoded(target):
     requests = [Request((1, 2), 0.0, max_new_tokens=new, key=str(new)) for new in (4, 60, 5)]
     engine = Engine(target, 5, slots=2)
     engine.reserve(10)
@@ -536,7 +536,7 @@ def test_nothing_is_taken_from_a_queue_before_a_slot_is_free(target):
     assert taken == [0, 1]
 
 
-def test_slots_are_busy_until_the_queue_is_empty_and_rounds_are_counted(target, draft):
+def test_slots_are_busy_until_the_queue_is_empty(target, draft):
     requests = [Request((1, 2), 0.0, max_new_tokens=2 + 5 * (n % 3), key=str(n)) for n in range(20)]
     engine = Engine(target, 5, slots=4)
     completions = list(engine.run(requests))

@@ -31,7 +31,7 @@ def test_more_offsets_than_were_hashed_ahead_are_hashed_at_once(stream):
     assert torch.equal(many._uniform(stream, 5), RoundNoise(SEED, ROUND, LENGTH)._uniform(stream, 5))
 
 
-def test_shared_noise_is_the_same_whether_asked_by_position_or_at_once():
+def test_shared_noise_is_the_same_by_position_or_at_once():
     noise, logp = RoundNoise(SEED, ROUND, LENGTH), torch.randn(3, 4, 70, generator=torch.Generator().manual_seed(0))
     whole = noise.shared_gumbel(4, 70)
     assert torch.equal(whole[:, :3], noise.shared_gumbel(3, 70))

@@ -50,7 +50,7 @@ def test_seeds_depend_on_prompt_and_sample_alone():
     assert len({seed for found in seeds.values() for seed in found}) == 4 * 2
 
 
-def test_a_temperature_given_twice_is_generated_once_and_two_that_share_a_key_are_refused():
+def test_a_temperature_given_twice_counts_once_or_is_refused():
     items = generation_list(Sweep(generation_temperatures=[1.0, 1.0, 1]), PROMPTS)
     assert len({item.key for item in items}) == len(items) == sum(len(prompts) for prompts in PROMPTS.values())
     for name in ("target_temperatures", "generation_temperatures"):
@@ -110,7 +110,7 @@ def test_a_queue_may_run_dry_and_go_on_with_a_turn():
     assert next(queue, None) is None
 
 
-def test_the_baseline_is_timed_between_the_verifiers_on_the_same_prompts():
+def test_the_baseline_is_timed_on_the_prompts_of_the_verifiers():
     timing = [
         item for item in work_list(Sweep([0.0, 1.0], timing_prompts=2), VERIFIERS, PROMPTS) if item.pass_ == "timing"
     ]
@@ -123,7 +123,7 @@ def test_the_baseline_is_timed_between_the_verifiers_on_the_same_prompts():
     assert labels == [BASELINE, "token", "block", "greedy"]
 
 
-def test_a_conversation_goes_on_in_its_own_cell_with_noise_of_its_own():
+def test_a_conversation_goes_on_in_its_cell_with_its_own_noise():
     talk = {"a": [Prompt(0, 7, (1, 2), "writing", turns=3)]}
     openings = work_list(Sweep([0.0, 1.0], samples=2, timing_prompts=1), VERIFIERS, talk)
     keys, seeds = set(), {}

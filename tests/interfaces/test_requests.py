@@ -24,7 +24,7 @@ def is_temperature(value):
     max_new_tokens=st.integers(),
     seed=st.integers(),
 )
-def test_a_request_is_one_that_can_be_decoded_or_is_refused_in_one_line_that_names_the_field(**fields):
+def test_a_request_is_decodable_or_refused_by_its_fields_name(**fields):
     inside = {
         "prompt": len(fields["prompt"]) > 0,
         "target_temperature": is_temperature(fields["target_temperature"]),

@@ -73,7 +73,7 @@ def trained(low, high):
 
 
 @pytest.mark.parametrize(("asked", "nearest"), [(0.0, 0.5), (0.4, 0.5), (0.5, 0.5), (1.2, 1.2), (2.0, 2.0), (9.0, 2.0)])
-def test_outside_of_the_trained_range_the_nearest_temperature_is_taken(tmp_path, asked, nearest):
+def test_outside_the_trained_range_the_nearest_end_is_taken(tmp_path, asked, nearest):
     free, model = conditioned(), trained(0.5, 2.0)
     expected = logits(free, nearest)
     torch.testing.assert_close(logits(model, asked), expected)
@@ -136,7 +136,7 @@ def test_at_one_and_before_training_it_is_the_ordinary_model():
     torch.testing.assert_close(logits(condition(tiny(), 2), 0.3), expected)
 
 
-def test_on_disk_it_is_an_ordinary_checkpoint_with_a_file_beside_it(tmp_path):
+def test_on_disk_it_is_an_ordinary_checkpoint_and_one_more_file(tmp_path):
     model = conditioned()
     save_model(model, None, tmp_path / "draft")
     assert (tmp_path / "draft" / FILE).is_file()
@@ -195,7 +195,7 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     assert load_conditioning(tiny(), tmp_path) is not None
 
 
-def test_a_training_step_can_be_rehearsed_on_tensors_without_contents():
+def test_a_training_step_runs_on_tensors_without_contents():
     """As `fit --estimate` does, which puts fake tensors in the place of parameters and buffers."""
     model = condition(tiny(), 2)
     with FakeTensorMode():

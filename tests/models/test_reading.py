@@ -57,7 +57,7 @@ def build(kind, options, dtype=torch.float32, gain=4.0):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", APART)
-def test_attention_by_positions_needs_no_mask_and_parts_documents(name, dtype):
+def test_attention_by_positions_parts_documents_without_a_mask(name, dtype):
     assert reading([build(*APART[name], dtype)]) == Reading(masked=False, apart=True)
 
 

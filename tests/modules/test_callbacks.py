@@ -156,7 +156,7 @@ def test_an_exception_is_saved(tmp_path):
     assert saved(tmp_path / "last.ckpt")["global_step"] == 5
 
 
-def test_a_run_that_fails_before_its_first_step_keeps_the_old_checkpoint(tmp_path):
+def test_a_run_that_fails_at_once_keeps_the_old_checkpoint(tmp_path):
     trainer(tmp_path, LastCheckpoint(tmp_path)).fit(Module(), loader())
 
     class Fails(Module):
@@ -244,7 +244,7 @@ def test_the_last_weights_are_exported(tmp_path):
 
 
 @pytest.mark.parametrize(("scores", "best"), [((3, 1, 2), -16), ((1, 2, 3), -8), ((3, 2, 1), -24)])
-def test_the_best_weights_are_exported_where_a_checkpoint_monitors(tmp_path, scores, best):
+def test_a_monitoring_checkpoint_exports_the_best_weights(tmp_path, scores, best):
     module = Module([float(score) for score in scores])
     module.tokenizer = NoTokenizer()
     keep = ModelCheckpoint(tmp_path / "kept", monitor="score", mode="min")
@@ -256,7 +256,7 @@ def test_the_best_weights_are_exported_where_a_checkpoint_monitors(tmp_path, sco
 # -- finite loss, monitor ---------------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_the_weights(tmp_path):
+def test_a_loss_that_is_nan_stops_before_the_weights_change(tmp_path):
     module = Module(broken_at=3)
     with pytest.raises(UserError, match=r"the loss is nan at step 3 \(rows with keys 3\)"):
         trainer(tmp_path, FiniteLoss(), LastCheckpoint(tmp_path)).fit(module, loader())
@@ -292,7 +292,7 @@ def test_a_new_run_puts_the_old_file_away(tmp_path):
 
 
 @pytest.mark.parametrize("torn", ["", "3,4.", "3,\xff"])
-def test_a_continued_run_logs_no_step_twice_whatever_a_crash_left(tmp_path, torn):
+def test_a_continued_run_logs_no_step_twice_after_a_crash(tmp_path, torn):
     whole = MetricsFile(tmp_path)
     for step in range(3):
         whole.log_metrics({"a": float(step)}, step)

@@ -94,7 +94,7 @@ def test_every_stage_restores_the_checkpoint_of_its_own_run(fit, pair, data, tra
             assert torch.equal(value, trained.draft.state_dict()[name])
 
 
-def test_a_conditioned_folder_keeps_its_rank_and_is_refused_what_a_conditioned_draft_is(fit, conditioned, monkeypatch):
+def test_a_conditioned_folder_keeps_its_rank_and_its_refusals(fit, conditioned, monkeypatch):
     again = {"draft": conditioned, "conditioning_rank": 0, "temperature": uniform()}
     assert conditioned_rank(fit(1, **again).draft) == 2
     with pytest.raises(UserError, match=rf"must be 2, that of the draft in {conditioned}, got 4: leave it out"):
@@ -208,7 +208,7 @@ def test_one_temperature_a_row_is_needed(fit, schedule):
         fit(1, temperature=schedule)
 
 
-def test_a_draft_under_the_home_folder_is_conditioned_and_no_reference(fit, pair, tmp_path, monkeypatch):
+def test_a_draft_in_the_home_folder_is_conditioned(fit, pair, tmp_path, monkeypatch):
     module = fit(1, temperature=uniform())
     save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -65,7 +65,7 @@ def history(rows, row):
     return [other["text"] for other in rows if other["key"].partition("/turn")[0] == opening][: row["turn"] - 1]
 
 
-def test_every_turn_is_decoded_behind_the_answers_of_its_own_cell(talks, decode):
+def test_every_turn_follows_the_answers_of_its_own_cell(talks, decode):
     data = talks()
     rows = decode(data)
     encoder = Encoder(data.tokenizer)

@@ -71,7 +71,7 @@ def test_distillation_raises_the_acceptance(pair, data, trainer):
     assert module.measurement.grids["held"].grid().acceptance[1.0, 1.0].value > before + 0.02
 
 
-def test_the_loss_is_the_token_weighted_divergence_of_the_response(pair, data, trainer):
+def test_the_loss_is_a_token_weighted_mean_over_the_response(pair, data, trainer):
     module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=2.0, divergence=ForwardKL())
     run = trainer(max_steps=1, limit_val_batches=0)
     run.fit(module, data)
@@ -123,13 +123,13 @@ def test_label_weight_mixes_the_texts_own_tokens_in(pair, data, trainer):
     assert losses[2] == pytest.approx(own.item(), rel=1e-5)
 
 
-def test_schedules_follow_the_optimiser_step_whatever_the_accumulation(pair, data, trainer):
+def test_schedules_follow_optimiser_steps_under_accumulation(pair, data, trainer):
     module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=Linear(1.0, 3.0))
     trainer(max_steps=4, limit_val_batches=0, accumulate_grad_batches=2).fit(module, data)
     assert module.logged["train/temperature"] == pytest.approx([1, 1, 1.5, 1.5, 2, 2, 2.5, 2.5])
 
 
-def test_a_schedule_over_the_whole_run_ends_with_its_steps_or_its_epochs(pair, data, trainer):
+def test_a_whole_run_schedule_ends_with_its_steps_or_epochs(pair, data, trainer):
     for limits in ({"max_steps": 6}, {"max_epochs": 1, "max_steps": 10000}, {"max_epochs": 3, "max_steps": 6}):
         module = Recorded(str(pair / "target"), draft=str(pair / "draft"), temperature=Linear(1.0, 2.2))
         trainer(limit_val_batches=0, **limits).fit(module, data)
@@ -169,7 +169,7 @@ def test_under_bf16_true_the_temperature_is_the_configured(pair, data, trainer, 
     assert module.logged["train/temperature"] == pytest.approx([0.7], abs=1e-6)
 
 
-def test_under_bf16_true_what_is_learned_beside_the_draft_is_exact(pair, data, trainer):
+def test_under_bf16_true_what_schedules_learn_is_exact(pair, data, trainer):
     module = Recorded(str(pair / "target"), draft=str(pair / "draft"), divergence=TAID(), temperature=Curriculum())
     trainer(max_steps=2, limit_val_batches=0, precision="bf16-true", gradient_clip_val=1.0).fit(module, data)
     assert module.draft.dtype == torch.bfloat16
@@ -178,7 +178,7 @@ def test_under_bf16_true_what_is_learned_beside_the_draft_is_exact(pair, data, t
     assert module.temperature.theta.item() != Curriculum().theta.item()
 
 
-def test_validation_is_the_closed_form_at_every_pair_of_temperatures(pair, data, trainer):
+def test_validation_is_the_closed_form_at_each_temperature_pair(pair, data, trainer):
     temperatures = [0.0, 0.7, 1.0]
     module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=temperatures)
     trainer().validate(module, data)

@@ -64,7 +64,7 @@ def test_validation_gives_ids_that_the_draft_lacks_no_mass(pair, data, trainer, 
     assert found == pytest.approx(total / count, abs=1e-5)
 
 
-def test_training_reads_ids_that_the_draft_lacks_as_decoding_does(pair, data, trainer, short):
+def test_training_reads_ids_the_draft_lacks_as_decoding_does(pair, data, trainer, short):
     module = DistillationModule(str(pair / "target"), draft=short)
     trainer().validate(module, data)
     ids = torch.tensor([[3, 23, 20, 5]])

@@ -99,7 +99,7 @@ def test_the_language_models_loss_is_that_of_its_documents(llama, packed, pair):
     torch.testing.assert_close(whole, parts)
 
 
-def test_a_run_masks_nothing_and_every_stage_tries_its_own_models(pair, data, trainer):
+def test_a_run_masks_nothing_and_each_stage_tries_its_models(pair, data, trainer):
     module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=[1.0])
     own = trainer(max_steps=1, limit_val_batches=1)
     own.fit(module, data)

@@ -100,7 +100,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_run_that_was_stopped_within_an_accumulated_step_ends_with_the_same_bits(pair, data, trainer, tmp_path, end):
+def test_a_stop_within_an_accumulated_step_changes_no_bit(pair, data, trainer, tmp_path, end):
     path = tmp_path / "last.ckpt"
 
     def fit(callbacks=(), resume=None):

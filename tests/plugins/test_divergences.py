@@ -132,7 +132,7 @@ def test_can_be_copied(name, options):
     assert torch.equal(copied, divergence(logp, logq, 2.0, context))
 
 
-def test_a_weighted_sum_is_the_sum_of_its_terms_with_their_own_factors():
+def test_a_weighted_sum_is_the_sum_of_its_weighted_terms():
     logp, logq = torch.randn(2, 2, 3, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     terms = {"kl": plugins.ForwardKL(scale="gradient"), "top": plugins.TopKCrossEntropy(k=2), "off": plugins.TAID()}
     weighted = plugins.WeightedSum(terms, {"kl": 0.5, "top": 2.0, "off": 0.0})
@@ -151,7 +151,7 @@ def test_labels_are_needed_for_a_cross_entropy_with_them():
         plugins.LabelCrossEntropy()(logp, logp)
 
 
-def test_taid_follows_its_line_and_runs_ahead_while_the_loss_falls():
+def test_taid_runs_ahead_of_its_line_while_the_loss_falls():
     logp, logq = torch.randn(2, 1, 1, 7, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
     line = plugins.TAID(start=0.4, rate=0.0)
     for step, share in ((0, 0.4), (5, 0.7), (10, 1.0), (20, 1.0)):

@@ -85,7 +85,7 @@ def test_goodput_goes_by_the_times_it_is_told():
     check_length(told)
 
 
-def test_goodput_drafts_more_where_more_is_accepted_and_nothing_where_it_does_not_pay():
+def test_goodput_drafts_more_where_accepted_none_where_no_gain():
     rates = (0.05, 0.3, 0.6, 0.9)
     limits = [Goodput(0.2, COSTS, acceptance=rate).limit(FIRST)[0].item() for rate in rates]
     assert limits == sorted(limits)
@@ -96,7 +96,7 @@ def test_goodput_drafts_more_where_more_is_accepted_and_nothing_where_it_does_no
 
 
 @pytest.mark.parametrize("rate", [k / 40 for k in range(1, 40)])
-def test_goodput_that_was_told_nothing_takes_a_small_draft_and_passes_bound_by_memory(rate):
+def test_goodput_assumes_a_small_draft_and_memory_bound_passes(rate):
     guess, told = Goodput(acceptance=rate, longest=8), Goodput(0.15, COSTS, acceptance=rate)
     assert torch.equal(guess.limit(FIRST), told.limit(FIRST))
 

@@ -24,7 +24,7 @@ RULES = {
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("case", ["unlike laws", "near laws", "laws with zeros", "one-hot target", "one-hot draft"])
-def test_one_drafted_token_has_the_stated_law_and_the_bonus_the_targets(name, case):
+def test_one_drafted_token_has_the_stated_law(name, case):
     rule, pair = RULES[name], law_cases(4, 1)[case]
     stated = rule.emitted_law(pair.logp[0][None], pair.logq[0][None])[0]
     expected = LawPair((stated, pair.logp[1]), pair.logq).target_law()
@@ -35,14 +35,14 @@ def test_one_drafted_token_has_the_stated_law_and_the_bonus_the_targets(name, ca
 
 
 @pytest.mark.parametrize("name", sorted(RULES.keys() - {"typical"}))  # which may also refuse what rejection takes
-def test_a_lossy_rule_accepts_more_and_its_distance_is_the_stated_one(name):
+def test_a_lossy_rule_accepts_more_at_the_stated_distance(name):
     rule, pair = RULES[name], law_cases(4, 1)["unlike laws"]
     assert mean_accepted(rule, all_rounds(pair))[1] > mean_accepted(TokenwiseRejection(), all_rounds(pair))[1]
     stated = float(distance(rule.emitted_law(pair.logp[0][None], pair.logq[0][None])[0, 0], pair.logp[0][0])[0])
     assert law_error(rule, pair).total_variation >= stated - 1e-12 > 0
 
 
-def test_a_draft_with_all_its_mass_on_typical_tokens_leaves_a_law():
+def test_a_draft_of_typical_tokens_alone_leaves_a_law():
     """Float32's sum of it may exceed 1."""
     logp = (4 * torch.randn(2000, 1, 300, generator=torch.Generator().manual_seed(0))).log_softmax(-1)
     best = logp.topk(3).indices
@@ -61,7 +61,7 @@ def test_budget_is_spent_token_by_token():
     assert law_error(KLBudget(0.1), law_cases(4, 1)["unlike laws"]).kl <= 0.1 + 1e-9
 
 
-def test_mars_also_accepts_the_runner_up_where_the_target_hardly_prefers_its_best():
+def test_mars_accepts_the_runner_up_where_the_best_hardly_leads():
     logits = torch.tensor([[2.0, 1.9, 0.0], [2.0, 1.0, 0.0], [-1.0, -1.05, -9.0], [2.0, 1.9, 1.89]]).repeat(1, 2)
     logits = logits.reshape(4, 2, 3)
     for token, expected in ((0, [1, 1, 1, 1]), (1, [1, 0, 0, 1]), (2, [0, 0, 0, 0])):
@@ -71,7 +71,7 @@ def test_mars_also_accepts_the_runner_up_where_the_target_hardly_prefers_its_bes
         assert verdict.next_token_B.tolist() == [0] * 4
 
 
-def test_mars_takes_temperature_0_alone_and_a_vocabulary_of_one_token():
+def test_mars_takes_temperature_0_alone_and_a_single_token():
     assert MARS.greedy_only
     draft = Draft.certain(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([3, 1]), 1)
     assert MARS().verify(torch.ones(2, 4, 1), draft, SampledNoise(torch.arange(2))).accepted_B.tolist() == [3, 1]

@@ -79,6 +79,6 @@ def test_the_built_ins_are_those_that_are_promised():
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_options_and_their_defaults_are_those_that_are_promised(name):
+def test_the_options_and_their_defaults_are_as_promised(name):
     options = inspect.signature(BUILT_IN[name]).parameters
     assert {key: ... if one.default is one.empty else one.default for key, one in options.items()} == OPTIONS[name]

@@ -173,7 +173,7 @@ def test_joined_schedules_count_from_their_own_beginning():
 
 
 @pytest.mark.parametrize(("step", "moves"), [(0, False), (3, True), (5, False)])
-def test_what_joined_schedules_learn_has_a_gradient_in_every_step_and_0_out_of_turn(step, moves):
+def test_joined_schedules_learn_with_gradient_0_out_of_turn(step, moves):
     curriculum = plugins.Curriculum(start=3.0, steps=1)
     got = plugins.Join([plugins.Constant(), curriculum, plugins.Grid([1.0, 2.0])], [2, 5])(context(step))
     got.target.sum().backward()
@@ -208,7 +208,7 @@ def test_a_run_without_an_end_has_the_bounds_of_all_turns():
     assert plugins.Linear(2.0, 1.0, steps=180).bounds(None) == (1.0, 2.0)
 
 
-def test_hard_tokens_are_colder_by_the_median_of_those_that_count():
+def test_hard_tokens_are_colder_by_the_median_that_counts():
     loss = torch.tensor([[1.0, 2.0, 4.0, 1000.0]])
     keep = torch.tensor([[True, True, True, False]])
     got = plugins.TokenDifficulty(base=2.0, strength=0.5)(context(batch=1, loss_BT=loss, keep_BT=keep)).target

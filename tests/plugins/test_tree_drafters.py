@@ -67,7 +67,7 @@ class Forgetful(StaticTree):
         return draft
 
 
-def test_the_kit_refuses_a_tree_whose_laws_are_not_those_drawn_from():
+def test_the_kit_refuses_a_tree_of_laws_not_drawn_from():
     with pytest.raises(ConformanceError, match="exactly the law that is handed on"):
         check_drafter(Forgetful([2], siblings="distinct"))
 

@@ -63,7 +63,7 @@ def test_two_levels_of_independent_children_of_case_a(rule):
 
 
 @pytest.mark.parametrize("case", ["unlike laws", "laws with zeros"])
-def test_of_trees_that_nothing_is_drawn_for_traversal_accepts_what_recursive_rejection_does(case):
+def test_without_draws_traversal_accepts_as_recursive_rejection(case):
     """Both accept a path with the target's mass on it, whatever the order of the coins."""
     pair = law_cases(3, 2)[case]
     found = [mean(rule, pair, (-1, -1, 0, 0), "top") for rule in (RecursiveRejection, Traversal, SampledMatch)]
@@ -90,7 +90,7 @@ def test_the_order_that_theory_demands(case):
 
 
 @pytest.mark.parametrize("case", law_cases(3, 3))
-def test_on_a_chain_traversal_is_block_verification_and_the_others_are_tokenwise(case):
+def test_on_a_chain_traversal_is_block_the_others_tokenwise(case):
     rounds = all_rounds(law_cases(3, 3)[case])
     for rule, chain in (
         (Traversal(), BlockVerification()),
@@ -101,7 +101,7 @@ def test_on_a_chain_traversal_is_block_verification_and_the_others_are_tokenwise
         assert mean_accepted(rule, rounds) == pytest.approx(mean_accepted(chain, rounds), abs=1e-10)
 
 
-def test_equal_laws_accept_a_whole_path_and_disjoint_ones_nothing():
+def test_equal_laws_accept_a_whole_path_disjoint_ones_nothing():
     for rule in (RecursiveRejection, KSequential, Traversal):
         assert mean(rule, law_cases(3, 2)["equal laws"], (-1, -1, 0, 1), "independent") == pytest.approx(2.0)
         assert mean(rule, law_cases(3, 2)["disjoint laws"], (-1, -1, 0, 1), "independent") == 0.0
@@ -142,7 +142,7 @@ def test_siblings_out_of_the_order_they_were_drawn_in_are_biased():
     assert off_by(RecursiveRejection(), replace(rounds, draft=swapped)) > 0.01
 
 
-def test_dropping_a_drawn_token_for_its_own_probability_is_biased():
+def test_dropping_a_drawn_token_by_its_probability_is_biased():
     """The anticipation rule: a draft length that looks at a token and drops it (here below q = .25)."""
     rounds = all_rounds(context_free(P, Q, 1))
     dropped = (rounds.draft.length_B == 1) & (Q[rounds.draft.token_BK[:, 0]] < 0.25)

@@ -18,7 +18,7 @@ def study(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("rates", "shown", "said"), [(FALLING, True, "falls: -"), (STEADY, False, "Not shown: ")])
-def test_an_effect_is_claimed_only_where_the_interval_leaves_zero_out(tmp_path, rates, shown, said):
+def test_an_effect_is_claimed_where_the_interval_excludes_zero(tmp_path, rates, shown, said):
     first = answers(collect([write_predict(tmp_path / "run", rates)]))[0]
     assert first.shown == shown
     assert said in first.sentence
@@ -35,7 +35,7 @@ def test_a_study_answers_all_four(study):
     assert [answer.sentence.partition(":")[0].startswith("Not measured") for answer in study] == [False] * 4
 
 
-def test_training_at_the_temperature_is_credited_with_what_it_gains(study):
+def test_training_at_the_temperature_is_credited_its_gain(study):
     assert study[1].shown
     decoded, analytic = study[1].sentence.split("; ")
     assert decoded.startswith("Acceptance at T = 1.5 when trained there instead of at 1 rises: +")
@@ -45,7 +45,7 @@ def test_training_at_the_temperature_is_credited_with_what_it_gains(study):
     assert analytic.endswith(": in, sampled at T).")
 
 
-def test_drafts_that_were_never_decoded_are_compared_by_their_laws(tmp_path):
+def test_drafts_never_decoded_are_compared_by_their_laws(tmp_path):
     folder = write_small_study(tmp_path / "study")
     for name in ("cold", "hot"):
         shutil.rmtree(folder / name / "predict")
@@ -60,7 +60,7 @@ def test_domains_that_accept_alike_are_not_told_apart(study):
 
 
 @pytest.mark.parametrize(("fall", "shown"), [(0.4, True), (0.0, False)])
-def test_the_trained_range_is_credited_with_what_another_draft_keeps_beyond_it(tmp_path, fall, shown):
+def test_the_trained_range_is_credited_what_others_keep_beyond(tmp_path, fall, shown):
     rates = {"narrow": {1.0: 0.8, 2.0: 0.8 - fall}, "wide": {1.0: 0.7, 2.0: 0.7}}
     folder = write_small_study(tmp_path / "study")
     for name, trained in (("narrow", "0.5 to 1"), ("wide", "0.25 to 2")):
@@ -79,7 +79,7 @@ def test_the_trained_range_is_credited_with_what_another_draft_keeps_beyond_it(t
     assert ("not shown: acceptance at T = 2" in third.sentence) != shown
 
 
-def test_sampled_and_argmax_proposals_are_told_apart_where_both_were_decoded(tmp_path):
+def test_sampled_and_argmax_proposals_are_told_apart(tmp_path):
     run = write_predict(tmp_path / "run", {1.0: 0.7, 2.0: 0.5}, draft_temperatures=(None, 0.0))
     assert "at T = 2 when proposals are sampled instead of argmax" in answers(collect([run]))[0].sentence
 

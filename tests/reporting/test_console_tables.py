@@ -72,7 +72,7 @@ def test_intervals_stand_beside_then_below_then_nowhere(estimates, width, beside
     assert ("[.620, .680]" in text) == below
 
 
-def test_a_section_for_each_verifier_and_set_in_order_of_appearance(estimates):
+def test_each_verifier_and_set_has_a_section_in_order(estimates):
     lines = rendered(DecodingTable(estimates), 120).splitlines()
     titles = [line.strip() for line in lines if "domain" in line]
     assert titles == ["TokenwiseRejection, in-domain", "TokenwiseRejection, out-of-domain"]  # plain decoding has none

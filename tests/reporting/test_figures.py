@@ -14,7 +14,7 @@ def figure(estimates):
     return temperature_figure({"undistilled": estimates, "distilled": estimates}, caption="a small pair")
 
 
-def test_a_panel_for_each_metric_and_set_and_a_curve_for_each_run(figure):
+def test_each_metric_and_set_has_a_panel_each_run_a_curve(figure):
     assert len(figure.axes) == 4
     for axes in figure.axes:
         assert [line.get_label() for line in axes.get_lines()] == ["undistilled", "distilled"]
@@ -39,7 +39,7 @@ def test_draft_temperatures_of_their_own_are_separate_curves():
     assert labels == ["one: block, draft T = 0", "one: block, draft T = 0.5"]
 
 
-def test_files_are_a_png_and_an_svg_with_the_same_bytes_for_the_same_numbers(estimates, tmp_path):
+def test_the_same_numbers_give_the_same_bytes_of_png_and_svg(estimates, tmp_path):
     stems = tmp_path / "new" / "once", tmp_path / "v1.5 again"
     once, again = (write_figure(temperature_figure({"run": estimates}), stem) for stem in stems)
     assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]

@@ -98,7 +98,7 @@ def test_a_run_that_was_moved_still_knows_its_own_draft(place, tmp_path):
     assert not read_run(tmp_path / "moved").rows
 
 
-def test_figures_without_a_digest_are_said_to_be_of_nobody_knows_whom(place):
+def test_figures_without_a_digest_are_of_an_unknown_draft(place):
     leave_draft(place, b"a")
     (place / "predict/config.yaml").write_text(f"run: {place}\nmodel: {{draft: {place / 'fit/draft'}}}\n")
     run = read_run(place)

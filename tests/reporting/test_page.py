@@ -89,7 +89,7 @@ def test_a_study_fills_every_section(elements):
         assert title in elements.text
 
 
-def test_sections_without_numbers_are_left_out_and_the_tables_follow(tmp_path):
+def test_sections_without_numbers_are_left_out(tmp_path):
     page = write_report(collect([write_validate(tmp_path / "run", 0.1)]), tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     assert "Inside a round" not in text
@@ -97,14 +97,14 @@ def test_sections_without_numbers_are_left_out_and_the_tables_follow(tmp_path):
     assert {path.stem for path in (tmp_path / "out" / "tables").iterdir()} == {"draft-temperatures", "provenance"}
 
 
-def test_the_same_runs_give_the_same_page_and_what_changed_between_them_is_listed(tmp_path):
+def test_the_same_runs_give_the_same_page_and_changes_are_listed(tmp_path):
     runs = [write_predict(tmp_path / "a", {1.0: 0.5}), write_predict(tmp_path / "b", {1.0: 0.6})]
     pages = [write_report(collect(runs), tmp_path / name).read_bytes() for name in ("one", "two")]
     assert pages[0] == pages[1]
     assert (tmp_path / "one" / "tables" / "changes-predict.csv").read_text() == "option,a,b\nrates,[0.5],[0.6]\n"
 
 
-def test_a_later_report_leaves_no_figure_or_table_of_an_earlier_one_and_nothing_else_goes(tmp_path):
+def test_a_later_report_removes_the_earlier_ones_files_alone(tmp_path):
     write_report(collect([write_predict(tmp_path / "old", {1.0: 0.5}, verifier="typical")]), tmp_path / "out")
     theirs = tmp_path / "out/figures/mine.png"
     theirs.write_bytes(b"")

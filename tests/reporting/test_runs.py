@@ -78,7 +78,7 @@ def test_a_name_keeps_to_its_line(tmp_path):
         ("{class_path: tempspec.plugins.schedules.Linear, init_args: {start: 2.0, end: 1.0}}", None),
     ],
 )
-def test_a_run_knows_the_temperatures_of_the_fit_whose_draft_it_measured(tmp_path, schedule, trained):
+def test_a_run_knows_the_temperatures_of_its_drafts_fit(tmp_path, schedule, trained):
     (tmp_path / "trained/fit").mkdir(parents=True)
     (tmp_path / "trained/fit/config.yaml").write_text(f"model: {{temperature: {schedule}}}\n")
     for name, draft in (("own", "trained/fit/draft"), ("other", "models/draft")):
@@ -90,7 +90,7 @@ def test_a_run_knows_the_temperatures_of_the_fit_whose_draft_it_measured(tmp_pat
     assert [draft.trained for draft in found] == [trained, None]
 
 
-def test_drafts_that_differ_in_more_than_the_temperature_are_not_compared_by_it(tmp_path):
+def test_drafts_that_differ_in_more_than_temperature_stay_apart(tmp_path):
     folder = write_small_study(tmp_path / "study")
     index = json.loads((folder / FILE).read_text())
     labels = [draft["labels"] for draft in index["drafts"].values()]
@@ -100,7 +100,7 @@ def test_drafts_that_differ_in_more_than_the_temperature_are_not_compared_by_it(
         assert list(collect([folder]).trained_at) == alike
 
 
-def test_what_several_studies_say_is_joined_and_what_they_disagree_about_is_told(tmp_path):
+def test_studies_are_joined_and_their_disagreements_told(tmp_path):
     first, second = (write_small_study(tmp_path / name, name=name) for name in "ab")
     index = json.loads((second / FILE).read_text())
     index["prompt_sets"] = {"in": {"domain": "out"}, "else": {"domain": "in"}}
@@ -117,7 +117,7 @@ def test_what_several_studies_say_is_joined_and_what_they_disagree_about_is_told
     assert "b counts falls from T = 0.5, here they are counted from 1" in merged.notes
 
 
-def test_runs_of_one_name_have_columns_of_their_own_where_their_configurations_differ(tmp_path):
+def test_runs_of_one_name_but_two_configurations_are_two_columns(tmp_path):
     studies = [write_small_study(tmp_path / name) for name in "ab"]
     (studies[1] / "cold/predict/config.yaml").write_text("rates: 7\n")
     sheets = {sheet.name: sheet for sheet in sections(collect(studies))[-1].sheets}
@@ -126,7 +126,7 @@ def test_runs_of_one_name_have_columns_of_their_own_where_their_configurations_d
     assert sum(name.endswith(" (2)") for name in columns) == 2
 
 
-def test_fitted_draft_temperatures_are_one_rule_and_other_temperatures_another(tmp_path):
+def test_fitted_draft_temperatures_are_a_rule_of_their_own(tmp_path):
     run = write_predict(tmp_path / "run", {1.0: 0.5, 2.0: 0.4}, draft_temperatures=(None, 0.75, 1.25))
     fits = [{"target_temperature": t, "draft_temperature": d} for t, d in ((1.0, 0.75), (2.0, 1.25))]
     (run / "validate").mkdir()

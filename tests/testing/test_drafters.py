@@ -100,7 +100,7 @@ def test_the_kit_refuses(drafter, law):
         check_drafter(drafter)
 
 
-def test_the_hash_models_law_depends_on_the_whole_text_and_not_on_how_it_was_fed():
+def test_the_hash_models_law_is_of_the_text_however_it_is_fed():
     text = torch.tensor([[3, 1, 4], [3, 2, 4]])
     model = HashModel(8)
     whole = model.catch_up(text, torch.tensor([3, 3]))

@@ -99,7 +99,7 @@ def test_a_run_without_an_end_is_a_matter_for_the_user():
         check_schedule(Wrapped(lambda c: torch.tensor(1.0 + 0 / c.total_steps)))
 
 
-def test_bounds_that_are_left_are_caught_and_of_no_weight_is_no_matter():
+def test_leaving_the_bounds_is_caught_unless_of_no_weight():
     law = "temperatures of a run lie within the schedule's bounds"
     for bounds in ((0.5, 0.9), (1.1, 2.0)):
         schedule = Wrapped(one)

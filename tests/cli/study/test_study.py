@@ -68,7 +68,7 @@ def test_the_plan_is_shown_and_nothing_run(study, run):
     assert [path.name for path in Path("made").iterdir()] == ["configs"]
 
 
-def test_the_plan_knows_rows_without_a_limit_and_says_what_it_does_not_know(study, world, tmp_path, monkeypatch):
+def test_the_plan_knows_unlimited_rows_and_says_what_is_unknown(study, world, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(study.read_text())
     config["experiment"]["trainer"]["max_epochs"] = config["experiment"]["trainer"].pop("max_steps")
@@ -97,7 +97,7 @@ def test_the_plan_knows_rows_without_a_limit_and_says_what_it_does_not_know(stud
         ("study", {"fitting_prompts": {"pth": "x"}, "fixed": "sampled"}, ""),
     ],
 )
-def test_what_a_study_decides_itself_is_refused_and_not_overwritten(study, run, tmp_path, part, options, said):
+def test_what_a_study_decides_itself_is_refused(study, run, tmp_path, part, options, said):
     config = yaml.safe_load(study.read_text())
     experiment = config["experiment"]
     places = {"study": config, "experiment": experiment, "options": config["drafts"]["fitted"]["options"]}
@@ -139,7 +139,7 @@ def test_the_fixed_text_is_the_files_own(whole, world):
     assert all(len(row["response_ids"]) == 4 for row in rows)
 
 
-def test_drafts_may_learn_from_the_targets_texts_and_be_measured_with_trees(study, world, run, tmp_path):
+def test_drafts_learn_from_target_texts_and_are_tried_with_trees(study, world, run, tmp_path):
     config = yaml.safe_load(study.read_text())
     config["training_prompts"] = {"path": f"{world}/text.jsonl", "limit": 4, "prompt_tokens": 4}
     schedule = {"class_path": "Uniform", "init_args": {"low": 0.5, "high": 2.0, "per": "sequence"}}
@@ -211,7 +211,7 @@ def killed(study, due):
     ],
 )
 @pytest.mark.slow
-def test_a_study_killed_where_it_writes_ends_with_the_same_numbers(moment, study, whole, run):
+def test_a_study_killed_where_it_writes_ends_the_same(moment, study, whole, run):
     assert killed(study, Path("made", moment).exists)
     assert not Path("made/steps/fitted-s0/predict.json").exists()
     code, _, error = run("study", "--config", study)
@@ -222,7 +222,7 @@ def test_a_study_killed_where_it_writes_ends_with_the_same_numbers(moment, study
 @pytest.mark.parametrize(
     ("seed", "kills"), [(0, 1), *(pytest.param(seed, 3, marks=pytest.mark.slow) for seed in range(1, 6))]
 )
-def test_a_study_killed_at_random_moments_ends_with_the_same_numbers(seed, kills, study, whole, run):
+def test_a_study_killed_at_random_moments_ends_the_same(seed, kills, study, whole, run):
     """A moment is a number of files and some milliseconds more, so that any part of a study is hit on any machine."""
     generator = random.Random(seed)
     for _ in range(kills):
@@ -233,7 +233,7 @@ def test_a_study_killed_at_random_moments_ends_with_the_same_numbers(seed, kills
     assert numbers(Path("made")) == numbers(whole)
 
 
-def test_draft_temperatures_are_fitted_on_answers_to_other_prompts(study, world, run, tmp_path):
+def test_draft_temperatures_are_fitted_on_other_prompts(study, world, run, tmp_path):
     config = yaml.safe_load(study.read_text())
     config["drafts"] = {"plain": {"fit": False}}
     config["experiment"]["model"]["sweep"] |= {"target_temperatures": [1.0], "draft_temperatures": ["same", "fitted"]}

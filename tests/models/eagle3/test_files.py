@@ -103,7 +103,7 @@ def test_an_embedding_is_read_only_where_it_is_the_targets(by_hand, target):
         Eagle3().load(by_hand(change=lambda config, weights: weights.update({"embed_tokens.weight": -own})), target)
 
 
-def test_speculators_take_a_missing_norm_before_residual_for_true(by_hand, target):
+def test_speculators_read_a_missing_norm_before_residual_as_true(by_hand, target):
     folder = by_hand("speculators", change=lambda config, weights: config.pop("norm_before_residual"))
     assert Eagle3().load(folder, target).config.norm_before_residual
     assert not Eagle3().load(by_hand("speculators"), target).config.norm_before_residual

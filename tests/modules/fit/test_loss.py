@@ -170,7 +170,7 @@ def ragged(pair, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["distillation", "language model"])
-def test_what_is_logged_of_an_accumulated_step_is_the_mean_over_all_its_tokens(pair, ragged, trainer, tmp_path, kind):
+def test_an_accumulated_step_logs_the_mean_over_all_its_tokens(pair, ragged, trainer, tmp_path, kind):
     def logged(batch_size, accumulate):
         ragged.batch_size = batch_size
         folder = tmp_path / f"{kind} {accumulate}"
@@ -189,7 +189,7 @@ def test_what_is_logged_of_an_accumulated_step_is_the_mean_over_all_its_tokens(p
     assert logged(4, 3) == pytest.approx(logged(12, 1), rel=1e-5)
 
 
-def test_selection_learns_the_tokens_that_lose_most_to_the_reference(fit, pair, data):
+def test_selection_learns_what_loses_most_to_the_reference(fit, pair, data):
     module = fit(1, selection=TokenSelection(str(pair / "target"), fraction=0.25))
     batch = next(iter(data.train_dataloader()))
     keep = batch["loss_mask"][:, 1:]

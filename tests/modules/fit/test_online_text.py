@@ -67,7 +67,7 @@ def test_some_rows_keep_the_corpus_own_text(batch, draft):
     assert torch.equal(none["input_ids"], batch["input_ids"])
 
 
-def test_the_text_is_a_function_of_the_key_and_a_filler_is_never_written(batch, draft):
+def test_text_follows_from_the_key_and_fillers_are_not_written(batch, draft):
     batch["weight"][2] = 0
     one, same, other = (writer()(batch, draft, 0, key) for key in (1, 1, 2))
     assert torch.equal(one["input_ids"], same["input_ids"])

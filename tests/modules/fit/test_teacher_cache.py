@@ -147,7 +147,7 @@ def test_a_cache_of_another_text_or_tokenizer_is_refused(make, data, trainer, pa
         fit(make({"tokens": 4}), data, trainer)
 
 
-def test_a_cache_of_another_target_is_refused_by_its_weights_or_else_by_its_name(make, data, trainer, pair, tmp_path):
+def test_a_cache_of_another_target_is_refused_by_weights_or_name(make, data, trainer, pair, tmp_path):
     options = {"tokens": 4}
     write(make(options), data)
     moved, other, bare = (tmp_path / name for name in ("moved", "other", "bare"))
@@ -164,7 +164,7 @@ def test_a_cache_of_another_target_is_refused_by_its_weights_or_else_by_its_name
     fit(make(options, target=str(bare)), data, trainer, steps=1)
 
 
-def test_other_options_are_not_continued_and_a_small_disk_is_refused(make, data, monkeypatch, tmp_path):
+def test_other_options_and_a_small_disk_are_refused(make, data, monkeypatch, tmp_path):
     write(make({"tokens": 4}), data)
     with pytest.raises(UserError, match=r"of another configuration \(changed: tokens_kept\)"):
         write(make({"tokens": 5}), data)

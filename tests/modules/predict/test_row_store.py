@@ -60,7 +60,7 @@ def test_a_half_written_part_is_never_read(tmp_path):
     assert [row["key"] for row in store.rows()] == ["a"]
 
 
-def test_an_interruption_between_merging_and_tidying_loses_and_repeats_nothing(tmp_path):
+def test_a_stop_between_merging_and_tidying_loses_no_row(tmp_path):
     store = RowStore(tmp_path, "rows", ORIGIN)
     store.append(rows("a", "b"))
     parts = {part.name: part.read_bytes() for part in (tmp_path / "rows.parts").iterdir()}

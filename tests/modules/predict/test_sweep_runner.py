@@ -121,9 +121,7 @@ class Power(Exception):
 
 
 @pytest.mark.parametrize("parts", [0, 1, 7, 12])
-def test_an_interrupted_sweep_continues_without_losing_or_repeating_a_row(
-    make, data, trainer, monkeypatch, tmp_path, parts
-):
+def test_an_interrupted_sweep_loses_and_repeats_no_row(make, data, trainer, monkeypatch, tmp_path, parts):
     at_once = Sweep([0.0, 1.0], max_new_tokens=12, slots=3, timing_prompts=1, samples=2, write_every=0)
     whole = predict(make(at_once), data, trainer)
     (tmp_path / "run").rename(tmp_path / "whole")
@@ -360,7 +358,7 @@ def test_estimates_of_a_sweep_cover_every_cell(make, data, trainer):
         torch.testing.assert_close((sums[0] + sums[1]).numerator_SW, whole.numerator_SW)
 
 
-def test_goodput_measures_the_pair_once_and_keeps_it_with_the_run(make, data, trainer, tmp_path, monkeypatch):
+def test_goodput_measures_the_pair_once_and_the_run_keeps_it(make, data, trainer, tmp_path, monkeypatch):
     sweep = Sweep([0.0, 1.0], max_new_tokens=8, slots=2, timing_prompts=0)
     options = {"verifiers": {"token": TokenwiseRejection()}, "length": Goodput(longest=3)}
     rows = predict(make(sweep, **options), data, trainer)

@@ -10,7 +10,7 @@ def study(tmp_path_factory):
     return collect([write_small_study(tmp_path_factory.mktemp("study"))])
 
 
-def test_text_that_was_sampled_at_a_temperature_is_read_at_that_temperature_alone(study):
+def test_text_sampled_at_a_temperature_is_read_at_it_alone(study):
     sheet = temperatures(study).sheets[0]
     heats = {}
     for _, text, heat, *_ in sheet.rows:
@@ -23,7 +23,7 @@ def test_a_run_that_is_no_study_keeps_the_names_of_its_sets(tmp_path):
     assert {text for _, text, *_ in sheet.rows} == {"in"}
 
 
-def test_sampled_is_compared_with_argmax_drafting_wherever_the_temperature_is_above_0(study):
+def test_sampled_drafting_is_compared_with_argmax_above_0(study):
     alts = [chart.alt for chart in drafting(study).charts if "in, fixed text" in chart.title]
     assert len(alts) == 2
     assert all("T = 1 +" in alt and "T = 1.5 +" in alt and "T = 0" not in alt for alt in alts)
@@ -37,7 +37,7 @@ def test_the_fall_of_acceptance_is_the_sum_of_its_two_parts(study):
         assert laws.value == pytest.approx(0.05)
 
 
-def test_training_at_the_temperature_of_decoding_is_compared_with_every_other(study):
+def test_training_at_the_decoding_temperature_is_compared(study):
     sheet = temperatures(study).sheets[1]
     assert [(text, heat, other) for text, heat, other, _ in sheet.rows] == [
         ("in, fixed text", 1.0, 1.5),

@@ -1,0 +1,28 @@
+"""The quick set: `pytest -m quick` reads and runs these folders alone, of the package and of the tests."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent
+QUICK = {"core", "interfaces", "metrics", "plugins", "test_floors.py", "test_names.py"}
+LONG = {"slow", "gpu", "browser"}
+
+
+def is_quick(path: Path) -> bool:
+    """Whether a file or a folder belongs to the quick set, or leads to it."""
+    parts = path.relative_to(ROOT).parts if path.is_relative_to(ROOT) else ("elsewhere", "")
+    return len(parts) < 2 or parts[1] in QUICK
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave unread what could not be chosen: reading all tests would take most of the quick set's minute."""
+    return True if config.option.markexpr == "quick" and not is_quick(collection_path) else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is quick; pytest selects by markers only then."""
+    for item in items:
+        if is_quick(item.path) and not LONG & {marker.name for marker in item.iter_markers()}:
+            item.add_marker("quick")
