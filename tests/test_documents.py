@@ -14,8 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tempspec.__main__ import main
 from tempspec.models.loading import save_model
-from tempspec.registry import FAMILIES, load
+from tempspec.registry import FAMILIES
 from tempspec.testing import ConformanceError
+from tests.built_ins import built_in
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -92,8 +93,7 @@ def test_the_index_leads_to_every_page():
 
 def test_the_table_of_verifiers_is_what_is_registered():
     table = (ROOT / "docs/verifiers.md").read_text(encoding="utf-8")
-    built_in = [plugin.cls for plugin in load() if (plugin.family, plugin.distribution) == ("verifiers", "tempspec")]
-    for cls in built_in:
+    for cls in built_in("verifiers").values():
         line = inspect.getdoc(cls).partition("\n")[0].replace("|", "\\|")
         assert f"| `{cls.__name__}` | {'lossless' if cls.lossless else 'lossy'} | {line} |" in table
 

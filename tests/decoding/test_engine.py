@@ -17,7 +17,7 @@ from tempspec.interfaces import Request, Verdict
 from tempspec.models.cutting import first_layers
 from tempspec.plugins.drafters import CausalLM, EarlyExit, PromptLookup
 from tempspec.plugins.lengths import AdaEDL, ConfidenceThreshold, FixedLength
-from tempspec.registry import load
+from tests.built_ins import built_in
 from tests.controls import (
     BlockFirstFailure,
     BlockPlainResidual,
@@ -31,7 +31,7 @@ from tests.controls import (
 
 from .conftest import tiny_llama
 
-VERIFIERS = {plugin.name: plugin.cls() for plugin in load() if plugin.family == "verifiers" and plugin.cls}
+VERIFIERS = {name: rule() for name, rule in built_in("verifiers").items()}
 LOSSLESS = {name: verifier for name, verifier in VERIFIERS.items() if verifier.lossless}
 SAMPLING = {name: verifier for name, verifier in LOSSLESS.items() if not verifier.greedy_only}
 

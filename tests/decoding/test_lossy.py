@@ -9,15 +9,11 @@ from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength, Goodput
-from tempspec.registry import load
+from tests.built_ins import built_in
 
 from .test_engine import chi_square_p_value
 
-LOSSY = {
-    plugin.name: plugin.cls()
-    for plugin in load()
-    if plugin.family == "verifiers" and plugin.distribution == "tempspec" and plugin.cls and not plugin.cls.lossless
-}
+LOSSY = {name: rule() for name, rule in built_in("verifiers").items() if not rule.lossless}
 LENGTHS = {"fixed": FixedLength(3), "none": FixedLength(0), "goodput": Goodput(acceptance=0.3)}
 WITHOUT_LAW = {"MARS"}
 """Rules whose law depends on more than p and q: they report no distance."""
@@ -39,7 +35,7 @@ def temperatures(rule):
 @pytest.mark.parametrize("length", LENGTHS.values(), ids=LENGTHS)
 @pytest.mark.parametrize("name", LOSSY)
 def test_counts_and_distances_add_up(wide_pair, name, length):
-    rule = LOSSY[name]
+    rule = built_in("verifiers")[name]()
     requests = [
         Request((1, 2, 3)[:n], t, max_new_tokens=17, seed=n, key=f"{t} {n}") for t in temperatures(rule) for n in (1, 3)
     ]
@@ -75,6 +71,6 @@ def test_the_first_position_has_the_stated_law_and_distance(flat_pair, name):
 
 @pytest.mark.parametrize("name", ["TokenwiseRejection", "BlockVerification"])
 def test_lossless_rules_have_no_distance(wide_pair, name):
-    rule = next(plugin.cls() for plugin in load() if plugin.name == name)
+    rule = built_in("verifiers")[name]()
     (completion,) = decoded(wide_pair, rule, [Request((1,), max_new_tokens=6)])
     assert completion.total_variation == completion.kl == []

@@ -1,20 +1,20 @@
 import pytest
 import torch
 
-from tempspec import registry
 from tempspec.core.vocabulary import draft_ids, laws
 from tempspec.interfaces import LossContext
 from tempspec.plugins.divergences import ForwardKL, TotalVariation, WeightedSum
+from tests.built_ins import built_in
 
-NAMES = [plugin.name for plugin in registry.scan() if plugin.family == "divergences"]
+DIVERGENCES = built_in("divergences")
 
 
 def made(name):
-    cls = registry.get("divergences", name)
+    cls = DIVERGENCES[name]
     return cls({"tv": TotalVariation(), "kl": ForwardKL()}) if cls is WeightedSum else cls()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_every_divergence_is_finite_on_the_cells_it_asks_for(name):
     torch.manual_seed(0)
     ids, divergence = torch.tensor([0, 2, 3, 7]), made(name)
@@ -27,7 +27,7 @@ def test_every_divergence_is_finite_on_the_cells_it_asks_for(name):
 
 
 def test_a_divergence_is_restricted_only_where_it_must_be():
-    assert {name for name in NAMES if made(name).infinite_at_zeros()} == {
+    assert {name for name in DIVERGENCES if made(name).infinite_at_zeros()} == {
         *("ForwardKL", "AdaptiveKL", "LKHybrid", "TAID", "TopKCrossEntropy", "LabelCrossEntropy", "LogitDifference"),
         "WeightedSum",
     }

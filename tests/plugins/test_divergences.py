@@ -3,17 +3,15 @@ import copy
 import pytest
 import torch
 
-from tempspec import registry
 from tempspec.core import divergences as core
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext
 from tempspec.plugins import divergences as plugins
 from tempspec.testing import check_divergence
+from tests.built_ins import built_in
 from tests.ids import plain
 
-NAMES = [
-    plugin.name for plugin in registry.scan() if plugin.family == "divergences" and plugin.distribution == "tempspec"
-]
+DIVERGENCES = built_in("divergences")
 OPTIONS = {
     "JensenShannon": [{"beta": beta} for beta in (0.1, 0.5, 0.9)],
     "SkewKL": [{"alpha": alpha} for alpha in (0.1, 0.5)],
@@ -47,11 +45,11 @@ ORDER = {
     "LabelCrossEntropy": 1,
     "LogitDifference": 2,
 }
-MATRIX = [(name, options) for name in NAMES for options in OPTIONS.get(name, [{}])]
+MATRIX = [(name, options) for name in DIVERGENCES for options in OPTIONS.get(name, [{}])]
 
 
 def test_every_built_in_is_registered():
-    assert sorted(NAMES) == sorted(plugins.__all__)
+    assert sorted(DIVERGENCES) == sorted(plugins.__all__)
 
 
 @pytest.mark.parametrize(("name", "options"), MATRIX, ids=plain)
@@ -60,7 +58,7 @@ def test_conformance(name, options):
     check_divergence(divergence, stops_gradient=name in STOPS_GRADIENT, cross_entropy=name in CROSS_ENTROPIES)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_names_its_source(name):
     assert "arXiv" in getattr(plugins, name).source
 

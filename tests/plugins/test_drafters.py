@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from tempspec import registry
 from tempspec.core.sampling import one_hot_log
 from tempspec.errors import UserError
 from tempspec.interfaces import DraftTurn
@@ -9,8 +8,9 @@ from tempspec.plugins.drafters import CausalLM, PromptLookup
 from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
 from tempspec.testing import check_drafter
 from tempspec.testing.drafters import HashModel
+from tests.built_ins import built_in
 
-NAMES = [plugin.name for plugin in registry.scan() if plugin.family == "drafters" and plugin.distribution == "tempspec"]
+DRAFTERS = built_in("drafters")
 
 
 def greedy(logits_BV, offset):
@@ -50,9 +50,9 @@ def lookup(texts, limits, rule=None, **options):
     return drafted(PromptLookup(**options).propose(turn(texts, limits, rule)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DRAFTERS)
 def test_every_builtin_conforms(name):
-    check_drafter(registry.get("drafters", name)())
+    check_drafter(DRAFTERS[name]())
 
 
 @pytest.mark.parametrize("options", [(1, 1), (2, 2), (5, 3)])

@@ -1,18 +1,18 @@
 import pytest
 import torch
 
-from tempspec import registry
 from tempspec.errors import UserError
 from tempspec.interfaces import LastRound, StepTimes
 from tempspec.plugins.lengths import SVIP, AdaEDL, ConfidenceThreshold, FixedLength, Goodput, Heuristic
 from tempspec.testing import check_length
+from tests.built_ins import built_in
 
-NAMES = [plugin.name for plugin in registry.scan() if plugin.family == "lengths" and plugin.distribution == "tempspec"]
+LENGTHS = built_in("lengths")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LENGTHS)
 def test_every_builtin_conforms(name):
-    check_length(registry.get("lengths", name)())
+    check_length(LENGTHS[name]())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import inspect
 import pytest
 
 from tempspec import registry
+from tests.built_ins import built_in
 
 OPTIONS = {
     "AdaptiveKL": {"share": 0.5, "scale": "none"},
@@ -71,7 +72,7 @@ OPTIONS = {
 }
 """What each class takes; `...` stands for an option that must be given."""
 
-BUILT_IN = {plugin.name: plugin.cls for plugin in registry.load() if plugin.distribution == "tempspec"}
+BUILT_IN = {name: cls for family in registry.FAMILIES for name, cls in built_in(family).items()}
 
 
 def test_the_built_ins_are_those_that_are_promised():

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from tempspec import registry
 from tempspec.errors import UserError
 from tempspec.interfaces import ScheduleContext
 from tempspec.plugins import schedules as plugins
 from tempspec.testing import check_schedule
+from tests.built_ins import built_in
 from tests.ids import plain
 
 OPTIONS = {
@@ -35,9 +35,6 @@ WITHOUT_DRAFT_SCALE = {
         {"schedules": [plugins.TeacherEntropy(), plugins.Grid([1.0, 2.0])], "boundaries": [1]},
     ],
 }
-NAMES = [
-    plugin.name for plugin in registry.scan() if plugin.family == "schedules" and plugin.distribution == "tempspec"
-]
 
 
 def context(step=0, total=10, batch=4, seed=0, **others):
@@ -47,7 +44,7 @@ def context(step=0, total=10, batch=4, seed=0, **others):
 
 
 def test_every_built_in_is_registered_and_has_options_here():
-    assert sorted(NAMES) == plugins.__all__ == sorted(OPTIONS | WITHOUT_DRAFT_SCALE)
+    assert sorted(built_in("schedules")) == plugins.__all__ == sorted(OPTIONS | WITHOUT_DRAFT_SCALE)
 
 
 @pytest.mark.parametrize("draft_scale", [1.0, 1.5])

@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from tempspec import registry
 from tempspec.core.sampling import one_hot_log
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft
@@ -11,12 +10,11 @@ from tempspec.testing import check_verifier, law_error
 from tempspec.testing.enumeration import accepted_law, all_rounds, emitted_law
 from tempspec.testing.laws import LawPair, context_free, law_cases
 from tempspec.testing.sampling import SampledNoise, sample_rounds
+from tests.built_ins import built_in
 
 P = torch.tensor([0.5, 0.25, 0.15, 0.1], dtype=torch.float64)
 Q = torch.tensor([0.2, 0.4, 0.1, 0.3], dtype=torch.float64)
-NAMES = [
-    plugin.name for plugin in registry.scan() if plugin.family == "verifiers" and plugin.distribution == "tempspec"
-]
+VERIFIERS = built_in("verifiers")
 
 
 def tau_law(verifier, pair):
@@ -31,9 +29,9 @@ def mean_tau(verifier, pair):
     return float((law * torch.arange(len(law))).sum())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VERIFIERS)
 def test_every_builtin_conforms(name):
-    check_verifier(registry.get("verifiers", name)())
+    check_verifier(VERIFIERS[name]())
 
 
 @pytest.mark.parametrize(
@@ -112,9 +110,9 @@ def test_disjoint_laws_accept_nothing(verifier):
     assert rounds.verdict.accepted_B.tolist() == [0] * 2000
 
 
-@pytest.mark.parametrize("name", [*(n for n in NAMES if registry.get("verifiers", n).lossless), "Typical"])
+@pytest.mark.parametrize("name", [*(n for n, rule in VERIFIERS.items() if rule.lossless), "Typical"])
 def test_temperature_zero_is_greedy_matching(name):
-    verifier = registry.get("verifiers", name)()
+    verifier = VERIFIERS[name]()
     rounds = sample_rounds(verifier, law_cases(3, 3)["one-hot target"], 500, ragged=True)
     greedy = GreedyMatch().verify(rounds.logp_BKV, rounds.draft, SampledNoise(torch.zeros(500, dtype=torch.int64)))
     assert torch.equal(rounds.verdict.accepted_B, greedy.accepted_B)

@@ -4,14 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tempspec import registry
 from tempspec.core.divergences import entropy, forward_kl
 from tempspec.interfaces import LossContext
 from tempspec.modules.fit.objective import Objective, chunked, plain, summaries
 from tempspec.modules.outputs import HiddenStates, LogitPairs, chunk_length
 from tempspec.plugins import divergences as plugins
+from tests.built_ins import built_in
 
-NAMES = [plugin.name for plugin in registry.scan() if plugin.family == "divergences"]
 OPTIONS = {
     "WeightedSum": {"terms": {"kl": plugins.ForwardKL(), "label": plugins.LabelCrossEntropy(), "taid": plugins.TAID()}}
 }
@@ -68,7 +67,7 @@ def value_and_gradients(function, draft):
 
 @pytest.mark.parametrize("scale", ["none", "gradient"])
 @pytest.mark.parametrize("temperatures", TEMPERATURES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", built_in("divergences"))
 def test_chunks_give_the_plain_value_and_gradients(name, temperatures, scale):
     divergence = getattr(plugins, name)(**OPTIONS.get(name, {}), scale=scale)
     target, draft = sides()
