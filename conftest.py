@@ -6,13 +6,15 @@ import pytest
 
 ROOT = Path(__file__).parent
 QUICK = {"core", "interfaces", "metrics", "plugins", "test_floors.py", "test_names.py"}
-LONG = {"slow", "gpu", "browser"}
+LONGER = {"test_verifiers.py", "test_tree_verifiers.py", "test_distributed.py"}
+"""Files of these folders that take most of a minute: every verifier's laws enumerated or sampled, and two processes."""
+MARKED = {"slow", "gpu", "browser"}
 
 
 def is_quick(path: Path) -> bool:
     """Whether a file or a folder belongs to the quick set, or leads to it."""
     parts = path.relative_to(ROOT).parts if path.is_relative_to(ROOT) else ("elsewhere", "")
-    return len(parts) < 2 or parts[1] in QUICK
+    return len(parts) < 2 or (parts[1] in QUICK and path.name not in LONGER)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -24,5 +26,5 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is quick; pytest selects by markers only then."""
     for item in items:
-        if is_quick(item.path) and not LONG & {marker.name for marker in item.iter_markers()}:
+        if is_quick(item.path) and not MARKED & {marker.name for marker in item.iter_markers()}:
             item.add_marker("quick")

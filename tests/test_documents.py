@@ -7,16 +7,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tempspec.__main__ import main
-from tempspec.models.loading import save_model
 from tempspec.registry import FAMILIES
 from tempspec.testing import ConformanceError
 from tests.built_ins import built_in
+from tests.tiny import save_pair, words
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -59,16 +55,7 @@ def test_the_page_on_python_runs_as_written(tmp_path, monkeypatch):
 
 
 def pair_on_disk(folder):
-    words = ["<eos>", *(f"w{number}" for number in range(1, 24))]
-    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="w1"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
-    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
-    for name, layers in (("target", 2), ("draft", 1)):
-        config = LlamaConfig(
-            **sizes, num_hidden_layers=layers, max_position_embeddings=256, bos_token_id=None, eos_token_id=0
-        )
-        save_model(LlamaForCausalLM(config), tokenizer, folder / "models" / name)
+    save_pair(folder / "models", words(), context=256)
     (folder / "data").mkdir()
     rows = [{"prompt": f"w{n} w{n + 1}", "response": f" w{n + 2} w{n}"} for n in range(1, 21)]
     for name, some in (("train", rows), ("prompts", rows[:2])):

@@ -1,44 +1,18 @@
 """`tempspec.decode`: speculative decoding in one call."""
 
 import pytest
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import tempspec as ts
 from tempspec.errors import UserError
-from tempspec.models.loading import save_model
+from tempspec.models.loading import load_draft, load_model
+from tests import tiny
 
-WORDS = ["<eos>", *(f"w{number}" for number in range(1, 24))]
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
-
-
-def tiny(seed, layers):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=32,  # the head is padded
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(24.0)
-    return model
 
 
 @pytest.fixture(scope="module")
 def words():
-    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="w1"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+    tokenizer = tiny.words()
     tokenizer.chat_template = (
         "{% for message in messages %}{{ message['content'] + ' w9 ' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'w10' }}{% endif %}"
@@ -49,8 +23,7 @@ def words():
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, words):
     folder = tmp_path_factory.mktemp("pair")
-    save_model(tiny(0, 2), words, folder / "target")
-    save_model(tiny(1, 1), words, folder / "draft")
+    tiny.save_pair(folder, words)
     return str(folder / "target"), str(folder / "draft")
 
 
@@ -60,7 +33,7 @@ def test_greedy_text_is_what_the_target_writes_itself(pair):
     plain = ts.decode(target, None, PROMPTS, temperature=0, max_new_tokens=12)
     assert found.texts == plain.texts
     assert [one.prompt for one in found] == PROMPTS
-    assert all(set(one.text.split()) <= set(WORDS) for one in found)
+    assert all(set(one.text.split()) <= set(tiny.WORDS) for one in found)
     assert all(0 <= one.accepted <= one.drafted for one in found)
     assert plain[0].drafted == 0
     assert sum(one.target_calls for one in found) < sum(one.target_calls for one in plain)
@@ -74,7 +47,7 @@ def test_greedy_text_is_what_the_target_writes_itself(pair):
 
 def test_loaded_models_give_what_their_folders_give(pair, words):
     by_name = ts.decode(*pair, PROMPTS, max_new_tokens=8, seed=3)
-    target, draft = tiny(0, 2).train(), tiny(1, 1)
+    target, draft = load_model(pair[0]).train(), load_draft(pair[1])
     loaded = ts.decode(target, draft, PROMPTS, max_new_tokens=8, seed=3, tokenizer=words)
     assert [one.tokens for one in loaded] == [one.tokens for one in by_name]
     assert target.training

@@ -3,39 +3,24 @@ import logging
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tempspec.models.loading import save_model
+from tests.tiny import llama, tokenizer
 
 WORDS = [f"w{number}" for number in range(14)]
 
 
 def small_llama(layers):
-    torch.manual_seed(layers)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=16,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            max_position_embeddings=64,
-        )
-    )
+    return llama(layers, 16, layers, hidden_size=8, intermediate_size=16, num_key_value_heads=2)
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
     """A folder with a target, a draft, a text, and a configuration for each task."""
     folder = tmp_path_factory.mktemp("world")
-    backend = Tokenizer(WordLevel({name: number for number, name in enumerate(["</s>", "?", *WORDS])}, unk_token="?"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="?")
-    save_model(small_llama(2), tokenizer, folder / "target")
-    save_model(small_llama(1), tokenizer, folder / "draft")
+    words = tokenizer(["</s>", "?", *WORDS], unknown="?", eos_token="</s>", unk_token="?")
+    save_model(small_llama(2), words, folder / "target")
+    save_model(small_llama(1), words, folder / "draft")
     generator = torch.Generator().manual_seed(0)
     rows = [" ".join(WORDS[i] for i in torch.randint(14, (12,), generator=generator)) for _ in range(40)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))

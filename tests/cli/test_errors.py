@@ -62,7 +62,7 @@ def test_a_key_of_a_subcommand_is_read_in_the_words_too():
     assert re.match(errors.PHRASES["key"], str(caught.value))[1] == "other", str(caught.value)
 
 
-def test_jsonargparse_keeps_types_and_arguments_where_they_are_read():
+def test_jsonargparse_keeps_types_where_they_are_read():
     made = parser(errors.Plain)
     made.parse_args(["--number", "1"])
     (action,) = [each for each in made._actions if each.dest == "number"]

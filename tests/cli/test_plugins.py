@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -44,11 +45,25 @@ def test_one_family(run):
     assert {family for family, _ in found} == {"lengths"}
 
 
-def command_line(packages, *arguments, cwd):
-    """A real process that finds further packages."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, packages)), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, "-m", "tempspec", *map(str, arguments)]
-    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+SEVERAL = """
+import contextlib, io, json, sys
+from tempspec.__main__ import main
+for line in json.loads(sys.argv[1]):
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        code = main(line)
+    print(json.dumps([code, out.getvalue(), error.getvalue()]))
+"""
+
+
+def command_lines(package, *lines, cwd):
+    """A real process that finds a further package, and in it one command after the other: each one's code and texts."""
+    environment = os.environ | {"PYTHONPATH": f"{package}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    told = json.dumps([list(map(str, line)) for line in lines])
+    line = [sys.executable, "-c", SEVERAL, told]
+    done = subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 THIRD_PARTY = """
@@ -61,37 +76,31 @@ model:
 
 
 def test_an_installed_package_is_listed_selected_and_run(world, tmp_path, plugin_package):
-    shown = listed(command_line([plugin_package], "plugins", cwd=tmp_path).stdout)
-    assert shown["divergences", "Renyi"] == shown["schedules", "LogUniform"] == ["tempspec-example", "1.2.3"]
-    assert shown["verifiers", "SpecVerification"] == ["lossy", "tempspec-example", "1.2.3"]
     (tmp_path / "mine.yaml").write_text(THIRD_PARTY)
     options = ("--config", world / "pair.yaml", "--config", "mine.yaml", "--run", "run", "--trainer.max_steps", "1")
-    for command in ("fit", "predict"):
-        done = command_line([plugin_package], command, *options, cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    typo = ("fit", "--config", world / "pair.yaml", "--model.divergence", "Reny")
+    lines = ("plugins",), ("fit", *options), ("predict", *options), typo
+    shown, *ran, refused = command_lines(plugin_package, *lines, cwd=tmp_path)
+    found = listed(shown[1])
+    assert found["divergences", "Renyi"] == found["schedules", "LogUniform"] == ["tempspec-example", "1.2.3"]
+    assert found["verifiers", "SpecVerification"] == ["lossy", "tempspec-example", "1.2.3"]
+    assert [code for code, *_ in ran] == [0, 0], ran
     divergence = yaml.safe_load((tmp_path / "run/fit/config.yaml").read_text())["model"]["divergence"]
     assert divergence == {"class_path": "tempspec_example.divergences.Renyi", "init_args": divergence["init_args"]}
     assert divergence["init_args"]["order"] == 0.7
     assert "forgiving" in (tmp_path / "run/predict/summary.csv").read_text()
-
-
-def test_a_typo_in_a_third_partys_name_gets_its_name(world, tmp_path, plugin_package):
-    options = ("--config", world / "pair.yaml", "--model.divergence", "Reny")
-    done = command_line([plugin_package], "fit", *options, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "did you mean 'Renyi'" in done.stderr
+    assert refused[0] == 2
+    assert "did you mean 'Renyi'" in refused[2]
 
 
 def test_a_broken_package_warns_and_is_an_error_when_selected(world, tmp_path, broken_plugin_package):
-    options = ("--config", world / "pair.yaml", "--trainer.max_steps", "1")
-    done = command_line([broken_plugin_package], "fit", *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("tempspec-broken 0.0.7") == 1
-    options = (*options, "--model.divergence", "Broken")
-    done = command_line([broken_plugin_package], "fit", *options, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "tempspec-broken 0.0.7" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    fit = ("fit", "--config", world / "pair.yaml", "--trainer.max_steps", "1")
+    ran, refused = command_lines(broken_plugin_package, fit, (*fit, "--model.divergence", "Broken"), cwd=tmp_path)
+    assert ran[0] == 0, ran
+    assert ran[2].count("tempspec-broken 0.0.7") == 1
+    assert refused[0] == 2
+    assert "tempspec-broken 0.0.7" in refused[2].splitlines()[-1]
+    assert "Traceback" not in refused[2]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tempspec.errors import UserError
 from tempspec.models.conditioning import (
@@ -18,22 +18,13 @@ from tempspec.models.conditioning import (
     trained_range,
 )
 from tempspec.models.loading import load_draft, load_model, save_model
+from tests.tiny import llama
 
 IDS = torch.arange(12).view(2, 6)
 
 
 def tiny(seed=0):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=24,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        attention_bias=True,
-    )
-    return LlamaForCausalLM(config).eval()
+    return llama(seed, layers=2, attention_bias=True)
 
 
 def conditioned(rank=3, seed=0):

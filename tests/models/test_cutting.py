@@ -4,10 +4,6 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
@@ -15,25 +11,15 @@ from transformers import (
 from tempspec.errors import UserError
 from tempspec.models.cutting import first_layers
 from tempspec.models.loading import load_model, save_model
+from tests.tiny import gpt2, llama
 
 
-def small_llama(vocabulary=16, layers=3, tie=False):
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=8,
-            intermediate_size=12,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            tie_word_embeddings=tie,
-        )
-    ).eval()
+def small_llama(tie=False):
+    return llama(layers=3, num_key_value_heads=2, tie_word_embeddings=tie)
 
 
 def small_gpt2():
-    return GPT2LMHeadModel(GPT2Config(vocab_size=16, n_embd=8, n_layer=3, n_head=2, n_positions=32))
+    return gpt2(layers=3)
 
 
 def small_gemma3():

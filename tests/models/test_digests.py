@@ -2,17 +2,16 @@ import os
 import shutil
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from tempspec.models.digests import file_digest, of_earlier_version, weights_digest
+from tests.tiny import llama
 
 
 @pytest.fixture
 def folder(tmp_path):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=4096, **sizes)).save_pretrained(tmp_path / "m")
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_key_value_heads": 2}
+    llama(0, 4096, 6, **sizes).save_pretrained(tmp_path / "m")
     return tmp_path / "m"
 
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from tempspec.models.eagle3 import Eagle3
 from tempspec.models.head_keys import RaggedKeys
 from tempspec.models.tapping import head_target, tapped
+from tests.tiny import llama
 
 LENGTHS = [11, 7, 9]
 STEPS = 3
@@ -15,11 +15,7 @@ STEPS = 3
 @pytest.fixture(params=[torch.float64, torch.float32], ids=str)
 def world(request):
     """A target of eight layers, a head with weights far from new ones, three texts padded with rubbish."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=8, num_attention_heads=4
-    )
-    model = LlamaForCausalLM(config).eval().to(request.param)
+    model = llama(layers=8, num_attention_heads=4, num_key_value_heads=4).to(request.param)
     head = Eagle3().build(head_target(model)).to(request.param)
     for parameter in head.parameters():
         parameter.data.normal_(1.0 if parameter.ndim < 2 else 0.0, 0.3)

@@ -3,13 +3,6 @@ import shutil
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
 
 from tempspec.errors import UserError
 from tempspec.models.conditioning import condition
@@ -21,32 +14,13 @@ from tempspec.models.loading import (
     real_vocabulary,
     save_model,
 )
-
-
-def small_llama(vocabulary=16, layers=3, tie=False):
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=8,
-            intermediate_size=12,
-            num_hidden_layers=layers,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            tie_word_embeddings=tie,
-        )
-    ).eval()
-
-
-def words(*names):
-    backend = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, unk_token=names[0]))
-    return PreTrainedTokenizerFast(tokenizer_object=backend)
+from tests.tiny import llama, tokenizer
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "target"
-    save_model(small_llama(), words("?", "a", "b"), folder)
+    save_model(llama(layers=3), tokenizer(["?", "a", "b"]), folder)
     return folder
 
 
@@ -54,14 +28,14 @@ def test_saving_and_loading_gives_the_same_model(folder):
     model = load_model(str(folder))
     token_BT = torch.tensor([[1, 2, 3]])
     assert not model.training
-    torch.testing.assert_close(model(token_BT).logits, small_llama()(token_BT).logits, rtol=0, atol=0)
+    torch.testing.assert_close(model(token_BT).logits, llama(layers=3)(token_BT).logits, rtol=0, atol=0)
     assert load_tokenizer(str(folder)).get_vocab() == {"?": 0, "a": 1, "b": 2}
     assert sorted(path.name for path in folder.parent.iterdir()) == ["target"]
 
 
 def test_saving_over_a_folder_replaces_it(tmp_path):
-    save_model(small_llama(), words("?", "a"), tmp_path / "x")
-    save_model(small_llama(layers=1), None, tmp_path / "x")
+    save_model(llama(layers=3), tokenizer(["?", "a"]), tmp_path / "x")
+    save_model(llama(), None, tmp_path / "x")
     assert load_model(str(tmp_path / "x")).config.num_hidden_layers == 1
     assert not (tmp_path / "x" / "tokenizer.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -69,14 +43,14 @@ def test_saving_over_a_folder_replaces_it(tmp_path):
 
 def test_saved_files_are_as_readable_as_any_new_file(tmp_path):
     (tmp_path / "new").touch()
-    save_model(condition(small_llama(), rank=1), words("?", "a"), tmp_path / "x")
+    save_model(condition(llama(layers=3), rank=1), tokenizer(["?", "a"]), tmp_path / "x")
     assert (tmp_path / "x" / "conditioning.safetensors").exists()
     assert {file.stat().st_mode for file in (tmp_path / "x").iterdir()} == {(tmp_path / "new").stat().st_mode}
 
 
 @pytest.mark.parametrize(("asked", "got"), [("auto", torch.bfloat16), ("float32", torch.float32)])
 def test_dtype(tmp_path, asked, got):
-    save_model(small_llama().bfloat16(), None, tmp_path / "x")
+    save_model(llama(layers=3).bfloat16(), None, tmp_path / "x")
     assert load_model(str(tmp_path / "x"), dtype=asked).dtype == got
 
 
@@ -183,18 +157,18 @@ def test_a_folder_without_tokenizer(folder, tmp_path):
 
 @pytest.mark.parametrize(("head", "expected"), [(16, 3), (2, 2)])
 def test_real_vocabulary(head, expected):
-    assert real_vocabulary(words("?", "a", "b"), small_llama(vocabulary=head)) == expected
+    assert real_vocabulary(tokenizer(["?", "a", "b"]), llama(vocabulary=head)) == expected
 
 
 def test_one_vocabulary_passes():
-    check_vocabulary(words("?", "a", "b"), words("?", "a", "b"))
+    check_vocabulary(tokenizer(["?", "a", "b"]), tokenizer(["?", "a", "b"]))
 
 
 @pytest.mark.parametrize(("target", "draft", "more"), [("?ab", "?abp", "draft"), ("?abpq", "?ab", "target")])
 def test_more_ids_on_one_side_are_one_line(caplog, target, draft, more):
     """As a `[PAD]` that was added to one of two tokenizers of a family."""
     with caplog.at_level("INFO"):
-        check_vocabulary(words(*target), words(*draft))
+        check_vocabulary(tokenizer(target), tokenizer(draft))
     (line,) = caplog.messages
     assert line.startswith(f"the {more}'s tokenizer has {abs(len(target) - len(draft))} more than the ")
 
@@ -203,9 +177,9 @@ def test_two_meanings_of_an_id_are_refused():
     with pytest.raises(
         UserError, match=r"but 2 tokens differ .*: 'b' \(2 and none\), 'c' \(none and 2\); choose a draft"
     ):
-        check_vocabulary(words("?", "a", "b"), words("?", "a", "c"))
+        check_vocabulary(tokenizer(["?", "a", "b"]), tokenizer(["?", "a", "c"]))
 
 
 def test_other_vocabularies_are_named():
     with pytest.raises(UserError, match=r"3 tokens differ .*'a' \(1 and 2\), 'b' \(2 and 1\), 'c' \(none and 3\)"):
-        check_vocabulary(words("?", "a", "b"), words("?", "b", "a", "c"))
+        check_vocabulary(tokenizer(["?", "a", "b"]), tokenizer(["?", "b", "a", "c"]))

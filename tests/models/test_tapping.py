@@ -1,10 +1,11 @@
 import pytest
 import torch
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from tempspec.errors import UserError
 from tempspec.models.heads import hidden_states
 from tempspec.models.tapping import Taps, head_target, tapped
+from tests.tiny import gpt2, llama
 
 LAYERS = 4
 SIZES = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": LAYERS}
@@ -12,16 +13,16 @@ HEADS = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 IDS = torch.tensor([[3, 1, 4, 1, 5], [9, 2, 6, 5, 3]])
 
 
-def llama():
-    return LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS)).eval()
+def four_llama():
+    return llama(layers=LAYERS)
+
+
+def four_gpt2():
+    return gpt2(layers=LAYERS)
 
 
 def gemma3():
     return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **HEADS, sliding_window=4)).eval()
-
-
-def gpt2():
-    return GPT2LMHeadModel(GPT2Config(vocab_size=24, n_embd=16, n_layer=LAYERS, n_head=2)).eval()
 
 
 def with_every_norm_moved(model):
@@ -32,7 +33,7 @@ def with_every_norm_moved(model):
     return model
 
 
-@pytest.mark.parametrize("make", [llama, gemma3, gpt2])
+@pytest.mark.parametrize("make", [four_llama, gemma3, four_gpt2])
 @torch.no_grad()
 def test_states_are_those_of_output_hidden_states(make):
     model = with_every_norm_moved(make())
@@ -46,7 +47,7 @@ def test_states_are_those_of_output_hidden_states(make):
 
 @torch.no_grad()
 def test_the_last_state_is_before_the_final_norm():
-    model = with_every_norm_moved(llama())
+    model = with_every_norm_moved(four_llama())
     (last,), hidden = tapped(model, [LAYERS], input_ids=IDS, use_cache=False)
     assert torch.equal(model.model.norm(last), hidden)
     assert not torch.allclose(last, hidden)
@@ -54,7 +55,7 @@ def test_the_last_state_is_before_the_final_norm():
 
 @torch.no_grad()
 def test_taps_follow_every_pass_and_leave_nothing():
-    model = llama()
+    model = four_llama()
     with Taps(model, [2]) as taps:
         for ids in (IDS, IDS.flip(0)):
             model(input_ids=ids)
@@ -64,18 +65,18 @@ def test_taps_follow_every_pass_and_leave_nothing():
 
 def test_a_state_that_the_target_lacks_is_refused():
     with pytest.raises(UserError, match="states must be 0 to 4"):
-        Taps(llama(), [2, 5])
+        Taps(four_llama(), [2, 5])
 
 
 def test_a_target_without_a_list_of_layers_is_refused():
-    model = llama()
+    model = four_llama()
     model.config.num_hidden_layers = 7
     with pytest.raises(UserError, match="no list of its 7 layers"):
         Taps(model, [2])
 
 
 def test_a_head_is_told_sizes_embeddings_and_output():
-    model = llama()
+    model = four_llama()
     target = head_target(model)
     assert target.config.hidden_size == 16
     assert target.embedding_VH.data_ptr() == model.get_input_embeddings().weight.data_ptr()

@@ -7,50 +7,18 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tempspec.data.module import TextDataModule
 from tempspec.data.prompts import PromptSource
 from tempspec.data.sources import Source
-from tempspec.models.loading import save_model
-
-WORDS = ["<eos>", *(f"w{number}" for number in range(1, 24))]
-
-
-def tiny(seed, *, layers, size=24, gain=24.0):
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=size,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=64,
-        bos_token_id=None,
-        eos_token_id=0,
-    )
-    model = LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(gain)
-    return model
-
-
-def words():
-    backend = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="w1"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>")
+from tests.tiny import WORDS, save_pair, words
 
 
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory) -> Path:
     """A folder with `target` (2 layers, head padded to 32), `draft` (1 layer), `corpus.jsonl` and `prompts.jsonl`."""
     folder = tmp_path_factory.mktemp("pair")
-    save_model(tiny(0, layers=2, size=32), words(), folder / "target")
-    save_model(tiny(1, layers=1), words(), folder / "draft")
+    save_pair(folder, words())
     generator = torch.Generator().manual_seed(0)
 
     def text(length):

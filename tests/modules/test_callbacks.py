@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tempspec.errors import UserError
 from tempspec.modules.callbacks import (
@@ -22,6 +22,7 @@ from tempspec.modules.callbacks import (
 )
 from tempspec.modules.callbacks.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.fit.optim import WarmupCosine
+from tests.tiny import llama
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",
@@ -58,9 +59,7 @@ class Module(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
     def export_model(self):
-        model = LlamaForCausalLM(
-            LlamaConfig(vocab_size=4, hidden_size=4, intermediate_size=4, num_hidden_layers=1, num_attention_heads=1)
-        )
+        model = llama()
         with torch.no_grad():
             model.model.norm.weight.fill_(self.weight.item())
         return model

@@ -20,8 +20,7 @@ from tempspec.plugins import schedules
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.verifiers import TokenwiseRejection
-
-from .conftest import tiny
+from tests.tiny import llama
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def conditioned(fit, tmp_path):
 
 @pytest.mark.parametrize("end", ["closed", "error"])
 def test_a_run_left_early_leaves_the_draft_at_temperature_one(end):
-    target, draft = tiny(0, layers=2), condition(tiny(1, layers=1), 2)
+    target, draft = llama(0, layers=2, gain=24.0), condition(llama(1, gain=24.0), 2)
     dial = next(module.dial for module in draft.modules() if hasattr(module, "dial"))
     engine = Engine(
         target, 24, verifier=TokenwiseRejection(), drafter=CausalLM(), length=FixedLength(2), draft=draft, slots=1

@@ -14,8 +14,7 @@ from tempspec.models.loading import load_model, save_model
 from tempspec.models.ragged import RaggedModel
 from tempspec.modules.distillation import DistillationModule
 from tempspec.plugins.divergences import ForwardKL, LabelCrossEntropy
-
-from .conftest import WORDS, tiny, words
+from tests.tiny import WORDS, llama, words
 
 SHORT = 20
 
@@ -23,7 +22,7 @@ SHORT = 20
 @pytest.fixture
 def short(tmp_path):
     """The folder of a draft with 20 embeddings of the 24 ids."""
-    save_model(tiny(1, layers=1, size=SHORT), words(), tmp_path / "short")
+    save_model(llama(1, SHORT, gain=24.0, eos_token_id=0), words(), tmp_path / "short")
     return str(tmp_path / "short")
 
 
@@ -80,7 +79,7 @@ def grown(tmp_path):
     tokenizer = words()
     tokenizer.add_tokens(["<new>"])
     tokenizer.add_special_tokens({"pad_token": "[PAD]"})
-    save_model(tiny(0, layers=2), tokenizer, tmp_path / "grown")
+    save_model(llama(0, layers=2, gain=24.0, eos_token_id=0), tokenizer, tmp_path / "grown")
 
     def make(texts):
         (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))

@@ -1,20 +1,17 @@
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 from tempspec.errors import UserError
 from tempspec.models.loading import save_model
 from tempspec.modules.language_model import LanguageModelModule, ModelShape, NatsPerToken, token_nats
+from tests import tiny
 
 SMALL = ModelShape(hidden_size=8, layers=1, heads=2, max_position_embeddings=32)
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    backend = Tokenizer(WordLevel({"</s>": 0, "a": 1, "b": 2, "c": 3}, unk_token="</s>"))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    return tiny.tokenizer(["</s>", "a", "b", "c"], eos_token="</s>")
 
 
 @pytest.fixture(scope="module")
@@ -151,9 +148,7 @@ def test_a_module_needs_one_model_and_a_tokenizer(arguments):
 
 
 def test_a_larger_tokenizer_is_refused(folder, tmp_path, tokenizer):
-    larger = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(WordLevel({str(i): i for i in range(9)}, unk_token="0")), eos_token="0"
-    )
+    larger = tiny.tokenizer([str(i) for i in range(9)], eos_token="0")
     larger.save_pretrained(tmp_path / "larger")
     made = LanguageModelModule(pretrained=str(folder), tokenizer=str(tmp_path / "larger"))
     with pytest.raises(UserError, match="the tokenizer has 9 ids"):

@@ -2,12 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import BloomConfig, BloomForCausalLM
 
 from tempspec.models.reading import Reading
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.language_model import LanguageModelModule
 from tempspec.modules.outputs import LogitSource, reading_of
+from tests import tiny
 
 STARTS = [0, 4, 9]
 LENGTH = 13
@@ -15,14 +16,7 @@ LENGTH = 13
 
 @pytest.fixture
 def llama():
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 24, "hidden_size": 16, "intermediate_size": 24, "max_position_embeddings": 64}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(6)
-    return model
+    return tiny.llama(0, 24, 2, gain=6, inner=6, num_key_value_heads=2)
 
 
 @pytest.fixture

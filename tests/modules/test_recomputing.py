@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from tempspec.errors import UserError
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.fit.online_text import OnlineText
 from tempspec.modules.language_model import LanguageModelModule, ModelShape
+from tests.tiny import gpt2
 
 
 class Kept(DistillationModule):
@@ -75,7 +75,7 @@ def test_a_language_model_computes_activations_again(pair, data, trainer):
 
 
 def test_a_model_whose_layers_cannot_run_again_is_one_line(monkeypatch):
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=1, n_positions=8))
+    model = gpt2()
     monkeypatch.setattr(type(model), "supports_gradient_checkpointing", False)
     with pytest.raises(UserError, match="gradient_checkpointing is not for a gpt2"):
         recompute_activations(model)

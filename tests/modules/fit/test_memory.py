@@ -10,11 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tempspec import registry
 from tempspec.errors import UserError
@@ -26,6 +22,7 @@ from tempspec.modules.fit.memory import Way, estimate, sizes, ways
 from tempspec.modules.fit.objective import Objective, chunked
 from tempspec.modules.fit.rehearsal import Live
 from tempspec.modules.outputs import HiddenStates, LogitPairs
+from tests import tiny
 
 FACTOR = 1.2
 """How far the estimate may be off, as docs/scale.md says."""
@@ -55,26 +52,16 @@ for command in others:
 
 
 def llama(layers, hidden):
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=WORDS,
-            hidden_size=hidden,
-            intermediate_size=3 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=8,
-            max_position_embeddings=1024,
-            tie_word_embeddings=False,
-        )
-    )
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 8}
+    return tiny.llama(0, WORDS, layers, context=1024, hidden_size=hidden, intermediate_size=3 * hidden, **heads)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A larger pair, a tiny one of the same tokenizer, and a text."""
     folder = tmp_path_factory.mktemp("estimate")
-    backend = Tokenizer(WordLevel({"</s>": 0} | {f"w{number}": number for number in range(1, WORDS)}, unk_token="w1"))
-    backend.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="w1")
+    words = ["</s>", *(f"w{number}" for number in range(1, WORDS))]
+    tokenizer = tiny.tokenizer(words, unknown="w1", eos_token="</s>", unk_token="w1")
     for name, shape in {"target": (4, 320), "draft": (2, 320), "tiny": (1, 16)}.items():
         save_model(llama(*shape), tokenizer, folder / name)
     text = " ".join(f"w{1 + 3 * number % (WORDS - 1)}" for number in range(2047))  # two whole long rows, with the end
