@@ -206,6 +206,14 @@ class CommandLine(LightningCLI):
 
     # -- building ------------------------------------------------------------------------------------------------------
 
+    def _add_instantiators(self) -> None:
+        """Lightning's keep the configuration for `save_hyperparameters`, which the language model's module alone calls.
+
+        To write it once more takes a quarter of what parsing takes.
+        """
+        if self.task == "language-model":
+            super()._add_instantiators()
+
     def instantiate_classes(self) -> None:
         """Build trainer, module and data.
 

@@ -132,15 +132,34 @@ def left_by_decoding(folder):
     return [{name: value for name, value in row.items() if not name.startswith("seconds_")} for row in rows]
 
 
+@pytest.fixture(scope="module")
+def decoding(world):
+    """The options of a decoding with several rounds, and of rows that come one after the other."""
+    sweep = {"max_new_tokens": 6, "slots": 2, "timing_prompts": 0}
+    return ["--config", str(world / "pair.yaml"), *(f"--model.sweep.{name}={value}" for name, value in sweep.items())]
+
+
+@pytest.fixture(scope="module")
+def whole(decoding, tmp_path_factory):
+    """The rows of each command, not stopped."""
+    from tempspec.__main__ import main
+
+    found = {}
+    for command in ("generate", "predict"):
+        folder = tmp_path_factory.mktemp(command)
+        assert main([command, *decoding, "--run", str(folder)]) == 0
+        found[command] = left_by_decoding(folder)
+    return found
+
+
 @pytest.mark.parametrize("rounds", [1, 3, 5])
 @pytest.mark.parametrize("command", ["generate", "predict"])
-def test_a_stopped_decoding_leaves_what_an_unbroken_one_does(command, rounds, world, run, tmp_path, monkeypatch):
+def test_a_stopped_decoding_leaves_what_an_unbroken_one_does(
+    command, rounds, decoding, whole, run, tmp_path, monkeypatch
+):
     from tempspec.modules import distillation
 
-    sweep = {"max_new_tokens": 6, "slots": 2, "timing_prompts": 0}
-    options = [f"--model.sweep.{name}={value}" for name, value in sweep.items()]
-    config = [command, "--config", world / "pair.yaml", *options]
-    assert run(*config, "--run", tmp_path / "whole")[0] == 0
+    config = [command, *decoding]
     written, append, calls = [], RowStore.append, iter(range(10_000))
 
     def recording(store, rows):
@@ -152,10 +171,10 @@ def test_a_stopped_decoding_leaves_what_an_unbroken_one_does(command, rounds, wo
         patch.setattr(distillation, "stop_code", lambda trainer: 143 if next(calls) >= rounds else 0)
         assert run(*config, "--run", tmp_path / "cut")[0] == 143
     assert run(*config, "--run", tmp_path / "cut")[0] == 0
-    whole, cut = (left_by_decoding(tmp_path / name) for name in ("whole", "cut"))
-    assert sorted(written) == sorted(row["key"] for row in whole)  # nothing is decoded twice
-    for left, right in zip(cut, whole, strict=True):
-        forms = [{name: row.pop(name) for name in CLOSED_FORMS if name in row} for row in (left, right)]
-        assert left == right
+    cut = left_by_decoding(tmp_path / "cut")
+    assert sorted(written) == sorted(row["key"] for row in whole[command])  # nothing is decoded twice
+    for left, right in zip(cut, whole[command], strict=True):
+        forms = [{name: row[name] for name in CLOSED_FORMS if name in row} for row in (left, right)]
+        assert left | forms[1] == right
         for name, values in forms[0].items():  # their last digits depend on a row's neighbours
             assert values == pytest.approx(forms[1][name], abs=1e-4)

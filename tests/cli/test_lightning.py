@@ -24,6 +24,8 @@ def test_a_language_model_from_nothing_to_a_folder(run, world, tmp_path):
     assert environment["device"] == "cpu"
     assert environment["data"]["train"] == digest_file(world / "text.jsonl")
     assert AutoModelForCausalLM.from_pretrained(fit / "model").config.num_hidden_layers == 1
+    checkpoint = torch.load(fit / "checkpoints/last.ckpt", weights_only=False)
+    assert checkpoint["hyper_parameters"]["tokenizer"] == str(world / "target")
     assert AutoTokenizer.from_pretrained(fit / "model").get_vocab()["</s>"] == 0
     steps = [row for row in rows(fit / "metrics.csv") if row["train/loss"]]
     assert [int(row["step"]) for row in steps] == [0, 1, 2, 3]
