@@ -4,7 +4,6 @@ import pytest
 
 import tempspec as ts
 from tempspec.errors import UserError
-from tempspec.models.loading import load_draft, load_model
 from tests import tiny
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
@@ -23,7 +22,7 @@ def words():
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory, words):
     folder = tmp_path_factory.mktemp("pair")
-    tiny.save_pair(folder, words)
+    tiny.save_pair(folder, words, draft_vocabulary=32)
     return str(folder / "target"), str(folder / "draft")
 
 
@@ -47,7 +46,8 @@ def test_greedy_text_is_what_the_target_writes_itself(pair):
 
 def test_loaded_models_give_what_their_folders_give(pair, words):
     by_name = ts.decode(*pair, PROMPTS, max_new_tokens=8, seed=3)
-    target, draft = load_model(pair[0]).train(), load_draft(pair[1])
+    target, draft = tiny.pair(draft_vocabulary=32)
+    target.train()
     loaded = ts.decode(target, draft, PROMPTS, max_new_tokens=8, seed=3, tokenizer=words)
     assert [one.tokens for one in loaded] == [one.tokens for one in by_name]
     assert target.training

@@ -48,8 +48,13 @@ def words():
     return tokenizer(WORDS, unknown="w1", eos_token="<eos>")
 
 
-def save_pair(folder, tokenizer, context=64):
-    """Two Llamas over `WORDS` that end texts: `target` of two layers, its head padded to 32, and `draft` of one."""
+def pair(*, draft_vocabulary=24, context=64):
+    """Two Llamas over `WORDS` that end texts: a target of two layers, its head padded to 32, and a draft of one."""
     sharp = {"gain": 24.0, "context": context, "eos_token_id": 0}
-    save_model(llama(0, 32, 2, **sharp), tokenizer, folder / "target")
-    save_model(llama(1, 24, 1, **sharp), tokenizer, folder / "draft")
+    return llama(0, 32, 2, **sharp), llama(1, draft_vocabulary, **sharp)
+
+
+def save_pair(folder, tokenizer, **options):
+    """The pair as folders, `target` and `draft`."""
+    for name, model in zip(("target", "draft"), pair(**options), strict=True):
+        save_model(model, tokenizer, folder / name)

@@ -3,6 +3,7 @@ import logging
 
 import pytest
 import torch
+import yaml
 
 from tempspec.models.loading import save_model
 from tests.tiny import llama, tokenizer
@@ -24,20 +25,22 @@ def world(tmp_path_factory):
     generator = torch.Generator().manual_seed(0)
     rows = [" ".join(WORDS[i] for i in torch.randint(14, (12,), generator=generator)) for _ in range(40)]
     (folder / "text.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
-    trainer = "{max_steps: 4, log_every_n_steps: 1, accelerator: cpu, enable_progress_bar: false}"
-    data = f"{{train: {{path: {folder}/text.jsonl}}, validation: {{held: {{path: {folder}/text.jsonl, limit: 8}}}}, "
-    data += (
-        f"prompts: {{p: {{path: {folder}/text.jsonl, limit: 3, prompt_tokens: 4}}}}, max_length: 16, batch_size: 4, "
-    )
-    data += f"cache_dir: {folder}/cache}}"
-    shape = "{hidden_size: 8, layers: 1, heads: 2, max_position_embeddings: 64}"
-    (folder / "lm.yaml").write_text(
-        f"task: language-model\ntrainer: {trainer}\ndata: {data}\n"
-        f"model: {{tokenizer: {folder}/target, shape: {shape}}}\n"
-    )
-    (folder / "pair.yaml").write_text(
-        f"trainer: {trainer}\nmodel: {{target: {folder}/target, draft: {folder}/draft}}\ndata: {data}\n"
-    )
+    shared = {
+        "trainer": {"max_steps": 4, "log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "data": {
+            "train": {"path": f"{folder}/text.jsonl"},
+            "validation": {"held": {"path": f"{folder}/text.jsonl", "limit": 8}},
+            "prompts": {"p": {"path": f"{folder}/text.jsonl", "limit": 3, "prompt_tokens": 4}},
+            "max_length": 16,
+            "batch_size": 4,
+            "cache_dir": f"{folder}/cache",
+        },
+    }
+    shape = {"hidden_size": 8, "layers": 1, "heads": 2, "max_position_embeddings": 64}
+    language_model = {"task": "language-model", "model": {"tokenizer": f"{folder}/target", "shape": shape}}
+    pair = {"model": {"target": f"{folder}/target", "draft": f"{folder}/draft"}}
+    for name, own in (("lm", language_model), ("pair", pair)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(shared | own, sort_keys=False))
     return folder
 
 

@@ -12,6 +12,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 
 from tests.cli.conftest import WORDS
@@ -86,13 +87,20 @@ def experiment(world, tmp_path_factory):
 
     rows = [{"prompt": text(1, 5), "response": text(1, 9)} for _ in range(41)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = f"path: {folder}/pairs.jsonl"
-    (folder / "pair.yaml").write_text(
-        "trainer: {log_every_n_steps: 1, accelerator: cpu, enable_progress_bar: false}\n"
-        f"model: {{target: {world}/target, draft: {world}/draft}}\n"
-        f"data: {{train: {{{pairs}}}, validation: {{held: {{{pairs}, limit: 9}}}}, max_length: 16, batch_size: 8, "
-        f"prompts: {{p: {{{pairs}, limit: 7}}}}, cache_dir: {folder}/cache}}\n"
-    )
+    pairs = {"path": f"{folder}/pairs.jsonl"}
+    config = {
+        "trainer": {"log_every_n_steps": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "model": {"target": f"{world}/target", "draft": f"{world}/draft"},
+        "data": {
+            "train": pairs,
+            "validation": {"held": pairs | {"limit": 9}},
+            "max_length": 16,
+            "batch_size": 8,
+            "prompts": {"p": pairs | {"limit": 7}},
+            "cache_dir": f"{folder}/cache",
+        },
+    }
+    (folder / "pair.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     return folder
 
 

@@ -80,7 +80,7 @@ BROKEN = {
     "weights out of reach": (with_weights_out_of_reach, "model.safetensors is there but cannot be read"),
     "only a pickle": (with_pickle_only, "pytorch_model.bin, and only safetensors are read: convert it"),
     "torn weights": (lambda folder: (folder / "model.safetensors").write_text("torn"), "cannot load a model"),
-    "other shapes": (lambda folder: edit_config(folder, hidden_size=16), "a checkpoint of another model"),
+    "other shapes": (lambda folder: edit_config(folder, hidden_size=32), "a checkpoint of another model"),
     "more layers": (lambda folder: edit_config(folder, num_hidden_layers=5), "a checkpoint of another model"),
     "an encoder": (lambda folder: edit_config(folder, model_type="bert"), "not a causal language model"),
     "an encoder-decoder": (lambda folder: edit_config(folder, model_type="t5"), "not a causal language model"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import LightningModule
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -79,14 +80,25 @@ def most(found, kind):
 
 
 def command(folder, target, draft, length, batch, *more):
-    data = f"{{train: {{path: {folder}/text.jsonl}}, max_length: {length}, batch_size: {batch}, "
-    data += f"validation_fraction: 0, cache_dir: {folder}/cache}}"
-    trainer = "{max_steps: 2, accelerator: cpu, enable_progress_bar: false, enable_checkpointing: false}"
+    config = {
+        "run": f"{folder}/run-{target}",
+        "trainer": {
+            "max_steps": 2,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+        },
+        "model": {"target": f"{folder}/{target}", "draft": f"{folder}/{draft}"},
+        "data": {
+            "train": {"path": f"{folder}/text.jsonl"},
+            "max_length": length,
+            "batch_size": batch,
+            "validation_fraction": 0,
+            "cache_dir": f"{folder}/cache",
+        },
+    }
     path = folder / f"{target}-{length}.yaml"
-    path.write_text(
-        f"run: {folder}/run-{target}\ntrainer: {trainer}\ndata: {data}\n"
-        f"model: {{target: {folder}/{target}, draft: {folder}/{draft}}}\n"
-    )
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
     return ["fit", "--config", str(path), *more]
 
 
