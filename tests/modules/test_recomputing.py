@@ -63,7 +63,7 @@ def test_measuring_and_decoding_compute_nothing_again(pair, data, trainer):
     trainer(limit_val_batches=1).validate(module, data)
     assert ran
     assert not any(ran)
-    assert DistillationModule(str(pair / "target"), draft_layers=1).gradient_checkpointing is False
+    assert DistillationModule(str(pair / "target"), draft_layers=1).draft_training.gradient_checkpointing is False
 
 
 def test_a_language_model_computes_activations_again(pair, data, trainer):
