@@ -1,7 +1,7 @@
 """What an engine cannot be made of, and requests that it cannot decode: refused before any token (floor 4)."""
 
 from tempspec.errors import UserError
-from tempspec.interfaces import Drafter, DraftLength, Request, Verifier
+from tempspec.interfaces import Drafter, DraftLength, HeadModel, Request, Verifier
 
 __all__ = ["check_parts", "check_prompt", "check_temperature"]
 
@@ -29,6 +29,10 @@ def check_parts(
         raise UserError("a drafter needs a verifier and a draft length, got none: name them")
     if drafter.needs_model and draft is None:
         raise UserError(f"drafter {type(drafter).__name__} needs a draft model, got none: name one")
+    if drafter.needs_model and drafter.needs_head != isinstance(draft, HeadModel):
+        expected, got = ("a head", "a language model") if drafter.needs_head else ("a language model", "a head")
+        remedy = "CausalLM" if drafter.needs_head else "Speculator, which drafts chains"
+        raise UserError(f"drafter {type(drafter).__name__} drafts with {expected}, got {got}: take {remedy}")
     if drafter.siblings is not None and verifier.shared_noise:
         raise UserError(
             f"{type(verifier).__name__} verifies chains only, got a drafter of trees: siblings are drawn with "

@@ -169,6 +169,8 @@ class Drafter(ABC):
 
     needs_model: ClassVar[bool] = False
     """Whether a draft model must be loaded for it."""
+    needs_head: ClassVar[bool] = False
+    """Whether that is a head on the target's hidden states, and no language model."""
     siblings: Siblings | None = None
     """How children of one node are drawn, for a drafter of trees; None for chains."""
     most_children: int | None = None

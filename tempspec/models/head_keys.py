@@ -32,6 +32,11 @@ class RaggedKeys:
         self.position_BN = self._place_L[None, :0]
         self._seen_R1NL = torch.zeros(0, dtype=torch.bool, device=device)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache."""
+        return self._cache.nbytes
+
     def begin(self, start_R: Tensor, new: int, *, longest: int, rows: Tensor | None = None) -> None:
         """Say where the next step's entries go.
 

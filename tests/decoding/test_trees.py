@@ -151,7 +151,7 @@ def test_what_is_timed_is_what_a_round_feeds(monkeypatch, target, draft, drafter
         fed["target" if model is engine._target else "draft"].append(width)
         return float(width)
 
-    monkeypatch.setattr("tempspec.decoding.engine.pass_seconds", seconds)
+    monkeypatch.setattr("tempspec.decoding.step_times.pass_seconds", seconds)
     engine = speculative(target, draft, RecursiveRejection(), drafter=drafter, length=FixedLength(longest))
     times = engine.step_times(5)
     assert fed["target"] == list(times.verify) == verified
