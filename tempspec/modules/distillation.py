@@ -413,7 +413,7 @@ class DistillationModule(pl.LightningModule):
         if self.draft is not None:
             self.pair.check_drafted_ids()
             self.draft.eval()
-        self.runner.check_context(self.draft)
+        self.runner.check_context(self.draft if self.runner.needs_draft else None)
         self.runner.measure_steps(self.draft, self.trainer.global_rank)
 
     def predict_step(self, batch: Work, batch_index: int) -> int:

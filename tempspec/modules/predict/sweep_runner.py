@@ -171,10 +171,8 @@ class SweepRunner:
         return dict.fromkeys(there, "") | self.store.values(column, followed)
 
     def check_context(self, draft: DraftModel | None) -> None:
-        """Say in one line where rows may outgrow what the draft can read; called behind `plan`."""
-        if not isinstance(draft, PreTrainedModel) or not self.needs_draft:  # a head reads any row
-            return
-        if self._longest_row <= (context := context_length(draft.config)):
+        """Say in one line where rows may outgrow what the draft can read, as a head never does; called behind `plan`."""
+        if not isinstance(draft, PreTrainedModel) or self._longest_row <= (context := context_length(draft.config)):
             return
         rank_zero_info(
             f"rows may grow to {self._longest_row} tokens, but the draft was made for at most {context}: beyond them "
