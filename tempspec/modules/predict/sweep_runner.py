@@ -171,7 +171,7 @@ class SweepRunner:
         return dict.fromkeys(there, "") | self.store.values(column, followed)
 
     def check_context(self, draft: DraftModel | None) -> None:
-        """Say in one line where rows may outgrow what the draft can read, as a head never does; called behind `plan`."""
+        """Say in one line where rows outgrow what the draft can read, as a head never does; called behind `plan`."""
         if not isinstance(draft, PreTrainedModel) or self._longest_row <= (context := context_length(draft.config)):
             return
         rank_zero_info(
