@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tempspec.core.trees import ancestry
 from tempspec.decoding import step_times
 from tempspec.decoding.rounds import Turn
 from tempspec.interfaces import HeadModel, HeadStep
@@ -216,31 +217,42 @@ class HeadSteps:
 
     def __init__(self, side: HeadSide, lengths: Sequence[int], vocabulary: int) -> None:
         self._side, self._vocabulary, self._longest, self._number = side, vocabulary, max(lengths) - 1, 0
-        self._hidden_BH, self._carry_BC = side.last(len(lengths))
-        self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=self._hidden_BH.device)
+        self._hidden_BNH, self._carry_BNC = (value[:, None] for value in side.last(len(lengths)))
+        device = self._hidden_BNH.device
+        self._parent_BN = torch.zeros(len(lengths), 0, dtype=torch.int64, device=device)
+        self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=device)
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
         """Logits `[B, V]` behind each row's last token, whose entry was fed when the round before was verified."""
         self._place_B = length_B - 1
-        return self._watched()
+        return self._watched(self._hidden_BNH)[:, 0]
 
     def step(self, token_B: Tensor) -> Tensor:
         """Feed one more token a row; logits `[B, V]` after it."""
         with self._side.stopwatch.running():
             self._number += 1
             self._side.keys.begin(self._place_B, 1, longest=self._longest)
-            step = self._side.advance(self._carry_BC[:, None], token_B[:, None], self._number)
-            self._hidden_BH, self._carry_BC = step.hidden_BNH[:, 0], step.carry_BNC[:, 0]
+            hidden_B1H, self._carry_BNC = self._side.advance(self._carry_BNC, token_B[:, None], self._number)
             self._place_B, self._longest = self._place_B + 1, self._longest + 1
-        return self._watched()
+        return self._watched(hidden_B1H)[:, 0]
 
     def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
-        """Trees are not drafted by heads: refused before anything is decoded."""
-        raise NotImplementedError
-
-    def _watched(self) -> Tensor:
-        """The logits `[B, V]` of the entry fed last, counted in `largest_B`."""
+        """Feed nodes of a tree, a level a call, behind the entry that was due; logits `[B, M, V]` after each."""
+        width = token_BM.shape[1]
         with self._side.stopwatch.running():
-            logits_BV = self._side.head.target_logits(self._hidden_BH[:, None])[:, 0]
-        self.largest_B += logits_BV[..., : self._vocabulary].amax(-1)
-        return logits_BV
+            self._number += 1
+            grown = self._parent_BN.shape[1]
+            self._parent_BN = torch.cat([self._parent_BN, parent_BM], 1)
+            visible_BNN, longest = ancestry(self._parent_BN), self._longest + grown
+            self._side.keys.begin(self._place_B + grown, width, longest=longest, visible_RNN=visible_BNN)
+            carry_BMC = self._carry_BNC.gather(1, (parent_BM + 1)[..., None].expand(-1, -1, self._carry_BNC.shape[-1]))
+            step = self._side.advance(carry_BMC, token_BM, self._number)
+            self._carry_BNC = torch.cat([self._carry_BNC, step.carry_BNC], 1)
+        return self._watched(step.hidden_BNH)
+
+    def _watched(self, hidden_BNH: Tensor) -> Tensor:
+        """The logits `[B, N, V]` of entries, counted in `largest_B`."""
+        with self._side.stopwatch.running():
+            logits_BNV = self._side.head.target_logits(hidden_BNH)
+        self.largest_B += logits_BNV[..., : self._vocabulary].amax(-1).sum(-1)
+        return logits_BNV

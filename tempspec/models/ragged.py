@@ -285,7 +285,7 @@ class RaggedModel:
         if visible_RNN is None:
             position_RN, hidden_RNL = place_RN, key_1L[:, None] > place_RN[:, :, None]
         else:
-            key_1L, position_RN, hidden_RNL = _tree_view(key_1L, start_R, new, visible_RNN)
+            key_1L, position_RN, hidden_RNL = tree_view(key_1L, start_R, new, visible_RNN)
         self.cache.begin(place_RN, rows, view)
         output = self.model(
             input_ids=readable(token_RN, self.model),
@@ -312,7 +312,7 @@ class RaggedModel:
         return torch.where(hidden_RNL, self._hidden, self._seen)[:, None]
 
 
-def _tree_view(key_1L: Tensor, start_R: Tensor, new: int, visible_RNN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def tree_view(key_1L: Tensor, start_R: Tensor, new: int, visible_RNN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of a tree: the position of every key `[R, L]` and of the last `new` tokens, and which keys those do not see."""
     rows, tree = len(start_R), visible_RNN.shape[-1]
     root_R1 = start_R[:, None] - (tree - new)

@@ -37,7 +37,7 @@ class Speculator(Drafter):
     """
 
     needs_model: ClassVar[bool] = True
-    needs_head: ClassVar[bool] = True
+    drafts_with = frozenset({"head"})
     source: ClassVar[str] = "Cai et al. 2024, Medusa, arXiv 2401.10774; Li et al. 2025, EAGLE-3, arXiv 2503.01840"
 
     def propose(self, turn: DraftTurn) -> Draft:

@@ -14,7 +14,8 @@ from tempspec.models.eagle3 import Eagle3
 from tempspec.models.tapping import head_target, tapped
 from tempspec.plugins.drafters import CausalLM, PromptLookup, Speculator
 from tempspec.plugins.lengths import AdaEDL, ConfidenceThreshold, FixedLength, Goodput
-from tempspec.plugins.tree_drafters import StaticTree
+from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
+from tempspec.plugins.tree_verifiers import RecursiveRejection, Traversal
 from tempspec.registry import load
 from tests.controls import ResidualFromTarget
 
@@ -178,6 +179,48 @@ def test_long_prompts_are_read_in_chunks():
         torch.testing.assert_close(logq.exp(), unrolled_law(pair, length, text, 40).exp(), rtol=1e-3, atol=1e-4)
 
 
+class WatchingTree(StaticTree):
+    """Remembers the law that every node was drawn from, before its elder siblings were taken out."""
+
+    def __init__(self, *shape):
+        super().__init__(*shape, siblings="independent")
+        self.seen = []
+
+    def propose(self, turn):
+        draft = super().propose(turn)
+        for row, length in enumerate(turn.length_B.tolist()):
+            text = turn.token_BT[row, :length].tolist()
+            for node in range(int(draft.length_B[row])):
+                path, at = [], self.parents[node]
+                while at >= 0:
+                    path, at = [int(draft.token_BK[row, at]), *path], self.parents[at]
+                self.seen.append((length, text + path, draft.logq_BKV[row, node].clone()))
+        return draft
+
+
+def test_every_node_of_a_tree_has_the_law_of_the_training_steps(wide):
+    drafter = WatchingTree([2, 2, 1])
+    requests = [Request(p, 1.0, max_new_tokens=8, seed=i, key=str(i)) for i, p in enumerate(prompts(3, 40))]
+    run(engine_of(wide, Traversal(), drafter=drafter, slots=2), requests)
+    assert len(drafter.seen) > 40
+    for length, text, logq in drafter.seen:
+        torch.testing.assert_close(logq.exp(), unrolled_law(wide, length, text, 40).exp(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("drafter", [StaticTree([2, 2]), DynamicTree(width=2, depth=3, nodes=5)])
+def test_trees_at_temperature_zero_give_the_greedy_text(wide, drafter):
+    requests = [Request(p, 0.0, max_new_tokens=8 + i, key=str(i)) for i, p in enumerate(prompts(4, 40))]
+    mixed = [*requests, Request((1, 2), 1.0, max_new_tokens=12, key="warm")]
+    completions = run(engine_of(wide, RecursiveRejection(), drafter=drafter, slots=3), mixed)
+    for request, completion in zip(requests, completions, strict=False):
+        assert completion.tokens == greedy_text(wide[0], request.prompt, request.max_new_tokens)
+
+
+def test_the_joint_law_survives_a_tree_of_some_tokens(small):
+    pair = small[0], head_of(small[0], ids=torch.tensor([1, 2, 4]), gain=0.5)
+    assert min(p_values(*pair, RecursiveRejection(), 1500, drafter=StaticTree([2, 2]))) > 1e-4
+
+
 def test_a_row_of_one_token_drafts_from_its_second_round_on(wide):
     (completion,) = engine_of(wide, SAMPLING["TokenwiseRejection"]).run([Request((7,), 1.0, max_new_tokens=9)])
     assert completion.drafted[0] == 0
@@ -246,7 +289,6 @@ def test_a_law_that_was_not_drawn_from_fails_it(small):
     ("drafter", "with_head", "says"),
     [
         (CausalLM(), True, "CausalLM drafts with a language model, got a head: take Speculator"),
-        (StaticTree([2]), True, "StaticTree drafts with a language model, got a head"),
         (Speculator(), False, "Speculator drafts with a head, got a language model: take CausalLM"),
     ],
 )
