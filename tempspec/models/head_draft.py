@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from tempspec.errors import UserError
 from tempspec.files import replacing_folder
 from tempspec.interfaces import DraftHead, HeadModel
+from tempspec.models.eagle3.files import is_head_folder
 from tempspec.models.loading import cast_weights
 from tempspec.models.tapping import head_target
 
@@ -23,6 +24,7 @@ __all__ = [
     "head_state",
     "make_head",
     "parameters",
+    "refuse_head_folder",
     "save_head",
     "take_up_head",
 ]
@@ -66,6 +68,16 @@ def check_head_folder(folder: str | None) -> None:
         raise UserError(
             f"model.draft must be the folder of a trained head with model.head, got {folder}: no such folder"
         )
+
+
+def refuse_head_folder(folder: str) -> None:
+    """Refuse a head's folder where a language model is expected: a Llama's `config.json` is what it has.
+
+    Raises:
+        UserError: it is one.
+    """
+    if is_head_folder(Path(folder).expanduser()):
+        raise UserError(f"{folder} is a head, which model.draft names beside its kind: add model.head: Eagle3")
 
 
 def cast_draft(draft: DraftModel, dtype: torch.dtype) -> None:

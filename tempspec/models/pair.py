@@ -18,7 +18,14 @@ from tempspec.interfaces import DraftHead, HeadModel
 from tempspec.models.attention import use_attention
 from tempspec.models.conditioning import is_conditioned
 from tempspec.models.cutting import Spacing, first_layers
-from tempspec.models.head_draft import DraftModel, check_head_folder, make_head, save_head, take_up_head
+from tempspec.models.head_draft import (
+    DraftModel,
+    check_head_folder,
+    make_head,
+    refuse_head_folder,
+    save_head,
+    take_up_head,
+)
 from tempspec.models.loading import (
     DType,
     ModelOptions,
@@ -122,6 +129,7 @@ class Pair:
             return
         if self.draft is None:
             raise UserError(_NO_DRAFT)
+        refuse_head_folder(self.draft)
         revision, trust = options.draft_revision, options.trust_remote_code
         load_config(self.draft, revision=revision, trust_remote_code=trust)
         draft = load_tokenizer(self.draft, revision=revision, trust_remote_code=trust)
@@ -229,6 +237,7 @@ class Pair:
     def _named_draft(self) -> PreTrainedModel:
         if self.draft is None:
             raise UserError(_NO_DRAFT)
+        refuse_head_folder(self.draft)
         options = self.options
         check_vocabulary(
             self.tokenizer,

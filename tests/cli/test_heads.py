@@ -4,7 +4,12 @@ import csv
 import json
 
 import pytest
+import torch
 import yaml
+
+from tempspec.models.eagle3 import Eagle3
+from tempspec.models.loading import load_model
+from tempspec.models.tapping import head_target
 
 
 @pytest.fixture
@@ -61,6 +66,14 @@ def test_a_new_head_is_measured_before_training(run, config, tmp_path):
     code, _, error = run("validate", *options, "--before", "--model.head.draft_vocabulary", "9")
     assert code == 2
     assert "run `tempspec fit` first" in error
+
+
+def test_a_heads_folder_is_named_beside_its_kind(run, world, tmp_path):
+    target, kind = head_target(load_model(str(world / "target"))), Eagle3(states=[0, 1, 2])
+    kind.save(kind.build(target), target, tmp_path / "head", "plain", torch.float32)
+    code, _, error = run("validate", "--config", world / "pair.yaml", "--model.draft", tmp_path / "head")
+    assert code == 2
+    assert "is a head, which model.draft names beside its kind: add model.head: Eagle3" in error
 
 
 def test_a_folder_without_a_head_is_refused(run, world, config):
