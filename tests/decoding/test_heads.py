@@ -207,6 +207,20 @@ def test_every_node_of_a_tree_has_the_law_of_the_training_steps(wide):
         torch.testing.assert_close(logq.exp(), unrolled_law(wide, length, text, 40).exp(), rtol=1e-4, atol=1e-5)
 
 
+def test_nodes_that_see_their_siblings_have_other_laws(wide, monkeypatch):
+    """The control of the test above."""
+
+    def everything_before(parent_BN):
+        rows, nodes = parent_BN.shape
+        return torch.ones(rows, nodes, nodes, dtype=torch.bool).tril()
+
+    monkeypatch.setattr("tempspec.decoding.draft_sides.ancestry", everything_before)
+    drafter = WatchingTree([2, 2, 1])
+    run(engine_of(wide, Traversal(), drafter=drafter), [Request((1, 2, 3), 1.0, max_new_tokens=6)])
+    found = [float((logq.exp() - unrolled_law(wide, *at, 40).exp()).abs().sum()) for *at, logq in drafter.seen]
+    assert max(found) > 0.05
+
+
 @pytest.mark.parametrize("drafter", [StaticTree([2, 2]), DynamicTree(width=2, depth=3, nodes=5)])
 def test_trees_at_temperature_zero_give_the_greedy_text(wide, drafter):
     requests = [Request(p, 0.0, max_new_tokens=8 + i, key=str(i)) for i, p in enumerate(prompts(4, 40))]
