@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.modules.fit.loss import TokenSelection as TokenSelection
     from tempspec.modules.fit.online_text import OnlineText as OnlineText
     from tempspec.modules.fit.teacher_cache import CachedTeacher as CachedTeacher
+    from tempspec.modules.fit.training import HeadTraining as HeadTraining
     from tempspec.modules.language_model import LanguageModelModule as LanguageModelModule
     from tempspec.modules.language_model import ModelShape as ModelShape
     from tempspec.one_call import decode as decode
@@ -50,6 +51,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.plugins.drafters import CausalLM as CausalLM
     from tempspec.plugins.drafters import EarlyExit as EarlyExit
     from tempspec.plugins.drafters import PromptLookup as PromptLookup
+    from tempspec.plugins.drafters import Speculator as Speculator
     from tempspec.plugins.lengths import SVIP as SVIP
     from tempspec.plugins.lengths import AdaEDL as AdaEDL
     from tempspec.plugins.lengths import ConfidenceThreshold as ConfidenceThreshold
@@ -94,6 +96,7 @@ _PLACES = {
     "DecodingMetrics": "metrics.collection",
     "DistillationModule": "modules.distillation",
     "Engine": "decoding.engine",
+    "HeadTraining": "modules.fit.training",
     "LanguageModelModule": "modules.language_model",
     "ModelOptions": "models.loading",
     "ModelShape": "modules.language_model",

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, and folders held by one run at a time (floor 0: standard library only)."""
 
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ except ImportError:  # Windows, where nothing is held
 
 from tempspec.errors import UserError
 
-__all__ = ["let_go", "replacing", "stage_folder", "take_hold", "write_atomically"]
+__all__ = ["let_go", "replacing", "replacing_folder", "stage_folder", "take_hold", "write_atomically"]
 
 _LOCK = ".lock"
 _held: dict[Path, int] = {}
@@ -46,6 +47,26 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write to, which takes its place in the last moment.
+
+    An interruption leaves the old or the new one, whole.
+
+    Args:
+        folder: the folder to make or replace.
+    """
+    folder = folder.resolve()
+    fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(fresh, ignore_errors=True)
+    yield fresh
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    fresh.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

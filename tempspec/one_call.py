@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from tempspec.interfaces import Completion, Drafter, DraftLength, Request, Verif
 from tempspec.metrics.decoding import AcceptanceRate, BlockEfficiency
 from tempspec.metrics.rows import DecodedRow, row_from_completion
 from tempspec.metrics.table import Line, ResultTable
+from tempspec.models.eagle3 import Eagle3
+from tempspec.models.eagle3.files import is_head_folder
 from tempspec.models.evaluating import evaluating
 from tempspec.models.loading import DType, ModelOptions, load_tokenizer
 from tempspec.models.pair import Pair
@@ -129,8 +132,8 @@ def decode(
 
     Args:
         target: folder or hub name of the target, or the loaded model.
-        draft: likewise of the draft; a number takes so many of the target's first layers. Without one and without a
-            drafter, the target decodes plainly.
+        draft: likewise of the draft, or the folder of an EAGLE-3 head; a number takes so many of the target's first
+            layers. Without one and without a drafter, the target decodes plainly.
         prompts: a text, or several, to be continued; or messages (`{role, content}`), or several such conversations,
             to be answered under the tokenizer's chat template.
         temperature: of the target; 0 is argmax.
@@ -165,7 +168,8 @@ def decode(
     pair = _pair(target, draft, tokenizer, dtype, device)
     model = pair.target_model
     rule = plugin("verifiers", verifier)
-    proposer = plugin("drafters", drafter if drafter is not None or draft is None else "CausalLM")
+    own = None if draft is None else "CausalLM" if pair.head is None else "Speculator"
+    proposer = plugin("drafters", own if drafter is None else drafter)
     made = draft if isinstance(draft, PreTrainedModel) else None
     if made is None and proposer is not None and proposer.needs_model:
         made = pair.load_draft(dtype)
@@ -228,7 +232,9 @@ def _pair(
     loaded = not isinstance(target, str)
     name = target if isinstance(target, str) else target.name_or_path
     layers = draft if isinstance(draft, int) else None
-    pair = Pair(name, draft if isinstance(draft, str) else None, layers, ModelOptions(dtype=dtype))
+    folder = draft if isinstance(draft, str) else None
+    head = Eagle3() if folder is not None and is_head_folder(Path(folder).expanduser()) else None
+    pair = Pair(name, folder, layers, ModelOptions(dtype=dtype), head=head)
     own = target.device if not isinstance(target, str) else "cuda" if torch.cuda.is_available() else "cpu"
     pair.use(torch.device(own if device is None else device), decoding=True)
     if loaded and not name and tokenizer is None:

@@ -4,6 +4,9 @@ import pytest
 
 import tempspec as ts
 from tempspec.errors import UserError
+from tempspec.models.eagle3 import Eagle3
+from tempspec.models.loading import load_model
+from tempspec.models.tapping import head_target
 from tests import tiny
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
@@ -54,6 +57,15 @@ def test_loaded_models_give_what_their_folders_give(pair, words):
     assert not draft.training
     with pytest.raises(UserError, match=r"give its tokenizer, tokenizer=\.\.\."):
         ts.decode(target, draft, PROMPTS)
+
+
+def test_a_heads_folder_drafts_with_the_head(pair, tmp_path):
+    target, known = load_model(pair[0]), Eagle3(states=[0, 1, 2])
+    known.save(known.build(head_target(target)), head_target(target), tmp_path / "head", "plain", torch.float32)
+    found = ts.decode(pair[0], str(tmp_path / "head"), PROMPTS, temperature=0, max_new_tokens=6)
+    plain = ts.decode(pair[0], None, PROMPTS, temperature=0, max_new_tokens=6)
+    assert [each.text for each in found] == [each.text for each in plain]
+    assert any(sum(each.completion.drafted) for each in found)
 
 
 def test_a_number_drafts_with_the_first_layers(pair):

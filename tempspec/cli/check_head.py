@@ -1,10 +1,14 @@
-"""`tempspec check-head`: what engines would read otherwise in a head's folder (floor 6)."""
+"""`tempspec check-head`: what engines would read otherwise in a head's folder, and what it accepts (floor 6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse.typing import NonNegativeInt
+
 from tempspec.cli import errors
 from tempspec.cli.screen import quiet
+from tempspec.errors import UserError
+from tempspec.models.eagle3 import Eagle3
 from tempspec.models.eagle3.faults import head_faults, head_notes
 from tempspec.models.loading import load_config
 
@@ -12,7 +16,7 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print every fault, and what must be known to serve the head.
+    """Print every fault, what must be known to serve the head, and its acceptance on a few prompts.
 
     Args:
         arguments: `check-head` and its options.
@@ -26,6 +30,12 @@ def main(arguments: Sequence[str]) -> int:
     parser = errors.parser("tempspec check-head", "What engines would read otherwise in a head's folder.")
     parser.add_argument("folder", type=str, help="The folder of an EAGLE-3 head, of either format.")
     parser.add_argument("--target", type=str, required=True, help="The target: a folder or a hub name.")
+    parser.add_argument(
+        "--tokens",
+        type=NonNegativeInt,
+        default=64,
+        help="Tokens of each measured answer; 0 measures nothing.",
+    )
     options = parser.parse_args(list(arguments[1:]))
     quiet()
     folder = Path(options.folder).expanduser()
@@ -34,8 +44,22 @@ def main(arguments: Sequence[str]) -> int:
         print(f"fault: {fault}")
     for note in head_notes(folder):
         print(f"note: {note}")
+    if options.tokens:
+        for line in _measured(folder, options.target, options.tokens):
+            print(line)
     print(f"{options.folder}: {_count(len(faults))}")
     return 1 if faults else 0
+
+
+def _measured(folder: Path, target: str, tokens: int) -> list[str]:
+    """Acceptance by temperature and position, a line each; why there is none, where a fault forbids it."""
+    # Imported here: what only looks at files takes no models.
+    from tempspec.cli.head_acceptance import head_acceptance
+
+    try:
+        return [str(found) for found in head_acceptance(Eagle3(), folder, target, tokens=tokens)]
+    except UserError as error:
+        return [f"note: its acceptance is not measured: {error}"]
 
 
 def _count(faults: int) -> str:

@@ -29,6 +29,7 @@ SEEDS = {
 
 _ALTERNATIVES = (
     ("model.draft", "model.draft_layers"),
+    ("model.head", "model.draft_layers"),
     ("model.shape", "model.pretrained"),
     ("model.teacher", "model.online"),
     ("model.teacher", "model.selection"),

@@ -33,6 +33,8 @@ def measure_what_was_trained(options: Any, task: str, ahead: Ahead) -> str:
         A line that says which model is measured; empty where there is nothing to say.
     """
     folder, option, others = _LEFT[task]
+    if options.model.get("head") is not None:
+        folder = "head"
     fit = Path(options.run) / "fit"
     trained = fit / folder
     if ahead.names("before", f"model.{option}", *(f"model.{other}" for other in others)):

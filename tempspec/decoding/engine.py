@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
+from tempspec.decoding.draft_sides import HeadSteps, draft_side
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature
 from tempspec.decoding.rounds import (
@@ -25,12 +26,12 @@ from tempspec.decoding.rounds import (
     Outcome,
     Turn,
     append_round,
+    draft_turn,
     has_optimum,
     law_distance,
     no_numbers,
     optimum,
     outcome_of,
-    over_vocabulary,
     visible,
 )
 from tempspec.decoding.slots import ActiveRow, Laws, Slots
@@ -43,7 +44,7 @@ from tempspec.interfaces import (
     Draft,
     Drafter,
     DraftLength,
-    DraftTurn,
+    HeadModel,
     LastRound,
     Request,
     StepTimes,
@@ -53,6 +54,7 @@ from tempspec.interfaces import (
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.cutting import first_layers
 from tempspec.models.decodable import check_decodable
+from tempspec.models.head_draft import DraftModel
 from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length, factor_switch
 
 PREFILL_CHUNK = 512
@@ -89,7 +91,7 @@ class Engine:
         verifier: the acceptance rule; None together with `drafter` for plain decoding.
         drafter: proposes tokens.
         length: how many.
-        draft: the draft model, if the drafter needs one.
+        draft: the draft model, or the head, if the drafter needs one.
         slots: rows of the batch.
         analytic: also report the verifier's closed forms: expected acceptance, a lossy rule's distance from the target
             (costs a pass over the laws).
@@ -108,7 +110,7 @@ class Engine:
         verifier: Verifier | None = None,
         drafter: Drafter | None = None,
         length: DraftLength | None = None,
-        draft: PreTrainedModel | None = None,
+        draft: DraftModel | None = None,
         slots: int = 8,
         analytic: bool = False,
         compile: bool = False,
@@ -120,12 +122,13 @@ class Engine:
             named = f"{type(drafter).__name__}: layers"
             draft = first_layers(target, drafter.target_layers, option=named, share=True)
         self._conditioned = draft is not None and is_conditioned(draft)
-        if compile and self._conditioned:
-            raise UserError("a draft that is conditioned on the temperature cannot be compiled: set compile to false")
+        if compile and (self._conditioned or isinstance(draft, HeadModel)):
+            kind = "conditioned on the temperature" if self._conditioned else "a head"
+            raise UserError(f"a draft that is {kind} cannot be compiled: set compile to false")
         self._models = (target, draft)
         self._condition(None)
         for model in self._models:
-            if model is not None:
+            if isinstance(model, PreTrainedModel):
                 check_decodable(model)
         self._vocabulary = vocabulary
         self._verifier = verifier
@@ -217,8 +220,9 @@ class Engine:
         target, draft = self._models
         self._capacity = capacity
         wide, narrow = ((self._longest + 1,), (1, 2)) if self._compile else ((), ())
-        self._target = RaggedModel(target, self._slot_count, capacity, wide)
-        self._draft = RaggedModel(draft, self._slot_count, capacity, narrow) if draft is not None else None
+        sizes = self._slot_count, capacity
+        self._draft = draft_side(draft, target, *sizes, narrow)
+        self._target = RaggedModel(target, *sizes, wide, draft.states if isinstance(draft, HeadModel) else ())
 
     def _padded(self, longest_row: int) -> int:
         """The positions that rows of this length take."""
@@ -227,7 +231,7 @@ class Engine:
     @property
     def cache_bytes(self) -> int:
         """Bytes that the key-value caches hold."""
-        return sum(model.cache.nbytes for model in (self._target, self._draft) if model is not None)
+        return self._target.cache.nbytes + (self._draft.cache_bytes if self._draft is not None else 0)
 
     @torch.inference_mode()
     def step_times(self, text: int) -> StepTimes:
@@ -242,7 +246,8 @@ class Engine:
         if self._draft is not None:
             text = max(1, min(text, self._draft.context - 1))
         try:
-            return round_seconds(self._target, self._draft, self._drafter, self._slot_count, text, self._longest)
+            draft = None if self._draft is None else self._draft.pass_seconds
+            return round_seconds(self._target, draft, self._drafter, self._slot_count, text, self._longest)
         finally:
             self._condition(None)
 
@@ -271,19 +276,17 @@ class Engine:
         rows = [row for index in members if (row := slots.rows[index]) is not None]
         longest = max(row.length for row in rows) - 1
         index_R = slots.integers(members)
-        for model in (self._target, self._draft):
-            room = min(longest, model.context) if model is not None else 0
-            if model is self._draft:
-                heat = [row.request.proposal_temperature for row in rows]
-                self._condition(torch.tensor(heat, dtype=torch.float32))
-            for start in range(0, room, PREFILL_CHUNK):
-                assert model is not None
-                token_RN = slots.token_ST[index_R, start : min(start + PREFILL_CHUNK, room)]
-                start_R = torch.full_like(index_R, start)
-                model.fill(token_RN, start_R, longest=start, rows=index_R)
-        for model in (self._target, self._draft):
-            if model is not None:
-                model.stopwatch.take()  # waits for the device
+        heat = [row.request.proposal_temperature for row in rows]
+        self._condition(torch.tensor(heat, dtype=torch.float32))
+        for start in range(0, longest, PREFILL_CHUNK):
+            span = range(start, min(start + PREFILL_CHUNK, longest))
+            token_RN = slots.token_ST[index_R, span.start : span.stop]
+            self._target.fill(token_RN, torch.full_like(index_R, start), longest=start, rows=index_R)
+            if self._draft is not None:
+                self._draft.fill(slots.token_ST, index_R, span, [row.length for row in rows], self._target.states)
+        for side in (self._target, self._draft):
+            if side is not None:
+                side.stopwatch.take()  # waits for the device
         share = (perf_counter() - began) / len(rows)
         for row in rows:
             row.completion.seconds.prefill += share
@@ -309,6 +312,8 @@ class Engine:
         if outcome.node_BD is not None:  # the cache of a tree becomes that of the accepted path
             self._target.keep_path(turn.length_B, outcome.node_BD)
         self._commit(turn, verdict, outcome, self._foresee(logp_BNV, draft, outcome), steps, finite_B2)
+        if self._draft is not None:
+            self._draft.observe(turn, verdict.accepted_B, outcome.node_BD, self._target.states)
         self._charge(turn, began)
 
     def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> Turn:
@@ -337,11 +342,15 @@ class Engine:
         if self._rule is None or self._longest == 0:
             return [0] * len(rows)
         asked = self._rule.limit(last).tolist() if last is not None else [self._longest] * len(rows)
-        context = self._draft.context if self._draft is not None else self._context
+        room = self._room if self._draft is None else self._draft.room
         return [
-            max(0, min(int(ask), self._longest, row.end - row.length - 1, context - row.length)) if row else 0
+            max(0, min(int(ask), self._longest, row.end - row.length - 1, room(row.length))) if row else 0
             for ask, row in zip(asked, rows, strict=True)
         ]
+
+    def _room(self, length: int) -> int:
+        """The tokens that a row of this length may draft without a model."""
+        return self._context - length
 
     def _condition(self, temperature_R: Tensor | None) -> None:
         """Set a conditioned draft to the temperatures of the rows that come next."""
@@ -349,7 +358,7 @@ class Engine:
             assert self._models[1] is not None
             set_temperature(self._models[1], temperature_R)
 
-    def _propose(self, turn: Turn) -> tuple[Draft, DraftSteps | None]:
+    def _propose(self, turn: Turn) -> tuple[Draft, DraftSteps | HeadSteps | None]:
         """The drafts of this round, and what the draft model was fed for them, if it was."""
         longest = max(turn.limits)
         if self._drafter is None or turn.rule is None or longest == 0:
@@ -359,23 +368,10 @@ class Engine:
         steps = None
         if self._draft is not None:
             self._condition(turn.laws.draft_temperature_B)
-            cached = [row.draft_cached if row else 1 for row in turn.rows]
-            steps = DraftSteps(self._draft, cached, turn.lengths, self._vocabulary)
+            steps = self._draft.steps(turn, self._vocabulary)
         coupled = self._verifier is not None and self._verifier.shared_noise
-        laws, noise = turn.laws, turn.noise
-
-        def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-            logq_BV = law(logits_BV[:, None])[:, 0]
-            if coupled:
-                return noise.coupled(logq_BV[:, None], offset)[:, 0], logq_BV
-            return noise.draft(logq_BV.exp(), offset), logq_BV
-
-        def law(logits_BMV: Tensor) -> Tensor:
-            z_BMV = over_vocabulary(logits_BMV, self._vocabulary)
-            return log_law(z_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
-
-        given = (turn.token_BT, turn.length_B, turn.limit_B, longest, self._vocabulary, turn.rule)
-        return self._drafter.propose(DraftTurn(*given, sample, steps, law, noise.nodes)), steps
+        given = draft_turn(turn, longest, self._vocabulary, steps, coupled=coupled)
+        return self._drafter.propose(given), steps
 
     def _verify(self, logp_BNV: Tensor, draft: Draft, noise: RoundNoise) -> Verdict:
         if self._verifier is None:
@@ -404,7 +400,7 @@ class Engine:
         verdict: Verdict,
         outcome: Outcome,
         foresight: Foresight,
-        steps: DraftSteps | None,
+        steps: DraftSteps | HeadSteps | None,
         finite_B2: Tensor,
     ) -> None:
         """Append what stands to the rows. The round's one transfer to the host is here.

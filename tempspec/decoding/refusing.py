@@ -1,7 +1,9 @@
 """What an engine cannot be made of, and requests that it cannot decode: refused before any token (floor 4)."""
 
+from typing import Literal
+
 from tempspec.errors import UserError
-from tempspec.interfaces import Drafter, DraftLength, Request, Verifier
+from tempspec.interfaces import Drafter, DraftLength, HeadModel, Request, Verifier
 
 __all__ = ["check_parts", "check_prompt", "check_temperature"]
 
@@ -29,6 +31,10 @@ def check_parts(
         raise UserError("a drafter needs a verifier and a draft length, got none: name them")
     if drafter.needs_model and draft is None:
         raise UserError(f"drafter {type(drafter).__name__} needs a draft model, got none: name one")
+    given: Literal["language model", "head"] = "head" if isinstance(draft, HeadModel) else "language model"
+    if drafter.needs_model and given not in drafter.drafts_with:
+        expected, remedy = ("language model", "Speculator") if given == "head" else ("head", "CausalLM")
+        raise UserError(f"drafter {type(drafter).__name__} drafts with a {expected}, got a {given}: take {remedy}")
     if drafter.siblings is not None and verifier.shared_noise:
         raise UserError(
             f"{type(verifier).__name__} verifies chains only, got a drafter of trees: siblings are drawn with "

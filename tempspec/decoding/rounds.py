@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from tempspec.core.lossy import distance
+from tempspec.core.sampling import log_law
 from tempspec.core.tree_verification import Children, Siblings, optimal_siblings
 from tempspec.core.trees import ancestry, path
 from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.slots import ActiveRow, Laws
-from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, Verdict, Verifier
+from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, StepModel, Verdict, Verifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,33 @@ class Turn:
     limits: list[int]
     limit_B: Tensor
     rule: DraftLength | None
+
+
+def draft_turn(turn: Turn, longest: int, vocabulary: int, model: StepModel | None, *, coupled: bool) -> DraftTurn:
+    """What a drafter may use in a round.
+
+    Args:
+        turn: the round.
+        longest: the most tokens that a row may draft.
+        vocabulary: the real ids.
+        model: what drafts, if it needs a model.
+        coupled: sample by the noise that the target's samples share.
+    """
+    laws, noise = turn.laws, turn.noise
+    assert turn.rule is not None
+
+    def law(logits_BMV: Tensor) -> Tensor:
+        whole_BMV = over_vocabulary(logits_BMV, vocabulary)
+        return log_law(whole_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
+
+    def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+        logq_BV = law(logits_BV[:, None])[:, 0]
+        if coupled:
+            return noise.coupled(logq_BV[:, None], offset)[:, 0], logq_BV
+        return noise.draft(logq_BV.exp(), offset), logq_BV
+
+    rows = turn.token_BT, turn.length_B, turn.limit_B
+    return DraftTurn(*rows, longest, vocabulary, turn.rule, sample, model, law, noise.nodes)
 
 
 @dataclass(frozen=True, slots=True)

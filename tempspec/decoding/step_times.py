@@ -3,6 +3,7 @@
 Axes: R rows, T tokens before the pass.
 """
 
+from collections.abc import Callable
 from itertools import pairwise
 from statistics import mean, median
 
@@ -11,7 +12,7 @@ import torch
 from tempspec.interfaces import Drafter, StepTimes
 from tempspec.models.ragged import RaggedModel
 
-__all__ = ["pass_seconds", "round_seconds"]
+__all__ = ["median_of", "pass_seconds", "round_seconds"]
 
 PASSES = 5
 """Passes whose median is the answer."""
@@ -29,22 +30,38 @@ def pass_seconds(model: RaggedModel, rows: int, text: int, width: int) -> float:
     token_RT = torch.zeros(rows, text, dtype=torch.int64, device=model.device)
     start_R = token_RT[:, 0]
     model.fill(token_RT, start_R, longest=0, rows=torch.arange(rows, device=model.device))
-    times = []
-    for _ in range(1 + PASSES):
+
+    def once() -> float:
         model.stopwatch.take()
         model.forward(token_RT.new_zeros(rows, width), start_R + text, longest=text)
-        times.append(model.stopwatch.take())
-    return median(times[1:])
+        return model.stopwatch.take()
+
+    return median_of(once)
+
+
+def median_of(once: Callable[[], float]) -> float:
+    """The median of what some passes take, behind one that warms up.
+
+    Args:
+        once: runs a pass, and says how many seconds it took.
+    """
+    once()
+    return median(once() for _ in range(PASSES))
 
 
 def round_seconds(
-    target: RaggedModel, draft: RaggedModel | None, drafter: Drafter | None, rows: int, text: int, longest: int
+    target: RaggedModel,
+    draft: Callable[[int, int, int], float] | None,
+    drafter: Drafter | None,
+    rows: int,
+    text: int,
+    longest: int,
 ) -> StepTimes:
     """The forward passes of a round; of a tree, a level is what costs a step of the draft, and all nodes are verified.
 
     Args:
         target: verifies.
-        draft: the draft model, if one takes part.
+        draft: seconds of a pass of the draft, by rows, text and width as in `pass_seconds`, if one takes part.
         drafter: what says how many nodes a draft of some depth has.
         rows: how many rows, at most the models' slots.
         text: tokens of each row before the passes, at least 1.
@@ -55,5 +72,5 @@ def round_seconds(
     if draft is None:
         return StepTimes(0.0, verify)
     levels = [1, *(max(1, after - before) for before, after in pairwise(nodes[:-1]))]  # leaves are not fed
-    seconds = {width: pass_seconds(draft, rows, text, width) for width in set(levels)}
+    seconds = {width: draft(rows, text, width) for width in set(levels)}
     return StepTimes(mean(seconds[width] for width in levels), verify)

@@ -9,7 +9,7 @@ Axes: B batch, K drafted, V vocabulary, T positions, M nodes of one call.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -169,6 +169,8 @@ class Drafter(ABC):
 
     needs_model: ClassVar[bool] = False
     """Whether a draft model must be loaded for it."""
+    drafts_with: ClassVar[frozenset[Literal["language model", "head"]]] = frozenset({"language model"})
+    """What kinds of draft model it can draft with: a language model, a head on the target's hidden states."""
     siblings: Siblings | None = None
     """How children of one node are drawn, for a drafter of trees; None for chains."""
     most_children: int | None = None

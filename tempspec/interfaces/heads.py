@@ -84,6 +84,11 @@ class HeadModel(torch.nn.Module, ABC):
         self.register_buffer("ids_R", ids_R, persistent=False)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """That of its weights."""
+        return self.output_RH.dtype
+
+    @property
     @abstractmethod
     def output_RH(self) -> Tensor:
         """The matrix that makes logits of `hidden_BNH`; a frozen one belongs here too."""

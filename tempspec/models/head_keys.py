@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tempspec.models.cache import RaggedCache
-from tempspec.models.ragged import bucketed
+from tempspec.models.ragged import bucketed, tree_view
 
 __all__ = ["RaggedKeys"]
 
@@ -32,7 +32,20 @@ class RaggedKeys:
         self.position_BN = self._place_L[None, :0]
         self._seen_R1NL = torch.zeros(0, dtype=torch.bool, device=device)
 
-    def begin(self, start_R: Tensor, new: int, *, longest: int, rows: Tensor | None = None) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache."""
+        return self._cache.nbytes
+
+    def begin(
+        self,
+        start_R: Tensor,
+        new: int,
+        *,
+        longest: int,
+        rows: Tensor | None = None,
+        visible_RNN: Tensor | None = None,
+    ) -> None:
         """Say where the next step's entries go.
 
         Args:
@@ -40,11 +53,17 @@ class RaggedKeys:
             new: N, entries of each row.
             longest: the largest start, known without asking the device.
             rows: the slots, int64 `[R]`; None means the first R.
+            visible_RNN: of a tree, what its entries so far see of each other, as in `RaggedModel.forward`.
         """
         view = min(bucketed(longest + new), len(self._place_L))
-        self.position_BN = start_R[:, None] + self._place_L[:new]
-        self._seen_R1NL = (self._place_L[:view] <= self.position_BN[..., None])[:, None]
-        self._cache.begin(self.position_BN, rows, view)
+        place_RN = start_R[:, None] + self._place_L[:new]
+        if visible_RNN is None:
+            self.position_BN = place_RN
+            self._seen_R1NL = (self._place_L[:view] <= place_RN[..., None])[:, None]
+        else:
+            _, self.position_BN, hidden_RNL = tree_view(self._place_L[None, :view], start_R, new, visible_RNN)
+            self._seen_R1NL = ~hidden_RNL[:, None]
+        self._cache.begin(place_RN, rows, view)
 
     def attend(self, query_BAND: Tensor, key_BGND: Tensor, value_BGND: Tensor, layer: int = 0) -> Tensor:
         """See `Keys.attend`."""

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.quantizers import AutoQuantizationConfig
 
 from tempspec.errors import UserError
+from tempspec.files import replacing_folder
 from tempspec.interfaces import Exact
 from tempspec.models.attention import check_takes_masks, use_attention
 from tempspec.models.conditioning import FILE, load_conditioning, plain_state, save_conditioning
@@ -297,11 +298,8 @@ def save_model(
         state: its weights, where the model itself holds only a part of them.
         dtype: what the weights are rounded to, once; None keeps the model's.
     """
-    folder = Path(folder).resolve()
-    fresh, old = folder.with_name(folder.name + ".tmp"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(fresh, ignore_errors=True)
     state = plain_state(model) if state is None else state
-    with silence():
+    with replacing_folder(Path(folder)) as fresh, silence():
         model.save_pretrained(fresh, state_dict=state if dtype is None else _rounded(state, dtype))
         if dtype is not None and dtype != model.dtype:  # save_pretrained writes the model's own
             config = copy.deepcopy(model.config)
@@ -310,13 +308,8 @@ def save_model(
         save_conditioning(model, fresh)
         if tokenizer is not None:
             tokenizer.save_pretrained(fresh)
-    for weights in fresh.glob("*.safetensors"):  # safetensors lets nobody else read them, whatever the umask
-        shutil.copymode(fresh / "config.json", weights)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+        for weights in fresh.glob("*.safetensors"):  # safetensors lets nobody else read them, whatever the umask
+            shutil.copymode(fresh / "config.json", weights)
 
 
 def _rounded(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -5,16 +5,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tempspec.errors import UserError
+from tempspec.interfaces import DraftHead, HeadModel
 from tempspec.models.attention import use_attention
 from tempspec.models.conditioning import is_conditioned
 from tempspec.models.cutting import Spacing, first_layers
+from tempspec.models.head_draft import (
+    DraftModel,
+    check_head_folder,
+    make_head,
+    refuse_head_folder,
+    save_head,
+    take_up_head,
+)
 from tempspec.models.loading import (
     DType,
     ModelOptions,
@@ -25,11 +36,17 @@ from tempspec.models.loading import (
     load_model,
     load_tokenizer,
     real_vocabulary,
+    save_model,
 )
 from tempspec.models.quantised import quantised
 from tempspec.models.ragged import check_rows
 
-_NO_DRAFT = "this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number"
+_NO_DRAFT = (
+    "this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number, or model.head to a "
+    "kind of head"
+)
+
+Loaded = TypeVar("Loaded", PreTrainedModel, HeadModel, DraftModel)
 
 
 @dataclass
@@ -43,6 +60,7 @@ class Pair:
         options: how to load them.
         spacing: which layers those are.
         width: the hidden size of such a draft; None keeps the target's.
+        head: the kind of head that the draft is, new or from the folder `draft`; None for a language model.
 
     Raises:
         UserError: both or neither way of naming a draft where one is needed.
@@ -54,17 +72,21 @@ class Pair:
     options: ModelOptions
     spacing: Spacing = "first"
     width: int | None = None
+    head: DraftHead | None = None
     draft_in_memory: str = field(default="", init=False)
     """A digest of the draft's weights where no file has them: of one that was trained since it was loaded."""
     _references: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
     _device: torch.device = field(default=torch.device("cpu"), repr=False)
     _decoding: bool = field(default=False, repr=False)
+    _ids_known: bool = field(default=True, repr=False)
     _own_dtype: torch.dtype | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse two drafts."""
         if self.draft is not None and self.draft_layers is not None:
             raise UserError("got both model.draft and model.draft_layers: name one of them")
+        if self.head is not None and self.draft_layers is not None:
+            raise UserError("got both model.head and model.draft_layers: name one of them")
 
     def hold(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         """Take a target that is loaded, and its tokenizer, instead of loading them."""
@@ -102,8 +124,12 @@ class Pair:
         load_config(self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
         if not needs_draft or self.draft_layers is not None:
             return
+        if self.head is not None:
+            check_head_folder(self.draft)
+            return
         if self.draft is None:
             raise UserError(_NO_DRAFT)
+        refuse_head_folder(self.draft)
         revision, trust = options.draft_revision, options.trust_remote_code
         load_config(self.draft, revision=revision, trust_remote_code=trust)
         draft = load_tokenizer(self.draft, revision=revision, trust_remote_code=trust)
@@ -117,7 +143,7 @@ class Pair:
         """
         revisions = (self.options.target_revision, self.options.draft_revision)
         for path, revision in zip((self.target, self.draft), revisions, strict=True):
-            if path is None:
+            if path is None or (path == self.draft and self.head is not None):
                 continue
             config = load_config(path, revision=revision, trust_remote_code=self.options.trust_remote_code)
             check_rows(path, config, length)
@@ -137,8 +163,10 @@ class Pair:
             if model is not None:
                 self.adapt(model)
 
-    def adapt(self, model: PreTrainedModel) -> PreTrainedModel:
+    def adapt(self, model: Loaded) -> Loaded:
         """A model that was loaded before, moved and attending as `use` said; changed in place."""
+        if isinstance(model, HeadModel):
+            return model.to(self._device)
         use_attention(model, self.options.attention(decoding=self._decoding))
         # One that is quantised was loaded to its device, and some of that kind refuse to be moved.
         return model if model.device == self._device else model.to(self._device)
@@ -168,15 +196,18 @@ class Pair:
         """How the target's weights are quantised, in words; None where they are not."""
         return quantised(self.target, self.options.quantization, self.options.target_revision)
 
-    def load_draft(self, dtype: DType) -> PreTrainedModel:
+    def load_draft(self, dtype: DType, ids_R: Tensor | None = None) -> DraftModel:
         """The draft, made or loaded; its weights are its own.
 
         Args:
             dtype: of its weights; `exported_dtype` knows afterwards what it came in.
+            ids_R: the ids that a new head with a draft vocabulary may draft.
 
         Raises:
             UserError: no draft is named, its tokenizer is another one, or it is quantised and its dtype is to change.
         """
+        if self.head is not None:
+            return self._head(self.head, dtype, ids_R)
         draft = self._made_draft() if self.draft_layers is not None else self._named_draft()
         self._own_dtype = draft.dtype
         if dtype == "auto" or draft.dtype == getattr(torch, dtype):
@@ -184,6 +215,14 @@ class Pair:
         if getattr(draft, "hf_quantizer", None) is not None:
             raise UserError(f"a draft that is quantised cannot be trained, got {self.draft}: begin with its original")
         return cast_weights(draft, getattr(torch, dtype))
+
+    def _head(self, head: DraftHead, dtype: DType, ids_R: Tensor | None) -> HeadModel:
+        """A head; one that is new comes in the target's dtype."""
+        model = make_head(head, self.target_model, self.draft, ids_R)
+        self._ids_known = ids_R is not None or self.draft is not None or head.draft_vocabulary is None
+        own = self.target_model.dtype if self.draft is None else model.dtype
+        self._own_dtype = own
+        return model.to(own if dtype == "auto" else getattr(torch, dtype)).requires_grad_(True)
 
     def _made_draft(self) -> PreTrainedModel:
         assert self.draft_layers is not None
@@ -198,6 +237,7 @@ class Pair:
     def _named_draft(self) -> PreTrainedModel:
         if self.draft is None:
             raise UserError(_NO_DRAFT)
+        refuse_head_folder(self.draft)
         options = self.options
         check_vocabulary(
             self.tokenizer,
@@ -214,7 +254,44 @@ class Pair:
         assert self._own_dtype is not None
         return self._own_dtype
 
-    def remember(self, draft: PreTrainedModel) -> None:
+    def take_up_head(self, draft: HeadModel, checkpoint: dict[str, Any], *, fit: bool) -> None:
+        """Let a head become a checkpoint's; outside of fit with the weights that its exported folder holds.
+
+        Args:
+            draft: changed in place.
+            checkpoint: whose weights Lightning loads next; changed in place.
+            fit: whether training goes on.
+        """
+        take_up_head(draft, checkpoint, None if fit else self.exported_dtype)
+        self._ids_known = True
+
+    def check_drafted_ids(self) -> None:
+        """Refuse to use a new head of which nobody has said what it drafts.
+
+        Raises:
+            UserError: it is not known.
+        """
+        if not self._ids_known:
+            raise UserError(
+                "a new head's draft_vocabulary is made of its training text: run `tempspec fit` first, or name a "
+                "trained head by model.draft"
+            )
+
+    def save_draft(self, draft: DraftModel, folder: Path, state: dict[str, Any] | None = None) -> None:
+        """Write a draft's folder: a head's for engines, any other for `from_pretrained`, with the tokenizer.
+
+        Args:
+            draft: what is written, its weights rounded to `exported_dtype`.
+            folder: where to; what is there is replaced in the last moment.
+            state: the weights of a language model, where it holds only a part of them itself.
+        """
+        if isinstance(draft, HeadModel):
+            assert self.head is not None
+            save_head(self.head, draft, self.target_model, folder, self.exported_dtype)
+        else:
+            save_model(draft, self.tokenizer, folder, state, self.exported_dtype)
+
+    def remember(self, draft: DraftModel) -> None:
         """Know a draft by its weights as they are in memory, from now on."""
         digest = hashlib.sha256()
         for name, value in sorted(draft.state_dict().items()):

@@ -4,6 +4,7 @@ Axes: R rows of a call, B rows of the batch, N new tokens, L positions viewed, V
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from tempspec.models.cache import RaggedCache, cache_argument
 from tempspec.models.compiling import compiled
 from tempspec.models.fast_linear import ThinProducts
 from tempspec.models.stopwatch import Stopwatch
+from tempspec.models.tapping import Taps
 
 BUCKET = 64
 """Lengths are rounded up to a multiple of this, so that few distinct shapes occur."""
@@ -119,13 +121,25 @@ class RaggedModel:
         capacity: positions a row; tokens written for padding need room too.
         widths: compile the passes of at most so many new tokens a row, ascending: they run on all slots, padded to the
             next of these widths. None, the default, compiles nothing.
+        tapped: numbers of states that every pass leaves in `states`, as `tempspec.models.tapping` counts them; not of
+            compiled passes.
+
+    Attributes:
+        states: those of the last pass, `[R, N, H]` each.
 
     Raises:
         UserError: the model has layers without a key-value cache by position (recurrent, linear or chunked attention),
             or a local window that rows of this capacity exceed (GPT-Neo).
     """
 
-    def __init__(self, model: PreTrainedModel, slots: int, capacity: int, widths: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        slots: int,
+        capacity: int,
+        widths: Sequence[int] = (),
+        tapped: Sequence[int] = (),
+    ) -> None:
         config = model.config.get_text_config()
         kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
         foreign = sorted(kinds.difference(ATTENTION_KINDS))
@@ -155,6 +169,8 @@ class RaggedModel:
         self._thin = ThinProducts(model)
         self._reachable = capacity <= self.context  # else padding, and it alone, may lie beyond the context
         self._widths = tuple(widths)
+        self._taps = Taps(model, tapped) if tapped else None
+        self.states: tuple[Tensor, ...] = ()
         self._compiled = compiled(self._pass, self.device) if widths else self._pass
         if widths:
             self._allocate()
@@ -219,12 +235,26 @@ class RaggedModel:
         keep: int,
         visible_RNN: Tensor | None = None,
     ) -> Tensor:
-        with self.stopwatch.running():
-            if rows is None and visible_RNN is None and self._widths and token_RN.shape[1] <= self._widths[-1]:
-                return self._static(token_RN, start_R, longest, keep)
-            view = min(bucketed(longest + token_RN.shape[1]), self.cache.capacity)
-            with self._thin.turned(token_RN.numel()):
-                return self._pass(token_RN, start_R, view, keep, rows, visible_RNN)
+        with self.stopwatch.running(), self._taps or nullcontext():
+            logits = self._run(token_RN, start_R, longest, rows, keep, visible_RNN)
+            if self._taps is not None:
+                self.states = self._taps.states
+            return logits
+
+    def _run(
+        self,
+        token_RN: Tensor,
+        start_R: Tensor,
+        longest: int,
+        rows: Tensor | None,
+        keep: int,
+        visible_RNN: Tensor | None,
+    ) -> Tensor:
+        if rows is None and visible_RNN is None and self._widths and token_RN.shape[1] <= self._widths[-1]:
+            return self._static(token_RN, start_R, longest, keep)
+        view = min(bucketed(longest + token_RN.shape[1]), self.cache.capacity)
+        with self._thin.turned(token_RN.numel()):
+            return self._pass(token_RN, start_R, view, keep, rows, visible_RNN)
 
     def _static(self, token_RN: Tensor, start_R: Tensor, longest: int, keep: int) -> Tensor:
         """A compiled pass: all slots, a width of `widths`, a view that doubles, so that few shapes occur."""
@@ -255,7 +285,7 @@ class RaggedModel:
         if visible_RNN is None:
             position_RN, hidden_RNL = place_RN, key_1L[:, None] > place_RN[:, :, None]
         else:
-            key_1L, position_RN, hidden_RNL = _tree_view(key_1L, start_R, new, visible_RNN)
+            key_1L, position_RN, hidden_RNL = tree_view(key_1L, start_R, new, visible_RNN)
         self.cache.begin(place_RN, rows, view)
         output = self.model(
             input_ids=readable(token_RN, self.model),
@@ -282,7 +312,7 @@ class RaggedModel:
         return torch.where(hidden_RNL, self._hidden, self._seen)[:, None]
 
 
-def _tree_view(key_1L: Tensor, start_R: Tensor, new: int, visible_RNN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def tree_view(key_1L: Tensor, start_R: Tensor, new: int, visible_RNN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of a tree: the position of every key `[R, L]` and of the last `new` tokens, and which keys those do not see."""
     rows, tree = len(start_R), visible_RNN.shape[-1]
     root_R1 = start_R[:, None] - (tree - new)

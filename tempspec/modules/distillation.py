@@ -8,6 +8,7 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self
 
 import lightning.pytorch as pl
@@ -22,23 +23,27 @@ from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.work import Work
 from tempspec.errors import UserError
 from tempspec.files import stage_folder
+from tempspec.interfaces import HeadModel
 from tempspec.metrics.table import ResultTable
 from tempspec.models.cutting import Spacing
 from tempspec.models.decodable import check_decodable
-from tempspec.models.loading import ModelOptions, cast_weights, round_as_exported
+from tempspec.models.head_draft import DraftModel, cast_draft, head_state, parameters
+from tempspec.models.loading import ModelOptions, round_as_exported
 from tempspec.models.pair import Pair
+from tempspec.modules.begin_reading import check_batch_ids, logit_source
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, lacking, stop_code
 from tempspec.modules.callbacks.precision import PrecisionNotes
+from tempspec.modules.draft_vocabulary import head_ids
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
 from tempspec.modules.fit.training import DraftTraining
-from tempspec.modules.ids import check_ids, loaded_sets, make_ids_readable
-from tempspec.modules.named import DrafterLike, LengthLike, VerifierLike, plugin
-from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, linear_heads, reading_of, response
+from tempspec.modules.head_steps import head_steps
+from tempspec.modules.named import DrafterLike, HeadLike, LengthLike, VerifierLike, plugin
+from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
 from tempspec.modules.predict.sweep_runner import PromptSets, SweepRunner
 from tempspec.modules.results import acceptance_table, decoding_table
 from tempspec.modules.validate.analytic import Measurement
-from tempspec.plugins.drafters import CausalLM
+from tempspec.plugins.drafters import CausalLM, Speculator
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.verifiers import TokenwiseRejection
 
@@ -50,10 +55,11 @@ class DistillationModule(pl.LightningModule):
 
     Args:
         target: folder or hub name of the target; it is frozen.
-        draft: folder or hub name of the draft.
+        draft: folder or hub name of the draft; with `head` the folder of a trained head.
         draft_layers: make the draft from the target's first N layers instead of loading one.
         draft_spacing: which layers those are: the `first`, or `even`ly spread ones from the first to the last.
         draft_width: the hidden size of a draft made so; a narrower one takes the leading part of every weight.
+        head: the draft is a head of this kind on the target's hidden states, such as `Eagle3`: a new one, or `draft`.
         loading: dtype, attention implementations, quantisation, revisions. A draft in training is float32 unless a
             dtype is named, and saved in what it came in.
         optimizer: any of torch.optim, whose weight decay is then of all parameters; by default AdamW(lr=1e-4,
@@ -63,14 +69,12 @@ class DistillationModule(pl.LightningModule):
             steps to warm up.
         validation_temperatures: target and draft temperatures of the analytic grid; 0 is argmax.
         verifiers: acceptance rules of predict, by names of your own; TokenwiseRejection by default.
-        drafter: what proposes tokens in predict; CausalLM (the draft) by default.
+        drafter: what proposes tokens in predict; by default the draft: CausalLM, or Speculator for a head.
         length: how many tokens to draft; FixedLength(4) by default.
         sweep: temperatures, lengths and passes of predict and generate.
         seed: random loss temperatures derive from it.
         training: the options of `tempspec.modules.fit.training.DraftTraining`, such as `divergence` and `temperature`.
     """
-
-    export_name = "draft"
 
     def __init__(
         self,
@@ -79,6 +83,7 @@ class DistillationModule(pl.LightningModule):
         draft_layers: int | None = None,
         draft_spacing: Spacing = "first",
         draft_width: int | None = None,
+        head: HeadLike | None = None,
         loading: ModelOptions | None = None,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -96,9 +101,8 @@ class DistillationModule(pl.LightningModule):
         if not temperatures or min(temperatures) < 0:
             raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
         rules = {"token": TokenwiseRejection()} if verifiers is None else verifiers
-        self.pair = Pair(
-            target, draft, draft_layers, ModelOptions() if loading is None else loading, draft_spacing, draft_width
-        )
+        options, kind = ModelOptions() if loading is None else loading, None if head is None else plugin("heads", head)
+        self.pair = Pair(target, draft, draft_layers, options, draft_spacing, draft_width, kind)
         self.draft_training = DraftTraining(self.pair, seed, **training)
         # Registered here as well, so that what these two learn is trained and saved.
         self.divergence = self.draft_training.divergence
@@ -108,14 +112,14 @@ class DistillationModule(pl.LightningModule):
             self.pair,
             Sweep() if sweep is None else sweep,
             {label: plugin("verifiers", rule) for label, rule in rules.items()},
-            CausalLM() if drafter is None else plugin("drafters", drafter),
+            (CausalLM() if head is None else Speculator()) if drafter is None else plugin("drafters", drafter),
             FixedLength() if length is None else plugin("lengths", length),
         )
-        self.draft: PreTrainedModel | None = None
+        self.draft: DraftModel | None = None
         self.source: LogitSource | None = None
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self._adopted: list[PreTrainedModel] = []  # a list, to stay out of the module tree until it is needed
+        self._adopted: list[DraftModel] = []  # a list, to stay out of the module tree until it is needed
         self._spread = False
 
     # -- models -------------------------------------------------------------------------------------------------------
@@ -148,11 +152,13 @@ class DistillationModule(pl.LightningModule):
             self.pair.adapt(self.draft)
         training = self.stage == "fit" and self.pair.options.dtype == "auto"
         if self.draft is None and self._needs_draft():
-            self.draft = self.pair.load_draft("float32" if training else self.pair.options.dtype)
+            dtype = "float32" if training else self.pair.options.dtype
+            self.draft = self.pair.load_draft(dtype, head_ids(self.pair, self.trainer))
         if self.draft is not None and self.stage == "fit":
-            check_decodable(self.draft)  # before it is trained for hours, not after
+            head = isinstance(self.draft, HeadModel)  # before it is trained for hours, not after
+            check_decodable(self.pair.target_model if head else self.draft)
             if training:  # it may have been measured before, in its own dtype
-                cast_weights(self.draft, torch.float32)
+                cast_draft(self.draft, torch.float32)
             self.draft_training.prepare(self.draft)
         if self._sharded and self.draft is not None:
             online, learned = self.draft_training.online, self._learned_besides()
@@ -193,7 +199,8 @@ class DistillationModule(pl.LightningModule):
         self.pair.adopt(earlier.pair)
         named = (self.pair.draft, self.pair.draft_layers, self.pair.options)
         known = (earlier.pair.draft, None, earlier.pair.options)
-        if earlier.draft is not None and earlier.stage != "fit" and named == known:
+        heads = self.pair.head or earlier.pair.head
+        if earlier.draft is not None and earlier.stage != "fit" and named == known and heads is None:
             self._adopted = [earlier.draft]
 
     def setup(self, stage: str) -> None:
@@ -227,17 +234,21 @@ class DistillationModule(pl.LightningModule):
         """The draft's parameters over the target's; None while no draft is loaded, or predict needs none."""
         if self.draft is None or not self.runner.needs_draft:
             return None
-        return self.draft.num_parameters() / self.pair.target_model.num_parameters()
+        return parameters(self.draft) / self.pair.target_model.num_parameters()
 
-    def export_model(self) -> PreTrainedModel:
-        """The draft, for `save_pretrained`."""
+    @property
+    def export_name(self) -> str:
+        """The folder of the draft, in that of fit."""
+        return "draft" if self.pair.head is None else "head"
+
+    def export_model(self) -> DraftModel:
+        """The draft, to be saved."""
         assert self.draft is not None
         return self.draft
 
-    @property
-    def export_dtype(self) -> torch.dtype:
-        """What the draft is saved in."""
-        return self.pair.exported_dtype
+    def save_export(self, folder: Path, state: dict[str, Any] | None) -> None:
+        """Write the draft's folder; see `tempspec.modules.callbacks.export.Exportable`."""
+        self.pair.save_draft(self.export_model(), folder, state)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves that every training wants, a stop when the loss is no number, a word where laws are not exact."""
@@ -293,8 +304,8 @@ class DistillationModule(pl.LightningModule):
         self.draft_training.observe_step(self.trainer.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what fit would need besides weights."""
-        checkpoint |= self.draft_training.state()
+        """Keep what fit would need besides weights, and which tokens a head drafts."""
+        checkpoint |= self.draft_training.state() | head_state(self.draft)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Make room for the weights of a conditioned draft; go on with what fit has kept.
@@ -304,48 +315,30 @@ class DistillationModule(pl.LightningModule):
         Raises:
             UserError: another number of processes wrote it, or the draft is conditioned by changes of another rank.
         """
-        if self.draft is not None:
+        if isinstance(self.draft, HeadModel):
+            self.pair.take_up_head(self.draft, checkpoint, fit=self.stage == "fit")
+        elif self.draft is not None:
             self.draft_training.condition(self.draft)
             if self.stage != "fit":
-                round_as_exported(self.draft, checkpoint["state_dict"], self.export_dtype, self.pair.options)
+                round_as_exported(self.draft, checkpoint["state_dict"], self.pair.exported_dtype, self.pair.options)
         self.draft_training.take_up(checkpoint, self.trainer.global_rank, self.trainer.world_size)
 
     def _begin_reading(self) -> None:
-        """Read models in chunks where every head is linear and nobody asked for whole logits; tried before any step.
+        """Choose how batches are read, before any step.
 
         Raises:
-            UserError: the rows hold ids that the target has no embedding for.
+            UserError: the rows hold ids that the target has no embedding for, or nobody has said what a head drafts.
         """
         assert self.draft is not None
-        self._check_ids(self.draft)
-        if self.source is not None:
-            return
-        training = self.draft_training
-        models = [self.draft]
-        if training.reference is not None and self.stage == "fit":
-            models.append(training.reference())
-        if not self._from_cache:
-            models.append(self.pair.target_model)
-        make_ids_readable(self.pair, models)
-        # A sharded head is whole in its own forward alone.
-        whole = training.chunk_tokens == 0 or self._sharded or not linear_heads(models)
-        cache = training.cache if self._from_cache else None
-        data = getattr(self.trainer, "datamodule", None)
-        reading = reading_of(models, data, cache is None or cache.apart)
-        vocabulary = self.pair.vocabulary if cache is None else cache.vocabulary
-        self.source = LogitSource(vocabulary, training.chunk_tokens, whole, reading)
-
-    def _check_ids(self, draft: PreTrainedModel) -> None:
-        if self._from_cache:
-            self.draft_training.check_draft_ids(draft)
-            return
-        trainer, data = self.trainer, getattr(self.trainer, "datamodule", None)
-        for loaders, names in (
-            (trainer.train_dataloader, ["train"]),
-            (trainer.val_dataloaders, getattr(data, "validation_names", [])),
-            (trainer.test_dataloaders, getattr(data, "test_names", [])),
-        ):
-            check_ids(self.pair, loaded_sets(loaders, names))
+        self.pair.check_drafted_ids()
+        cached = self._from_cache
+        if cached and isinstance(self.draft, PreTrainedModel):
+            self.draft_training.check_draft_ids(self.draft)
+        else:
+            check_batch_ids(self.pair, self.trainer)
+        if self.source is None:
+            models = self.pair, self.draft_training, self.draft
+            self.source = logit_source(*models, self.trainer, cached=cached, sharded=self._sharded)
 
     def _total_steps(self) -> int | None:
         """The optimiser steps of the run, by its steps and its epochs; None for a run without an end."""
@@ -357,7 +350,7 @@ class DistillationModule(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start an empty grid for each validation set."""
         self._begin_reading()
-        self.measurement.start(self.trainer.datamodule.validation_names, self.device)  # type: ignore[attr-defined]
+        self._start_measuring(self.trainer.datamodule.validation_names)  # type: ignore[attr-defined]
         if self.stage == "validate" and self.runner.sweep.fitted:
             sweep = self.runner.sweep
             self.measurement.start_fit(sweep.target_temperatures, sweep.fitted_on, sweep.truncation, self.device)
@@ -365,13 +358,20 @@ class DistillationModule(pl.LightningModule):
     def on_test_epoch_start(self) -> None:
         """Start an empty grid for each test set."""
         self._begin_reading()
-        self.measurement.start(self.trainer.datamodule.test_names, self.device)  # type: ignore[attr-defined]
+        self._start_measuring(self.trainer.datamodule.test_names)  # type: ignore[attr-defined]
+
+    def _start_measuring(self, names: list[str]) -> None:
+        self.measurement.start(names, self.device, self.draft, self.runner.length.longest)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """One forward of each model gives the acceptance at every pair of temperatures."""
         assert self.draft is not None
         assert self.source is not None
         draft, source, keep_BT = self.draft, self.source, response(batch)
+        if isinstance(draft, HeadModel):
+            steps = head_steps(draft, self.pair.target_model, batch, source, self.measurement.steps)
+            self.measurement.count_steps(steps, draft)
+            return
         target = source.of(self.pair.target_model, batch, keep_BT)
 
         def pairs() -> LogitPairs:
@@ -382,7 +382,7 @@ class DistillationModule(pl.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log the acceptance of every set at equal temperatures, and its mean, which checkpoints follow."""
+        """Log the acceptance of every set, and drafted token, at equal temperatures; checkpoints follow its mean."""
         self._log_grids("val")
 
     def on_test_epoch_end(self) -> None:
@@ -390,13 +390,10 @@ class DistillationModule(pl.LightningModule):
         self._log_grids("test")
 
     def _log_grids(self, prefix: str) -> None:
-        means = []
-        for name in self.measurement.grids:
-            same = self.measurement.diagonal(name)
-            means.append(sum(same.values()) / len(same))
-            for temperature, value in same.items():
-                self.log(f"{prefix}/{name}/acceptance_T{temperature:g}", value, rank_zero_only=True)
-        self.log(f"{prefix}/acceptance", sum(means) / max(len(means), 1), prog_bar=True)
+        values, mean = self.measurement.means()
+        for name, value in values.items():
+            self.log(f"{prefix}/{name}", value, rank_zero_only=True)
+        self.log(f"{prefix}/acceptance", mean, prog_bar=True)
 
     # -- predict, generate --------------------------------------------------------------------------------------------
 
@@ -414,8 +411,9 @@ class DistillationModule(pl.LightningModule):
     def on_predict_start(self) -> None:
         """Decode without dropout; say where rows outgrow the draft; measure step times where its length needs them."""
         if self.draft is not None:
+            self.pair.check_drafted_ids()
             self.draft.eval()
-        self.runner.check_context(self.draft)
+        self.runner.check_context(self.draft if self.runner.needs_draft else None)
         self.runner.measure_steps(self.draft, self.trainer.global_rank)
 
     def predict_step(self, batch: Work, batch_index: int) -> int:

@@ -4,6 +4,7 @@ Axes: B batch, T positions, V vocabulary, S validation sets.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Pre
 from tempspec.core.reduce import or_one
 from tempspec.errors import UserError
 from tempspec.interfaces import Exact
-from tempspec.models.loading import DType, cast_weights, load_config, load_model, load_tokenizer
+from tempspec.models.loading import DType, cast_weights, load_config, load_model, load_tokenizer, save_model
 from tempspec.models.ragged import check_rows
 from tempspec.models.reading import Reading
 from tempspec.models.recomputing import recompute_activations
@@ -309,7 +310,6 @@ class LanguageModelModule(LightningModule):
         assert self.model is not None
         return self.model
 
-    @property
-    def export_dtype(self) -> torch.dtype:
-        """What its weights are rounded to in the folder."""
-        return self._export_dtype
+    def save_export(self, folder: Path, state: dict[str, Any] | None) -> None:
+        """Write a folder that `from_pretrained` reads; see `Exportable.save_export`."""
+        save_model(self.export_model(), self.tokenizer, folder, state, self._export_dtype)

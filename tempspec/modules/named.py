@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tempspec import registry
 from tempspec.errors import UserError
-from tempspec.interfaces import Divergence, Drafter, DraftLength, TemperatureSchedule, Verifier
+from tempspec.interfaces import Divergence, Drafter, DraftHead, DraftLength, TemperatureSchedule, Verifier
 
-__all__ = ["DivergenceLike", "DrafterLike", "LengthLike", "ScheduleLike", "VerifierLike", "plugin"]
+__all__ = ["DivergenceLike", "DrafterLike", "HeadLike", "LengthLike", "ScheduleLike", "VerifierLike", "plugin"]
 
 if TYPE_CHECKING:
     DivergenceLike = Divergence | str
     DrafterLike = Drafter | str
+    HeadLike = DraftHead | str
     LengthLike = DraftLength | str
     ScheduleLike = TemperatureSchedule | str
     VerifierLike = Verifier | str
 else:
-    DivergenceLike, DrafterLike, LengthLike = Divergence, Drafter, DraftLength
+    DivergenceLike, DrafterLike, HeadLike, LengthLike = Divergence, Drafter, DraftHead, DraftLength
     ScheduleLike, VerifierLike = TemperatureSchedule, Verifier
 
 P = TypeVar("P")

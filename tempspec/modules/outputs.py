@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tempspec.core.sparse import SparseLogits
+from tempspec.core.vocabulary import widened
 from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.reading import Reading, reading
+from tempspec.models.tapping import Taps
 
 __all__ = [
     "Batch",
@@ -70,17 +72,20 @@ class LogitPairs:
         draft: the draft's.
         vocabulary: the number of real ids; a side may have more, or fewer.
         chunk: tokens whose logits exist at a time where a side is hidden states; None chooses.
+        ids_R: the target's ids that the draft's logits are of, ascending; None where both count alike.
     """
 
     target: Side
     draft: HiddenStates | Tensor
     vocabulary: int
     chunk: int | None = None
+    ids_R: Tensor | None = None
 
     @property
     def common(self) -> int:
-        """The ids that both sides have: a loss knows no other."""
-        return min(self.vocabulary, *(_ids(side) for side in (self.target, self.draft) if _ids(side)))
+        """The ids that both sides have: a loss knows no other. All of the target's where the draft has chosen ids."""
+        sides = (self.target, self.draft) if self.ids_R is None else (self.target,)
+        return min([self.vocabulary, *(_ids(side) for side in sides if _ids(side))])
 
     def slices(self) -> Iterator[slice]:
         """The tokens, chunk by chunk; one empty chunk where there are none."""
@@ -107,7 +112,8 @@ class LogitPairs:
         for tokens in pairs.slices():
             target = pairs.of_target(tokens, self.vocabulary)
             assert isinstance(target, Tensor)
-            yield target, pairs.of_draft(tokens, self.vocabulary)
+            draft = pairs.of_draft(tokens, self.vocabulary)
+            yield target, draft if self.ids_R is None else widened(draft, self.ids_R, target.shape[-1])
 
     def narrow(self) -> "LogitPairs":
         """The same with heads as autocast would take them, cast once instead of once a chunk."""
@@ -140,9 +146,23 @@ class LogitSource:
         head = model.get_output_embeddings()
         return HiddenStates(hidden_states(model, **inputs)[:, :-1][keep_BT], head.weight, head.bias)
 
-    def pairs(self, target: Side, draft: HiddenStates | Tensor) -> LogitPairs:
-        """Two sides over the real ids."""
-        return LogitPairs(target, draft, self.vocabulary, self.chunk)
+    def tapped(self, model: PreTrainedModel, batch: Batch, states: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Some states of a model, `[B, T, H]` each, and its hidden states or logits `[B, T, X]`, of the same pass."""
+        inputs = self.reading.inputs(batch)
+        with Taps(model, states) as taps:
+            output = model(**inputs).logits if self.whole else hidden_states(model, **inputs)
+            return taps.states, output
+
+    def side(self, model: PreTrainedModel, output_NX: Tensor) -> HiddenStates | Tensor:
+        """A model's side from its outputs on the tokens that count, as `tapped` gives them."""
+        if self.whole:
+            return output_NX
+        head = model.get_output_embeddings()
+        return HiddenStates(output_NX, head.weight, head.bias)
+
+    def pairs(self, target: Side, draft: HiddenStates | Tensor, ids_R: Tensor | None = None) -> LogitPairs:
+        """Two sides over the real ids, of which the draft may know some alone."""
+        return LogitPairs(target, draft, self.vocabulary, self.chunk, ids_R)
 
 
 def chunk_length(vocabulary: int, device: str = "cpu") -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, Drafter, DraftLength, DraftTurn
 
-__all__ = ["CausalLM", "EarlyExit", "PromptLookup"]
+__all__ = ["CausalLM", "EarlyExit", "PromptLookup", "Speculator"]
 
 
 class CausalLM(Drafter):
@@ -23,6 +23,22 @@ class CausalLM(Drafter):
 
     needs_model: ClassVar[bool] = True
     source: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318"
+
+    def propose(self, turn: DraftTurn) -> Draft:
+        """See `Drafter.propose`."""
+        return _sampled(turn)
+
+
+class Speculator(Drafter):
+    """Drafts with a head on the target's hidden states, one token at a time, sampled at the request's temperature.
+
+    Serves every kind of head, `model.head`. The pass that verifies hands out the states, so that the target runs once a
+    round. A row of one token has no state yet, and drafts nothing in its first round.
+    """
+
+    needs_model: ClassVar[bool] = True
+    drafts_with = frozenset({"head"})
+    source: ClassVar[str] = "Cai et al. 2024, Medusa, arXiv 2401.10774; Li et al. 2025, EAGLE-3, arXiv 2503.01840"
 
     def propose(self, turn: DraftTurn) -> Draft:
         """See `Drafter.propose`."""

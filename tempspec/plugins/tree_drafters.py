@@ -48,6 +48,7 @@ class StaticTree(Drafter):
     """
 
     needs_model: ClassVar[bool] = True
+    drafts_with = frozenset({"language model", "head"})
     source: ClassVar[str] = (
         "Miao et al. 2023, SpecInfer, arXiv 2305.09781; Chen et al. 2024, Sequoia, arXiv 2402.12374; "
         "Jeon et al. 2024, RSD, arXiv 2402.14160"
@@ -104,7 +105,7 @@ class StaticTree(Drafter):
         """Draw the children of the nodes `inner`, whose logits these are; writes `token_BN` and `laws`."""
         logq_BMV = turn.law(logits_BMV)
         lacking = max(0, turn.vocabulary - logits_BMV.shape[-1])
-        score_BMV = torch.nn.functional.pad(logits_BMV.to(logq_BMV.dtype), (0, lacking), value=-1e30)
+        score_BMV = torch.nn.functional.pad(logits_BMV.to(logq_BMV.dtype).clamp(min=-1e30), (0, lacking), value=-1e30)
         score_BMV = score_BMV[..., : turn.vocabulary]
         for count in sorted({len(self._children[node]) for node in inner}):
             place = [index for index, node in enumerate(inner) if len(self._children[node]) == count]
@@ -160,6 +161,7 @@ class DynamicTree(Drafter):
     """
 
     needs_model: ClassVar[bool] = True
+    drafts_with = frozenset({"language model", "head"})
     source: ClassVar[str] = "Li et al. 2024, EAGLE-2, arXiv 2406.16858"
     siblings: Siblings | None = "top"
 

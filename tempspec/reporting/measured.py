@@ -19,6 +19,7 @@ __all__ = [
     "MEASURING",
     "fit_config",
     "fit_of_measured",
+    "left_by_fit",
     "measured_draft",
     "of_other_drafts",
     "of_unknown_drafts",
@@ -49,6 +50,15 @@ def write_draft_record(draft: Path, config: Mapping[str, Any]) -> None:
     write_atomically(_record(draft), yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
 
 
+def left_by_fit(fit: Path) -> Path:
+    """The folder of the draft in that of a fit: `draft`, or `head` where that is what it trained.
+
+    Raises:
+        UserError: a file of it is broken.
+    """
+    return fit / ("head" if (_mapping(fit / "config.yaml").get("model") or {}).get("head") else "draft")
+
+
 def fit_config(draft: Path) -> Mapping[str, Any]:
     """The configuration of the fit that made the draft in this folder; empty where none is found.
 
@@ -75,10 +85,10 @@ def fit_of_measured(run: Path, configs: Configs) -> Mapping[str, Any]:
     """
     for config in (configs[stage] for stage in reversed(MEASURING) if stage in configs):
         if _names_own_draft(run, config):
-            return fit_config(run / "fit" / "draft")
+            return fit_config(left_by_fit(run / "fit"))
         for above in _above_what_is_measured(config):
             if above.name == "fit":
-                return fit_config(above / "draft")
+                return fit_config(left_by_fit(above))
     return {}
 
 
@@ -116,7 +126,7 @@ def of_other_drafts(run: Path, finished: Sequence[str], configs: Configs) -> dic
     drafts = {stage: measured_draft(run / stage) for stage in finished if stage not in found}
     known = [stage for stage in drafts if drafts[stage].get("draft")]
     if len({str(sorted(drafts[stage].items())) for stage in known}) > 1:
-        own = {"draft": own_draft(run / "fit" / "draft"), "checkpoint": ""}
+        own = {"draft": own_draft(left_by_fit(run / "fit")), "checkpoint": ""}
         kept = next((stage for stage in known if drafts[stage] == own), "predict")
         others = (stage for stage in known if stage != kept)
         found |= {stage: f"{run / stage} measured another draft than {run / kept}: left out" for stage in others}
@@ -135,7 +145,7 @@ def of_unknown_drafts(run: Path, finished: Sequence[str], configs: Configs) -> l
         f"{run / stage} is of an earlier version of tempspec, which kept no digest of what it measured: whether that "
         "is the draft in fit/draft is not known"
         for stage in finished
-        if own_draft(run / "fit" / "draft")
+        if own_draft(left_by_fit(run / "fit"))
         and not measured_draft(run / stage)
         and _names_own_draft(run, configs[stage])
     ]
@@ -151,7 +161,7 @@ def rows_of_another_draft(run: Path) -> str:
         held = json.loads((run / "predict" / "predictions.origin.json").read_text(encoding="utf-8")).get("draft")
     except (OSError, ValueError, AttributeError):
         return ""
-    if held in (None, own_draft(run / "fit" / "draft")):
+    if held in (None, own_draft(left_by_fit(run / "fit"))):
         return ""
     return (
         f"{run / 'predict'} holds rows of another draft than this one, and they stay: rename that folder before you "
@@ -177,7 +187,7 @@ def _was_replaced(run: Path, stage: str, config: Mapping[str, Any]) -> bool:
     if not measured.get("draft") or not _names_own_draft(run, config):
         return False
     if not measured.get("checkpoint"):
-        return own_draft(run / "fit" / "draft") not in (None, measured["draft"])
+        return own_draft(left_by_fit(run / "fit")) not in (None, measured["draft"])
     file = run / "fit" / "checkpoints" / Path(str(config.get("ckpt_path"))).name
     return file.is_file() and file_digest(file) != measured["checkpoint"]
 

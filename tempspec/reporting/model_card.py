@@ -16,7 +16,7 @@ from tempspec.errors import UserError
 from tempspec.files import write_atomically
 from tempspec.models.hub import split_name
 from tempspec.models.quantised import quantised
-from tempspec.reporting.measured import fit_config, measured_draft, own_draft
+from tempspec.reporting.measured import fit_config, left_by_fit, measured_draft, own_draft
 
 __all__ = ["draft_card", "write_draft_card"]
 
@@ -29,8 +29,8 @@ _COLUMNS = {
 
 
 def write_draft_card(run: Path) -> Path | None:
-    """Write `README.md` into the run's `fit/draft`; returns the file, or None where there is no draft."""
-    folder = run / "fit" / "draft"
+    """Write `README.md` into the folder of the draft that fit has left; the file, or None where there is no draft."""
+    folder = left_by_fit(run / "fit")
     if not (folder / "config.json").is_file():
         return None
     file = folder / "README.md"
@@ -42,12 +42,12 @@ def draft_card(run: Path) -> ModelCard:
     """The card of the draft that a run's fit left.
 
     Args:
-        run: a folder with `fit/draft`, and where they exist `validate/` and `predict/`.
+        run: a folder with `fit/draft` or `fit/head`, and where they exist `validate/` and `predict/`.
 
     Raises:
         UserError: there is no configuration of a fit.
     """
-    config = fit_config(run / "fit" / "draft")
+    config = fit_config(left_by_fit(run / "fit"))
     if not config:
         raise UserError(
             f"{run / 'fit' / 'config.yaml'}: expected the configuration of a finished fit, got none; run fit"
@@ -55,7 +55,7 @@ def draft_card(run: Path) -> ModelCard:
     model, data = config["model"], config["data"]
     parts = [
         f"---\n{_metadata(model, data).to_yaml()}\n---\n",
-        f"# A draft for {_name(model['target'])}\n",
+        f"# {'A head' if model.get('head') else 'A draft'} for {_name(model['target'])}\n",
         f"Proposes tokens in speculative decoding for the target `{_name(model['target'])}`; it is not meant to be "
         "used alone. Distilled with tempspec.\n",
         "## Training\n",
@@ -63,7 +63,7 @@ def draft_card(run: Path) -> ModelCard:
         "## Measured\n",
         *_measured(run),
         "## Use\n",
-        f"{_USE.format(target=_arguments(model['target']))}\n",
+        f"{_use(model)}\n",
     ]
     return ModelCard("\n".join(parts), ignore_metadata_errors=False)
 
@@ -75,15 +75,51 @@ target.generate(**inputs, assistant_model=draft)
 ```"""
 
 
+_SERVE = """```
+vllm serve {target} --speculative-config '{{"method": "eagle3", "model": "path/to/this/folder",
+  "num_speculative_tokens": 4, "draft_sample_method": "probabilistic"}}'
+
+python -m sglang.launch_server --model-path {target} --speculative-algorithm EAGLE3 \\
+  --speculative-draft-model-path path/to/this/folder --speculative-num-steps 4 --speculative-eagle-topk 1 \\
+  --speculative-num-draft-tokens 5 --speculative-use-rejection-sampling
+```
+
+Without `probabilistic`, or `--speculative-use-rejection-sampling`, an engine drafts the most likely token at every
+temperature: the law that was trained for temperatures above 0 is then not used. {refused}"""
+
+_REFUSED = {
+    False: "Both engines sample from all tokens.",
+    True: "SGLang refuses to sample from a draft vocabulary: serve this head with vLLM at temperatures above 0.",
+}
+"""Whether the head has a draft vocabulary, and what that means for serving."""
+
+
+def _use(model: Mapping[str, Any]) -> str:
+    """How the draft is used: by transformers, or, as a head, by serving engines."""
+    if not model.get("head"):
+        return _USE.format(target=_arguments(model["target"]))
+    return _SERVE.format(
+        target=_name(model["target"]), refused=_REFUSED[bool(_head_options(model)["draft_vocabulary"])]
+    )
+
+
+def _head_options(model: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of the head that was asked for."""
+    head = model["head"]
+    given = head.get("init_args") or {} if isinstance(head, Mapping) else {}
+    return {"draft_vocabulary": None, **given}
+
+
 def _metadata(model: Mapping[str, Any], data: Mapping[str, Any]) -> ModelCardData:
     """The block that the hub reads; names of local folders are no hub names and stay out."""
     datasets = [path for path in _paths(data) if _on_hub(path)]
+    kind = "eagle3" if model.get("head") else "draft-model"
     return ModelCardData(
         base_model=model["target"] if _on_hub(model["target"]) else None,
         datasets=datasets or None,
-        library_name="transformers",
+        library_name=None if model.get("head") else "transformers",
         pipeline_tag="text-generation",
-        tags=["speculative-decoding", "draft-model", "knowledge-distillation", "tempspec"],
+        tags=["speculative-decoding", kind, "knowledge-distillation", "tempspec"],
     )
 
 
@@ -91,7 +127,12 @@ def _training(model: Mapping[str, Any], data: Mapping[str, Any]) -> Iterator[tup
     how = _quantised(model)
     yield "target", f"`{_name(model['target'])}`{f', {how}' if how else ''}"
     start = model.get("draft")
-    yield "draft before training", f"`{_name(start)}`" if start else f"{model.get('draft_layers')} layers of the target"
+    if model.get("head"):
+        options = {"steps": 3, "decay": 0.9} | (model.get("head_training") or {})
+        yield "head", _plugin(model["head"], "")
+        yield "unrolled steps", f"{options['steps']}, each counting {options['decay']} of the one before"
+    made = "new" if model.get("head") else f"{model.get('draft_layers')} layers of the target"
+    yield "draft before training", f"`{_name(start)}`" if start else made
     yield "divergence", _plugin(model.get("divergence"), "ForwardKL")
     yield "loss temperature", _plugin(model.get("temperature"), "1")
     if (model.get("label_weight") or 0) > 0:
@@ -143,7 +184,7 @@ def _summary(run: Path, stage: str) -> list[dict[str, str]]:
     """The rows of a stage's summary that measured this draft: all categories together, plain decoding left out."""
     file = run / stage / "summary.csv"
     measured = measured_draft(run / stage)
-    if not file.is_file() or measured != {"draft": own_draft(run / "fit" / "draft"), "checkpoint": ""}:
+    if not file.is_file() or measured != {"draft": own_draft(left_by_fit(run / "fit")), "checkpoint": ""}:
         return []
     with file.open(encoding="utf-8", newline="") as lines:
         rows = list(csv.DictReader(lines))

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -17,8 +18,24 @@ def folder(world, tmp_path):
 
 
 def test_a_sound_head_has_no_fault(run, world, folder):
-    code, printed, _ = run("check-head", folder, "--target", world / "target")
+    code, printed, _ = run("check-head", folder, "--target", world / "target", "--tokens", "0")
     assert (code, printed) == (0, f"{folder}: no fault\n")
+
+
+def test_its_acceptance_is_measured(run, world, folder):
+    code, printed, _ = run("check-head", folder, "--target", world / "target", "--tokens", "6")
+    cold, warm, last = printed.splitlines()
+    assert (code, last) == (0, f"{folder}: no fault")
+    form = r"T = {}: \d\.\d\d tokens a pass; accepted by position:( \d\.\d\d){{4}}"
+    assert re.fullmatch(form.format(0), cold)
+    assert re.fullmatch(form.format(1), warm)
+
+
+def test_a_head_that_is_not_read_says_why_it_is_not_measured(run, world, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    _, printed, _ = run("check-head", folder, "--target", world / "target")
+    assert "note: its acceptance is not measured: an EAGLE-3 head has a SiLU-gated MLP" in printed
 
 
 def test_faults_are_lines_and_the_exit_code_is_1(run, world, folder):
@@ -26,7 +43,7 @@ def test_faults_are_lines_and_the_exit_code_is_1(run, world, folder):
     del config["head_dim"], config["eagle_config"]
     (folder / "config.json").write_text(json.dumps(config))
     moved = folder.rename(folder.parent / "head")
-    code, printed, _ = run("check-head", moved, "--target", world / "target")
+    code, printed, _ = run("check-head", moved, "--target", world / "target", "--tokens", "0")
     assert code == 1
     lines = printed.splitlines()
     assert [line for line in lines if line.startswith("fault: ")] == lines[:2]

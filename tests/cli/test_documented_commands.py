@@ -16,7 +16,7 @@ SMALL = (
 )
 HOW = (
     (r"--server|kd-llama2|--trainer.devices", ("--print_config",)),  # a server, a hub, processes: tests of their own
-    (r"--config configs/(smollm2|qwen-coder)", ("--print_config",)),  # real models, which no test has
+    (r"--config configs/(smollm2|qwen-coder|eagle3)", ("--print_config",)),  # real models, which no test has
     (r"report\s+runs/smollm2", ("--help",)),
     (r"tempspec (fit|validate|test|predict|generate) ", SMALL),
     (r"tempspec study ", ("--dry-run",)),

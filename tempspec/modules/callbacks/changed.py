@@ -20,6 +20,7 @@ _REFUSED = (
     "model.average",
     "model.selection",
     "model.conditioning_rank",
+    "model.head_training",
     "model.online",
     "model.teacher",
     "model.optimizer",

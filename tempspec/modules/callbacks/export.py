@@ -4,12 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
 
-from tempspec.models.loading import save_model
 from tempspec.modules.fit.sharding import whole_state
 
 __all__ = ["Exportable", "PretrainedExport"]
@@ -18,18 +16,20 @@ __all__ = ["Exportable", "PretrainedExport"]
 class Exportable(Protocol):
     """A module that leaves a model behind."""
 
-    export_name: str
-
     @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer to write beside the model."""
+    def export_name(self) -> str:
+        """The name of its folder, in that of fit."""
 
-    @property
-    def export_dtype(self) -> torch.dtype:
-        """What its weights are rounded to in the folder; training keeps its own."""
-
-    def export_model(self) -> PreTrainedModel:
+    def export_model(self) -> nn.Module:
         """The model to write, with its current weights."""
+
+    def save_export(self, folder: Path, state: dict[str, Any] | None) -> None:
+        """Write it.
+
+        Args:
+            folder: where to; what is there is replaced in the last moment.
+            state: its weights, where the model itself holds only a part of them.
+        """
 
 
 class PretrainedExport(Callback):
@@ -79,7 +79,7 @@ class PretrainedExport(Callback):
         state = whole_state(module.export_model())
         if trainer.is_global_zero:
             model = self.folder / module.export_name
-            save_model(module.export_model(), module.tokenizer, model, state, module.export_dtype)
+            module.save_export(model, state)
             self.record(model)
 
 

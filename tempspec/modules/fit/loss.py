@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tempspec.core.reduce import masked_sum_and_count, or_one
+from tempspec.core.vocabulary import draft_ids
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
 from tempspec.modules.fit.objective import Objective, Result, Summaries, summaries
@@ -85,6 +87,10 @@ class LossSums:
     def over(self, mean: Callable[[Tensor], Tensor] | None) -> "LossSums":
         """The means over all processes, by one reduction of a vector; the same where there is one process."""
         return self if mean is None else LossSums(*mean(torch.stack(list(vars(self).values()))).unbind())
+
+    def share(self, whole: "LossSums") -> Tensor:
+        """The weight of these tokens among all."""
+        return self.weight / or_one(whole.weight)
 
     def means(self) -> dict[str, Tensor]:
         """What a run logs, by name: the loss, and the other sums over their counts."""
@@ -186,9 +192,16 @@ class FitLoss:
     ) -> Objective:
         target_GN, draft_GN, share_G = self._temperatures(pairs, batch, keep_BT, moment)
         label_1N = batch["input_ids"][:, 1:][keep_BT][None]
+        label_1N = label_1N if pairs.ids_R is None else draft_ids(label_1N, pairs.ids_R)
         context = LossContext(moment.step, moment.total_steps, label_1N)
         weight_N = self._weights(batch, learned_BT)[keep_BT]
-        return Objective(self.divergence, target_GN, draft_GN, share_G, weight_N, context, self.label_weight)
+        whole = self.divergence, target_GN, draft_GN, share_G, weight_N, context, self.label_weight
+        return Objective(*whole, pairs.ids_R, renormalised=self.infinite_at_zeros)
+
+    @cached_property
+    def infinite_at_zeros(self) -> bool:
+        """Whether a draft with some of the ids learns the target's law over those alone, renormalised."""
+        return self.divergence.infinite_at_zeros()
 
     def _weights(self, batch: Batch, learned_BT: Tensor) -> Tensor:
         weight_BT = batch["weight"].float()[:, None] * learned_BT  # Lightning may have made it bfloat16

@@ -235,6 +235,8 @@ def _target(pair: Pair) -> PreTrainedModel:
 def _draft(pair: Pair, target: PreTrainedModel) -> PreTrainedModel:
     if pair.draft_layers is not None:
         return first_layers(target, pair.draft_layers, spacing=pair.spacing, width=pair.width)
+    if pair.head is not None:
+        raise UserError("--estimate is not for a head yet, got model.head: estimate a draft of one layer in its place")
     if pair.draft is None:
         raise UserError("this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number")
     return _built(pair.draft, pair.options.draft_revision, pair, pair.options.dtype)

@@ -20,6 +20,7 @@ from tempspec.core import acceptance
 from tempspec.core.divergences import entropy, forward_kl, label_cross_entropy
 from tempspec.core.reduce import masked_sum_and_count
 from tempspec.core.sparse import SparseLogits
+from tempspec.core.vocabulary import laws
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, Summary
 from tempspec.modules.outputs import HiddenStates, LogitPairs, TargetLogits, narrow, wide
@@ -53,6 +54,8 @@ class Objective:
         weight_N: the weight of each token; 0 leaves it out, whatever its value.
         context: the step and, as `[1, N]`, the text's own tokens.
         label_weight: the share of the cross-entropy with those tokens, at temperature 1.
+        ids_R: the target's ids that the draft knows, where it knows some alone.
+        renormalised: take the target's law over those ids, renormalised, for the divergence; never for an acceptance.
     """
 
     divergence: Divergence
@@ -62,6 +65,8 @@ class Objective:
     weight_N: Tensor
     context: LossContext
     label_weight: float = 0.0
+    ids_R: Tensor | None = None
+    renormalised: bool = False
 
     def of(self, pairs: LogitPairs) -> Result:
         """The loss of these tokens: chunk by chunk where the draft's side is hidden states, else at once."""
@@ -94,16 +99,21 @@ class Objective:
         return acceptance.overlap(*self._laws(0, z_p_NV, z_q_NV))
 
     def _distance(self, index: int, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
-        logp_NV, logq_NV = self._laws(index, z_p_NV, z_q_NV)
+        logp_NV, logq_NV = self._laws(index, z_p_NV, z_q_NV, renormalised=self.renormalised)
         value_N = self.divergence(logp_NV[None], logq_NV[None], self.draft_GN[index][None], self.context)[0]
         return (1 - self.label_weight) * self.share_G[index] * value_N
 
-    def _laws(self, index: int, z_p_NV: TargetLogits, z_q_NV: Tensor) -> tuple[Tensor, Tensor]:
+    def _laws(
+        self, index: int, z_p_NV: TargetLogits, z_q_NV: Tensor, *, renormalised: bool = False
+    ) -> tuple[Tensor, Tensor]:
         # A product costs a third of a quotient.
         logq_NV = (z_q_NV * (1 / self.draft_GN[index][:, None])).log_softmax(-1)
         if isinstance(z_p_NV, SparseLogits):
             return z_p_NV.laws(self.target_GN[index], logq_NV)
-        return (z_p_NV * (1 / self.target_GN[index][:, None])).log_softmax(-1), logq_NV
+        logp_NV = (z_p_NV * (1 / self.target_GN[index][:, None])).log_softmax(-1)
+        if self.ids_R is None:
+            return logp_NV, logq_NV
+        return laws(logp_NV, logq_NV, self.ids_R, renormalised=renormalised)
 
     def _label_loss(self, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
         assert self.context.label_BT is not None
@@ -171,9 +181,15 @@ def _summarise(pairs: LogitPairs, tokens: slice, needs: frozenset[Summary]) -> S
     logp_NV = z_p_NV.log_softmax(-1) if needs & {"entropy", "loss"} else None
     return Summaries(
         entropy(logp_NV) if logp_NV is not None and "entropy" in needs else None,
-        forward_kl(logp_NV, z_q_NV.log_softmax(-1)) if logp_NV is not None and "loss" in needs else None,
+        _loss(logp_NV, z_q_NV.log_softmax(-1), pairs.ids_R) if logp_NV is not None and "loss" in needs else None,
         *((z.amax(-1) - z.mean(-1)) if "peaks" in needs else None for z in (z_p_NV, z_q_NV)),
     )
+
+
+def _loss(logp_NV: Tensor, logq_NV: Tensor, ids_R: Tensor | None) -> Tensor:
+    """Forward KL, `[N]`, over the draft's ids where it knows some alone."""
+    both = (logp_NV, logq_NV) if ids_R is None else laws(logp_NV, logq_NV, ids_R, renormalised=True)
+    return forward_kl(*both)
 
 
 class _Chunked(torch.autograd.Function):

@@ -39,7 +39,7 @@ def is_sharding(trainer: Trainer) -> bool:
     return True
 
 
-def refuse_unshardable(draft: PreTrainedModel, *, writes: bool, learns: bool) -> None:
+def refuse_unshardable(draft: nn.Module, *, writes: bool, learns: bool) -> None:
     """Refuse what needs the whole draft in every process.
 
     Args:
@@ -53,6 +53,7 @@ def refuse_unshardable(draft: PreTrainedModel, *, writes: bool, learns: bool) ->
     for what, wrong in (
         ("model.online", writes),
         ("a draft that is conditioned on its temperature", is_conditioned(draft)),
+        ("a head", not isinstance(draft, PreTrainedModel)),
         ("a divergence or schedule that learns", learns),
     ):
         if wrong:

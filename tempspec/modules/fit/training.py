@@ -4,8 +4,10 @@ Axes: B batch, T positions.
 """
 
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial, reduce
+from operator import add
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,8 +17,9 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import fold
 from tempspec.errors import UserError
-from tempspec.interfaces import LossContext, TemperatureSchedule
+from tempspec.interfaces import DraftHead, HeadModel, LossContext, TemperatureSchedule
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
+from tempspec.models.head_draft import DraftModel
 from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
@@ -26,13 +29,14 @@ from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
 from tempspec.modules.fit.teacher import open_cache, write_cache
 from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
 from tempspec.modules.fit.temperature_check import Span, inconsistency
+from tempspec.modules.head_steps import Step, head_steps
 from tempspec.modules.named import DivergenceLike, ScheduleLike, plugin
-from tempspec.modules.outputs import Batch, LogitSource, response
+from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
 from tempspec.modules.processes import of_all
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.schedules import Constant
 
-__all__ = ["DraftTraining", "Learned"]
+__all__ = ["DraftTraining", "HeadTraining", "Learned"]
 
 
 class Learned(NamedTuple):
@@ -47,6 +51,29 @@ class Learned(NamedTuple):
     loss: Tensor
     logged: dict[str, Tensor | float]
     batch: Batch
+
+
+@dataclass
+class HeadTraining:
+    """The unrolled steps that a head learns: at each it reads its own output of the step before.
+
+    Args:
+        steps: how many, at least 1.
+        decay: a step counts so much less than the one before it, in (0, 1].
+
+    Raises:
+        UserError: an option is out of its range.
+    """
+
+    steps: int = 3
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        """Refuse no steps, and weights that grow."""
+        if self.steps < 1:
+            raise UserError(f"head_training.steps must be 1 or more, got {self.steps}")
+        if not 0 < self.decay <= 1:
+            raise UserError(f"head_training.decay must be in (0, 1], got {self.decay}")
 
 
 class DraftTraining:
@@ -68,9 +95,10 @@ class DraftTraining:
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         gradient_checkpointing: keep only the input of each of the draft's layers in fit, and compute the rest again in
             the backward pass: a third more time for a fraction of the activations.
+        head_training: the unrolled steps of a head; 3 by default. A language model has none.
 
     Raises:
-        UserError: an option is out of its range.
+        UserError: an option is out of its range, or not for a head.
     """
 
     def __init__(
@@ -88,6 +116,7 @@ class DraftTraining:
         teacher: CachedTeacher | None = None,
         chunk_tokens: int | None = None,
         gradient_checkpointing: bool = False,
+        head_training: HeadTraining | None = None,
     ) -> None:
         if not 0 <= label_weight <= 1:
             raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
@@ -105,12 +134,32 @@ class DraftTraining:
         self.teacher = teacher
         self.chunk_tokens = chunk_tokens
         self.gradient_checkpointing = gradient_checkpointing
+        self.head_training = HeadTraining() if head_training is None else head_training
+        if pair.head is not None:
+            self._check_head(pair.head)
         self.cache: TeacherCache | None = None
         self.total_steps: int | None = None
         self._writer: OnlineWriter | None = None
         self._began = 0.0
         self._steps = StepClock()
-        self._sums: LossSums | None = None
+        self._sums: list[LossSums] = []
+
+    def _check_head(self, head: DraftHead) -> None:
+        """Refuse what a head cannot be trained with.
+
+        Raises:
+            UserError: naming it.
+        """
+        refused = {
+            "model.conditioning_rank": self.conditioning_rank,
+            "model.online": self.online,
+            "model.selection": self.reference,
+            "model.teacher": self.teacher,
+            "model.gradient_checkpointing": self.gradient_checkpointing,
+        }
+        for name, given in refused.items():
+            if given:
+                raise UserError(f"{name} is not for a head yet, got it with {type(head).__name__}: leave it out")
 
     # -- before training ----------------------------------------------------------------------------------------------
 
@@ -151,12 +200,15 @@ class DraftTraining:
             raise UserError("--cache-teacher needs model.teacher: name at least its folder")
         write_cache(self.teacher, self.pair, data, self.seed, device)
 
-    def prepare(self, draft: PreTrainedModel) -> None:
+    def prepare(self, draft: DraftModel) -> None:
         """Make a draft one that can be trained as asked, in train mode: transformers loads in eval mode.
 
         Raises:
             UserError: the draft is conditioned by changes of another rank, or cannot write.
         """
+        if isinstance(draft, HeadModel):
+            draft.train()
+            return
         self.condition(draft)
         if self.gradient_checkpointing:
             recompute_activations(draft)
@@ -200,7 +252,7 @@ class DraftTraining:
         """
         self._began = time.perf_counter()
         self._steps = StepClock()
-        self._sums = None
+        self._sums = []
         online = self.online
         if online is not None and online.share == 1 and online.high is not None:
             generation = [online.low, online.high]
@@ -213,7 +265,7 @@ class DraftTraining:
 
     def learn(
         self,
-        draft: PreTrainedModel,
+        draft: DraftModel,
         batch: Batch,
         source: LogitSource,
         step: int,
@@ -240,18 +292,23 @@ class DraftTraining:
             logged["generation_share"] = min(self._writer.seconds / max(elapsed, 1e-9), 1.0)
         if is_conditioned(draft):
             set_temperature(draft, self.loss.draft_temperature(batch, moment))
-        loss, sums = self._loss(draft, batch, source, moment, mean)
-        self._sums = sums if self._sums is None else self._sums + sums
-        return Learned(loss, {**logged, **self._sums.means()}, batch)
+        losses = [
+            self.loss(step.pairs, step.batch, moment, reference, mean)
+            for step, reference in self._read(draft, batch, source)
+        ]
+        sums = [each.sums for each in losses]
+        self._sums = [one + two for one, two in zip(self._sums, sums, strict=True)] if self._sums else sums
+        whole = reduce(add, sums)
+        loss = torch.stack([each.loss * each.sums.share(whole) for each in losses]).sum()
+        return Learned(loss, {**logged, **self._means()}, batch)
 
-    def _loss(
-        self,
-        draft: PreTrainedModel,
-        batch: Batch,
-        source: LogitSource,
-        moment: Moment,
-        mean: Callable[[Tensor], Tensor] | None,
-    ) -> tuple[Tensor, LossSums]:
+    def _read(self, draft: DraftModel, batch: Batch, source: LogitSource) -> Iterator[tuple[Step, LogitPairs | None]]:
+        """The draft's steps on a batch, and for selection the reference draft's logits at the same tokens."""
+        if isinstance(draft, HeadModel):
+            options = self.head_training
+            found = head_steps(draft, self.pair.target_model, batch, source, options.steps, options.decay)
+            yield from ((step, None) for step in found)
+            return
         keep_BT = response(batch)
         with torch.no_grad():
             if self.cache is not None:
@@ -260,13 +317,17 @@ class DraftTraining:
                 target = source.of(self.pair.target_model, batch, keep_BT)
             best = None if self.reference is None else source.of(self.reference(), batch, keep_BT)
         pairs = source.pairs(target, source.of(draft, batch, keep_BT))
-        reference = None if best is None else source.pairs(target, best)
-        return self.loss(pairs, batch, moment, reference, mean)
+        yield Step(batch, pairs), None if best is None else source.pairs(target, best)
+
+    def _means(self) -> dict[str, Tensor]:
+        """What is logged of the step's batches so far; of a head its acceptance at each of its steps as well."""
+        own = {f"acceptance_{number}": sums.means()["acceptance"] for number, sums in enumerate(self._sums, 1)}
+        return {**reduce(add, self._sums).means(), **(own if len(own) > 1 else {})}
 
     def observe_step(self, step: int) -> None:
         """Tell the divergence how the step went, and begin another."""
-        assert self._sums is not None
-        loss, self._sums = self._sums.means()["loss"], None
+        assert self._sums
+        loss, self._sums = self._means()["loss"], []
         self.divergence.observe(loss, LossContext(step, self.total_steps))
 
     # -- text that is written while training --------------------------------------------------------------------------

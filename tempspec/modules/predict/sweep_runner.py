@@ -34,6 +34,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Pass, Request, StepTimes, Verifier
 from tempspec.metrics.rows import DecodedRow, row_from_completion
 from tempspec.models.digests import file_digest, tokenizer_digest, weights_digest
+from tempspec.models.head_draft import DraftModel
 from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length
 from tempspec.modules.draft_temperatures import read_fitted
@@ -169,16 +170,16 @@ class SweepRunner:
         column = "response" if self.generating else "text"
         return dict.fromkeys(there, "") | self.store.values(column, followed)
 
-    def check_context(self, draft: PreTrainedModel | None) -> None:
-        """Say in one line where rows may outgrow what the draft can read; called behind `plan`."""
-        if draft is None or not self.needs_draft or self._longest_row <= (context := context_length(draft.config)):
+    def check_context(self, draft: DraftModel | None) -> None:
+        """Say in one line where rows outgrow what the draft can read, as a head never does; called behind `plan`."""
+        if not isinstance(draft, PreTrainedModel) or self._longest_row <= (context := context_length(draft.config)):
             return
         rank_zero_info(
             f"rows may grow to {self._longest_row} tokens, but the draft was made for at most {context}: beyond them "
             "nothing is drafted, which costs block efficiency; lower sweep.max_new_tokens or shorten the prompts"
         )
 
-    def measure_steps(self, draft: PreTrainedModel | None, rank: int = 0) -> None:
+    def measure_steps(self, draft: DraftModel | None, rank: int = 0) -> None:
         """Let a draft length that goes by step times have them: rank 0's, or those of the run that is continued.
 
         Every rank calls it, behind `plan`.
@@ -194,7 +195,7 @@ class SweepRunner:
             torch.distributed.broadcast_object_list(shared)
         self._timed = self.length.timed(shared[0])
 
-    def _step_times(self, draft: PreTrainedModel | None) -> StepTimes:
+    def _step_times(self, draft: DraftModel | None) -> StepTimes:
         folder = self.store.path.parent
         drafting = f"{describe(self.drafter)} {describe(self.length)}"
         models = pair_identity(self.pair, self._checkpoint) | {"drafter": drafting}
@@ -215,7 +216,7 @@ class SweepRunner:
     def _context(self) -> int:
         return context_length(self.pair.target_model.config)
 
-    def decode(self, work: Work, draft: PreTrainedModel | None, stop: Callable[[], int] | None = None) -> int:
+    def decode(self, work: Work, draft: DraftModel | None, stop: Callable[[], int] | None = None) -> int:
         """Decode what this process takes of a pass, and write its rows; behind the last pass, wait for the others.
 
         Runs in the models' own dtype, whatever autocast is on.
@@ -250,7 +251,7 @@ class SweepRunner:
             raise UserError("another process of this run has failed: see its message")
         return pulse.code
 
-    def _decode(self, work: Work, draft: PreTrainedModel | None, pulse: Pulse, writer: RowWriter) -> None:
+    def _decode(self, work: Work, draft: DraftModel | None, pulse: Pulse, writer: RowWriter) -> None:
         if work.timing_slots:
             for unit in self._dealt(work, pulse):
                 for label, group in groupby(unit, key=lambda item: item.verifier):
@@ -313,7 +314,7 @@ class SweepRunner:
         """The draft temperatures that validate left, where the sweep asks for them."""
         return read_fitted(validated, fitted_for(self.pair, checkpoint, self.sweep)) if self.sweep.fitted else {}
 
-    def _engine(self, work: Work, label: str, draft: PreTrainedModel | None, first: Request | None = None) -> Engine:
+    def _engine(self, work: Work, label: str, draft: DraftModel | None, first: Request | None = None) -> Engine:
         """The engine of a verifier in a pass, with room for every row; a timed one after a warm-up."""
         if label not in self._engines:
             slots = work.timing_slots or self.sweep.slots
@@ -325,7 +326,7 @@ class SweepRunner:
             self._engines[label] = engine
         return self._engines[label]
 
-    def _new_engine(self, label: str, draft: PreTrainedModel | None, *, slots: int, analytic: bool = False) -> Engine:
+    def _new_engine(self, label: str, draft: DraftModel | None, *, slots: int, analytic: bool = False) -> Engine:
         """An engine for the verifier of this label."""
         plain = label == BASELINE
         return Engine(
@@ -415,7 +416,7 @@ def generated_row(item: WorkItem, pair: Pair, digest: str, text: str, ids: list[
 
 def draft_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
     """Which draft it is, in words that change with its weights, and not with where they lie."""
-    made = f"{pair.draft_layers} {pair.spacing} layers of {pair.width}"
+    made = f"{pair.draft_layers} {pair.spacing} layers of {pair.width}" if pair.head is None else describe(pair.head)
     return {
         "draft": weights_digest(pair.draft, pair.options.draft_revision) if pair.draft else made,
         "checkpoint": file_digest(checkpoint) if checkpoint else pair.draft_in_memory,

@@ -3,18 +3,22 @@
 Axes: B batch, T positions, N the batch's response tokens, A target and D draft temperatures, C candidates.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from tempspec.core.acceptance import Survey, Truncation, acceptance_grid, survey
+from tempspec.core.vocabulary import coverage
 from tempspec.errors import UserError
+from tempspec.interfaces import HeadModel
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
+from tempspec.metrics.coverage import Coverage
 from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.models.conditioning import is_conditioned, set_temperature
+from tempspec.models.head_draft import DraftModel
+from tempspec.modules.head_steps import Step
 from tempspec.modules.outputs import Batch, LogitPairs, response
 
 __all__ = ["Measurement"]
@@ -26,21 +30,41 @@ class Measurement:
 
     Args:
         temperatures: of target and draft; 0 is argmax.
-        grids: the sets' grids by name, in the order that a batch's `set_index` counts.
+        grids: the sets' grids by name, in the order that a batch's `set_index` counts; of a head those of its first
+            drafted token, followed by those of the second, which are called `NAME/2`, and so on.
+        coverage: of the sets, where the draft knows some of the target's tokens alone.
         fit: the draft temperature that serves each target temperature best; None where nobody asked.
         fitted_on: the sets that it is fitted on, by their numbers.
         truncation: how laws are cut where it is to serve.
+        steps: drafted tokens whose acceptance is counted: of a language model one stands for all.
     """
 
     temperatures: list[float]
     grids: dict[str, AcceptanceGrid] = field(default_factory=dict)
+    coverage: dict[str, Coverage] = field(default_factory=dict)
     fit: DraftTemperatureFit | None = None
     fitted_on: list[int] = field(default_factory=list)
     truncation: Truncation = field(default_factory=Truncation)
+    steps: int = 1
+    _sets: int = 0
 
-    def start(self, names: Sequence[str], device: torch.device) -> None:
-        """Forget everything counted; begin a grid for each set."""
-        self.grids = {name: AcceptanceGrid(self.temperatures, self.temperatures).to(device) for name in names}
+    def start(
+        self, names: Sequence[str], device: torch.device, draft: DraftModel | None = None, drafted: int = 1
+    ) -> None:
+        """Forget everything counted; begin a grid for each set.
+
+        Args:
+            names: of the sets.
+            device: where to count.
+            draft: what is measured.
+            drafted: tokens that a head drafts a round, each with grids of its own.
+        """
+        self.steps = max(1, drafted) if isinstance(draft, HeadModel) else 1
+        covers = isinstance(draft, HeadModel) and draft.ids_R is not None
+        places = [*names, *(f"{name}/{number}" for number in range(2, self.steps + 1) for name in names)]
+        self.grids = {place: AcceptanceGrid(self.temperatures, self.temperatures).to(device) for place in places}
+        self.coverage = {name: Coverage(self.temperatures).to(device) for name in names if covers}
+        self._sets = len(names)
 
     def start_fit(
         self,
@@ -67,7 +91,27 @@ class Measurement:
         self.truncation = truncation
         self.fit = DraftTemperatureFit(target_temperatures).to(device)
 
-    def count(self, batch: Batch, draft: PreTrainedModel, pairs: Callable[[], LogitPairs]) -> None:
+    def count_steps(self, steps: Iterable[Step], head: HeadModel) -> None:
+        """Count a batch of a head, drafted token by drafted token.
+
+        Args:
+            steps: those of the batch.
+            head: the head.
+        """
+        for number, (batch, pairs) in enumerate(steps):
+            self.count({**batch, "set_index": batch["set_index"] + number * self._sets}, head, lambda: pairs)  # noqa: B023
+            if number == 0 and pairs.ids_R is not None:
+                self._cover(batch, pairs, pairs.ids_R)
+
+    def _cover(self, batch: Batch, pairs: LogitPairs, ids_R: Tensor) -> None:
+        keep_BT = response(batch)
+        weight_N, set_N = (batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("weight", "set_index"))
+        found_NT = torch.cat([coverage(p_NV, ids_R, self.temperatures) for p_NV, _ in pairs.pieces()])
+        for index, counted in enumerate(self.coverage.values()):
+            here = set_N == index
+            counted.update(found_NT[here], weight_N[here])
+
+    def count(self, batch: Batch, draft: DraftModel, pairs: Callable[[], LogitPairs]) -> None:
         """Count a batch.
 
         Args:
@@ -99,6 +143,22 @@ class Measurement:
                     weight_N[here],
                 )
 
+    def means(self) -> tuple[dict[str, float], float]:
+        """What a run logs: acceptance at equal temperatures and coverage, by set; and the mean of all acceptance.
+
+        A collective under DDP: every rank must call it.
+        """
+        values: dict[str, float] = {}
+        means = []
+        for name in self.grids:
+            same = self.diagonal(name)
+            means.append(sum(same.values()) / len(same))
+            values |= {f"{name}/acceptance_T{temperature:g}": value for temperature, value in same.items()}
+        for name, covered in self.coverage.items():
+            found = covered.compute()
+            values |= {f"{name}/coverage_T{temperature:g}": value for temperature, value in found.items()}
+        return values, sum(means) / max(len(means), 1)
+
     def diagonal(self, name: str) -> dict[float, float]:
         """A set's acceptance at equal temperatures. A collective under DDP: every rank must call it."""
         found = self.grids[name].grid().acceptance
@@ -114,7 +174,7 @@ class Measurement:
                 fits.append(self._fit_grid(self.fit, p_NV, q_NV, self.fit.candidates))
         return _joined(found), torch.cat(fits) if fits else None
 
-    def _by_temperature(self, draft: PreTrainedModel, pairs: Callable[[], LogitPairs]) -> tuple[Survey, Tensor | None]:
+    def _by_temperature(self, draft: torch.nn.Module, pairs: Callable[[], LogitPairs]) -> tuple[Survey, Tensor | None]:
         """The same of a conditioned draft, which is another model at every temperature: as many passes."""
 
         def at(temperature: float) -> Iterator[tuple[Tensor, Tensor]]:

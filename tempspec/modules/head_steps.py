@@ -1,0 +1,104 @@
+"""What a draft is read as on a batch: one step of a language model, several of a head on the target's states (floor 5).
+
+Entry i of a head's step j predicts token i + 2 + j, and the target's law of that token is behind token i + 1 + j. A
+step is a batch in which fewer tokens count, so that the loss and the measurements of any draft serve it.
+
+Axes: B batch, T positions, N the step's response tokens, H hidden, X hidden or vocabulary, R a head's vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from tempspec.interfaces import HeadModel
+from tempspec.modules.outputs import Batch, HiddenStates, LogitPairs, LogitSource, response
+
+__all__ = ["Step", "head_steps", "kept_entries", "kept_positions", "step_batch"]
+
+
+class Step(NamedTuple):
+    """A step of a draft on a batch.
+
+    Attributes:
+        batch: the batch with the tokens that count at this step.
+        pairs: both models' logits at them.
+    """
+
+    batch: Batch
+    pairs: LogitPairs
+
+
+def step_batch(batch: Batch, number: int, decay: float = 1.0) -> dict[str, Tensor]:
+    """The batch of one step: the first 2 + j tokens of every document are behind no entry of it, and do not count.
+
+    Args:
+        batch: as the data module makes it.
+        number: j, from 0.
+        decay: the rows' weights at step j are these to the power of j times their own.
+    """
+    mask_BT, first = batch["loss_mask"].clone(), 2 + number
+    mask_BT[:, :first] = False
+    if "position_ids" in batch:
+        mask_BT &= batch["position_ids"] >= first
+    return {**batch, "loss_mask": mask_BT, "weight": batch["weight"] * decay**number}
+
+
+def kept_positions(output_BTX: Tensor, batch: Batch) -> Tensor:
+    """The target's hidden states, or logits, `[N, X]` whose laws a step is to learn.
+
+    Args:
+        output_BTX: of the text.
+        batch: of the step.
+    """
+    return output_BTX[:, :-1][response(batch)]
+
+
+def kept_entries(hidden_BNH: Tensor, batch: Batch, number: int) -> Tensor:
+    """The head's hidden states `[N, H]` of the same tokens, in the same order.
+
+    Args:
+        hidden_BNH: of the step's entries, as `HeadModel.unrolled` gives them.
+        batch: of the step.
+        number: j.
+    """
+    keep_BN = response(batch)[:, 1 + number :]
+    return hidden_BNH[:, : keep_BN.shape[1]][keep_BN]
+
+
+def head_steps(
+    head: HeadModel, target: PreTrainedModel, batch: Batch, source: LogitSource, steps: int, decay: float = 1.0
+) -> Iterator[Step]:
+    """A head's unrolled steps over the text's own tokens; each may be left once its loss is known.
+
+    Args:
+        head: the head; gradients reach all of its steps.
+        target: the target, which gets none.
+        batch: as the data module makes it.
+        source: runs the target.
+        steps: J.
+        decay: as in `step_batch`.
+    """
+    with torch.no_grad():
+        states, output_BTX = source.tapped(target, batch, head.states)
+    document_BT, position_BT = _documents(batch, source)
+    embed = target.get_input_embeddings()
+    ids_R = None if head.ids_R is None else head.ids_R[head.ids_R < source.vocabulary]
+    output_RH = head.output_RH if ids_R is None else head.output_RH[: len(ids_R)]
+    steps_BNH = head.unrolled(states, batch["input_ids"], embed, steps, document_BT, position_BT)
+    for number, hidden_BNH in enumerate(steps_BNH):
+        step = step_batch(batch, number, decay)
+        kept_NH = kept_entries(hidden_BNH, step, number)
+        side = HiddenStates(kept_NH, output_RH) if source.chunk != 0 else linear(kept_NH, output_RH)
+        yield Step(step, source.pairs(source.side(target, kept_positions(output_BTX, step)), side, ids_R))
+
+
+def _documents(batch: Batch, source: LogitSource) -> tuple[Tensor | None, Tensor | None]:
+    """The numbers of the documents in every row, and their positions, where they are kept from each other."""
+    if not source.reading.apart or "position_ids" not in batch:
+        return None, None
+    position_BT = batch["position_ids"]
+    return (position_BT == 0).cumsum(1), position_BT

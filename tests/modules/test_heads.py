@@ -1,0 +1,243 @@
+"""A head as the draft of an experiment: it is trained, measured, resumed and decodes like any other draft."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file
+
+from tempspec.core.acceptance import overlap
+from tempspec.core.vocabulary import coverage
+from tempspec.decoding.sweep import Sweep
+from tempspec.errors import UserError
+from tempspec.models.eagle3 import Eagle3
+from tempspec.models.eagle3.faults import head_faults
+from tempspec.models.loading import load_config, load_model
+from tempspec.models.tapping import head_target, tapped
+from tempspec.modules.callbacks import PretrainedExport
+from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.fit.loss import TokenSelection
+from tempspec.modules.fit.training import HeadTraining
+from tempspec.plugins.divergences import NegativeLogAcceptance
+from tempspec.plugins.lengths import FixedLength
+from tempspec.plugins.schedules import Grid, Uniform
+
+STATES = [0, 1, 2]
+
+
+def module_of(pair, head=None, **options):
+    torch.manual_seed(0)
+    kind = Eagle3(states=STATES) if head is None else head
+    return DistillationModule(str(pair / "target"), head=kind, **options)
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.draft.state_dict().items()}
+
+
+def test_fit_moves_every_weight_of_the_head_and_none_of_the_target(pair, data, trainer):
+    module = module_of(pair)
+    before = load_model(str(pair / "target")).state_dict()
+    run = trainer(max_steps=2, limit_val_batches=0)
+    run.fit(module, data)
+    fresh = Eagle3(states=STATES).build(head_target(module.pair.target_model)).state_dict()
+    assert module.draft.training
+    assert all(not torch.equal(value, fresh[name]) for name, value in state(module).items())
+    assert all(torch.equal(value, before[name]) for name, value in module.pair.target_model.state_dict().items())
+
+
+def test_a_head_learns(pair, data, trainer):
+    module = module_of(pair, optimizer=lambda parameters: torch.optim.Adam(parameters, 0.01), length=FixedLength(2))
+    run = trainer(max_steps=40, limit_val_batches=0)
+    run.fit(module, data)
+    first = run.callback_metrics
+    assert {"train/acceptance_1", "train/acceptance_2", "train/acceptance_3"} <= set(first)
+    trainer().validate(module, data, verbose=False)
+    learned = module.acceptance()
+    untrained = module_of(pair, length=FixedLength(2))
+    trainer().validate(untrained, data, verbose=False)
+    assert len(learned) == 2 * 2 * 16  # sets, drafted tokens, pairs of temperatures
+
+    for name in ("held", "held/2"):
+        place = {"set": name, "draft_temperature": 1.0, "target_temperature": 1.0}
+        gained = learned.one(**place)["acceptance"] - untrained.acceptance().one(**place)["acceptance"]
+        assert gained > 0.02
+
+
+def test_validate_is_the_acceptance_of_each_drafted_token(pair, data, trainer):
+    module = module_of(pair, length=FixedLength(2), validation_temperatures=[0.7])
+    run = trainer()
+    run.validate(module, data, verbose=False)
+    target, head = module.pair.target_model, module.draft
+    expected = {0: [], 1: []}
+    for rows in data.val_dataloader()[0]:
+        with torch.no_grad():
+            out = tapped(target, STATES, input_ids=rows["input_ids"], use_cache=False)
+            logp = (target.lm_head(out.hidden_BTH)[..., :24] / 0.7).log_softmax(-1)
+            steps = head.unrolled(out.states, rows["input_ids"], target.get_input_embeddings(), 2)
+            for number, hidden in enumerate(steps):
+                logq = (head.logits(hidden)[..., :24] / 0.7).log_softmax(-1)
+                for row in range(len(logp)):
+                    for token in rows["loss_mask"][row].nonzero()[:, 0].tolist():
+                        if token >= 2 + number and rows["weight"][row] and rows["set_index"][row] == 0:
+                            expected[number].append(overlap(logp[row, token - 1], logq[row, token - 2 - number]))
+    for number, name in enumerate(("held", "held/2")):
+        found = run.callback_metrics[f"val/{name}/acceptance_T0.7"]
+        torch.testing.assert_close(found, torch.stack(expected[number]).mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_several_temperatures_and_steps_come_from_one_pass_of_the_target(pair, data, trainer):
+    module = module_of(pair, temperature=Grid([0.5, 1.0, 2.0]), divergence=NegativeLogAcceptance())
+    passes, steps = [], module.training_step
+
+    def counting(batch, batch_idx):
+        passes.clear()
+        return steps(batch, batch_idx)
+
+    module.training_step = counting
+    module.pair.target_model.model.register_forward_hook(lambda *unused: passes.append(1))
+    trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+    assert passes == [1], passes
+
+
+# -- a draft vocabulary ------------------------------------------------------------------------------------------------
+
+
+def test_a_draft_vocabulary_is_the_most_frequent_response_tokens(pair, data, trainer):
+    module = module_of(pair, Eagle3(states=STATES, draft_vocabulary=9))
+    trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+    count = torch.zeros(24, dtype=torch.int64)
+    for row in data.train_rows:
+        kept = torch.tensor(row["input_ids"])[torch.tensor(row["loss_mask"])]
+        count += torch.bincount(kept, minlength=24)
+    ids = module.draft.ids_R
+    left_out = [token for token in range(24) if token not in ids.tolist()]
+    assert len(ids) == 9
+    assert count[ids].min() >= count[left_out].max()
+    assert module.draft.output_RH.shape == (9, 16)
+
+
+def test_coverage_is_the_targets_mass_and_bounds_acceptance(pair, data, trainer):
+    module = module_of(pair, Eagle3(states=STATES, draft_vocabulary=9), validation_temperatures=[1.0, 2.0])
+    trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+    run = trainer()
+    run.validate(module, data, verbose=False)
+    found = []
+    for batch in data.val_dataloader()[0]:
+        keep = batch["loss_mask"][:, 1:] & (batch["set_index"] == 0)[:, None] & (batch["weight"] > 0)[:, None]
+        with torch.no_grad():
+            logits = module.pair.target_model(batch["input_ids"]).logits[:, :-1, :24]
+        found.append(coverage(logits[keep], module.draft.ids_R, [1.0, 2.0]))
+    expected = torch.cat(found).mean(0)
+    for temperature, value in zip((1, 2), expected, strict=True):
+        found = run.callback_metrics[f"val/held/coverage_T{temperature}"]
+        torch.testing.assert_close(found, value, rtol=1e-5, atol=1e-5)
+        assert run.callback_metrics[f"val/held/acceptance_T{temperature}"] <= found
+
+
+def test_a_new_head_with_a_draft_vocabulary_is_fitted_first(pair, data, trainer):
+    with pytest.raises(UserError, match="run `tempspec fit` first"):
+        trainer().validate(module_of(pair, Eagle3(states=STATES, draft_vocabulary=9)), data)
+
+
+def test_a_draft_vocabulary_of_all_tokens_is_refused(pair, data, trainer):
+    with pytest.raises(UserError, match="must be below the target's 24 tokens"):
+        trainer(max_steps=1).fit(module_of(pair, Eagle3(states=STATES, draft_vocabulary=24)), data)
+
+
+# -- files, checkpoints ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [None, 9])
+def test_fit_leaves_a_head_that_engines_read(pair, data, trainer, tmp_path, size):
+    module = module_of(pair, Eagle3(states=STATES, draft_vocabulary=size))
+    trainer(max_steps=2, limit_val_batches=0, callbacks=[PretrainedExport(tmp_path)]).fit(module, data)
+    assert head_faults(tmp_path / "head", load_config(str(pair / "target"))) == []
+    held = load_file(tmp_path / "head" / "model.safetensors")
+    assert all(torch.equal(value, held[name]) for name, value in state(module).items())
+    assert json.loads((tmp_path / "head" / "config.json").read_text())["draft_vocab_size"] == size
+    again = module_of(pair, draft=str(tmp_path / "head"))
+    trainer().validate(again, data, verbose=False)
+    assert all(torch.equal(value, held[name]) for name, value in state(again).items())
+    found = again.acceptance().rows
+    trainer().validate(module, data, verbose=False)
+    assert module.acceptance().rows == found
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
+@pytest.mark.parametrize("size", [None, 9])
+def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, size):
+    def fit(resume=None, callbacks=()):
+        module = module_of(pair, Eagle3(states=STATES, draft_vocabulary=size), temperature=Uniform(0.5, 2.0))
+        run = trainer(max_steps=3, limit_val_batches=0)
+        run.callbacks += list(callbacks)
+        run.fit(module, data, ckpt_path=resume)
+        return state(module)
+
+    whole = fit(callbacks=[ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)])
+    resumed = fit(str(tmp_path / "kept" / "step=1.ckpt"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
+def test_a_checkpoint_is_measured_as_the_folder_is(pair, data, trainer, tmp_path):
+    kind = Eagle3(states=STATES, draft_vocabulary=9)
+    run = trainer(max_steps=2, limit_val_batches=0, callbacks=[PretrainedExport(tmp_path)])
+    run.callbacks.append(ModelCheckpoint(tmp_path / "kept", filename="last", every_n_train_steps=2))
+    run.fit(module_of(pair, kind), data)
+    found = []
+    for options, path in (({}, tmp_path / "kept" / "last.ckpt"), ({"draft": str(tmp_path / "head")}, None)):
+        module = module_of(pair, kind, **options)
+        trainer().validate(module, data, ckpt_path=path, verbose=False)
+        found.append(module.acceptance().rows)
+    assert found[0] == found[1]
+
+
+def test_training_goes_on_from_a_head(pair, data, trainer, tmp_path):
+    run = trainer(max_steps=2, limit_val_batches=0, callbacks=[PretrainedExport(tmp_path)])
+    run.fit(module_of(pair, Eagle3(states=STATES, draft_vocabulary=9)), data)
+    module = module_of(pair, Eagle3(states=STATES, draft_vocabulary=9), draft=str(tmp_path / "head"))
+    trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+    held = load_file(tmp_path / "head" / "model.safetensors")
+    moved = {name: float((value - held[name]).abs().max()) for name, value in state(module).items()}
+    assert 0 < max(moved.values()) < 1e-3
+
+
+# -- predict -----------------------------------------------------------------------------------------------------------
+
+
+def test_predict_decodes_with_the_head(pair, data, trainer, tmp_path):
+    sweep = Sweep(target_temperatures=[0.0, 1.0], max_new_tokens=6, timing_prompts=1)
+    plain = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), sweep=sweep)
+    module = module_of(pair, sweep=sweep)
+    texts = []
+    for number, one in enumerate((plain, module)):
+        trainer(default_root_dir=str(tmp_path / str(number))).predict(one, data, return_predictions=False)
+        greedy = [row for row in one.runner.store.rows(one.runner.order) if row["target_temperature"] == 0.0]
+        texts.append({(row["prompt_key"], row["verifier"]): row["text"] for row in greedy})
+    assert texts[0] == texts[1]
+    assert module.parameter_ratio > 0
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"draft_layers": 1}, "got both model.head and model.draft_layers"),
+        ({"conditioning_rank": 2}, "model.conditioning_rank is not for a head yet"),
+        ({"gradient_checkpointing": True}, "model.gradient_checkpointing is not for a head yet"),
+        ({"selection": TokenSelection("x")}, "model.selection is not for a head yet"),
+    ],
+)
+def test_what_a_head_cannot_be_trained_with_is_refused(pair, options, says):
+    with pytest.raises(UserError, match=says):
+        DistillationModule(str(pair / "target"), **{"head": "Eagle3", **options})
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"decay": 0.0}, {"decay": 1.5}])
+def test_steps_out_of_range_are_refused(options):
+    with pytest.raises(UserError, match="head_training"):
+        HeadTraining(**options)
