@@ -1,6 +1,7 @@
 """`tempspec.decode`: speculative decoding in one call."""
 
 import pytest
+import torch
 
 import tempspec as ts
 from tempspec.errors import UserError

@@ -8,8 +8,8 @@ from tempspec.errors import UserError
 from tempspec.models.conditioning import (
     FILE,
     RANGE,
+    at_temperature,
     condition,
-    fold,
     is_conditioned,
     load_conditioning,
     plain_state,
@@ -46,7 +46,7 @@ def logits(model, temperature=None, ids=IDS):
 @pytest.mark.parametrize("temperature", [0.0, 0.1, 0.5, 0.8, 1.0, 1.5, 4.0])
 def test_folding_is_conditioning(temperature):
     model = conditioned()
-    folded = fold(model, temperature)
+    folded = at_temperature(model, temperature)
     assert not is_conditioned(folded)
     assert is_conditioned(model)
     expected = logits(model, temperature)
@@ -69,7 +69,7 @@ def test_outside_the_trained_range_the_nearest_end_is_taken(tmp_path, asked, nea
     expected = logits(free, nearest)
     torch.testing.assert_close(logits(model, asked), expected)
     torch.testing.assert_close(logits(model, torch.tensor([asked, asked])), expected)
-    torch.testing.assert_close(logits(fold(model, asked)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(at_temperature(model, asked)), expected, rtol=1e-5, atol=1e-5)
     model.save_pretrained(tmp_path, state_dict=plain_state(model))
     save_conditioning(model, tmp_path)
     loaded = load_conditioning(AutoModelForCausalLM.from_pretrained(tmp_path), tmp_path)
@@ -134,7 +134,7 @@ def test_on_disk_it_is_an_ordinary_checkpoint_and_one_more_file(tmp_path):
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "draft")), logits(tiny()))
     again = load_draft(str(tmp_path / "draft"))
     torch.testing.assert_close(logits(again, 0.4), logits(model, 0.4))
-    save_model(fold(model, 0.4), None, tmp_path / "folded")
+    save_model(at_temperature(model, 0.4), None, tmp_path / "folded")
     assert not (tmp_path / "folded" / FILE).exists()
     torch.testing.assert_close(logits(load_model(str(tmp_path / "folded"))), logits(model, 0.4), rtol=1e-5, atol=1e-5)
 
@@ -177,7 +177,7 @@ def test_what_cannot_be_done_is_refused(tmp_path):
     with pytest.raises(UserError, match="conditioning_rank must be 1 or more, got 0"):
         condition(tiny(), 0)
     with pytest.raises(UserError, match="got an ordinary one: it needs no fold"):
-        fold(tiny(), 0.5)
+        at_temperature(tiny(), 0.5)
     save_model(conditioned(), None, tmp_path / "draft")
     other = tiny()
     other.model.layers = other.model.layers[:1]
