@@ -53,19 +53,22 @@ def rename_keys(config: dict[str, Any]) -> list[str]:
     return [*lines, *_move_classes(config)]
 
 
-def _move_classes(section: Any) -> list[str]:
-    """Give every class of a configuration today's path, in place; returns a line for each former one."""
-    if isinstance(section, list):
-        return [line for each in section for line in _move_classes(each)]
-    if not isinstance(section, dict):
+def _move_classes(section: Any, above: tuple[int, ...] = ()) -> list[str]:
+    """Give every class of a configuration today's path, in place; returns a line for each former one.
+
+    YAML's aliases may put a section within itself: the parser says so, and nothing is looked for there.
+    """
+    if not isinstance(section, list | dict) or id(section) in above:
         return []
     lines = []
+    if isinstance(section, list):
+        return [line for each in section for line in _move_classes(each, (*above, id(section)))]
     if isinstance(path := section.get("class_path"), str):
         for former, today in MOVED.items():
             if path.startswith(former):
                 section["class_path"] = today + path.removeprefix(former)
                 lines.append(f"{path} is called {section['class_path']} now: rename it")
-    return lines + [line for each in section.values() for line in _move_classes(each)]
+    return lines + [line for each in section.values() for line in _move_classes(each, (*above, id(section)))]
 
 
 def _rename(section: Any, former: list[str], today: list[str]) -> bool:

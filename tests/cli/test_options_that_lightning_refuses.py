@@ -53,7 +53,9 @@ def test_a_fault_of_ours_keeps_its_traceback(run, world, monkeypatch):
 
 
 def test_what_lightning_says_of_our_own_calls_is_our_fault(run, world, monkeypatch):
-    monkeypatch.setattr("tempspec.modules.fit.loss.LossSums.means", lambda self: {"loss": object()})
+    monkeypatch.setattr(
+        "tempspec.modules.fit.loss.LossSums.means", lambda self: dict.fromkeys(("loss", "acceptance"), object())
+    )
     with pytest.raises(ValueError, match="cannot be logged"):
         run("fit", "--config", world / "pair.yaml")
 

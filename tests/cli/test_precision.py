@@ -23,7 +23,8 @@ def notes(caplog):
         ("generate", ("--model.loading.dtype", "bfloat16"), [HALF]),
     ],
 )
-def test_one_line_where_the_law_is_not_quite_the_one_drawn_from(command, options, says, world, run, caplog):
+def test_one_line_where_a_law_is_not_the_one_drawn_from(command, options, says, world, run, caplog, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     few = ("--model.sweep.max_new_tokens", 3, "--model.sweep.timing_prompts", 0, "--trainer.max_steps", 1)
     tested = ("--data.test", f"{{held: {{path: {world}/text.jsonl, limit: 4}}}}") if command == "test" else ()
     code, _, error = run(command, "--config", world / "pair.yaml", *options, *few, *tested)
@@ -36,3 +37,10 @@ def test_one_line_where_the_law_is_not_quite_the_one_drawn_from(command, options
 def test_every_half_is_named():
     note = half_note({"the target": torch.float16, "the draft": torch.bfloat16})
     assert note.startswith("the target computes in float16 and the draft computes in bfloat16: ")
+
+
+def test_a_cpu_without_instructions_for_a_dtype_is_named(world, run, caplog, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    few = ("--model.sweep.max_new_tokens", 3, "--model.sweep.timing_prompts", 0)
+    assert run("generate", "--config", world / "pair.yaml", *few, "--model.loading.dtype", "bfloat16")[0] == 0
+    assert notes(caplog)[-1].endswith("float32 is several times faster; --model.loading.dtype float32")
