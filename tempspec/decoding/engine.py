@@ -276,8 +276,8 @@ class Engine:
         rows = [row for index in members if (row := slots.rows[index]) is not None]
         longest = max(row.length for row in rows) - 1
         index_R = slots.integers(members)
-        heat = [row.request.proposal_temperature for row in rows]
-        self._condition(torch.tensor(heat, dtype=torch.float32))
+        temperatures = [row.request.proposal_temperature for row in rows]
+        self._condition(torch.tensor(temperatures, dtype=torch.float32))
         for start in range(0, longest, PREFILL_CHUNK):
             span = range(start, min(start + PREFILL_CHUNK, longest))
             token_RN = slots.token_ST[index_R, span.start : span.stop]

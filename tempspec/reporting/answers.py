@@ -102,33 +102,35 @@ def _consistency(collection: Collection) -> Answer:
     if reference is None or not hot:
         needs = f"drafts trained at T = {collection.reference:g} and at another one that differ in no other label"
         return Answer(question, f"Not measured here: it needs {needs}.")
-    for heat in hot:
+    for temperature in hot:
         if changes := [
-            *_decoded_gain(collection, trained[heat], reference, heat),
-            *_analytic_gain(collection, trained[heat], reference, heat),
+            *_decoded_gain(collection, trained[temperature], reference, temperature),
+            *_analytic_gain(collection, trained[temperature], reference, temperature),
         ]:
             return _answer(question, *changes)
     return Answer(question, "Not measured here: no draft was measured at the temperature it was trained at.")
 
 
-def _decoded_gain(collection: Collection, draft: Draft, reference: Draft, heat: float) -> Iterator[Change]:
+def _decoded_gain(collection: Collection, draft: Draft, reference: Draft, temperature: float) -> Iterator[Change]:
     """What training at T changed in decoding at T."""
     for cell in _drafting(draft, collection.domains):
-        if cell.target_temperature == heat == cell.draft_temperature and cell in reference.metrics:
+        if cell.target_temperature == temperature == cell.draft_temperature and cell in reference.metrics:
             found = contrast((1, _accepted(draft, cell)), (-1, _accepted(reference, cell)))
-            what = f"acceptance at T = {heat:g} when trained there instead of at {collection.reference:g}"
+            what = f"acceptance at T = {temperature:g} when trained there instead of at {collection.reference:g}"
             yield Change(what, found, _place(cell))
             return
 
 
-def _analytic_gain(collection: Collection, draft: Draft, reference: Draft, heat: float) -> Iterator[Change]:
+def _analytic_gain(collection: Collection, draft: Draft, reference: Draft, temperature: float) -> Iterator[Change]:
     """The same without the noise of coins: overlap of the laws at T, on the target's own text where there is some."""
-    key = ("analytic_acceptance", heat, heat)
+    key = ("analytic_acceptance", temperature, temperature)
     texts, others = collection.texts(draft), collection.texts(reference)
     for text in sorted(texts, key=lambda text: not text.endswith(SAMPLED)):
         if key in texts[text] and key in others.get(text, {}):
             found = contrast((1, texts[text][key]), (-1, others[text][key]))
-            what = f"analytic acceptance at T = {heat:g} when trained there instead of at {collection.reference:g}"
+            what = (
+                f"analytic acceptance at T = {temperature:g} when trained there instead of at {collection.reference:g}"
+            )
             yield Change(what, found, text)
             return
 
@@ -160,10 +162,10 @@ def _other_range(collection: Collection) -> Iterator[Change]:
 
     What separates the two drafts at the reference temperature is taken off: it is nothing that the range did.
     """
-    for narrow, wide, heat in _ranges(collection):
+    for narrow, wide, temperature in _ranges(collection):
         ref = collection.reference
-        places: list[tuple[tuple[Cell, ...], ...]] = [*_domain_pairs(narrow, collection, ref, heat)]
-        places = places or [(pair,) for pair in _at(narrow, {}, ref, heat)]
+        places: list[tuple[tuple[Cell, ...], ...]] = [*_domain_pairs(narrow, collection, ref, temperature)]
+        places = places or [(pair,) for pair in _at(narrow, {}, ref, temperature)]
         for place in places:
             if not all(cell in wide.metrics for pair in place for cell in pair):
                 continue
@@ -172,7 +174,7 @@ def _other_range(collection: Collection) -> Iterator[Change]:
             for name, (_, hot) in zip(("", f" and out of domain ({place[-1][0].prompt_set})"), place, strict=False):
                 found = contrast((1, _accepted(narrow, hot)), (-1, _accepted(wide, hot)), *off)
                 where = f"{narrow.name}, {_span(narrow)}, against {wide.name}, {_span(wide)}, from T = {ref:g}"
-                yield Change(f"acceptance at T = {heat:g} out of the trained range{name}", found, where)
+                yield Change(f"acceptance at T = {temperature:g} out of the trained range{name}", found, where)
             return
 
 
@@ -183,13 +185,13 @@ def _ranges(collection: Collection) -> Iterator[tuple[Draft, Draft, float]]:
         heats = {cell.target_temperature for cell in _drafting(narrow, {})}
         out = [t for t in heats if _inside(wide, t) and not _inside(narrow, t)]
         both = all(_inside(draft, collection.reference) for draft in (narrow, wide))
-        for heat in sorted(out, key=lambda t: abs(t - collection.reference), reverse=True) if both else ():
-            yield narrow, wide, heat
+        for temperature in sorted(out, key=lambda t: abs(t - collection.reference), reverse=True) if both else ():
+            yield narrow, wide, temperature
 
 
-def _inside(draft: Draft, heat: float) -> bool:
+def _inside(draft: Draft, temperature: float) -> bool:
     assert draft.trained is not None
-    return draft.trained[0] <= heat <= draft.trained[1]
+    return draft.trained[0] <= temperature <= draft.trained[1]
 
 
 def _span(draft: Draft) -> str:

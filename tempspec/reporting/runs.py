@@ -167,10 +167,10 @@ class Collection:
         """
         alike: dict[frozenset[tuple[str, Any]], dict[float, Draft]] = {}
         for draft in self.drafts:
-            heat = draft.labels.get("train_temperature")
-            if isinstance(heat, int | float) and (draft.rows or draft.analytic):
+            temperature = draft.labels.get("train_temperature")
+            if isinstance(temperature, int | float) and (draft.rows or draft.analytic):
                 rest = frozenset((name, label) for name, label in draft.labels.items() if name not in _TEMPERATURES)
-                alike.setdefault(rest, {}).setdefault(float(heat), draft)
+                alike.setdefault(rest, {}).setdefault(float(temperature), draft)
         return next((drafts for drafts in alike.values() if len(drafts) > 1), {})
 
     def texts(self, draft: Draft) -> dict[str, Analytic]:
@@ -182,8 +182,8 @@ class Collection:
         for prompts, name in self.prefixes.fixed.items():
             places.setdefault(name, []).append((f"{prompts}, fixed text", None))
         for prompts, sets in self.prefixes.sampled.items():
-            for heat, name in sets.items():
-                places.setdefault(name, []).append((f"{prompts}, {SAMPLED}", float(heat)))
+            for temperature, name in sets.items():
+                places.setdefault(name, []).append((f"{prompts}, {SAMPLED}", float(temperature)))
         found: dict[str, Analytic] = {text: {} for names in places.values() for text, _ in names}
         for (name, metric, target, own), sums in draft.analytic_sums.items():
             for text, only in places.get(name, [(name, None)]):

@@ -120,8 +120,8 @@ def categories(collection: Collection) -> Section:
         for cell, found in SweepMetrics.of_rows(named, cell=category_cell_of).estimates().items():
             if cell.verifier != BASELINE:
                 place: list[Field] = [draft.name, cell.category, cell.prompt_set, cell.verifier]
-                heat: list[Field] = [cell.target_temperature, cell.draft_temperature]
-                rows.append([*place, *heat, found["acceptance_rate"], found["block_efficiency"]])
+                temperatures: list[Field] = [cell.target_temperature, cell.draft_temperature]
+                rows.append([*place, *temperatures, found["acceptance_rate"], found["block_efficiency"]])
     columns = ["draft", "category", "prompts", "verifier", "T", "draft T", "acceptance rate", "block efficiency"]
     sheets = [Sheet("categories", "Results by category", columns, rows)] if rows else []
     return Section("categories", "Categories", "The prompts of one category alone.", [], sheets)

@@ -28,8 +28,8 @@ def temperatures(collection: Collection) -> Section:
             axes = {"x": TEMPERATURE, "y": "draft temperature (1)", "mark": "best draft temperature"}
             rows += [[draft.name, name, *key, found[key], found.get((key[0], key[0]), nothing)] for key in sorted(best)]
             charts.append(heatmap(slug("map", draft.name, name), title, found, sorted(best), **axes))
-            heat = {t: e.value for (t, _), e in _estimates(sums, "target_entropy").items()}
-            points = {heat[t]: found[t, t] for t in heat if (t, t) in found}
+            entropy_at = {t: e.value for (t, _), e in _estimates(sums, "target_entropy").items()}
+            points = {entropy_at[t]: found[t, t] for t in entropy_at if (t, t) in found}
             entropy.setdefault(name, {})[draft.name] = points
     for name, found_curves in entropy.items():
         title, x, y = f"Entropy against acceptance: {name}", "entropy of the target (nats)", "analytic acceptance (1)"
@@ -50,25 +50,25 @@ def temperatures(collection: Collection) -> Section:
 
 def _consistent_gains(collection: Collection) -> list[list[Field]]:
     """The draft that was trained at T against every other one, at T, paired."""
-    drafts = {heat: collection.texts(draft) for heat, draft in collection.trained_at.items()}
+    drafts = {temperature: collection.texts(draft) for temperature, draft in collection.trained_at.items()}
     rows: list[list[Field]] = []
-    for heat, texts in sorted(drafts.items()):
-        key = ("analytic_acceptance", heat, heat)
+    for temperature, texts in sorted(drafts.items()):
+        key = ("analytic_acceptance", temperature, temperature)
         for other, others in sorted(drafts.items()):
             for name in (
-                name for name in texts if other != heat and key in texts[name] and key in others.get(name, {})
+                name for name in texts if other != temperature and key in texts[name] and key in others.get(name, {})
             ):
-                rows.append([name, heat, other, contrast((1, texts[name][key]), (-1, others[name][key]))])
+                rows.append([name, temperature, other, contrast((1, texts[name][key]), (-1, others[name][key]))])
     return rows
 
 
 def _trained(collection: Collection) -> Iterator[Chart]:
     """Train temperature x decoding temperature, where two or more drafts differ in that alone."""
-    drafts = {heat: collection.texts(draft) for heat, draft in collection.trained_at.items()}
+    drafts = {temperature: collection.texts(draft) for temperature, draft in collection.trained_at.items()}
     for name in dict.fromkeys(name for texts in drafts.values() for name in texts):
         found = {
-            (t, heat): estimate
-            for heat, texts in drafts.items()
+            (t, temperature): estimate
+            for temperature, texts in drafts.items()
             for (t, d), estimate in _estimates(texts.get(name, {}), "analytic_acceptance").items()
             if t == d
         }
@@ -116,8 +116,8 @@ def prefixes(collection: Collection) -> Section:
     for draft in collection.drafts:
         for name, fixed in collection.prefixes.fixed.items():
             found: dict[str, Estimate] = {}
-            for heat, sampled in collection.prefixes.sampled.get(name, {}).items():
-                t = float(heat)
+            for temperature, sampled in collection.prefixes.sampled.get(name, {}).items():
+                t = float(temperature)
                 keys = [(fixed, metric, ref, ref), (fixed, metric, t, t), (sampled, metric, t, t)]
                 if all(key in draft.analytic for key in keys):
                     split = prefix_split(*(draft.analytic[key] for key in keys))
