@@ -12,7 +12,7 @@ ROWS = datasets.Dataset.from_dict(
 )
 
 
-def test_response_tokens_alone_count_and_equal_counts_take_the_lower_id():
+def test_response_tokens_count_and_ties_take_the_lower_id():
     assert frequent_ids(ROWS, 2, 10).tolist() == [1, 2]
     assert frequent_ids(ROWS, 3, 10).tolist() == [1, 2, 5]
 

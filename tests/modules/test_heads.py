@@ -36,7 +36,7 @@ def state(module):
     return {name: value.clone() for name, value in module.draft.state_dict().items()}
 
 
-def test_fit_moves_every_weight_of_the_head_and_none_of_the_target(pair, data, trainer):
+def test_fit_moves_every_weight_of_the_head_and_no_other(pair, data, trainer):
     module = module_of(pair)
     before = load_model(str(pair / "target")).state_dict()
     run = trainer(max_steps=2, limit_val_batches=0)
@@ -87,7 +87,7 @@ def test_validate_is_the_acceptance_of_each_drafted_token(pair, data, trainer):
         torch.testing.assert_close(found, torch.stack(expected[number]).mean(), rtol=1e-5, atol=1e-5)
 
 
-def test_several_temperatures_and_steps_come_from_one_pass_of_the_target(pair, data, trainer):
+def test_temperatures_and_steps_come_from_one_target_pass(pair, data, trainer):
     module = module_of(pair, temperature=Grid([0.5, 1.0, 2.0]), divergence=NegativeLogAcceptance())
     passes, steps = [], module.training_step
 

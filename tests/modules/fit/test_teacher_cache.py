@@ -63,7 +63,7 @@ def test_a_cache_of_packed_rows_trains_as_the_target_does(make, packed, trainer,
     whole = {"tokens": VOCABULARY}
     write(make(whole), packed)
     cached, plain = (fit(make(each), packed, trainer) for each in (whole, None))
-    packed.pack_attention = "across"
+    packed.encoding.separate = False
     with pytest.raises(UserError, match=r"needs data\.pack_attention: separate"):
         fit(make(whole), packed, trainer)
     across = fit(make(None), packed, trainer)
@@ -74,14 +74,14 @@ def test_a_cache_of_packed_rows_trains_as_the_target_does(make, packed, trainer,
 
 def test_a_cache_that_read_across_documents_is_learned_from_so(make, packed, trainer, tmp_path, caplog):
     whole = {"tokens": VOCABULARY}
-    packed.pack_attention = "across"
+    packed.encoding.separate = False
     write(make(whole), packed)
     across = fit(make(None), packed, trainer)
     record = tmp_path / "cache-of-teacher" / "teacher.json"  # as an earlier version left it
     record.write_text(
         json.dumps({name: value for name, value in json.loads(record.read_text()).items() if name != "apart"})
     )
-    packed.pack_attention = "separate"
+    packed.encoding.separate = True
     cached = fit(make(whole), packed, trainer)
     assert "see each other: the cached teacher cannot keep them apart" in caplog.text
     for name, value in cached.items():
