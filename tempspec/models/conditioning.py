@@ -207,7 +207,8 @@ def at_temperature(model: PreTrainedModel, temperature: float) -> PreTrainedMode
     """
     if not is_conditioned(model):
         raise UserError(
-            "expected a draft that is conditioned on the temperature, got an ordinary one: it is one at every temperature"
+            "expected a draft that is conditioned on the temperature, got an ordinary one, which is the same at "
+            "every temperature"
         )
     folded = copy.deepcopy(model)
     known = trained_range(folded)

@@ -176,7 +176,7 @@ def test_only_the_changes_are_added_and_all_get_a_gradient():
 def test_what_cannot_be_done_is_refused(tmp_path):
     with pytest.raises(UserError, match="conditioning_rank must be 1 or more, got 0"):
         condition(tiny(), 0)
-    with pytest.raises(UserError, match="got an ordinary one: it is one at every temperature"):
+    with pytest.raises(UserError, match="got an ordinary one, which is the same at every temperature"):
         at_temperature(tiny(), 0.5)
     save_model(conditioned(), None, tmp_path / "draft")
     other = tiny()
