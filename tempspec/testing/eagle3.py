@@ -40,7 +40,7 @@ class Eagle3Reading:
             steps: how many.
         """
         kept: list[tuple[Tensor, Tensor]] = []
-        carry_H = torch.zeros(0)
+        carry_H = torch.zeros(0, dtype=torch.float64)
         for place in range(entry + 1):
             features = torch.cat([state_TH[place] for state_TH in states_KTH]).double()
             carry_H, hidden_H = self._step(self.tensors["fc.weight"] @ features, embedded_TH[place + 1], place, kept)

@@ -81,7 +81,7 @@ class _Texts:
     @classmethod
     def random(cls, model: HeadModel, target: HeadTarget, rows: int) -> "_Texts":
         token_BT = torch.randint(len(target.embedding_VH), (rows, _TOKENS))
-        states = [torch.randn(rows, _TOKENS, target.embedding_VH.shape[1]).double() for _ in model.states]
+        states = [torch.randn(rows, _TOKENS, target.embedding_VH.shape[1], dtype=torch.float64) for _ in model.states]
         return cls(token_BT, [_TOKENS - row % 3 for row in range(rows)], states, target.embedding_VH)
 
     def embed(self, token: Tensor) -> Tensor:
@@ -152,7 +152,9 @@ def _target(vocabulary: int) -> HeadTarget:
         max_position_embeddings=64,
         rope_parameters={"rope_type": "default", "rope_theta": 100.0},
     )
-    return HeadTarget(config, torch.randn(vocabulary, 16).double(), torch.randn(vocabulary, 16).double())
+    return HeadTarget(
+        config, torch.randn(vocabulary, 16, dtype=torch.float64), torch.randn(vocabulary, 16, dtype=torch.float64)
+    )
 
 
 def _check_sizes(head: DraftHead, model: HeadModel, vocabulary: int) -> None:

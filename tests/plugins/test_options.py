@@ -52,6 +52,7 @@ OPTIONS = {
     "Traversal": {},
     "Typical": {"epsilon": 0.09, "delta": 0.3},
     "CausalLM": {},
+    "Speculator": {},
     "DynamicTree": {"width": 4, "depth": 4, "nodes": 16},
     "EarlyExit": {"layers": 1},
     "PromptLookup": {"longest_ngram": 3, "shortest_ngram": 1},
