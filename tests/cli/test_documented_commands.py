@@ -1,6 +1,7 @@
 """Every command line that a page shows in a block runs, on a small pair and in the page's own order."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def _blocks(text):
 def arguments(line):
     """What `main` gets: the line behind `tempspec`, with what its kind is given besides."""
     extra = next(more for pattern, more in HOW if re.search(pattern, line))
-    told = line[line.index("tempspec ") :].split()[1:]
+    told = shlex.split(line[line.index("tempspec ") :])[1:]
     return [word.replace("$T", "1.0").replace("RUN", "runs/mine") for word in told] + list(extra)
 
 
