@@ -123,13 +123,15 @@ def _subclasses(base: type) -> dict[str, type]:
 
 def _of_class(bases: list[type], value: Any, skipped: int) -> str:
     """What is wrong with the name of a class, or with its options."""
-    choices = {name: each for base in bases for name, each in _subclasses(base).items()}
+    allowed = tuple(f"{path}." for path in allowed_paths())  # not what the process defines elsewhere
+    found = {name: each for base in bases for name, each in _subclasses(base).items()}
+    choices = {name: each for name, each in found.items() if f"{each.__module__}.".startswith(allowed)}
     if isinstance(value, str) and all(part.isidentifier() for part in value.split(".")):
         value = {"class_path": value}
     if not isinstance(value, dict):
         return ""
     named = value.get("class_path")
-    if named is None and (own := [base for base in bases if base.__name__ in choices]):
+    if named is None and (own := [base for base in bases if base.__name__ in found]):
         return _of_options(own[0], value.get("init_args", value), skipped)
     if not isinstance(named, str) or value.keys() - _SPECIFICATION:
         return (

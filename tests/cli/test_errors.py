@@ -7,8 +7,9 @@ from importlib import metadata
 import pytest
 from jsonargparse import ArgumentError, ArgumentParser
 
-from tempspec.cli import errors
+from tempspec.cli import errors, wrong_value
 from tempspec.errors import UserError
+from tempspec.interfaces import Verifier
 
 WRITTEN_FOR = "4.53"
 
@@ -89,3 +90,17 @@ def test_a_report_is_one_line_that_says_what_was_got(line):
         parser(errors.Plain).parse_args(words)
     assert str(caught.value).startswith(TOLD[line])
     assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_name_lists_what_a_configuration_may_name():
+    before = wrong_value.refusal(Verifier, "torch.optim.AdamW")
+
+    class OfSomebodyElse(Verifier):
+        """A class that some other part of the process has defined, where no configuration may reach it."""
+
+        def verify(self, *unused):
+            raise NotImplementedError
+
+    assert not OfSomebodyElse.__abstractmethods__
+    assert wrong_value.refusal(Verifier, "torch.optim.AdamW") == before
+    assert "TokenwiseRejection" in before

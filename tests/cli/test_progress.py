@@ -13,6 +13,7 @@ from tempspec.decoding.pace import Counts, Pace
 def test_the_bar_shows_the_stage_and_its_figures_by_short_names(command, config, shown, run, world, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")  # a terminal, for rich
+    monkeypatch.setenv("TERM", "xterm-256color")  # one that redraws, whatever the tests were started in
     options = ("--trainer.enable_progress_bar", "true", "--model.sweep.max_new_tokens", "4")
     code, out, error = run(command, "--config", world / config, *(options if command == "predict" else options[:2]))
     assert code == 0, error
