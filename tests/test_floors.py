@@ -13,7 +13,7 @@ import tempspec
 PACKAGE = Path(tempspec.__file__).parent
 # Each house is a folder, or files of the package's root that belong together.
 FLOORS: tuple[tuple[frozenset[str], ...], ...] = (
-    (frozenset({"", "registry", "errors", "files"}),),
+    (frozenset({"", "registry", "errors", "files", "own_yaml"}),),
     (frozenset({"core"}),),
     (frozenset({"interfaces"}),),
     (frozenset({"models"}), frozenset({"plugins"}), frozenset({"testing"})),
@@ -132,7 +132,9 @@ def test_the_ground_floor_needs_the_standard_library_only(name):
     assert outside <= sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("module", ["tempspec", "tempspec.registry", "tempspec.errors", "tempspec.files"])
+@pytest.mark.parametrize(
+    "module", ["tempspec", "tempspec.registry", "tempspec.errors", "tempspec.files", "tempspec.own_yaml"]
+)
 def test_the_ground_floor_is_imported_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

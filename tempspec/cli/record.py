@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from tempspec.data.environment import describe_environment, write_environment
 from tempspec.data.module import TextDataModule
 from tempspec.files import write_atomically
+from tempspec.own_yaml import read_own_yaml
 
 __all__ = ["RunRecord"]
 
@@ -38,6 +38,7 @@ class RunRecord(Callback):
         self._parser = parser
         self._config = config
         self._written = False
+        self._text = ""
         self._environment: dict[str, Any] | None = None
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -73,13 +74,15 @@ class RunRecord(Callback):
 
     def text(self) -> str:
         """The resolved configuration, which every subcommand can read again."""
-        config = self._config.clone()
-        config.pop("cache_teacher", None)  # generate's alone
-        return cast(str, self._parser.dump(config, skip_none=False))
+        if not self._text:
+            config = self._config.clone()
+            config.pop("cache_teacher", None)  # generate's alone
+            self._text = cast(str, self._parser.dump(config, skip_none=False))
+        return self._text
 
     def resolved(self) -> Mapping[str, Any]:
         """The same as a mapping."""
-        return cast(Mapping[str, Any], yaml.safe_load(self.text()))
+        return cast(Mapping[str, Any], read_own_yaml(self.text()))
 
     def _begin(self, trainer: Trainer) -> None:
         """Note what the stage runs with; write it, unless that would put it beside results of another run."""

@@ -6,6 +6,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from tempspec.cli.options import Ahead
+from tempspec.own_yaml import read_own_yaml
 
 __all__ = ["MEASURING", "measure_what_was_trained"]
 
@@ -59,8 +60,8 @@ def _fit_anew(trained: Path) -> bool:
         trained: the folder of the model, with the record beside it that a fit keeps of what made it.
     """
     try:
-        made = yaml.safe_load(trained.with_name(f"{trained.name}.yaml").read_text(encoding="utf-8"))["config"]
-        begun = yaml.safe_load((trained.parent / "config.yaml").read_text(encoding="utf-8"))
+        made = read_own_yaml(trained.with_name(f"{trained.name}.yaml").read_text(encoding="utf-8"))["config"]
+        begun = read_own_yaml((trained.parent / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):  # of an earlier version, say
         return False
     return bool(made != begun)

@@ -14,6 +14,7 @@ import yaml  # type: ignore[import-untyped]
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
 from tempspec.models.digests import file_digest, weights_digest
+from tempspec.own_yaml import read_own_yaml, write_own_yaml
 
 __all__ = [
     "MEASURING",
@@ -47,7 +48,7 @@ def write_draft_record(draft: Path, config: Mapping[str, Any]) -> None:
         config: the configuration of that fit.
     """
     record = {"weights": weights_digest(draft), "config": config}
-    write_atomically(_record(draft), yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+    write_atomically(_record(draft), write_own_yaml(record))
 
 
 def left_by_fit(fit: Path) -> Path:
@@ -209,7 +210,7 @@ def _mapping(file: Path) -> Mapping[str, Any]:
         UserError: it is broken.
     """
     try:
-        held = yaml.safe_load(file.read_text(encoding="utf-8"))
+        held = read_own_yaml(file.read_text(encoding="utf-8"))
     except OSError:
         return {}
     except (ValueError, yaml.YAMLError) as error:

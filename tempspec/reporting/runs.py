@@ -19,6 +19,7 @@ from tempspec.metrics.bootstrap import Sums
 from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.rows import DecodedRow
+from tempspec.own_yaml import read_own_yaml
 from tempspec.reporting.measured import MEASURING, fit_of_measured, of_other_drafts, of_unknown_drafts
 from tempspec.reporting.records import Estimates
 from tempspec.reporting.study_index import FILE as STUDY_FILE
@@ -236,7 +237,7 @@ def read_run(folder: Path, name: str = "") -> Run:
         raise UserError(f"{folder}: expected a run folder with {', '.join(STAGES)}, got none of these{_inside(folder)}")
     finished = [stage for stage in begun if (folder / stage / STAGES[stage]).is_file()]
     notes = [f"{folder / stage} is not finished: left out" for stage in begun if stage not in finished]
-    configs = {stage: _optional(folder / stage / "config.yaml", yaml.safe_load) for stage in begun}
+    configs = {stage: _optional(folder / stage / "config.yaml", read_own_yaml) for stage in begun}
     others = of_other_drafts(folder, [stage for stage in MEASURING if stage in finished], configs)
     finished = [stage for stage in finished if stage not in others]
     notes += others.values()
