@@ -22,7 +22,7 @@ from tempspec.decoding.draft_sides import HeadSteps, draft_side
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature
 from tempspec.decoding.rounds import (
-    Foresight,
+    ClosedForms,
     Outcome,
     Turn,
     append_round,
@@ -311,7 +311,7 @@ class Engine:
         outcome = outcome_of(draft, verdict)
         if outcome.node_BD is not None:  # the cache of a tree becomes that of the accepted path
             self._target.keep_path(turn.length_B, outcome.node_BD)
-        self._commit(turn, verdict, outcome, self._foresee(logp_BNV, draft, outcome), steps, finite_B2)
+        self._commit(turn, verdict, outcome, self._closed_forms(logp_BNV, draft, outcome), steps, finite_B2)
         if self._draft is not None:
             self._draft.observe(turn, verdict.accepted_B, outcome.node_BD, self._target.states)
         self._charge(turn, began)
@@ -378,14 +378,14 @@ class Engine:
             return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET))
         return self._verifier.verify(logp_BNV, draft, noise)
 
-    def _foresee(self, logp_BNV: Tensor, draft: Draft, outcome: Outcome) -> Foresight:
+    def _closed_forms(self, logp_BNV: Tensor, draft: Draft, outcome: Outcome) -> ClosedForms:
         """What the verifier expects, if it was asked for and has closed forms."""
         if not self._analytic or self._verifier is None:
-            return Foresight()
+            return ClosedForms()
         acceptance_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft)
         length_B = self._verifier.expected_length(logp_BNV, draft)
         siblings = self._drafter.siblings if self._drafter is not None and has_optimum(self._drafter) else None
-        return Foresight(
+        return ClosedForms(
             None if acceptance_BK is None else acceptance_BK.gather(1, outcome.place_BD).tolist(),
             None if length_B is None else length_B.tolist(),
             None if siblings is None else optimum(logp_BNV, draft, siblings, outcome),
@@ -399,7 +399,7 @@ class Engine:
         turn: Turn,
         verdict: Verdict,
         outcome: Outcome,
-        foresight: Foresight,
+        forms: ClosedForms,
         steps: DraftSteps | HeadSteps | None,
         finite_B2: Tensor,
     ) -> None:
@@ -422,7 +422,7 @@ class Engine:
                 length = row.length
                 append_round(row, emitted[: accepted + 1], drafted, tested)
                 self.tally.emit(row.length - length, row.completion.tested[-1], row.completion.accepted[-1])
-                foresight.append(row.completion, index)
+                forms.append(row.completion, index)
                 row.last = row.last.then(turn.limits[index], drafted, tested, accepted)
                 if steps is not None and steps.fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.

@@ -1,4 +1,4 @@
-"""What the rounds of the engine are made of: what one starts from, foresees, and adds to a row (floor 4).
+"""What the rounds of the engine are made of: their beginning, closed forms, and what they add to a row (floor 4).
 
 Axes: B rows of the batch, T token buffer.
 """
@@ -93,7 +93,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Foresight:
+class ClosedForms:
     """A round's closed forms, on the host; None where the verifier, or the way to draft, has no such form.
 
     Attributes:
@@ -112,9 +112,9 @@ class Foresight:
         """Add a row's share to what it has counted, its round already appended."""
         tested = completion.tested[-1]
         if self.acceptance is not None:
-            completion.expected.append(sum(self.acceptance[index][:tested]))
+            completion.expected_acceptance.append(sum(self.acceptance[index][:tested]))
         if self.length is not None:
-            completion.foreseen.append(self.length[index])
+            completion.expected_length.append(self.length[index])
         if self.optimum is not None:
             completion.optimum.append(sum(self.optimum[index][:tested]))
         if self.distance is not None:

@@ -182,8 +182,8 @@ def _ranges(collection: Collection) -> Iterator[tuple[Draft, Draft, float]]:
     """(a draft, another, T): T is out of the range of the one and in that of the other; the farthest T first."""
     known = [draft for draft in collection.drafts if draft.trained and draft.rows]
     for narrow, wide in permutations(known, 2):
-        heats = {cell.target_temperature for cell in _drafting(narrow, {})}
-        out = [t for t in heats if _inside(wide, t) and not _inside(narrow, t)]
+        measured = {cell.target_temperature for cell in _drafting(narrow, {})}
+        out = [t for t in measured if _inside(wide, t) and not _inside(narrow, t)]
         both = all(_inside(draft, collection.reference) for draft in (narrow, wide))
         for temperature in sorted(out, key=lambda t: abs(t - collection.reference), reverse=True) if both else ():
             yield narrow, wide, temperature
@@ -199,10 +199,10 @@ def _span(draft: Draft) -> str:
     return f"trained at {low:g} to {high:g}" if low < high else f"trained at {low:g}"
 
 
-def _at(draft: Draft, domains: Mapping[str, str], *heats: float) -> list[tuple[Cell, ...]]:
+def _at(draft: Draft, domains: Mapping[str, str], *temperatures: float) -> list[tuple[Cell, ...]]:
     """Cells of one verifier and prompt set at each of some temperatures, proposals at the same one."""
     found = [{c.target_temperature: c for c in cells} for cells in _by_temperature(draft, domains)]
-    return [tuple(cells[t] for t in heats) for cells in found if all(t in cells for t in heats)]
+    return [tuple(cells[t] for t in temperatures) for cells in found if all(t in cells for t in temperatures)]
 
 
 def _domain_pairs(

@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml  # type: ignore[import-untyped]
 
 from tempspec.errors import UserError
@@ -19,6 +17,7 @@ from tempspec.metrics.bootstrap import Sums
 from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.rows import DecodedRow
+from tempspec.reporting.decoded_rows import decoded_rows, parquet_rows
 from tempspec.reporting.measured import MEASURING, fit_of_measured, of_other_drafts, of_unknown_drafts
 from tempspec.reporting.records import Estimates
 from tempspec.reporting.study_index import FILE as STUDY_FILE
@@ -33,8 +32,6 @@ STAGES = {
     "predict": "predictions.parquet",
 }
 """Each stage and the file that says that it came to an end (fit: that it began)."""
-_NEEDED = {"key", "pass", "verifier", "prompt_set", "prompt_key", "tokens", "drafted", "tested", "accepted", "expected"}
-
 _TEMPERATURES = {"train_temperature", "generation_temperature"}
 
 SAMPLED = "sampled at T"
@@ -212,7 +209,7 @@ def collect(folders: Sequence[str | Path]) -> Collection:
             {name: text for part in parts for name, text in part.prefixes.fixed.items()},
             {name: texts for part in parts for name, texts in part.prefixes.sampled.items()},
         ),
-        notes=[note for part in parts for note in part.notes],
+        notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
     )
     if not any(run.rows or run.analytic_rows for run in merged.runs):
         reasons = "; ".join(note for note in merged.notes if "left out" in note)
@@ -240,17 +237,18 @@ def read_run(folder: Path, name: str = "") -> Run:
     others = of_other_drafts(folder, [stage for stage in MEASURING if stage in finished], configs)
     finished = [stage for stage in finished if stage not in others]
     notes += others.values()
-    rows: list[Any] = []
+    rows: Sequence[DecodedRow] = ()
     analytic: list[Any] = []
     facts: Mapping[str, Any] = {}
     fits: Mapping[str, Any] = {}
     if "predict" in finished:
-        rows = _parquet(folder / "predict" / "predictions.parquet", _NEEDED)
+        rows, former = decoded_rows(folder / "predict" / "predictions.parquet")
+        notes += former
         facts = _optional(folder / "predict" / "metrics.json", json.loads)
     if "validate" not in others:
         fits = _optional(folder / "validate" / "draft_temperatures.json", json.loads)
     if "validate" in finished and (folder / "validate" / "acceptance.parquet").is_file():
-        analytic = _parquet(folder / "validate" / "acceptance.parquet", {"metric", "numerator", "denominator"})
+        analytic = parquet_rows(folder / "validate" / "acceptance.parquet", {"metric", "numerator", "denominator"})
     elif "validate" in finished:
         notes.append(f"{folder / 'validate'} has no acceptance.parquet: left out; run validate again")
     kept = [stage for stage in begun if stage not in others]
@@ -357,17 +355,6 @@ def _inside(folder: Path) -> str:
     """A hint at the runs one folder further down."""
     inner = [child for child in sorted(folder.iterdir()) if any((child / stage).is_dir() for stage in STAGES)]
     return f"; did you mean {' '.join(map(str, inner))}?" if inner else "; name a folder that a subcommand left"
-
-
-def _parquet(file: Path, needed: set[str]) -> list[dict[str, Any]]:
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: expected a Parquet file, got a broken one; run the stage again") from error
-    missing = sorted(needed - set(table.column_names))
-    if missing:
-        raise UserError(f"{file}: expected the column {missing[0]}, got a file of another version; run it again")
-    return table.to_pylist()
 
 
 def _optional(file: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:

@@ -383,7 +383,7 @@ def test_analytic_acceptance_agrees_with_the_measured_one(wide_pair):
     done = run(speculative(target, draft, SAMPLING["TokenwiseRejection"], slots=30, analytic=True), requests)
     tested = sum(sum(c.tested) for c in done)
     accepted = sum(sum(c.accepted) for c in done)
-    expected = sum(sum(c.expected) for c in done)
+    expected = sum(sum(c.expected_acceptance) for c in done)
     assert abs(accepted - expected) / tested < 4 * (0.25 / tested) ** 0.5
 
 
@@ -400,7 +400,7 @@ def test_the_first_stop_token_ends_a_request_and_its_counts(wide_pair):
         last = stopped.target_calls - 1
         assert sum(stopped.accepted) + stopped.target_calls - len(stopped.tokens) in (0, 1)
         assert stopped.tested[last] <= stopped.drafted[last]
-        assert len(stopped.expected) == stopped.target_calls
+        assert len(stopped.expected_acceptance) == stopped.target_calls
 
 
 # -- limits ------------------------------------------------------------------------------------------------------------

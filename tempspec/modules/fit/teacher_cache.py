@@ -238,7 +238,7 @@ class TeacherCache:
         """The teacher at all response tokens of a batch's rows, fillers left out."""
         numbers = row_B[weight_B > 0].tolist()
         kept = self._rows[numbers] if numbers else _SCHEMA.empty_table()
-        width, heats = min(self.options.tokens, self.vocabulary), len(self.options.temperatures)
+        width = min(self.options.tokens, self.vocabulary)
         width = width if self.options.keep == "top" else self.options.tokens
         token, logit, logsum = (
             torch.tensor(kept.column(name).combine_chunks().flatten().to_numpy(), dtype=dtype, device=row_B.device)
@@ -247,7 +247,7 @@ class TeacherCache:
         return SparseLogits(
             token.view(-1, width),
             logit.view(-1, width),
-            logsum.view(-1, heats),
+            logsum.view(-1, len(self.options.temperatures)),
             tuple(self.options.temperatures),
             self.options.drawn_at if self.options.keep == "sampled" else None,
         )
