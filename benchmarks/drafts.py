@@ -169,7 +169,7 @@ class Distillery:
 
     def _data(self, **options: Any) -> TextDataModule:
         return TextDataModule(
-            tokenizer=self.texts.target, fold_whitespace=True, max_length=LENGTH, batch_size=10**6, **options
+            tokenizer=self.texts.target, collapse_whitespace=True, max_length=LENGTH, batch_size=10**6, **options
         )
 
 

@@ -77,7 +77,7 @@ class Texts:
         config = {
             "run": str(folder),
             "model": {"target": self.target, "sweep": sweep},
-            "data": {"prompts": prompts, "fold_whitespace": True, "max_length": 256},
+            "data": {"prompts": prompts, "collapse_whitespace": True, "max_length": 256},
         }
         described = folder.with_name(f"{folder.name}.yaml")
         described.write_text(yaml.safe_dump(config))

@@ -89,7 +89,12 @@ class Corpora:
         return cached(self.cache_dir, self._key(source, side), produce)
 
     def _key(self, source: Source, side: Side | None) -> str:
-        encoding = [self._tokenizer_digest, self.encoder.fold_whitespace, self.encoder.add_bos, asdict(self.options)]
+        encoding = [
+            self._tokenizer_digest,
+            self.encoder.collapse_whitespace,
+            self.encoder.add_bos,
+            asdict(self.options),
+        ]
         return digest_value([FORMAT, source_digest(source, self.cache_dir / "hub"), encoding, side and asdict(side)])
 
     @cached_property

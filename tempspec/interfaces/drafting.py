@@ -135,7 +135,7 @@ class StepModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class DraftTurn:
+class DraftContext:
     """What a drafter may use in one round.
 
     Attributes:
@@ -181,7 +181,7 @@ class Drafter(ABC):
     """The paper that the drafter comes from."""
 
     @abstractmethod
-    def propose(self, turn: DraftTurn) -> Draft:
+    def propose(self, context: DraftContext) -> Draft:
         """The drafts of this round."""
 
     def most_nodes(self, longest: int) -> int:

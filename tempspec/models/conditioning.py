@@ -210,17 +210,17 @@ def at_temperature(model: PreTrainedModel, temperature: float) -> PreTrainedMode
             "expected a draft that is conditioned on the temperature, got an ordinary one, which is the same at "
             "every temperature"
         )
-    folded = copy.deepcopy(model)
-    known = trained_range(folded)
-    delattr(folded, RANGE)
+    merged = copy.deepcopy(model)
+    known = trained_range(merged)
+    delattr(merged, RANGE)
     features_F = features(known.nearest(torch.tensor(temperature, dtype=torch.float32, device=known.range_2.device)))
-    for place in _places(folded):
+    for place in _places(merged):
         layer = place.layer
         size = layer.in_features, layer.out_features
         plain = nn.Linear(*size, bias=layer.bias is not None, device="meta", dtype=layer.weight.dtype)
         plain.weight, plain.bias = nn.Parameter(layer.changed(features_F)), layer.bias
         setattr(place.parent, place.child, plain)
-    return folded
+    return merged
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from tempspec.reporting.records import Estimates
 from tempspec.reporting.study_index import FILE as STUDY_FILE
 from tempspec.reporting.study_index import Prefixes, read_study
 
-__all__ = ["SAMPLED", "Analytic", "AnalyticKey", "Collection", "Draft", "Run", "collect", "read_run"]
+__all__ = ["SAMPLED", "Analytic", "AnalyticKey", "Collection", "MeasuredDraft", "MeasuredRun", "collect", "read_run"]
 
 STAGES = {
     "fit": "config.yaml",
@@ -43,7 +43,7 @@ Analytic = dict[tuple[str, float, float], Sums]
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """One run folder.
 
     Attributes:
@@ -70,7 +70,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Draft:
+class MeasuredDraft:
     """One draft, with a run a seed; estimates pool the seeds, and resample prompts.
 
     Attributes:
@@ -81,7 +81,7 @@ class Draft:
 
     name: str
     labels: Mapping[str, Any]
-    runs: Mapping[str, Run]
+    runs: Mapping[str, MeasuredRun]
 
     @property
     def trained(self) -> tuple[float, float] | None:
@@ -144,25 +144,25 @@ class Collection:
     """
 
     title: str
-    drafts: Sequence[Draft]
+    drafts: Sequence[MeasuredDraft]
     domains: Mapping[str, str] = field(default_factory=dict)
     reference: float = 1.0
     prefixes: Prefixes = field(default_factory=Prefixes)
     notes: Sequence[str] = ()
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[MeasuredRun]:
         """Every run of every draft."""
         return [run for draft in self.drafts for run in draft.runs.values()]
 
     @cached_property
-    def trained_at(self) -> Mapping[float, Draft]:
+    def trained_at(self) -> Mapping[float, MeasuredDraft]:
         """Drafts by the one temperature of their loss: the first two or more that differ in no other label.
 
         The temperature of their text may differ with it. Where another label does, an objective or a rank, what
         separates two drafts is not their temperature; empty where that is so for all.
         """
-        alike: dict[frozenset[tuple[str, Any]], dict[float, Draft]] = {}
+        alike: dict[frozenset[tuple[str, Any]], dict[float, MeasuredDraft]] = {}
         for draft in self.drafts:
             temperature = draft.labels.get("train_temperature")
             if isinstance(temperature, int | float) and (draft.rows or draft.analytic):
@@ -170,7 +170,7 @@ class Collection:
                 alike.setdefault(rest, {}).setdefault(float(temperature), draft)
         return next((drafts for drafts in alike.values() if len(drafts) > 1), {})
 
-    def texts(self, draft: Draft) -> dict[str, Analytic]:
+    def texts(self, draft: MeasuredDraft) -> dict[str, Analytic]:
         """A draft's analytic sums by the text that they were measured on.
 
         Of a study: each prompt set's fixed text, and what the target wrote, where each T is measured on text of that T.
@@ -220,7 +220,7 @@ def collect(folders: Sequence[str | Path]) -> Collection:
     return replace(merged, notes=[*merged.notes, *_conflicts(parts, merged), *_version_notes(merged.runs)])
 
 
-def read_run(folder: Path, name: str = "") -> Run:
+def read_run(folder: Path, name: str = "") -> MeasuredRun:
     """Read one run folder.
 
     Raises:
@@ -252,7 +252,7 @@ def read_run(folder: Path, name: str = "") -> Run:
     elif "validate" in finished:
         notes.append(f"{folder / 'validate'} has no acceptance.parquet: left out; run validate again")
     kept = [stage for stage in begun if stage not in others]
-    return Run(
+    return MeasuredRun(
         name=name or _clean(folder.resolve().name),
         folder=folder,
         configs={stage: configs[stage] for stage in kept},
@@ -271,7 +271,7 @@ def _study(path: Path) -> Collection:
         *index.prefixes.fixed.values(),
         *(name for sets in index.prefixes.sampled.values() for name in sets.values()),
     }
-    drafts: list[Draft] = []
+    drafts: list[MeasuredDraft] = []
     notes: list[str] = []
     for name, draft in index.drafts.items():
         runs = {}
@@ -283,7 +283,7 @@ def _study(path: Path) -> Collection:
             else:
                 notes.append(f"{path / place} is not there yet: left out")
         if runs:
-            drafts.append(Draft(_clean(name), draft.labels, runs))
+            drafts.append(MeasuredDraft(_clean(name), draft.labels, runs))
     if index.status.done < index.status.total:
         notes.append(f"the study is not finished: {index.status.done} of {index.status.total} cells")
     domains = {name: facts["domain"] for name, facts in index.prompt_sets.items() if "domain" in facts}
@@ -294,10 +294,10 @@ def _single(path: Path, beside: Sequence[Path]) -> Collection:
     names = [other.resolve().name for other in beside]
     own = path.resolve()
     run = read_run(path, _clean(own.name if names.count(own.name) == 1 else f"{own.parent.name}/{own.name}"))
-    return Collection(run.name, [Draft(run.name, _labels(run), {"": run})], notes=run.notes)
+    return Collection(run.name, [MeasuredDraft(run.name, _labels(run), {"": run})], notes=run.notes)
 
 
-def _labels(run: Run) -> dict[str, Any]:
+def _labels(run: MeasuredRun) -> dict[str, Any]:
     """What the fit of the measured draft says: its objective, and the temperature where that is constant or uniform."""
     model = fit_of_measured(run.folder, run.configs).get("model") or {}
     schedule, labels = model.get("temperature"), {"divergence": json.dumps(model.get("divergence"), sort_keys=True)}
@@ -311,7 +311,7 @@ def _labels(run: Run) -> dict[str, Any]:
     return labels | {"train_temperature": f"{given['low']:g} to {given['high']:g}"} if kind == "Uniform" else {}
 
 
-def _unique(drafts: Sequence[Draft]) -> list[Draft]:
+def _unique(drafts: Sequence[MeasuredDraft]) -> list[MeasuredDraft]:
     """Drafts and runs with names of their own: a later one of the same name is numbered."""
     seen: dict[str, int] = {}
     named = []
@@ -319,7 +319,7 @@ def _unique(drafts: Sequence[Draft]) -> list[Draft]:
         seen[draft.name] = seen.get(draft.name, 0) + 1
         tail = "" if seen[draft.name] == 1 else f" ({seen[draft.name]})"
         runs = {seed: replace(run, name=run.name + tail) for seed, run in draft.runs.items()}
-        named.append(Draft(draft.name + tail, draft.labels, runs))
+        named.append(MeasuredDraft(draft.name + tail, draft.labels, runs))
     return named
 
 
@@ -341,7 +341,7 @@ def _conflicts(parts: Sequence[Collection], merged: Collection) -> list[str]:
     return notes + [f"{name} is in the domain of one study and out of another's: counted as neither" for name in torn]
 
 
-def _version_notes(runs: Sequence[Run]) -> list[str]:
+def _version_notes(runs: Sequence[MeasuredRun]) -> list[str]:
     found = {
         environment["versions"].get("tempspec", "unknown")
         for run in runs

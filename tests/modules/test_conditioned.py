@@ -117,7 +117,7 @@ def test_validation_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_p
 
     together = measured(tmp_path / "draft")
     for temperature in (0.0, 0.5, 1.0):
-        output = tmp_path / f"folded-{temperature}"
+        output = tmp_path / f"merged-{temperature}"
         line = [
             "export",
             "--draft",
@@ -141,7 +141,7 @@ def test_validation_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_p
 
 
 def test_a_fitted_temperature_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_path):
-    """A conditioned draft is another model at each candidate; folded there, an ordinary one has the same acceptance."""
+    """A conditioned draft is another model at each candidate; merged there, an ordinary one has the same acceptance."""
     module = fit(steps=30, temperature=uniform())
     save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
     sweep = Sweep(target_temperatures=[0.5, 1.5], draft_temperatures="fitted", top_k=7)
@@ -155,8 +155,8 @@ def test_a_fitted_temperature_is_that_of_the_folded_drafts(fit, pair, data, trai
     for row, target in zip(whole.fits(), sweep.target_temperatures, strict=True):
         assert row.acceptance.value >= row.same.value
         for temperature in {row.draft_temperature, target}:
-            save_model(at_temperature(module.draft, temperature), module.tokenizer, tmp_path / "folded")
-            alone = fitted(tmp_path / "folded")
+            save_model(at_temperature(module.draft, temperature), module.tokenizer, tmp_path / "merged")
+            alone = fitted(tmp_path / "merged")
             place = alone.target_temperatures.index(target) * len(alone.candidates) + alone.candidates.index(
                 temperature
             )
@@ -239,8 +239,8 @@ def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, traine
 
     together = rows(tmp_path / "draft", temperatures, "together")
     for temperature in temperatures:
-        save_model(at_temperature(module.draft, temperature), module.tokenizer, tmp_path / f"folded-{temperature}")
-        alone = rows(tmp_path / f"folded-{temperature}", [temperature], f"alone-{temperature}")
+        save_model(at_temperature(module.draft, temperature), module.tokenizer, tmp_path / f"merged-{temperature}")
+        alone = rows(tmp_path / f"merged-{temperature}", [temperature], f"alone-{temperature}")
         assert alone == {key: together[key] for key in alone}
 
 

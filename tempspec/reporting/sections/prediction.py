@@ -12,7 +12,7 @@ from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell, DecodedRow, category_cell_of, cell_of, timed_together
 from tempspec.reporting.charts import Chart, bars, curves, forest
 from tempspec.reporting.page_tables import Field, Sheet
-from tempspec.reporting.runs import Collection, Draft
+from tempspec.reporting.runs import Collection, MeasuredDraft
 from tempspec.reporting.sections.common import TEMPERATURE, Section, groups, slug
 
 __all__ = ["categories", "decoding", "differences", "rounds", "speed"]
@@ -197,6 +197,6 @@ def _time_split(rows: Sequence[DecodedRow]) -> list[Estimate]:
     return to_estimate(bootstrap_compute(sums))
 
 
-def _positions(draft: Draft, cell: Cell, metric: str) -> dict[float, Estimate]:
+def _positions(draft: MeasuredDraft, cell: Cell, metric: str) -> dict[float, Estimate]:
     found = draft.estimates[cell]
     return {float(name.rpartition("_")[2]): e for name, e in found.items() if name.rpartition("_")[0] == metric}

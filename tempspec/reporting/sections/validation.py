@@ -8,7 +8,7 @@ from tempspec.metrics.ratio import to_estimate
 from tempspec.reporting.answers import contrast
 from tempspec.reporting.charts import Chart, curves, forest, heatmap
 from tempspec.reporting.page_tables import Field, Sheet
-from tempspec.reporting.runs import Analytic, Collection, Draft
+from tempspec.reporting.runs import Analytic, Collection, MeasuredDraft
 from tempspec.reporting.sections.common import TEMPERATURE, Section, drafting_pairs, slug
 
 __all__ = ["drafting", "prefixes", "temperatures"]
@@ -99,7 +99,7 @@ def drafting(collection: Collection) -> Section:
     return Section("drafting", "Sampled against argmax drafting", text, charts)
 
 
-def _decoded_gains(draft: Draft, name: str) -> dict[str, Estimate]:
+def _decoded_gains(draft: MeasuredDraft, name: str) -> dict[str, Estimate]:
     """Block efficiency of sampled minus argmax proposals, by verifier and temperature; where both were decoded."""
     found = {}
     for sampled, argmax in drafting_pairs(draft):
