@@ -13,7 +13,8 @@ from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Tra
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, SampledMatch
 
 from .conftest import tiny_llama
-from .test_engine import greedy_text, p_values, prompts, run, speculative
+from .engines import greedy_text, prompts, run, speculative
+from .joint_laws import p_values
 
 PAIRS = {
     "independent": (RecursiveRejection(), StaticTree([2, 2], siblings="independent")),
