@@ -1,4 +1,4 @@
-"""Corpora as encoded sets: read, split, encoded and cached under everything that they depend on."""
+"""Corpora as encoded sets: read, split, encoded and cached under everything that they depend on (floor 5)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass

@@ -1,4 +1,4 @@
-"""From text to token ids: documents, prompts, pairs, conversations. It knows no file, no batch, no model."""
+"""From text to token ids: documents, prompts, pairs, conversations. It knows no file, no batch, no model (floor 5)."""
 
 import re
 from collections.abc import Iterable, Sequence

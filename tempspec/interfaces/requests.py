@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it: requests and completions."""
+"""What goes into the engine and what comes out of it: requests and completions (floor 2)."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal

@@ -1,7 +1,7 @@
 """The built-in drafters of token trees (floor 3).
 
-Anticipation rule (verification.md, section 3): whether a drawn node is kept may not depend on its own token or on later
-ones. Static shapes keep that by having no choice, dynamic ones by drawing nothing.
+A tree is lossless only if whether a drawn node is kept depends neither on its own token nor on later ones. Static
+shapes have no choice, and dynamic ones draw nothing.
 
 Axes: B batch, N nodes, M nodes of one level, V vocabulary, W width of a beam.
 """

@@ -12,7 +12,7 @@ from tempspec.reporting.runs import MeasuredDraft
 
 __all__ = ["TEMPERATURE", "Section", "drafting_pairs", "groups", "slug"]
 
-TEMPERATURE = "target temperature T (1)"
+TEMPERATURE = "target temperature T"
 
 
 @dataclass(frozen=True)
