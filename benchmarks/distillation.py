@@ -48,9 +48,9 @@ def objective_seconds(kind: str, tokens: int, vocabulary: int, temperatures: int
         torch.randn(tokens, HIDDEN, requires_grad=True),
         torch.nn.Parameter(torch.randn(vocabulary, HIDDEN) / HIDDEN**0.5),
     )
-    heat_GN = torch.tensor(TEMPERATURES[:temperatures])[:, None].expand(-1, tokens)
+    temperature_GN = torch.tensor(TEMPERATURES[:temperatures])[:, None].expand(-1, tokens)
     share_G = torch.full((temperatures,), 1 / temperatures)
-    what = Objective(ForwardKL(), heat_GN, heat_GN, share_G, torch.ones(tokens), LossContext())
+    what = Objective(ForwardKL(), temperature_GN, temperature_GN, share_G, torch.ones(tokens), LossContext())
     before = peak_mib()
     began = time.perf_counter()
     if kind == "plain":

@@ -72,12 +72,12 @@ class Distillery:
 
     Args:
         texts: what they are trained and measured on.
-        heats: target temperatures of a measurement.
+        temperatures: target temperatures of a measurement.
         candidates: draft temperatures of a measurement.
     """
 
-    def __init__(self, texts: Texts, heats: list[float], candidates: list[float]) -> None:
-        self.texts, self.heats, self.candidates = texts, heats, candidates
+    def __init__(self, texts: Texts, temperatures: list[float], candidates: list[float]) -> None:
+        self.texts, self.temperatures, self.candidates = texts, temperatures, candidates
         self.pair = Pair(texts.target, None, 1, ModelOptions())
         self._training: dict[str, Rows] = {}
         self._measured: dict[str, Rows] = {}
@@ -121,7 +121,7 @@ class Distillery:
         return draft.eval()
 
     @torch.no_grad()
-    def acceptance(self, draft: PreTrainedModel, name: str, heats: list[float]) -> Tensor:
+    def acceptance(self, draft: PreTrainedModel, name: str, temperatures: list[float]) -> Tensor:
         """Acceptance on a validation set: value, low, high and number of prompts, `[A, D, 4]`."""
         sums = None
         for batch, logits_p_NV in self._validation()[name].parts():
@@ -129,7 +129,7 @@ class Distillery:
             key_N = batch["key"][:, None].expand_as(keep_BT)[keep_BT]
             grid_NAD = torch.cat(
                 [
-                    acceptance_grid(logits_p_NV, logits_q_NV, heats, columns)
+                    acceptance_grid(logits_p_NV, logits_q_NV, temperatures, columns)
                     for columns, logits_q_NV in self._columns(draft, batch, keep_BT)
                 ],
                 -1,
@@ -137,16 +137,16 @@ class Distillery:
             value_NS = grid_NAD.flatten(1)
             found = bootstrap_update(value_NS, torch.ones_like(value_NS), key_N)
             sums = found if sums is None else sums + found
-        return bootstrap_compute(sums).unflatten(0, (len(heats), len(self.candidates)))
+        return bootstrap_compute(sums).unflatten(0, (len(temperatures), len(self.candidates)))
 
     def _columns(self, draft: PreTrainedModel, batch: Batch, keep_BT: Tensor) -> Iterator[tuple[list[float], Tensor]]:
         """The draft's logits, and the draft temperatures that they serve: a conditioned draft has some for each."""
         if not is_conditioned(draft):
             yield self.candidates, logits(draft, batch["input_ids"])[:, :-1][keep_BT]
             return
-        for heat in self.candidates:
-            set_temperature(draft, heat)
-            yield [heat], logits(draft, batch["input_ids"])[:, :-1][keep_BT]
+        for temperature in self.candidates:
+            set_temperature(draft, temperature)
+            yield [temperature], logits(draft, batch["input_ids"])[:, :-1][keep_BT]
 
     def _rows(self, text: str) -> Rows:
         if text not in self._training:
@@ -157,7 +157,7 @@ class Distillery:
 
     def _validation(self) -> dict[str, Rows]:
         if not self._measured:
-            data = self._data(validation=self.texts.measured(self.heats), pack=False)
+            data = self._data(validation=self.texts.measured(self.temperatures), pack=False)
             data.setup("validate")
             (loader,) = data.val_dataloader()
             whole = _whole(loader)
@@ -169,7 +169,7 @@ class Distillery:
 
     def _data(self, **options: Any) -> TextDataModule:
         return TextDataModule(
-            tokenizer=self.texts.target, fold_whitespace=True, max_length=LENGTH, batch_size=10**6, **options
+            tokenizer=self.texts.target, collapse_whitespace=True, max_length=LENGTH, batch_size=10**6, **options
         )
 
 

@@ -30,11 +30,11 @@ OBJECTIVES = {
 SHORT = 400
 
 
-def runs(name: str, heat: float, steps: int, seeds: int, text: str) -> list[Run]:
+def runs(name: str, temperature: float, steps: int, seeds: int, text: str) -> list[Run]:
     """The same run under several seeds."""
     spec = OBJECTIVES[name] | {"scale": "gradient"}
-    schedule = {"class": "Constant", "temperature": heat}
-    return [Run(f"{name}, {heat:g}", spec, schedule, steps, seed, text) for seed in range(seeds)]
+    schedule = {"class": "Constant", "temperature": temperature}
+    return [Run(f"{name}, {temperature:g}", spec, schedule, steps, seed, text) for seed in range(seeds)]
 
 
 def ordering(rows: Rows) -> list[Goal]:
@@ -47,26 +47,26 @@ def ordering(rows: Rows) -> list[Goal]:
         ("LK hybrid less total variation, both at 1, at T = 1", "LKHybrid, 1", "TotalVariation, 1", "1"),
     ]
     goals = []
-    for claim, one, other, heat in statements:
+    for claim, one, other, temperature in statements:
         if one in rows and other in rows:
-            found, half = difference([rows[one][heat]], [rows[other][heat]])
+            found, half = difference([rows[one][temperature]], [rows[other][temperature]])
             goals.append(Goal(f"{claim}, ± {half:.3f} over seeds (first probe: above 0)", found, low=0.0))
     return goals
 
 
 def main() -> None:
     """Run what is asked for, print its tables, judge the ordering at the short budget."""
-    options = study_options(__doc__.splitlines()[0], only=",".join(OBJECTIVES), heats="1,2")
+    options = study_options(__doc__.splitlines()[0], only=",".join(OBJECTIVES), temperatures="1,2")
     if options.quick:
-        options.only, options.budgets, options.heats, options.seeds = "ForwardKL,TotalVariation", "15", "1", 1
+        options.only, options.budgets, options.temperatures, options.seeds = "ForwardKL,TotalVariation", "15", "1", 1
         options.text = "fixed"
     study = Study(options)
     planned = {
         steps: [
             run
             for name in options.only.split(",")
-            for heat in map(float, options.heats.split(","))
-            for run in runs(name, heat, steps, options.seeds, options.text)
+            for temperature in map(float, options.temperatures.split(","))
+            for run in runs(name, temperature, steps, options.seeds, options.text)
         ]
         for steps in map(int, options.budgets.split(","))
     }

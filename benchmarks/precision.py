@@ -53,10 +53,10 @@ class Pair:
     @torch.inference_mode()
     def laws(self, ids_BT: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         """The log-laws p and q behind every token, `[B, T, V]` each."""
-        heat_B = torch.full((len(ids_BT),), temperature)
+        temperature_B = torch.full((len(ids_BT),), temperature)
         models = (self.target, self.draft)
         logits = (model(ids_BT, use_cache=False).logits[..., : self.vocabulary].float() for model in models)
-        logp, logq = (log_law(each, heat_B, any_greedy=temperature == 0) for each in logits)
+        logp, logq = (log_law(each, temperature_B, any_greedy=temperature == 0) for each in logits)
         return logp, logq
 
     def decode(
@@ -126,7 +126,10 @@ def measured_gap(pair: Pair, prompts: list[tuple[int, ...]], name: str, samples:
     """Print measured against analytic acceptance at T = 1; returns the gap in half widths of its interval."""
     found = pair.decode(prompts, 1.0, samples=samples)
     tested = torch.tensor([float(sum(each.tested)) for each in found])
-    rates = {"accepted": [sum(each.accepted) for each in found], "expected": [sum(each.expected) for each in found]}
+    rates = {
+        "accepted": [sum(each.accepted) for each in found],
+        "expected": [sum(each.expected_acceptance) for each in found],
+    }
     gap = ClusteredRatio()
     accepted, expected = (torch.tensor(rates[key], dtype=torch.float64) for key in ("accepted", "expected"))
     gap.update(accepted - expected, tested.double(), torch.arange(len(found)) // samples)

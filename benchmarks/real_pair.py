@@ -49,7 +49,7 @@ def given_draft(assets: Path, folder: Path, quick: bool) -> list[Goal]:
     """Analytic acceptance on the target's own text, and the measured rate beside its analytic twin."""
     model = {"target": str(assets / "weights/babyllama-target"), "draft": str(assets / "weights/babyllama-draft")}
     stories = {"path": str(assets / "data/tinystories.jsonl"), "limit": 24 if quick else 200, "prompt_tokens": 48}
-    data = {"prompts": {"stories": stories}, "fold_whitespace": True, "max_length": 256, "batch_size": 8}
+    data = {"prompts": {"stories": stories}, "collapse_whitespace": True, "max_length": 256, "batch_size": 8}
     sweep = {
         "target_temperatures": TEMPERATURES,
         "generation_temperatures": [1.0],
@@ -94,7 +94,7 @@ def own_draft(assets: Path, folder: Path, quick: bool) -> list[Goal]:
         },
         "data": {
             "train": {"path": str(assets / "data/tinystories.jsonl")},
-            "fold_whitespace": True,
+            "collapse_whitespace": True,
             "max_length": 128,
             "batch_size": 32,
         },

@@ -84,7 +84,7 @@ class Study:
     """
 
     def __init__(self, options: Namespace) -> None:
-        self.options, self.heats = options, [1.0] if options.quick else TEMPERATURES
+        self.options, self.temperatures = options, [1.0] if options.quick else TEMPERATURES
         self.file = options.output / "quick.jsonl" if options.quick else options.results
         if options.quick:
             self.file.unlink(missing_ok=True)
@@ -101,7 +101,7 @@ class Study:
         from drafts import Distillery
 
         texts = Texts(self.options.output, Path(self.options.assets), self.options.quick)
-        distillery = Distillery(texts, self.heats, DRAFT_TEMPERATURES)
+        distillery = Distillery(texts, self.temperatures, DRAFT_TEMPERATURES)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         began = time.monotonic()
         for number, run in enumerate(left, start=1):
@@ -126,29 +126,33 @@ class Study:
         found: Rows = {}
         for run in runs:
             if run.key in self.done:
-                for heat, cell in self.done[run.key][split][kind].items():
-                    found.setdefault(run.name, {}).setdefault(heat, []).append(cell)
+                for temperature, cell in self.done[run.key][split][kind].items():
+                    found.setdefault(run.name, {}).setdefault(temperature, []).append(cell)
         return found
 
     def _measure(self, distillery, run: Run) -> dict[str, dict]:
         draft = distillery.distil(run.divergence, run.temperature, run.text, run.steps, run.seed, run.conditioning)
         found: dict[str, dict] = {split: {kind: {} for kind in KINDS} for split in SPLITS}
-        for kind, heat, grids in self._grids(distillery, draft):
+        for kind, temperature, grids in self._grids(distillery, draft):
             fitted = DRAFT_TEMPERATURES[int(grids["fit"][:, 0].argmax())]
-            for split, own in zip(SPLITS, (heat, fitted), strict=True):
+            for split, own in zip(SPLITS, (temperature, fitted), strict=True):
                 value, low, high, _ = grids["measured"][DRAFT_TEMPERATURES.index(own)].tolist()
                 cell = {"value": value, "low": low, "high": high}
-                found[split][kind][f"{heat:g}"] = {name: round(number, 5) for name, number in cell.items()}
-            found["fitted"][kind][f"{heat:g}"]["draft_temperature"] = fitted
+                found[split][kind][f"{temperature:g}"] = {name: round(number, 5) for name, number in cell.items()}
+            found["fitted"][kind][f"{temperature:g}"]["draft_temperature"] = fitted
         return found
 
     def _grids(self, distillery, draft) -> Iterator[tuple[str, float, dict]]:
         """By kind of prefixes and target temperature: acceptance over draft temperatures, to measure and to fit on."""
         parts = ("measured", "fit")
-        fixed = {part: distillery.acceptance(draft, f"{part} fixed", self.heats) for part in parts}
-        for index, heat in enumerate(self.heats):
-            yield "fixed", heat, {part: grid[index] for part, grid in fixed.items()}
-            yield "sampled", heat, {part: distillery.acceptance(draft, f"{part} {heat:g}", [heat])[0] for part in parts}
+        fixed = {part: distillery.acceptance(draft, f"{part} fixed", self.temperatures) for part in parts}
+        for index, temperature in enumerate(self.temperatures):
+            yield "fixed", temperature, {part: grid[index] for part, grid in fixed.items()}
+            yield (
+                "sampled",
+                temperature,
+                {part: distillery.acceptance(draft, f"{part} {temperature:g}", [temperature])[0] for part in parts},
+            )
 
 
 def value(cells: list[dict]) -> float:
@@ -187,15 +191,19 @@ def table(rows: Rows, *, fitted: bool = False) -> str:
     """
     if not rows:
         return "no run is done"
-    heats = list(next(iter(rows.values())))
-    lines = ["| run | " + " | ".join(f"T = {heat}" for heat in heats) + " | mean | seeds' range | seeds |"]
-    lines.append("|---" * (len(heats) + 4) + "|")
+    temperatures = list(next(iter(rows.values())))
+    lines = [
+        "| run | "
+        + " | ".join(f"T = {temperature}" for temperature in temperatures)
+        + " | mean | seeds' range | seeds |"
+    ]
+    lines.append("|---" * (len(temperatures) + 4) + "|")
     for name, row in rows.items():
         shown = []
         for cells in row.values():
             half = mean(cell["high"] - cell["low"] for cell in cells) / 2
-            heat = f" ({mean(cell['draft_temperature'] for cell in cells):.2g})" if fitted else ""
-            shown.append(f"{value(cells):.3f} ± {half:.3f}{heat}")
+            temperature = f" ({mean(cell['draft_temperature'] for cell in cells):.2g})" if fitted else ""
+            shown.append(f"{value(cells):.3f} ± {half:.3f}{temperature}")
         spread = max(
             max(cell["value"] for cell in cells) - min(cell["value"] for cell in cells) for cells in row.values()
         )

@@ -67,12 +67,12 @@ def prepare(folder: Path) -> None:
 
 def study(folder: Path, *, quick: bool) -> dict[str, Any]:
     """The study's file."""
-    heats, rules, drafts = TEMPERATURES, RULES, DRAFTS
+    temperatures, rules, drafts = TEMPERATURES, RULES, DRAFTS
     prompts, new, timed = PROMPTS, NEW, 2
     if quick:
-        heats, rules, drafts = heats[3:5], dict(list(rules.items())[:2]), dict(list(drafts.items())[:2])
+        temperatures, rules, drafts = temperatures[3:5], dict(list(rules.items())[:2]), dict(list(drafts.items())[:2])
         prompts, new, timed = 4, 8, 1
-    sweep = {"target_temperatures": heats, "max_new_tokens": new, "timing_prompts": timed}
+    sweep = {"target_temperatures": temperatures, "max_new_tokens": new, "timing_prompts": timed}
     source = {"path": f"{folder}/text.jsonl", "limit": prompts}
     return {
         "drafts": drafts,
@@ -85,11 +85,11 @@ def study(folder: Path, *, quick: bool) -> dict[str, Any]:
     }
 
 
-def cell(whole: dict[str, Any], draft: str, heat: float, rule: str) -> dict[str, Any]:
+def cell(whole: dict[str, Any], draft: str, temperature: float, rule: str) -> dict[str, Any]:
     """The file of one cell alone."""
-    config = copy.deepcopy(whole) | {"drafts": {draft: whole["drafts"][draft]}, "reference_temperature": heat}
+    config = copy.deepcopy(whole) | {"drafts": {draft: whole["drafts"][draft]}, "reference_temperature": temperature}
     config["experiment"]["model"]["verifiers"] = {rule: whole["experiment"]["model"]["verifiers"][rule]}
-    config["experiment"]["model"]["sweep"]["target_temperatures"] = [heat]
+    config["experiment"]["model"]["sweep"]["target_temperatures"] = [temperature]
     return config
 
 
@@ -117,8 +117,10 @@ def main() -> None:
         prepare(folder)
         whole = study(folder, quick=options.quick)
         model = whole["experiment"]["model"]
-        heats, rules = model["sweep"]["target_temperatures"], model["verifiers"]
-        cells = [(draft, heat, rule) for draft in whole["drafts"] for heat in heats for rule in rules]
+        temperatures, rules = model["sweep"]["target_temperatures"], model["verifiers"]
+        cells = [
+            (draft, temperature, rule) for draft in whole["drafts"] for temperature in temperatures for rule in rules
+        ]
         together = timed(whole, folder / "whole")
         start = timed(whole, folder / "start", "--dry-run")
         print(f"the study, {len(cells)} cells: {together:.1f} s; its plan alone (--dry-run): {start:.1f} s", flush=True)

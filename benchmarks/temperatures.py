@@ -13,23 +13,26 @@ takes parts.
 from goals import Goal, finish
 from runs import KINDS, SPLITS, TEMPERATURES, Rows, Run, Study, difference, mean_value, study_options, table, value
 
-HEATS = [heat for heat in TEMPERATURES if heat > 0]
-ALL_HEATS = ",".join(f"{heat:g}" for heat in HEATS)
-WHOLE = {"low": min(HEATS), "high": max(HEATS), "per": "sequence"}
+POSITIVE = [temperature for temperature in TEMPERATURES if temperature > 0]
+ALL = ",".join(f"{temperature:g}" for temperature in POSITIVE)
+WHOLE = {"low": min(POSITIVE), "high": max(POSITIVE), "per": "sequence"}
 GENERAL = {
     "uniform": ({"class": "Uniform", **WHOLE}, 0),
-    "grid": ({"class": "Grid", "temperatures": HEATS}, 0),
+    "grid": ({"class": "Grid", "temperatures": POSITIVE}, 0),
     "conditioned, rank 8": ({"class": "Uniform", **WHOLE}, 8),
 }
 
 
 def drafts(text: str) -> dict[str, tuple[dict, str, int]]:
     """Schedule, text and conditioning rank of each draft by its name."""
-    constant = {heat: {"class": "Constant", "temperature": heat} for heat in HEATS}
-    found = {f"loss {heat:g}": (constant[heat], text, 0) for heat in HEATS}
+    constant = {temperature: {"class": "Constant", "temperature": temperature} for temperature in POSITIVE}
+    found = {f"loss {temperature:g}": (constant[temperature], text, 0) for temperature in POSITIVE}
     if text != "fixed":
-        found |= {f"loss {heat:g}, matched text": (constant[heat], f"{heat:g}", 0) for heat in HEATS}
-    everything = text if text == "fixed" else ALL_HEATS
+        found |= {
+            f"loss {temperature:g}, matched text": (constant[temperature], f"{temperature:g}", 0)
+            for temperature in POSITIVE
+        }
+    everything = text if text == "fixed" else ALL
     return found | {name: (schedule, everything, rank) for name, (schedule, rank) in GENERAL.items()}
 
 
@@ -38,20 +41,25 @@ def judge(served: Rows, fitted: Rows, kind: str) -> list[Goal]:
 
     A draft whose temperature is fitted afterwards counts as general, whatever it was trained for.
     """
-    heats = [f"{heat:g}" for heat in TEMPERATURES]
+    temperatures = [f"{temperature:g}" for temperature in TEMPERATURES]
     special = {name: row for name, row in served.items() if name.startswith("loss")}
-    best = {heat: max(value(row[heat]) for row in special.values()) for heat in heats}
+    best = {temperature: max(value(row[temperature]) for row in special.values()) for temperature in temperatures}
     general = {name: row for name, row in served.items() if name not in special}
     general |= {f"{name}, fitted": row for name, row in fitted.items()}
-    worst = {name: min(value(row[heat]) / best[heat] for heat in heats) for name, row in general.items()}
+    worst = {
+        name: min(value(row[temperature]) / best[temperature] for temperature in temperatures)
+        for name, row in general.items()
+    }
     means = {name: mean_value(row) for name, row in general.items()}
     near, ahead = max(worst, key=worst.__getitem__), max(means, key=means.__getitem__)
     diagonal = []
-    for heat in heats:
-        if f"loss {heat}" in special:
-            winner = max(special, key=lambda name: value(special[name][heat]))
-            found, half = difference([special[f"loss {heat}"][heat]], [special[winner][heat]])
-            claim = f"{kind} prefixes, T = {heat}: the loss at T less the best ({winner}), ± {half:.3f} over seeds"
+    for temperature in temperatures:
+        if f"loss {temperature}" in special:
+            winner = max(special, key=lambda name: value(special[name][temperature]))
+            found, half = difference([special[f"loss {temperature}"][temperature]], [special[winner][temperature]])
+            claim = (
+                f"{kind} prefixes, T = {temperature}: the loss at T less the best ({winner}), ± {half:.3f} over seeds"
+            )
             diagonal.append(Goal(claim, found, low=0.0))
     return [
         *diagonal,

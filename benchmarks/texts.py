@@ -37,13 +37,17 @@ class Texts:
         """The corpora of a run: `fixed` are stories, else temperatures of the target's own text, joined by commas."""
         if text == "fixed":
             return [Source(str(self._stories("train")))]
-        return [Source(str(self._sampled(float(heat), "train"))) for heat in text.split(",")]
+        return [Source(str(self._sampled(float(temperature), "train"))) for temperature in text.split(",")]
 
-    def measured(self, heats: list[float]) -> dict[str, Source]:
+    def measured(self, temperatures: list[float]) -> dict[str, Source]:
         """Validation sets by name: held-out stories and text sampled at each temperature, to measure and to fit on."""
         parts = ("measured", "fit")
         fixed = {f"{part} fixed": Source(str(self._stories(part))) for part in parts}
-        return fixed | {f"{part} {heat:g}": Source(str(self._sampled(heat, part))) for part in parts for heat in heats}
+        return fixed | {
+            f"{part} {temperature:g}": Source(str(self._sampled(temperature, part)))
+            for part in parts
+            for temperature in temperatures
+        }
 
     def _stories(self, part: str) -> Path:
         file = self.folder / f"stories-{part}.jsonl"
@@ -54,26 +58,26 @@ class Texts:
             file.write_text("\n".join(ends[part][: few.get(part)]) + "\n")
         return file
 
-    def _sampled(self, heat: float, part: str) -> Path:
+    def _sampled(self, temperature: float, part: str) -> Path:
         """The target's own text at one temperature; argmax is never trained on."""
-        folder = self.folder / f"text-{heat:g}"
+        folder = self.folder / f"text-{temperature:g}"
         if not (file := folder / f"{part}.parquet").exists():
-            parts = ["measured", "fit"] + ["train"] * (heat > 0)
-            self._generate(folder, heat, parts)
+            parts = ["measured", "fit"] + ["train"] * (temperature > 0)
+            self._generate(folder, temperature, parts)
             found = pq.read_table(folder / "generate/generated.parquet")
             for each in parts:
                 pq.write_table(found.filter(pc.equal(found["prompt_set"], each)), folder / f"{each}.parquet")
         return file
 
-    def _generate(self, folder: Path, heat: float, parts: list[str]) -> None:
+    def _generate(self, folder: Path, temperature: float, parts: list[str]) -> None:
         prompts = {
             part: {"path": str(self._stories(part)), "limit": TRAINING, "prompt_tokens": PROMPT} for part in parts
         }
-        sweep = {"generation_temperatures": [heat], "max_new_tokens": RESPONSE, "slots": 64}
+        sweep = {"generation_temperatures": [temperature], "max_new_tokens": RESPONSE, "slots": 64}
         config = {
             "run": str(folder),
             "model": {"target": self.target, "sweep": sweep},
-            "data": {"prompts": prompts, "fold_whitespace": True, "max_length": 256},
+            "data": {"prompts": prompts, "collapse_whitespace": True, "max_length": 256},
         }
         described = folder.with_name(f"{folder.name}.yaml")
         described.write_text(yaml.safe_dump(config))

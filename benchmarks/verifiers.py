@@ -207,7 +207,7 @@ def load(folder: Path) -> PreTrainedModel:
 
 
 def stories(assets: Path, count: int) -> list[tuple[int, ...]]:
-    """The first tokens of stories, whitespace folded."""
+    """The first tokens of stories, whitespace collapsed."""
     tokenizer = load_tokenizer(str(assets / "weights/babyllama-target"))
     lines = (assets / "data/tinystories.jsonl").read_text().splitlines()[:count]
     texts = [" ".join(json.loads(line)["text"].split()) for line in lines]

@@ -1,4 +1,4 @@
-"""The one error that reaches a user as a line instead of a traceback. Floor 0: standard library only."""
+"""The one error that reaches a user as a line instead of a traceback (floor 0: standard library only)."""
 
 
 class UserError(Exception):

@@ -148,8 +148,8 @@ def test_a_cut_law_is_that_of_decoding_whatever_the_logits(logits_dtype, option)
         for name, value in option.items()
     }
     for law, temperature in zip(got, temperatures, strict=True):
-        heat = torch.tensor([temperature], dtype=torch.float32)
-        assert torch.equal(law, log_law(logits.float()[None], heat, **named)[0].exp())
+        temperature_1 = torch.tensor([temperature], dtype=torch.float32)
+        assert torch.equal(law, log_law(logits.float()[None], temperature_1, **named)[0].exp())
     if option == {"top_k": 257}:
         floor = logits.float().topk(257).values[:, -1:]
         assert torch.equal((got[1] > 0).sum(-1), (logits.float() >= floor).sum(-1))

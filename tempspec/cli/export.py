@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     description = "Fold a conditioned draft into an ordinary checkpoint, or write an EAGLE-3 head in another format."
     parser = errors.parser("tempspec export", description)
     parser.add_argument("--draft", type=str, required=True, help="The folder of a draft that fit wrote, or of a head.")
-    parser.add_argument("--temperature", type=float | None, default=None, help="The draft temperature to fold at.")
+    parser.add_argument("--temperature", type=float | None, default=None, help="The draft temperature to merge at.")
     parser.add_argument("--format", type=Literal["plain", "speculators"] | None, default=None, help="Of a head.")
     parser.add_argument("--target", type=str | None, default=None, help="The target of a head.")
     parser.add_argument("--output", type=str, required=True, help="The folder to write.")

@@ -6,7 +6,7 @@ from tempspec.errors import UserError
 
 __all__ = ["MOVED", "RENAMED", "new_name", "rename_keys"]
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"data.fold_whitespace": "data.collapse_whitespace"}
 """Former option to today's, from the section on, such as `model.heat` to `model.temperature`; `*` is any one name.
 
 In a section that is a list, as `data.train` may be, each element is meant.
@@ -22,10 +22,8 @@ MOVED: dict[str, str] = {
 def new_name(option: str) -> str:
     """Today's name of an option of the command line, or of a part of one.
 
-    >>> RENAMED["data.prompts.*.most"] = "data.prompts.*.limit"
-    >>> new_name("data.prompts.chat.most"), new_name("data.most")
-    ('data.prompts.chat.limit', 'data.most')
-    >>> RENAMED.clear()
+    >>> new_name("data.fold_whitespace"), new_name("data.max_length")
+    ('data.collapse_whitespace', 'data.max_length')
     """
     parts = option.split(".")
     for former, today in RENAMED.items():

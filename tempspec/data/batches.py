@@ -1,4 +1,4 @@
-"""From encoded rows to the batches that the modules see.
+"""From encoded rows to the batches that the modules see (floor 5).
 
 Axes: B batch, T positions.
 """

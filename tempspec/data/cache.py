@@ -1,4 +1,4 @@
-"""Encoded corpora on disk: written once, atomically, under a key of everything that they depend on."""
+"""Encoded corpora on disk: written once, atomically, under a key of everything that they depend on (floor 5)."""
 
 import json
 import os

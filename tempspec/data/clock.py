@@ -1,4 +1,4 @@
-"""The date that chat templates write (floor 5): a run keeps that of its first prompts.
+"""The date that chat templates write: a run keeps that of its first prompts (floor 5).
 
 Templates of Llama 3.1, SmolLM3 and gpt-oss write today's date into every prompt. A run that is continued after midnight
 would ask other prompts than it began with.

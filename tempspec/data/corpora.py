@@ -1,4 +1,4 @@
-"""Corpora as encoded sets: read, split, encoded and cached under everything that they depend on."""
+"""Corpora as encoded sets: read, split, encoded and cached under everything that they depend on (floor 5)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -89,7 +89,12 @@ class Corpora:
         return cached(self.cache_dir, self._key(source, side), produce)
 
     def _key(self, source: Source, side: Side | None) -> str:
-        encoding = [self._tokenizer_digest, self.encoder.fold_whitespace, self.encoder.add_bos, asdict(self.options)]
+        encoding = [
+            self._tokenizer_digest,
+            self.encoder.collapse_whitespace,
+            self.encoder.add_bos,
+            asdict(self.options),
+        ]
         return digest_value([FORMAT, source_digest(source, self.cache_dir / "hub"), encoding, side and asdict(side)])
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Stable digests of contents: files, folders, plain values, token ids; the same on every machine, always."""
+"""Stable digests of contents: files, folders, plain values, token ids; the same on every machine, always (floor 5)."""
 
 import hashlib
 import json

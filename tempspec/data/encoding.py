@@ -1,4 +1,4 @@
-"""From text to token ids: documents, prompts, pairs, conversations. It knows no file, no batch, no model."""
+"""From text to token ids: documents, prompts, pairs, conversations. It knows no file, no batch, no model (floor 5)."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from tempspec.data.skipped import Unusable
 from tempspec.data.turns import EMPTY, UNMARKED, ChatTemplate, Messages, Tools, before_answer, check
 from tempspec.models.tokens import Encoded, Marked, Tokeniser
 
-__all__ = ["Conversation", "Encoder", "Pair", "before_answer", "on_one_line"]
+__all__ = ["Conversation", "Encoder", "PromptResponse", "before_answer", "on_one_line"]
 
 _PLAIN_TURN = "User: {}\nAssistant: {}\n"
 _FEW = 8
@@ -29,7 +29,7 @@ def on_one_line(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-class Pair(NamedTuple):
+class PromptResponse(NamedTuple):
     """A prompt, what follows it, and whether that came to its end by itself."""
 
     prompt: str
@@ -56,31 +56,31 @@ class Encoder:
 
     Args:
         tokenizer: a transformers tokenizer.
-        fold_whitespace: turn every run of whitespace into one space, for vocabularies without a newline.
+        collapse_whitespace: turn every run of whitespace into one space, for vocabularies without a newline.
         add_bos: put BOS at the start even where the tokenizer does not, for models that were trained so.
     """
 
     tokenizer: Any
-    fold_whitespace: bool = False
+    collapse_whitespace: bool = False
     add_bos: bool = False
 
     # -- texts --------------------------------------------------------------------------------------------------------
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of whole documents, from BOS to EOS."""
-        return [each.ids.tolist() for each in self.pairs(Pair("", text) for text in texts)]
+        return [each.ids.tolist() for each in self.pairs(PromptResponse("", text) for text in texts)]
 
     def prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of texts that something follows: BOS but no EOS."""
-        return [each.ids.tolist() for each in self.pairs(Pair("", text, ended=False) for text in texts)]
+        return [each.ids.tolist() for each in self.pairs(PromptResponse("", text, ended=False) for text in texts)]
 
-    def pairs(self, pairs: Iterable[Pair]) -> list[Encoded]:
+    def pairs(self, pairs: Iterable[PromptResponse]) -> list[Encoded]:
         """Prompts with what follows them, which is learned; without a prompt, a document."""
         return self._tokeniser.encode([self._joined(pair) for pair in pairs])
 
     def following(self, prompt: Sequence[int], text: str, *, ended: bool) -> list[int]:
         """Ids of a text that was written after a prompt; EOS is put back where it ended by itself."""
-        return self._tokeniser.following(prompt, on_one_line(text) if self.fold_whitespace else text, ended=ended)
+        return self._tokeniser.following(prompt, on_one_line(text) if self.collapse_whitespace else text, ended=ended)
 
     def text(self, ids: Sequence[int]) -> str:
         """What ids say, special tokens left out."""
@@ -157,14 +157,14 @@ class Encoder:
     def _template(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer)
 
-    def _joined(self, pair: Pair) -> Marked:
+    def _joined(self, pair: PromptResponse) -> Marked:
         prompt, both = pair.prompt, pair.prompt + pair.response
-        if self.fold_whitespace:
+        if self.collapse_whitespace:
             prompt, both = on_one_line(prompt), on_one_line(both)
         return Marked(both, [(len(prompt), len(both))], opened=True, closed=pair.ended)
 
     def _folded(self, messages: Messages) -> Messages:
-        if not self.fold_whitespace:
+        if not self.collapse_whitespace:
             return messages
         return [
             turn | {"content": on_one_line(turn["content"])} if isinstance(turn.get("content"), str) else turn

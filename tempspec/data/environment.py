@@ -1,4 +1,4 @@
-"""What a stage ran with that its configuration does not say: versions, hardware, digests of its data."""
+"""What a stage ran with that its configuration does not say: versions, hardware, digests of its data (floor 5)."""
 
 import json
 import os

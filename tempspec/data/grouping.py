@@ -1,4 +1,4 @@
-"""Rows of like length in one batch, so that little of it is padding. It knows lengths, and no row.
+"""Rows of like length in one batch, so that little of it is padding. It knows lengths, and no row (floor 5).
 
 Axes: R rows of a set, S steps, W rows of a step on all processes, B of a batch, P processes.
 """

@@ -1,4 +1,4 @@
-"""Which rank sees which row, and a training loader that resumes where it stopped.
+"""Which rank sees which row, and a training loader that resumes where it stopped (floor 5).
 
 Every rank gets the same number of slots, always at least one: an uneven or empty rank would leave the others waiting in
 their collectives. Slots that only even out the ranks are flagged as fillers.

@@ -1,4 +1,4 @@
-"""The one LightningDataModule: text for training and validation, prompts for decoding."""
+"""The one LightningDataModule: text for training and validation, prompts for decoding (floor 5)."""
 
 import math
 import os

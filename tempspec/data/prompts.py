@@ -1,4 +1,4 @@
-"""Prompt sets: what generation and evaluation start from."""
+"""Prompt sets: what generation and evaluation start from (floor 5)."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Where generated data come from: a record beside them, so that no file of samples is without its temperature."""
+"""Where generated data come from: a record next to every file of samples names its temperature (floor 5)."""
 
 import json
 from dataclasses import asdict, dataclass, field

@@ -1,4 +1,4 @@
-"""Rows of a data file as plain dictionaries, numbered, one reader a format. Nothing here knows what a column means.
+"""Rows of a data file as plain dictionaries, numbered, one reader per format; none knows what a column means (floor 5).
 
 The readers are our own and not the builders of `datasets`, because those guess types ("12" becomes a number, "NA"
 nothing, "2024-01-01" a date), name no line in an error, and ask a server even for a local file. Nothing is executed or

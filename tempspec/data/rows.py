@@ -1,4 +1,4 @@
-"""From a corpus in normal form to training rows: prompt masking, truncation, packing, and an account of what was lost.
+"""From a corpus in normal form to training rows: prompt masking, truncation, packing, and what was lost (floor 5).
 
 A row has `input_ids`, `loss_mask` (True where the token is a target of the loss), the `generation_temperature` (NaN
 unknown), a `key` (the bootstrap cluster: one a prompt, or one a packed block) and `starts` (the positions at which its
@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tempspec.data.digest import key_of_ids
-from tempspec.data.encoding import Conversation, Encoder, Pair
+from tempspec.data.encoding import Conversation, Encoder, PromptResponse
 from tempspec.data.mapping import mapped
 from tempspec.data.packing import Block, pack
 from tempspec.data.readers import place_of
@@ -180,13 +180,17 @@ class RowMaker:
                 for asked, each in zip(conversations, self.encoder.conversations(conversations), strict=True)
             ]
         if self.form == "text":
-            return [(each, 0) for each in self.encoder.pairs(Pair("", row["text"], _ended(row)) for row in rows)]
+            return [
+                (each, 0) for each in self.encoder.pairs(PromptResponse("", row["text"], _ended(row)) for row in rows)
+            ]
         # text encoded again need not give the tokens that were generated
         exact = [bool(self.tokenizer) and row["tokenizer"] == self.tokenizer for row in rows]
         others = (row for row, same in zip(rows, exact, strict=True) if not same)
         separator = self.source.separator
         encoded = iter(
-            self.encoder.pairs(Pair(row["prompt"] + separator, row["response"], _ended(row)) for row in others)
+            self.encoder.pairs(
+                PromptResponse(row["prompt"] + separator, row["response"], _ended(row)) for row in others
+            )
         )
         return [(_of_ids(row) if same else next(encoded), 0) for row, same in zip(rows, exact, strict=True)]
 

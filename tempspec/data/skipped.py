@@ -1,4 +1,4 @@
-"""Rows that cannot be used: counted by reason, left out up to a share, and the first of them named beyond it."""
+"""Rows that cannot be used: counted by reason, left out up to a share; beyond it the first is named (floor 5)."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What a YAML says about one corpus, and how its rows are read into one of a few normal forms.
+"""What a YAML says about one corpus, and how its rows are read into one of a few normal forms (floor 5).
 
 A row is `text`, or `prompt` with `response`, or `messages` with perhaps `tools`; with `generation_temperature` where
 the data carry it, and `line`, its number in its file. For prompt sets a row may also be `turns`, what a user says in a

@@ -1,4 +1,4 @@
-"""A deterministic split by content: a row's side depends on its text and the seed, and no text is on both.
+"""A deterministic split by content: a row's side depends on its text and the seed, and no text is on both (floor 5).
 
 Of the company it depends only where a side would be empty, or the held-out one larger than it may be: those rows are
 held out whose texts come first in an order that the seed decides.

@@ -24,7 +24,7 @@ class TextEncoding:
         pack: join documents to full rows; otherwise each is a row of its own, cut to `max_length`.
         pack_attention: `separate` keeps the documents of a row from each other, in attention and positions, as if each
             was a row of its own; `across` lets a document see those before it.
-        fold_whitespace: turn every run of whitespace into one space, for vocabularies without a newline.
+        collapse_whitespace: turn every run of whitespace into one space, for vocabularies without a newline.
         add_bos: put BOS before documents and prompts even where the tokenizer does not.
         encoding_workers: processes that encode the corpora; null chooses.
         cache_dir: where encoded corpora are kept; `$XDG_CACHE_HOME/tempspec` by default.
@@ -43,7 +43,7 @@ class TextEncoding:
         max_length: int = 256,
         pack: bool = True,
         pack_attention: Literal["separate", "across"] = "separate",
-        fold_whitespace: bool = False,
+        collapse_whitespace: bool = False,
         add_bos: bool = False,
         encoding_workers: int | None = None,
         cache_dir: str | None = None,
@@ -58,7 +58,7 @@ class TextEncoding:
         self.max_skipped = max_skipped
         self.rows = RowOptions(max_length, pack)
         self.separate = pack_attention == "separate"
-        self.fold_whitespace = fold_whitespace
+        self.collapse_whitespace = collapse_whitespace
         self.add_bos = add_bos
         self.workers = encoding_workers
         self.cache_dir = default_cache_dir() if cache_dir is None else Path(cache_dir).expanduser()
@@ -79,7 +79,7 @@ class TextEncoding:
     @cached_property
     def encoder(self) -> Encoder:
         """The tokenizer with these options."""
-        return Encoder(self.tokenizer, self.fold_whitespace, self.add_bos)
+        return Encoder(self.tokenizer, self.collapse_whitespace, self.add_bos)
 
     @cached_property
     def corpora(self) -> Corpora:

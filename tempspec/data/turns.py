@@ -1,4 +1,4 @@
-"""Where the assistant speaks in a conversation, by characters of its rendered text (floor 5). It knows no token."""
+"""Where the assistant speaks in a conversation, by characters of its rendered text. It knows no token (floor 5)."""
 
 import re
 from collections.abc import Sequence

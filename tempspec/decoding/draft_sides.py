@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from tempspec.core.trees import ancestry
 from tempspec.decoding import step_times
-from tempspec.decoding.rounds import Turn
+from tempspec.decoding.rounds import RoundStart
 from tempspec.interfaces import HeadModel, HeadStep
 from tempspec.models.head_draft import DraftModel
 from tempspec.models.head_keys import RaggedKeys
@@ -58,12 +58,12 @@ class LanguageModelSide:
         if begin < end:
             self._model.fill(token_ST[index_R, begin:end], torch.full_like(index_R, begin), longest=begin, rows=index_R)
 
-    def steps(self, turn: Turn, vocabulary: int) -> DraftSteps:
+    def steps(self, start: RoundStart, vocabulary: int) -> DraftSteps:
         """The draft of one round, as a drafter sees it."""
-        cached = [row.draft_cached if row else 1 for row in turn.rows]
-        return DraftSteps(self._model, cached, turn.lengths, vocabulary)
+        cached = [row.draft_cached if row else 1 for row in start.rows]
+        return DraftSteps(self._model, cached, start.lengths, vocabulary)
 
-    def observe(self, turn: Turn, accepted_B: Tensor, node_BD: Tensor | None, states: Sequence[Tensor]) -> None:
+    def observe(self, start: RoundStart, accepted_B: Tensor, node_BD: Tensor | None, states: Sequence[Tensor]) -> None:
         """Take in a round that was verified: nothing, as the next one catches up on its tokens."""
 
     def pass_seconds(self, rows: int, text: int, width: int) -> float:
@@ -121,15 +121,15 @@ class HeadSide:
                 row = index_R.new_tensor(ending)
                 self._keep(HeadStep(*(value[row, place] for value in step)), index_R[row])
 
-    def steps(self, turn: Turn, vocabulary: int) -> "HeadSteps":
+    def steps(self, start: RoundStart, vocabulary: int) -> "HeadSteps":
         """The head of one round, as a drafter sees it."""
-        return HeadSteps(self, turn.lengths, vocabulary)
+        return HeadSteps(self, start.lengths, vocabulary)
 
-    def observe(self, turn: Turn, accepted_B: Tensor, node_BD: Tensor | None, states: Sequence[Tensor]) -> None:
+    def observe(self, start: RoundStart, accepted_B: Tensor, node_BD: Tensor | None, states: Sequence[Tensor]) -> None:
         """Take in a round that was verified, its tokens already in the buffer.
 
         Args:
-            turn: the round.
+            start: the round.
             accepted_B: how many tokens were accepted.
             node_BD: of a tree the accepted path's nodes, and rubbish behind them.
             states: the target's of the last token and of all drafted ones, `[B, N, H]` each.
@@ -140,8 +140,8 @@ class HeadSide:
                 states = [state.gather(1, place_BN[..., None].expand(-1, -1, state.shape[-1])) for state in states]
             width = states[0].shape[1]
             offset_N = torch.arange(width, device=accepted_B.device)
-            token_BN = turn.token_BT.gather(1, turn.length_B[:, None] + offset_N)
-            self.keys.begin(turn.length_B - 1, width, longest=max(turn.lengths) - 1)
+            token_BN = start.token_BT.gather(1, start.length_B[:, None] + offset_N)
+            self.keys.begin(start.length_B - 1, width, longest=max(start.lengths) - 1)
             step = self.advance(self.head.start(states), token_BN, 0)
             row_B = torch.arange(len(accepted_B), device=accepted_B.device)
             self._keep(HeadStep(*(value[row_B, accepted_B] for value in step)), row_B)

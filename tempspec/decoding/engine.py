@@ -22,11 +22,11 @@ from tempspec.decoding.draft_sides import HeadSteps, draft_side
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature
 from tempspec.decoding.rounds import (
-    Foresight,
-    Outcome,
-    Turn,
+    ClosedForms,
+    RoundOutcome,
+    RoundStart,
     append_round,
-    draft_turn,
+    draft_context,
     has_optimum,
     law_distance,
     no_numbers,
@@ -294,12 +294,12 @@ class Engine:
     # -- one round ----------------------------------------------------------------------------------------------------
 
     def _round(self, slots: Slots, laws: Laws, noise: NoiseAhead, began: float) -> None:
-        turn = self._begin(slots, laws, noise)
-        draft, steps = self._propose(turn)
-        last_B1 = turn.token_BT.gather(1, turn.length_B[:, None] - 1)
+        start = self._begin(slots, laws, noise)
+        draft, steps = self._propose(start)
+        last_B1 = start.token_BT.gather(1, start.length_B[:, None] - 1)
         token_BN = torch.cat([last_B1, draft.token_BK], 1)
         logits_BNV = self._target.forward(
-            token_BN, turn.length_B - 1, longest=max(turn.lengths) - 1, visible_RNN=visible(draft)
+            token_BN, start.length_B - 1, longest=max(start.lengths) - 1, visible_RNN=visible(draft)
         )
         logp_BNV = logits_BNV[..., : self._vocabulary]
         # A sum of largest logits is finite unless some position has NaN, +inf, or -inf alone: what gives no law.
@@ -307,27 +307,27 @@ class Engine:
         finite_B2 = torch.stack([largest_B if steps is None else steps.largest_B, largest_B], 1).isfinite()
         if self._verifier is None or not self._verifier.reads_logits:
             logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
-        verdict = self._verify(logp_BNV, draft, turn.noise)
+        verdict = self._verify(logp_BNV, draft, start.noise)
         outcome = outcome_of(draft, verdict)
         if outcome.node_BD is not None:  # the cache of a tree becomes that of the accepted path
-            self._target.keep_path(turn.length_B, outcome.node_BD)
-        self._commit(turn, verdict, outcome, self._foresee(logp_BNV, draft, outcome), steps, finite_B2)
+            self._target.keep_path(start.length_B, outcome.node_BD)
+        self._commit(start, verdict, outcome, self._closed_forms(logp_BNV, draft, outcome), steps, finite_B2)
         if self._draft is not None:
-            self._draft.observe(turn, verdict.accepted_B, outcome.node_BD, self._target.states)
-        self._charge(turn, began)
+            self._draft.observe(start, verdict.accepted_B, outcome.node_BD, self._target.states)
+        self._charge(start, began)
 
-    def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> Turn:
+    def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> RoundStart:
         rows, lengths = slots.batch, slots.lengths()
         last = slots.last_round() if self._adaptive else None
         limits = self._limits(rows, last)
         rule = self._rule if self._rule is None or last is None else self._rule.for_round(last)
         length_B, limit_B = slots.integers([lengths, limits])
         token_BT = slots.token_ST[: len(rows)]
-        return Turn(rows, laws, noise.next(length_B), token_BT, lengths, length_B, limits, limit_B, rule)
+        return RoundStart(rows, laws, noise.next(length_B), token_BT, lengths, length_B, limits, limit_B, rule)
 
-    def _charge(self, turn: Turn, began: float) -> None:
+    def _charge(self, start: RoundStart, began: float) -> None:
         """Share a round's time among its rows: the models' forward passes, and all else as overhead."""
-        active = [row.completion.seconds for row in turn.rows if row is not None]
+        active = [row.completion.seconds for row in start.rows if row is not None]
         self.tally.round(len(active), self._slot_count)
         verify = self._target.stopwatch.take() / len(active)
         draft = self._draft.stopwatch.take() / len(active) if self._draft is not None else 0.0
@@ -358,19 +358,19 @@ class Engine:
             assert self._models[1] is not None
             set_temperature(self._models[1], temperature_R)
 
-    def _propose(self, turn: Turn) -> tuple[Draft, DraftSteps | HeadSteps | None]:
+    def _propose(self, start: RoundStart) -> tuple[Draft, DraftSteps | HeadSteps | None]:
         """The drafts of this round, and what the draft model was fed for them, if it was."""
-        longest = max(turn.limits)
-        if self._drafter is None or turn.rule is None or longest == 0:
-            none_B0 = turn.token_BT[:, :0]
+        longest = max(start.limits)
+        if self._drafter is None or start.rule is None or longest == 0:
+            none_B0 = start.token_BT[:, :0]
             law_B0V = torch.empty(*none_B0.shape, self._vocabulary, dtype=torch.float32, device=none_B0.device)
-            return Draft(none_B0, turn.limit_B, law_B0V), None
+            return Draft(none_B0, start.limit_B, law_B0V), None
         steps = None
         if self._draft is not None:
-            self._condition(turn.laws.draft_temperature_B)
-            steps = self._draft.steps(turn, self._vocabulary)
+            self._condition(start.laws.draft_temperature_B)
+            steps = self._draft.steps(start, self._vocabulary)
         coupled = self._verifier is not None and self._verifier.shared_noise
-        given = draft_turn(turn, longest, self._vocabulary, steps, coupled=coupled)
+        given = draft_context(start, longest, self._vocabulary, steps, coupled=coupled)
         return self._drafter.propose(given), steps
 
     def _verify(self, logp_BNV: Tensor, draft: Draft, noise: RoundNoise) -> Verdict:
@@ -378,14 +378,14 @@ class Engine:
             return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET))
         return self._verifier.verify(logp_BNV, draft, noise)
 
-    def _foresee(self, logp_BNV: Tensor, draft: Draft, outcome: Outcome) -> Foresight:
+    def _closed_forms(self, logp_BNV: Tensor, draft: Draft, outcome: RoundOutcome) -> ClosedForms:
         """What the verifier expects, if it was asked for and has closed forms."""
         if not self._analytic or self._verifier is None:
-            return Foresight()
+            return ClosedForms()
         acceptance_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft)
         length_B = self._verifier.expected_length(logp_BNV, draft)
         siblings = self._drafter.siblings if self._drafter is not None and has_optimum(self._drafter) else None
-        return Foresight(
+        return ClosedForms(
             None if acceptance_BK is None else acceptance_BK.gather(1, outcome.place_BD).tolist(),
             None if length_B is None else length_B.tolist(),
             None if siblings is None else optimum(logp_BNV, draft, siblings, outcome),
@@ -396,10 +396,10 @@ class Engine:
 
     def _commit(
         self,
-        turn: Turn,
+        start: RoundStart,
         verdict: Verdict,
-        outcome: Outcome,
-        foresight: Foresight,
+        outcome: RoundOutcome,
+        forms: ClosedForms,
         steps: DraftSteps | HeadSteps | None,
         finite_B2: Tensor,
     ) -> None:
@@ -410,11 +410,11 @@ class Engine:
         """
         accepted_B1, next_B1 = verdict.accepted_B[:, None], verdict.next_token_B[:, None]
         emitted_BN = torch.cat([outcome.token_BD, next_B1], 1).scatter_(1, accepted_B1, next_B1)
-        column_BN = turn.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
-        turn.token_BT.scatter_(1, column_BN, emitted_BN)
+        column_BN = start.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
+        start.token_BT.scatter_(1, column_BN, emitted_BN)
         count_B2 = torch.stack([outcome.depth_B, outcome.tested_B], 1)
         counts = torch.cat([finite_B2, accepted_B1, count_B2, emitted_BN], 1).tolist()
-        for index, row in enumerate(turn.rows):
+        for index, row in enumerate(start.rows):
             if row is not None:
                 draft_finite, target_finite, accepted, drafted, tested, *emitted = counts[index]
                 if not (draft_finite and target_finite):
@@ -422,8 +422,8 @@ class Engine:
                 length = row.length
                 append_round(row, emitted[: accepted + 1], drafted, tested)
                 self.tally.emit(row.length - length, row.completion.tested[-1], row.completion.accepted[-1])
-                foresight.append(row.completion, index)
-                row.last = row.last.then(turn.limits[index], drafted, tested, accepted)
+                forms.append(row.completion, index)
+                row.last = row.last.then(start.limits[index], drafted, tested, accepted)
                 if steps is not None and steps.fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
                     row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, steps.fed))

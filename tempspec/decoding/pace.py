@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
 
-__all__ = ["Counts", "Pace", "clock_time"]
+__all__ = ["Pace", "PassCounts", "clock_time"]
 
 
-class Counts(NamedTuple):
+class PassCounts(NamedTuple):
     """What a pass has done since it began, over all processes.
 
     Attributes:
@@ -45,7 +45,7 @@ class Pace:
     def __post_init__(self) -> None:
         """Nothing is done yet."""
         self._began: float | None = None
-        self.counts = Counts()
+        self.counts = PassCounts()
 
     def start(self) -> None:
         """Start the clock, once."""

@@ -1,4 +1,4 @@
-"""What the rounds of the engine are made of: what one starts from, foresees, and adds to a row (floor 4).
+"""What the rounds of the engine are made of: their beginning, closed forms, and what they add to a row (floor 4).
 
 Axes: B rows of the batch, T token buffer.
 """
@@ -15,11 +15,11 @@ from tempspec.core.trees import ancestry, path
 from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.slots import ActiveRow, Laws
-from tempspec.interfaces import Completion, Draft, Drafter, DraftLength, DraftTurn, StepModel, Verdict, Verifier
+from tempspec.interfaces import Completion, Draft, DraftContext, Drafter, DraftLength, StepModel, Verdict, Verifier
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RoundStart:
     """What one round starts from.
 
     Attributes:
@@ -45,18 +45,20 @@ class Turn:
     rule: DraftLength | None
 
 
-def draft_turn(turn: Turn, longest: int, vocabulary: int, model: StepModel | None, *, coupled: bool) -> DraftTurn:
+def draft_context(
+    start: RoundStart, longest: int, vocabulary: int, model: StepModel | None, *, coupled: bool
+) -> DraftContext:
     """What a drafter may use in a round.
 
     Args:
-        turn: the round.
+        start: the round.
         longest: the most tokens that a row may draft.
         vocabulary: the real ids.
         model: what drafts, if it needs a model.
         coupled: sample by the noise that the target's samples share.
     """
-    laws, noise = turn.laws, turn.noise
-    assert turn.rule is not None
+    laws, noise = start.laws, start.noise
+    assert start.rule is not None
 
     def law(logits_BMV: Tensor) -> Tensor:
         whole_BMV = over_vocabulary(logits_BMV, vocabulary)
@@ -68,12 +70,12 @@ def draft_turn(turn: Turn, longest: int, vocabulary: int, model: StepModel | Non
             return noise.coupled(logq_BV[:, None], offset)[:, 0], logq_BV
         return noise.draft(logq_BV.exp(), offset), logq_BV
 
-    rows = turn.token_BT, turn.length_B, turn.limit_B
-    return DraftTurn(*rows, longest, vocabulary, turn.rule, sample, model, law, noise.nodes)
+    rows = start.token_BT, start.length_B, start.limit_B
+    return DraftContext(*rows, longest, vocabulary, start.rule, sample, model, law, noise.nodes)
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RoundOutcome:
     """What a verdict means for the rows.
 
     Attributes:
@@ -93,7 +95,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Foresight:
+class ClosedForms:
     """A round's closed forms, on the host; None where the verifier, or the way to draft, has no such form.
 
     Attributes:
@@ -112,9 +114,9 @@ class Foresight:
         """Add a row's share to what it has counted, its round already appended."""
         tested = completion.tested[-1]
         if self.acceptance is not None:
-            completion.expected.append(sum(self.acceptance[index][:tested]))
+            completion.expected_acceptance.append(sum(self.acceptance[index][:tested]))
         if self.length is not None:
-            completion.foreseen.append(self.length[index])
+            completion.expected_length.append(self.length[index])
         if self.optimum is not None:
             completion.optimum.append(sum(self.optimum[index][:tested]))
         if self.distance is not None:
@@ -123,13 +125,13 @@ class Foresight:
             completion.kl.append(sum(kl[index][:tested]))
 
 
-def outcome_of(draft: Draft, verdict: Verdict) -> Outcome:
+def outcome_of(draft: Draft, verdict: Verdict) -> RoundOutcome:
     """What a verdict on drafts means."""
     device = draft.token_BK.device
     if draft.parent_BK is None or verdict.node_B is None:
         tested_B = torch.minimum(verdict.accepted_B + 1, draft.length_B)
         place_K = torch.arange(draft.token_BK.shape[1], device=device)
-        return Outcome(draft.token_BK, draft.length_B, tested_B, place_K.expand_as(draft.token_BK))
+        return RoundOutcome(draft.token_BK, draft.length_B, tested_B, place_K.expand_as(draft.token_BK))
     parent_BK, nodes = draft.parent_BK, draft.token_BK.shape[1]
     node_K = torch.arange(nodes, device=device)
     real_BK = node_K < draft.length_B[:, None]
@@ -140,7 +142,7 @@ def outcome_of(draft: Draft, verdict: Verdict) -> Outcome:
     deepest_B = (depth_BK * real_BK).amax(-1)
     place_BK = torch.nn.functional.pad((node_BK[:, :-1] + 1).clamp(max=nodes - 1), (1, 0))
     tested_B = verdict.accepted_B + (~childless_B)
-    return Outcome(draft.token_BK.gather(1, node_BK), deepest_B, tested_B, place_BK, node_BK)
+    return RoundOutcome(draft.token_BK.gather(1, node_BK), deepest_B, tested_B, place_BK, node_BK)
 
 
 def append_round(row: ActiveRow, emitted: list[int], drafted: int, tested: int) -> None:
@@ -166,7 +168,7 @@ def has_optimum(drafter: Drafter) -> bool:
     return drafter.siblings is not None and (drafter.siblings != "distinct" or few)
 
 
-def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: Outcome) -> list[list[float]]:
+def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: RoundOutcome) -> list[list[float]]:
     """The most that can be accepted at each tested place of a tree, on the host, where `has_optimum`.
 
     Args:

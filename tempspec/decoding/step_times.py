@@ -1,4 +1,4 @@
-"""How long a forward pass takes, and those of a round (floor 4). Knows nothing of requests.
+"""How long a forward pass takes, and those of a round. Knows nothing of requests (floor 4).
 
 Axes: R rows, T tokens before the pass.
 """

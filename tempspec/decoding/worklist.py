@@ -126,11 +126,8 @@ def work_list(
     """
     if BASELINE in verifiers:
         raise UserError(f"a verifier is called {BASELINE!r}, the name of the baseline: give it another name")
-    pairs = sweep.temperatures(fitted)
-    items = [
-        *_acceptance(sweep, pairs, verifiers, prompt_sets, stop_ids),
-        *_timing(sweep, pairs, verifiers, prompt_sets, stop_ids),
-    ]
+    grid = _Grid(sweep, sweep.temperatures(fitted), verifiers, prompt_sets, stop_ids)
+    items = [*grid.acceptance(), *grid.timing()]
     if not any(item.pass_ == "acceptance" for item in items):
         raise UserError(
             f"nothing to decode: verifiers {sorted(verifiers)} allow none of the target temperatures "
@@ -185,39 +182,56 @@ def unanswered(openings: Iterable[WorkItem], answers: Mapping[str, str], context
     return left
 
 
-def _acceptance(
-    sweep: Sweep,
-    pairs: Sequence[tuple[float, float]],
-    verifiers: Mapping[str, Verifier],
-    prompt_sets: Mapping[str, Sequence[PromptLike]],
-    stop_ids: Collection[int],
-) -> Iterator[WorkItem]:
-    for label, verifier in verifiers.items():
-        for name, prompts in prompt_sets.items():
-            for prompt in prompts:
-                for target, draft in _allowed(pairs, verifier):
-                    for sample in range(sweep.samples if target > 0 else 1):
-                        yield _item(sweep, "acceptance", label, name, prompt, target, draft, sample, stop_ids)
+@dataclass(frozen=True)
+class _Grid:
+    """What is crossed with what, in the two passes of predict."""
 
+    sweep: Sweep
+    pairs: Sequence[tuple[float, float]]
+    verifiers: Mapping[str, Verifier]
+    prompt_sets: Mapping[str, Sequence[PromptLike]]
+    stop_ids: Collection[int]
 
-def _timing(
-    sweep: Sweep,
-    pairs: Sequence[tuple[float, float]],
-    verifiers: Mapping[str, Verifier],
-    prompt_sets: Mapping[str, Sequence[PromptLike]],
-    stop_ids: Collection[int],
-) -> Iterator[WorkItem]:
-    for size in dict.fromkeys(sweep.timing_slots):
-        for name, prompts in prompt_sets.items():
-            timed = prompts[: sweep.timing_prompts]
-            if timed and len(timed) < size:
-                rank_zero_info(f"speed at {size} slots is not measured on {name}: it has {len(timed)} prompts")
-            for at in range(0, len(timed) - size + 1, size):
-                for target, draft in pairs:
-                    labels = [label for label, rule in verifiers.items() if (target, draft) in _allowed(pairs, rule)]
-                    for label in [BASELINE, *labels] if labels else []:
-                        for prompt in timed[at : at + size]:
-                            yield _item(sweep, "timing", label, name, prompt, target, draft, 0, stop_ids, size)
+    def acceptance(self) -> Iterator[WorkItem]:
+        """Of the batched pass."""
+        for label, verifier in self.verifiers.items():
+            for name, prompts in self.prompt_sets.items():
+                for prompt in prompts:
+                    for target, draft in _allowed(self.pairs, verifier):
+                        for sample in range(self.sweep.samples if target > 0 else 1):
+                            yield self._item("acceptance", label, name, prompt, target, draft, sample)
+
+    def timing(self) -> Iterator[WorkItem]:
+        """Of the timing pass, of as many prompts together as it has slots."""
+        for size in dict.fromkeys(self.sweep.timing_slots):
+            for name, prompts in self.prompt_sets.items():
+                timed = prompts[: self.sweep.timing_prompts]
+                if timed and len(timed) < size:
+                    rank_zero_info(f"speed at {size} slots is not measured on {name}: it has {len(timed)} prompts")
+                for at in range(0, len(timed) - size + 1, size):
+                    for target, draft in self.pairs:
+                        for label in self._timed_together(target, draft):
+                            for prompt in timed[at : at + size]:
+                                yield self._item("timing", label, name, prompt, target, draft, 0, size)
+
+    def _timed_together(self, target: float, draft: float) -> list[str]:
+        """The baseline and the verifiers of these temperatures; nothing where there is none of them."""
+        pair = target, draft
+        labels = [label for label, rule in self.verifiers.items() if pair in _allowed(self.pairs, rule)]
+        return [BASELINE, *labels] if labels else []
+
+    def _item(
+        self,
+        pass_: Pass,
+        label: str,
+        name: str,
+        prompt: PromptLike,
+        target: float,
+        draft: float,
+        sample: int,
+        timing_slots: int = 0,
+    ) -> WorkItem:
+        return _item(self.sweep, pass_, label, name, prompt, target, draft, sample, self.stop_ids, timing_slots)
 
 
 def _allowed(pairs: Sequence[tuple[float, float]], verifier: Verifier) -> list[tuple[float, float]]:

@@ -4,6 +4,9 @@ A plugin author needs this package, `tempspec.core` and `tempspec.testing`, noth
 here. Bases import torch only, so that `tempspec plugins` stays quick. p is the target's law and q the draft's.
 """
 
+import warnings
+from typing import Any
+
 from tempspec.core.tree_verification import Siblings
 from tempspec.interfaces.distillation import (
     Divergence,
@@ -14,7 +17,7 @@ from tempspec.interfaces.distillation import (
     Temperatures,
     TemperatureSchedule,
 )
-from tempspec.interfaces.drafting import Draft, Drafter, DraftLength, DraftTurn, LastRound, StepModel, StepTimes
+from tempspec.interfaces.drafting import Draft, DraftContext, Drafter, DraftLength, LastRound, StepModel, StepTimes
 from tempspec.interfaces.exact import Exact
 from tempspec.interfaces.heads import DraftHead, HeadModel, HeadStep, HeadTarget, Keys
 from tempspec.interfaces.requests import BASELINE, Completion, Pass, Request, Seconds
@@ -25,9 +28,9 @@ __all__ = [
     "Completion",
     "Divergence",
     "Draft",
+    "DraftContext",
     "DraftHead",
     "DraftLength",
-    "DraftTurn",
     "Drafter",
     "Exact",
     "HeadModel",
@@ -51,3 +54,16 @@ __all__ = [
     "Verdict",
     "Verifier",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A name that was another one in an earlier version; warns when it is first used.
+
+    Raises:
+        AttributeError: there was none.
+    """
+    if name != "DraftTurn":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("tempspec.interfaces.DraftTurn is called DraftContext now", FutureWarning, stacklevel=2)
+    globals()[name] = DraftContext
+    return DraftContext

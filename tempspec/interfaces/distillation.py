@@ -1,4 +1,4 @@
-"""What distillation asks of its plugins: a divergence and a temperature schedule.
+"""What distillation asks of its plugins: a divergence and a temperature schedule (floor 2).
 
 p is the target's law and q the draft's. Axes: B batch, V vocabulary, T positions, G temperatures at once.
 """

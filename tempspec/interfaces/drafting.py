@@ -1,4 +1,4 @@
-"""Drafting: what is proposed, by which drafter, and how many tokens.
+"""Drafting: what is proposed, by which drafter, and how many tokens (floor 2).
 
 A tree of drafts is a chain whose tokens have parents: node order, and what "behind node n" means, are those of
 `tempspec.core.trees`.
@@ -86,7 +86,7 @@ class DraftLength(ABC):
     """How many tokens to draft.
 
     To stay lossless a rule may stop *after including* a token, looking at it and at q; never drop a token it has seen
-    (verification.md's anticipation rule: sampling a token, looking at it and dropping it is biased).
+    (sampling a token, looking at it and dropping it biases the text).
 
     Attributes:
         longest: the most tokens that a round may draft, at least 0: fixes buffer shapes.
@@ -135,7 +135,7 @@ class StepModel(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class DraftTurn:
+class DraftContext:
     """What a drafter may use in one round.
 
     Attributes:
@@ -181,7 +181,7 @@ class Drafter(ABC):
     """The paper that the drafter comes from."""
 
     @abstractmethod
-    def propose(self, turn: DraftTurn) -> Draft:
+    def propose(self, context: DraftContext) -> Draft:
         """The drafts of this round."""
 
     def most_nodes(self, longest: int) -> int:

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out of it: requests and completions."""
+"""What goes into the engine and what comes out of it: requests and completions (floor 2)."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -113,9 +113,9 @@ class Completion:
         tested: drafted tokens whose earlier ones in the round were all accepted; at most accepted + 1. Siblings count
             once.
         accepted: drafted tokens accepted.
-        expected: the analytic acceptance (the verifier's `expected_acceptance`) summed over the tested tokens; empty
-            when the engine was not asked for it or the verifier has none.
-        foreseen: the verifier's `expected_length` of each round, cut by no stop token; empty likewise.
+        expected_acceptance: the verifier's `expected_acceptance` summed over the tested tokens; empty when the engine
+            was not asked for it or the verifier has none.
+        expected_length: the verifier's `expected_length` of each round, cut by no stop token; empty likewise.
         optimum: the most that any rule which decides node by node accepts of a tree's siblings, summed over the tested
             tokens; empty likewise, for chains, and for siblings whose optimum has no closed form (three distinct ones).
         total_variation: TV between a lossy verifier's `emitted_law` and the target's, summed over the tested tokens;
@@ -130,8 +130,8 @@ class Completion:
     drafted: list[int] = field(default_factory=list)
     tested: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
-    expected: list[float] = field(default_factory=list)
-    foreseen: list[float] = field(default_factory=list)
+    expected_acceptance: list[float] = field(default_factory=list)
+    expected_length: list[float] = field(default_factory=list)
     optimum: list[float] = field(default_factory=list)
     total_variation: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Verification: the noise of a round, and the rule that decides which drafted tokens stand.
+"""Verification: the noise of a round, and the rule that decides which drafted tokens stand (floor 2).
 
 Axes: B batch, K drafted, V vocabulary, N new tokens or tree nodes.
 """
@@ -67,7 +67,7 @@ class Verifier(ABC):
     """Decides how many drafted tokens stand and which token follows. Verifiers know no model."""
 
     lossless: ClassVar[bool]
-    """Whether the emitted tokens have exactly the target's law, for every target temperature that `supports`."""
+    """Whether the emitted tokens have exactly the target's law, for every target temperature that the rule allows."""
     source: ClassVar[str] = ""
     """The paper that the rule comes from."""
     shared_noise: ClassVar[bool] = False

@@ -51,9 +51,9 @@ def total(column: str, *, where: str | None = None) -> Count:
         column: whose entries.
         where: another column: a row counts 0 where this one has no entries.
 
-    >>> total("accepted")({"accepted": [1, 3]}), total("foreseen")({"accepted": [1, 3]})
+    >>> total("accepted")({"accepted": [1, 3]}), total("expected_length")({"accepted": [1, 3]})
     (4, 0)
-    >>> total("tested", where="expected")({"tested": [2, 3], "expected": []})
+    >>> total("tested", where="expected_acceptance")({"tested": [2, 3], "expected_acceptance": []})
     0
     """
     return lambda row: sum(_entries(row, column)) if where is None or _entries(row, where) else 0

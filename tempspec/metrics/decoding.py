@@ -25,7 +25,7 @@ __all__ = [
     "AnalyticAcceptance",
     "BlockEfficiency",
     "DraftAcceptance",
-    "ForeseenLength",
+    "ExpectedLength",
     "KLFromTarget",
     "OptimalAcceptance",
     "OverheadShare",
@@ -85,12 +85,12 @@ class AnalyticAcceptance(RowRatio):
     difference (`acceptance_gap` in `DecodingMetrics`) must cover 0. Rows without expected acceptances do not count.
 
     >>> metric = AnalyticAcceptance()
-    >>> metric.update({"prompt_key": 7, "tested": [2, 3], "expected": [1.25, 2.5]})
+    >>> metric.update({"prompt_key": 7, "tested": [2, 3], "expected_acceptance": [1.25, 2.5]})
     >>> metric.estimate().value
     0.75
     """
 
-    ratio = Ratio(total("expected"), over=total("tested", where="expected"))
+    ratio = Ratio(total("expected_acceptance"), over=total("tested", where="expected_acceptance"))
 
 
 class DraftAcceptance(RowRatio):
@@ -117,18 +117,18 @@ class AcceptedLength(RowRatio):
     ratio = Ratio(total("accepted"), over=number("accepted"))
 
 
-class ForeseenLength(RowRatio):
+class ExpectedLength(RowRatio):
     """The verifier's expected accepted length averaged over rounds, without coins: `sum_i P_i` for block verification.
 
     The analytic twin of `AcceptedLength`, and less noisy. Rounds that a stop token cut short count in full here.
 
-    >>> metric = ForeseenLength()
-    >>> metric.update({"prompt_key": 7, "foreseen": [1.25, 2.25]})
+    >>> metric = ExpectedLength()
+    >>> metric.update({"prompt_key": 7, "expected_length": [1.25, 2.25]})
     >>> metric.estimate().value
     1.75
     """
 
-    ratio = Ratio(total("foreseen"), over=number("foreseen"))
+    ratio = Ratio(total("expected_length"), over=number("expected_length"))
 
 
 class OptimalAcceptance(RowRatio):

@@ -3,6 +3,7 @@
 Metrics are computed from rows alone, so that a resumed run replays the rows on disk and a report needs no model.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NotRequired, TypedDict
 
@@ -16,8 +17,10 @@ __all__ = [
     "at_slots",
     "category_cell_of",
     "cell_of",
+    "former_columns",
     "row_from_completion",
     "timed_together",
+    "todays_columns",
 ]
 
 
@@ -44,8 +47,8 @@ DecodedRow = TypedDict(
         "drafted": list[int],  # one entry a round, here and in the next three
         "tested": list[int],
         "accepted": list[int],
-        "expected": list[float],  # empty where the verifier has no analytic acceptance or it was not asked for
-        "foreseen": NotRequired[list[float]],  # expected accepted length of each round; empty likewise
+        "expected_acceptance": list[float],  # over tested tokens; empty where the verifier has none, or not asked
+        "expected_length": NotRequired[list[float]],  # expected accepted length of each round; empty likewise
         "optimum": NotRequired[list[float]],  # the optimal transport's acceptance of a tree's siblings; empty likewise
         "total_variation": NotRequired[list[float]],  # a lossy rule's from the target, each round; empty likewise
         "kl": NotRequired[list[float]],  # in nats, likewise; may be infinite
@@ -67,10 +70,33 @@ PLACE_COLUMNS = (
 METRIC_COLUMNS = (
     *PLACE_COLUMNS,
     *("prompt_key", "tokens", "drafted", "tested", "accepted"),
-    *("expected", "foreseen", "optimum", "total_variation", "kl"),
+    *("expected_acceptance", "expected_length", "optimum", "total_variation", "kl"),
     *("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead"),
 )
 """What any metric reads of a row; of `tokens` only how many they are."""
+
+
+_FORMER = {"expected": "expected_acceptance", "foreseen": "expected_length"}
+"""Columns that earlier versions called otherwise, and today's names."""
+
+
+def todays_columns(names: Sequence[str]) -> list[str]:
+    """Columns of a file, by today's names.
+
+    >>> todays_columns(["key", "expected"])
+    ['key', 'expected_acceptance']
+    """
+    return [_FORMER.get(name, name) for name in names]
+
+
+def former_columns(names: Sequence[str]) -> str:
+    """One line on the columns of a file that have another name today; empty where there are none.
+
+    >>> former_columns(["key", "expected", "foreseen"])
+    'rows of an earlier version: reads column expected as expected_acceptance, foreseen as expected_length'
+    """
+    called = [f"{name} as {_FORMER[name]}" for name in names if name in _FORMER]
+    return f"rows of an earlier version: reads column {', '.join(called)}" if called else ""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -166,8 +192,8 @@ def row_from_completion(
         "drafted": list(completion.drafted),
         "tested": list(completion.tested),
         "accepted": list(completion.accepted),
-        "expected": list(completion.expected),
-        "foreseen": list(completion.foreseen),
+        "expected_acceptance": list(completion.expected_acceptance),
+        "expected_length": list(completion.expected_length),
         "optimum": list(completion.optimum),
         "total_variation": list(completion.total_variation),
         "kl": list(completion.kl),

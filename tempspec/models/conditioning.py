@@ -81,18 +81,18 @@ class TrainedRange(Exact):
         self.range_2 = nn.Parameter(nothing_2, requires_grad=False)
 
     @torch.no_grad()
-    def widen(self, heat_B: Tensor) -> None:
+    def widen(self, temperature_B: Tensor) -> None:
         """Take in temperatures that are trained at now, by all processes: every one of them calls it."""
         low, high = self.range_2
-        lowest_2 = torch.stack([low.minimum(heat_B.min()), -high.maximum(heat_B.max())])
+        lowest_2 = torch.stack([low.minimum(temperature_B.min()), -high.maximum(temperature_B.max())])
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(lowest_2, distributed.ReduceOp.MIN)
         self.range_2.copy_(torch.stack([lowest_2[0], -lowest_2[1]]))
 
-    def nearest(self, heat_B: Tensor) -> Tensor:
+    def nearest(self, temperature_B: Tensor) -> Tensor:
         """Temperatures within the range; as they are where nothing was trained."""
         low, high = self.range_2
-        return torch.where(low <= high, heat_B.clamp(low, high), heat_B)
+        return torch.where(low <= high, temperature_B.clamp(low, high), temperature_B)
 
 
 class _Conditioned(nn.Linear):
@@ -181,10 +181,10 @@ def set_temperature(model: nn.Module, temperature: Tensor | float | None) -> Non
             dial.features_BF = None
             continue
         known = trained_range(model)
-        heat_B = torch.as_tensor(temperature, dtype=torch.float32, device=known.range_2.device).reshape(-1)
+        temperature_B = torch.as_tensor(temperature, dtype=torch.float32, device=known.range_2.device).reshape(-1)
         if model.training:
-            known.widen(heat_B)
-        dial.features_BF = features(known.nearest(heat_B))
+            known.widen(temperature_B)
+        dial.features_BF = features(known.nearest(temperature_B))
 
 
 def trained_range(model: nn.Module) -> TrainedRange:
@@ -210,17 +210,17 @@ def at_temperature(model: PreTrainedModel, temperature: float) -> PreTrainedMode
             "expected a draft that is conditioned on the temperature, got an ordinary one, which is the same at "
             "every temperature"
         )
-    folded = copy.deepcopy(model)
-    known = trained_range(folded)
-    delattr(folded, RANGE)
+    merged = copy.deepcopy(model)
+    known = trained_range(merged)
+    delattr(merged, RANGE)
     features_F = features(known.nearest(torch.tensor(temperature, dtype=torch.float32, device=known.range_2.device)))
-    for place in _places(folded):
+    for place in _places(merged):
         layer = place.layer
         size = layer.in_features, layer.out_features
         plain = nn.Linear(*size, bias=layer.bias is not None, device="meta", dtype=layer.weight.dtype)
         plain.weight, plain.bias = nn.Parameter(layer.changed(features_F)), layer.bias
         setattr(place.parent, place.child, plain)
-    return folded
+    return merged
 
 
 def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:

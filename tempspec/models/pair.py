@@ -312,7 +312,7 @@ class Pair:
             if is_conditioned(model):
                 raise UserError(
                     f"selection.reference expected an ordinary draft, got {path}, which is conditioned on the "
-                    "temperature: fold it with `tempspec export`"
+                    "temperature: merge it with `tempspec export`"
                 )
             self._references[path] = model.requires_grad_(False)
         return self._references[path]

@@ -108,6 +108,30 @@ def lend_embeddings(model: PreTrainedModel) -> None:
         model._lends_embeddings = model.base_model.register_forward_pre_hook(clamped, with_kwargs=True)
 
 
+def _layer_kinds(config: PreTrainedConfig) -> set[str]:
+    """What kinds of attention a model's layers have."""
+    return set(getattr(config, "layer_types", None) or ["full_attention"])
+
+
+def _check_layers(model: PreTrainedModel, capacity: int) -> None:
+    """Refuse layers that no ragged cache serves.
+
+    Raises:
+        UserError: naming the model and its layers, or its window.
+    """
+    config, name = model.config.get_text_config(), type(model).__name__
+    if foreign := sorted(_layer_kinds(config).difference(ATTENTION_KINDS)):
+        raise UserError(
+            f"{name} has {', '.join(foreign)} layers, which keep no key-value cache by position; "
+            f"expected only {' and '.join(ATTENTION_KINDS)} layers: choose another model"
+        )
+    if "local" in (getattr(config, "attention_layers", None) or ()) and capacity > config.window_size:
+        raise UserError(
+            f"{name} counts its local window from the longest row of a batch: expected rows of at "
+            f"most its {config.window_size} tokens, got {capacity}: decode shorter ones, or choose another model"
+        )
+
+
 class RaggedModel:
     """A transformers causal language model with a `RaggedCache`; tokens go in with explicit positions and a 4-D mask.
 
@@ -141,25 +165,14 @@ class RaggedModel:
         tapped: Sequence[int] = (),
     ) -> None:
         config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-        foreign = sorted(kinds.difference(ATTENTION_KINDS))
-        if foreign:
-            raise UserError(
-                f"{type(model).__name__} has {', '.join(foreign)} layers, which keep no key-value cache by position; "
-                f"expected only {' and '.join(ATTENTION_KINDS)} layers: choose another model"
-            )
-        if "local" in (getattr(config, "attention_layers", None) or ()) and capacity > config.window_size:
-            raise UserError(
-                f"{type(model).__name__} counts its local window from the longest row of a batch: expected rows of at "
-                f"most its {config.window_size} tokens, got {capacity}: decode shorter ones, or choose another model"
-            )
+        _check_layers(model, capacity)
         self.model = model
         self.context = context_length(model.config)
         self.device = model.device
         self.cache = RaggedCache(config.num_hidden_layers, slots, capacity)
         self._cached = {cache_argument(model): self.cache}
         self._window: int = getattr(config, "sliding_window", None) or 0
-        self._by_kind = "sliding_attention" in kinds
+        self._by_kind = "sliding_attention" in _layer_kinds(config)
         # Models of one kind with a window and no layer types (Mistral) cut their only mask.
         self._cut_all = self._window > 0 and getattr(config, "layer_types", None) is None
         self._place_L = torch.arange(capacity, device=self.device)

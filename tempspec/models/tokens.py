@@ -1,4 +1,4 @@
-"""Texts to token ids, with borders in them that are found by characters (floor 3). It knows no chat template."""
+"""Texts to token ids, with borders in them that are found by characters. It knows no chat template (floor 3)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

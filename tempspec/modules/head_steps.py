@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 from tempspec.interfaces import HeadModel
 from tempspec.modules.outputs import Batch, HiddenStates, LogitPairs, LogitSource, response
 
-__all__ = ["Step", "head_steps", "kept_entries", "kept_positions", "step_batch"]
+__all__ = ["DraftStep", "head_steps", "kept_entries", "kept_positions", "step_batch"]
 
 
-class Step(NamedTuple):
+class DraftStep(NamedTuple):
     """A step of a draft on a batch.
 
     Attributes:
@@ -71,7 +71,7 @@ def kept_entries(hidden_BNH: Tensor, batch: Batch, number: int) -> Tensor:
 
 def head_steps(
     head: HeadModel, target: PreTrainedModel, batch: Batch, source: LogitSource, steps: int, decay: float = 1.0
-) -> Iterator[Step]:
+) -> Iterator[DraftStep]:
     """A head's unrolled steps over the text's own tokens; each may be left once its loss is known.
 
     Args:
@@ -93,7 +93,7 @@ def head_steps(
         step = step_batch(batch, number, decay)
         kept_NH = kept_entries(hidden_BNH, step, number)
         side = HiddenStates(kept_NH, output_RH) if source.chunk != 0 else linear(kept_NH, output_RH)
-        yield Step(step, source.pairs(source.side(target, kept_positions(output_BTX, step)), side, ids_R))
+        yield DraftStep(step, source.pairs(source.side(target, kept_positions(output_BTX, step)), side, ids_R))
 
 
 def _documents(batch: Batch, source: LogitSource) -> tuple[Tensor | None, Tensor | None]:

@@ -1,4 +1,4 @@
-"""What a module has measured, as small tables; the command line's own tables and files are `tempspec.cli.stage_files`'.
+"""What a module has measured, as small tables; those of the command line are in `tempspec.cli.stage_files` (floor 5).
 
 Floor 5.
 """

@@ -1,1 +1,1 @@
-"""Built-in plugins, one family a file: each is a core function plus remembered options (floor 3)."""
+"""Built-in plugins, each family in files of its own: each is a core function plus remembered options (floor 3)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tempspec.errors import UserError
-from tempspec.interfaces import Draft, Drafter, DraftLength, DraftTurn
+from tempspec.interfaces import Draft, DraftContext, Drafter, DraftLength
 
 __all__ = ["CausalLM", "EarlyExit", "PromptLookup", "Speculator"]
 
@@ -24,9 +24,9 @@ class CausalLM(Drafter):
     needs_model: ClassVar[bool] = True
     source: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318"
 
-    def propose(self, turn: DraftTurn) -> Draft:
+    def propose(self, context: DraftContext) -> Draft:
         """See `Drafter.propose`."""
-        return _sampled(turn)
+        return _sampled(context)
 
 
 class Speculator(Drafter):
@@ -40,9 +40,9 @@ class Speculator(Drafter):
     drafts_with = frozenset({"head"})
     source: ClassVar[str] = "Cai et al. 2024, Medusa, arXiv 2401.10774; Li et al. 2025, EAGLE-3, arXiv 2503.01840"
 
-    def propose(self, turn: DraftTurn) -> Draft:
+    def propose(self, context: DraftContext) -> Draft:
         """See `Drafter.propose`."""
-        return _sampled(turn)
+        return _sampled(context)
 
 
 class EarlyExit(Drafter):
@@ -62,9 +62,9 @@ class EarlyExit(Drafter):
             raise UserError(f"EarlyExit: layers must be 1 or more, got {layers}")
         self.target_layers = layers
 
-    def propose(self, turn: DraftTurn) -> Draft:
+    def propose(self, context: DraftContext) -> Draft:
         """See `Drafter.propose`."""
-        return _sampled(turn)
+        return _sampled(context)
 
 
 class PromptLookup(Drafter):
@@ -88,19 +88,19 @@ class PromptLookup(Drafter):
         self.longest_ngram = longest_ngram
         self.shortest_ngram = shortest_ngram
 
-    def propose(self, turn: DraftTurn) -> Draft:
+    def propose(self, context: DraftContext) -> Draft:
         """See `Drafter.propose`."""
-        start_B = self._continuation(turn.token_BT, turn.length_B)
-        length_B = torch.minimum(turn.length_B - start_B, turn.limit_B)
+        start_B = self._continuation(context.token_BT, context.length_B)
+        length_B = torch.minimum(context.length_B - start_B, context.limit_B)
         longest = int(length_B.max())
         if longest == 0:
-            return _nothing(turn)
+            return _nothing(context)
         offset_K = torch.arange(longest, device=length_B.device)
-        place_BK = (start_B[:, None] + offset_K).clamp(max=turn.token_BT.shape[1] - 1)
+        place_BK = (start_B[:, None] + offset_K).clamp(max=context.token_BT.shape[1] - 1)
         real_BK = offset_K < length_B[:, None]
-        token_BK = turn.token_BT.gather(1, place_BK).masked_fill(~real_BK, 0)
-        draft = Draft.certain(token_BK, length_B, turn.vocabulary)
-        return Draft(token_BK, _stopped(draft, turn.rule), draft.logq_BKV)
+        token_BK = context.token_BT.gather(1, place_BK).masked_fill(~real_BK, 0)
+        draft = Draft.certain(token_BK, length_B, context.vocabulary)
+        return Draft(token_BK, _stopped(draft, context.rule), draft.logq_BKV)
 
     def _continuation(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
         """Where the copy starts, `[B]`; the row's length where nothing matches."""
@@ -118,36 +118,36 @@ class PromptLookup(Drafter):
         return torch.where(found_B, best_B + 1, length_B)
 
 
-def _sampled(turn: DraftTurn) -> Draft:
-    """A chain sampled from the turn's model, one token a step."""
-    if turn.model is None:
-        raise ValueError("the drafter needs a draft model, got none: give the turn a model, or use PromptLookup")
-    longest = turn.longest
+def _sampled(context: DraftContext) -> Draft:
+    """A chain sampled from the context's model, one token a step."""
+    if context.model is None:
+        raise ValueError("the drafter needs a draft model, got none: give the context a model, or use PromptLookup")
+    longest = context.longest
     if longest == 0:
-        return _nothing(turn)
+        return _nothing(context)
     tokens, laws = [], []
-    length_B = turn.limit_B
-    logits_BV = turn.model.catch_up(turn.token_BT, turn.length_B)
+    length_B = context.limit_B
+    logits_BV = context.model.catch_up(context.token_BT, context.length_B)
     for count in range(1, longest + 1):
-        token_B, logq_BV = turn.sample(logits_BV, count - 1)
+        token_B, logq_BV = context.sample(logits_BV, count - 1)
         tokens.append(token_B)
         laws.append(logq_BV)
         if count == longest:
             break
-        proceed_B = turn.rule.proceed(token_B, logq_BV)
+        proceed_B = context.rule.proceed(token_B, logq_BV)
         if proceed_B is not None:
             length_B = torch.where(proceed_B, length_B, length_B.clamp(max=count))
             if not (length_B > count).any():
                 break
-        logits_BV = turn.model.step(token_B)
+        logits_BV = context.model.step(token_B)
     return Draft(torch.stack(tokens, 1), length_B, torch.stack(laws, 1))
 
 
-def _nothing(turn: DraftTurn) -> Draft:
+def _nothing(context: DraftContext) -> Draft:
     """A draft of no tokens, K = 0."""
-    token_BK = turn.token_BT[:, :0]
-    law_BKV = torch.zeros(len(token_BK), 0, turn.vocabulary, dtype=torch.float32, device=token_BK.device)
-    return Draft(token_BK, torch.zeros_like(turn.length_B), law_BKV)
+    token_BK = context.token_BT[:, :0]
+    law_BKV = torch.zeros(len(token_BK), 0, context.vocabulary, dtype=torch.float32, device=token_BK.device)
+    return Draft(token_BK, torch.zeros_like(context.length_B), law_BKV)
 
 
 def _stopped(draft: Draft, rule: DraftLength) -> Tensor:

@@ -1,7 +1,7 @@
 """The built-in drafters of token trees (floor 3).
 
-Anticipation rule (verification.md, section 3): whether a drawn node is kept may not depend on its own token or on later
-ones. Static shapes keep that by having no choice, dynamic ones by drawing nothing.
+A tree is lossless only if whether a drawn node is kept depends neither on its own token nor on later ones. Static
+shapes have no choice, and dynamic ones draw nothing.
 
 Axes: B batch, N nodes, M nodes of one level, V vocabulary, W width of a beam.
 """
@@ -16,22 +16,22 @@ from tempspec.core.sampling import one_hot_log
 from tempspec.core.tree_verification import Siblings, is_drawn, sibling_law
 from tempspec.core.trees import depths, level_parents
 from tempspec.errors import UserError
-from tempspec.interfaces import Draft, Drafter, DraftTurn, StepModel
+from tempspec.interfaces import Draft, DraftContext, Drafter, StepModel
 
 __all__ = ["DynamicTree", "StaticTree"]
 
 
-def _model(turn: DraftTurn, name: str) -> StepModel:
-    if turn.model is None:
-        raise ValueError(f"{name} needs a draft model, got none: give the turn a model")
-    return turn.model
+def _model(context: DraftContext, name: str) -> StepModel:
+    if context.model is None:
+        raise ValueError(f"{name} needs a draft model, got none: give the context a model")
+    return context.model
 
 
-def _nothing(turn: DraftTurn) -> Draft:
+def _nothing(context: DraftContext) -> Draft:
     """A tree of no nodes."""
-    token_BN = turn.token_BT[:, :0]
-    law_BNV = torch.zeros(len(token_BN), 0, turn.vocabulary, dtype=torch.float32, device=token_BN.device)
-    return Draft(token_BN, torch.zeros_like(turn.length_B), law_BNV, token_BN)
+    token_BN = context.token_BT[:, :0]
+    law_BNV = torch.zeros(len(token_BN), 0, context.vocabulary, dtype=torch.float32, device=token_BN.device)
+    return Draft(token_BN, torch.zeros_like(context.length_B), law_BNV, token_BN)
 
 
 class StaticTree(Drafter):
@@ -74,20 +74,20 @@ class StaticTree(Drafter):
         """See `Drafter.most_nodes`."""
         return sum(depth <= longest for depth in self._depths)
 
-    def propose(self, turn: DraftTurn) -> Draft:
+    def propose(self, context: DraftContext) -> Draft:
         """See `Drafter.propose`."""
-        model = _model(turn, "StaticTree")
-        deepest = min(turn.longest, max(self._depths))
+        model = _model(context, "StaticTree")
+        deepest = min(context.longest, max(self._depths))
         if deepest == 0:
-            return _nothing(turn)
+            return _nothing(context)
         nodes = self.most_nodes(deepest)
-        token_BN = turn.token_BT.new_zeros(len(turn.token_BT), nodes)
-        logits_BMV = model.catch_up(turn.token_BT, turn.length_B)[:, None]
+        token_BN = context.token_BT.new_zeros(len(context.token_BT), nodes)
+        logits_BMV = model.catch_up(context.token_BT, context.length_B)[:, None]
         laws: dict[int, Tensor] = {}
         fed = {-1: -1}  # the number that the model knows a node by
         inner = [-1]
         for depth in range(1, deepest + 1):
-            self._draw_level(turn, inner, logits_BMV, token_BN, laws)
+            self._draw_level(context, inner, logits_BMV, token_BN, laws)
             inner = [node for node in range(nodes) if self._depths[node] == depth and self._children[node]]
             if depth == deepest or not inner:
                 break
@@ -97,16 +97,16 @@ class StaticTree(Drafter):
             fed |= {node: len(fed) - 1 + index for index, node in enumerate(inner)}
             logits_BMV = model.grow(token_BN[:, inner], parent_M.expand(len(token_BN), -1))
         parent_BN = torch.tensor(self.parents[:nodes], dtype=torch.int64, device=token_BN.device).expand_as(token_BN)
-        return Draft(token_BN, self._lengths(turn), torch.stack([laws[node] for node in range(nodes)], 1), parent_BN)
+        return Draft(token_BN, self._lengths(context), torch.stack([laws[node] for node in range(nodes)], 1), parent_BN)
 
     def _draw_level(
-        self, turn: DraftTurn, inner: Sequence[int], logits_BMV: Tensor, token_BN: Tensor, laws: dict[int, Tensor]
+        self, context: DraftContext, inner: Sequence[int], logits_BMV: Tensor, token_BN: Tensor, laws: dict[int, Tensor]
     ) -> None:
         """Draw the children of the nodes `inner`, whose logits these are; writes `token_BN` and `laws`."""
-        logq_BMV = turn.law(logits_BMV)
-        lacking = max(0, turn.vocabulary - logits_BMV.shape[-1])
+        logq_BMV = context.law(logits_BMV)
+        lacking = max(0, context.vocabulary - logits_BMV.shape[-1])
         score_BMV = torch.nn.functional.pad(logits_BMV.to(logq_BMV.dtype).clamp(min=-1e30), (0, lacking), value=-1e30)
-        score_BMV = score_BMV[..., : turn.vocabulary]
+        score_BMV = score_BMV[..., : context.vocabulary]
         for count in sorted({len(self._children[node]) for node in inner}):
             place = [index for index, node in enumerate(inner) if len(self._children[node]) == count]
             logq_BPV, score_BPV = logq_BMV[:, place], score_BMV[:, place]
@@ -115,17 +115,19 @@ class StaticTree(Drafter):
                 nodes = [self._children[inner[index]][rank] for index in place]
                 logd_BPV = sibling_law(logq_BPV, score_BPV, taken_BPV, rank, count, self.siblings)
                 if is_drawn(self.siblings, rank):
-                    token_BP = turn.draw(logd_BPV.exp(), torch.tensor(nodes, dtype=torch.int64, device=token_BN.device))
+                    token_BP = context.draw(
+                        logd_BPV.exp(), torch.tensor(nodes, dtype=torch.int64, device=token_BN.device)
+                    )
                 else:
                     token_BP = logd_BPV.argmax(-1)
                 token_BN[:, nodes] = token_BP
                 laws.update(zip(nodes, logd_BPV.unbind(1), strict=True))
                 taken_BPV = taken_BPV.scatter(-1, token_BP[..., None], True)
 
-    def _lengths(self, turn: DraftTurn) -> Tensor:
+    def _lengths(self, context: DraftContext) -> Tensor:
         """The nodes that each row's limit leaves, `[B]`."""
-        upto = [self.most_nodes(limit) for limit in range(turn.longest + 1)]
-        return torch.tensor(upto, dtype=torch.int64, device=turn.limit_B.device)[turn.limit_B]
+        upto = [self.most_nodes(limit) for limit in range(context.longest + 1)]
+        return torch.tensor(upto, dtype=torch.int64, device=context.limit_B.device)[context.limit_B]
 
 
 def _shape(levels: Sequence[int]) -> tuple[int, ...]:
@@ -177,22 +179,22 @@ class DynamicTree(Drafter):
         """See `Drafter.most_nodes`; the fed nodes need room in the draft's cache too."""
         return max(self.nodes, self.width * min(self.depth, longest)) if longest else 0
 
-    def propose(self, turn: DraftTurn) -> Draft:
+    def propose(self, context: DraftContext) -> Draft:
         """See `Drafter.propose`."""
-        model = _model(turn, "DynamicTree")
-        deepest = min(turn.longest, self.depth)
+        model = _model(context, "DynamicTree")
+        deepest = min(context.longest, self.depth)
         if deepest == 0:
-            return _nothing(turn)
-        width = min(self.width, turn.vocabulary)
-        logits_BMV = model.catch_up(turn.token_BT, turn.length_B)[:, None]
+            return _nothing(context)
+        width = min(self.width, context.vocabulary)
+        logits_BMV = model.catch_up(context.token_BT, context.length_B)[:, None]
         # Candidates: token, parent (a candidate's number, -1 the root) and score; those fed are kept by their number.
-        token_BC, parent_BC = turn.token_BT[:, :0], turn.token_BT[:, :0]
+        token_BC, parent_BC = context.token_BT[:, :0], context.token_BT[:, :0]
         score_BC = logits_BMV.new_zeros(len(token_BC), 0, dtype=torch.float64)
         inner_BM, fed_BM = token_BC.new_full((len(token_BC), 1), -1), token_BC.new_full((len(token_BC), 1), -1)
         above_BM = score_BC.new_zeros(len(token_BC), 1)
         count = 0
         for depth in range(1, deepest + 1):
-            best = logits_BMV[..., : turn.vocabulary].double().log_softmax(-1).topk(width)
+            best = logits_BMV[..., : context.vocabulary].double().log_softmax(-1).topk(width)
             start = token_BC.shape[1]
             token_BC = torch.cat([token_BC, best.indices.flatten(1)], 1)
             parent_BC = torch.cat([parent_BC, inner_BM.repeat_interleave(width, 1)], 1)
@@ -206,16 +208,16 @@ class DynamicTree(Drafter):
             fed_BM = (count + torch.arange(place_BM.shape[1], device=place_BM.device)).expand_as(place_BM)
             count += place_BM.shape[1]
             logits_BMV = model.grow(token_BC.gather(1, inner_BM), parent_fed_BM)
-        return self._pruned(turn, token_BC, parent_BC, score_BC)
+        return self._pruned(context, token_BC, parent_BC, score_BC)
 
-    def _pruned(self, turn: DraftTurn, token_BC: Tensor, parent_BC: Tensor, score_BC: Tensor) -> Draft:
+    def _pruned(self, context: DraftContext, token_BC: Tensor, parent_BC: Tensor, score_BC: Tensor) -> Draft:
         """The best candidates in level order; a parent scores no less than its children and wins ties."""
         depth_BC = torch.ones_like(parent_BC)
         for node in range(token_BC.shape[1]):
             parent_B1 = parent_BC[:, node, None]
             above_B = torch.where(parent_B1 < 0, 0, depth_BC.gather(1, parent_B1.clamp(min=0))).squeeze(1)
             depth_BC[:, node] = above_B + 1
-        allowed_BC = depth_BC <= turn.limit_B[:, None]
+        allowed_BC = depth_BC <= context.limit_B[:, None]
         order_BC = score_BC.masked_fill(~allowed_BC, -torch.inf).sort(stable=True, dim=-1, descending=True).indices
         kept_BN = order_BC[:, : self.nodes].sort(-1).values
         place_BC = torch.zeros_like(token_BC).scatter_(
@@ -225,4 +227,4 @@ class DynamicTree(Drafter):
         parent_BN = torch.where(parent_BN < 0, -1, place_BC.gather(1, parent_BN.clamp(min=0)))
         token_BN = token_BC.gather(1, kept_BN)
         length_B = allowed_BC.gather(1, kept_BN).sum(-1)
-        return Draft(token_BN, length_B, one_hot_log(token_BN, turn.vocabulary), parent_BN)
+        return Draft(token_BN, length_B, one_hot_log(token_BN, context.vocabulary), parent_BN)

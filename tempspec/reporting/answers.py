@@ -11,7 +11,7 @@ from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import FEWEST, Estimate, Sums, contrast_estimate
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell
-from tempspec.reporting.runs import SAMPLED, Collection, Draft
+from tempspec.reporting.runs import SAMPLED, Collection, MeasuredDraft
 from tempspec.reporting.sections.common import drafting_pairs
 
 __all__ = ["Answer", "answers", "contrast", "shown", "verdict"]
@@ -85,7 +85,7 @@ def _temperature(collection: Collection) -> Answer:
     return Answer(question, "Not measured here: it needs predict at two or more target temperatures.")
 
 
-def _sampled_or_argmax(draft: Draft, cell: Cell) -> Iterator[Change]:
+def _sampled_or_argmax(draft: MeasuredDraft, cell: Cell) -> Iterator[Change]:
     """What sampled proposals change against the likeliest token, where both were decoded."""
     for sampled, argmax in drafting_pairs(draft):
         if sampled == cell:
@@ -111,7 +111,9 @@ def _consistency(collection: Collection) -> Answer:
     return Answer(question, "Not measured here: no draft was measured at the temperature it was trained at.")
 
 
-def _decoded_gain(collection: Collection, draft: Draft, reference: Draft, temperature: float) -> Iterator[Change]:
+def _decoded_gain(
+    collection: Collection, draft: MeasuredDraft, reference: MeasuredDraft, temperature: float
+) -> Iterator[Change]:
     """What training at T changed in decoding at T."""
     for cell in _drafting(draft, collection.domains):
         if cell.target_temperature == temperature == cell.draft_temperature and cell in reference.metrics:
@@ -121,7 +123,9 @@ def _decoded_gain(collection: Collection, draft: Draft, reference: Draft, temper
             return
 
 
-def _analytic_gain(collection: Collection, draft: Draft, reference: Draft, temperature: float) -> Iterator[Change]:
+def _analytic_gain(
+    collection: Collection, draft: MeasuredDraft, reference: MeasuredDraft, temperature: float
+) -> Iterator[Change]:
     """The same without the noise of coins: overlap of the laws at T, on the target's own text where there is some."""
     key = ("analytic_acceptance", temperature, temperature)
     texts, others = collection.texts(draft), collection.texts(reference)
@@ -178,35 +182,35 @@ def _other_range(collection: Collection) -> Iterator[Change]:
             return
 
 
-def _ranges(collection: Collection) -> Iterator[tuple[Draft, Draft, float]]:
+def _ranges(collection: Collection) -> Iterator[tuple[MeasuredDraft, MeasuredDraft, float]]:
     """(a draft, another, T): T is out of the range of the one and in that of the other; the farthest T first."""
     known = [draft for draft in collection.drafts if draft.trained and draft.rows]
     for narrow, wide in permutations(known, 2):
-        heats = {cell.target_temperature for cell in _drafting(narrow, {})}
-        out = [t for t in heats if _inside(wide, t) and not _inside(narrow, t)]
+        measured = {cell.target_temperature for cell in _drafting(narrow, {})}
+        out = [t for t in measured if _inside(wide, t) and not _inside(narrow, t)]
         both = all(_inside(draft, collection.reference) for draft in (narrow, wide))
         for temperature in sorted(out, key=lambda t: abs(t - collection.reference), reverse=True) if both else ():
             yield narrow, wide, temperature
 
 
-def _inside(draft: Draft, temperature: float) -> bool:
+def _inside(draft: MeasuredDraft, temperature: float) -> bool:
     assert draft.trained is not None
     return draft.trained[0] <= temperature <= draft.trained[1]
 
 
-def _span(draft: Draft) -> str:
+def _span(draft: MeasuredDraft) -> str:
     low, high = draft.trained or (0.0, 0.0)
     return f"trained at {low:g} to {high:g}" if low < high else f"trained at {low:g}"
 
 
-def _at(draft: Draft, domains: Mapping[str, str], *heats: float) -> list[tuple[Cell, ...]]:
+def _at(draft: MeasuredDraft, domains: Mapping[str, str], *temperatures: float) -> list[tuple[Cell, ...]]:
     """Cells of one verifier and prompt set at each of some temperatures, proposals at the same one."""
     found = [{c.target_temperature: c for c in cells} for cells in _by_temperature(draft, domains)]
-    return [tuple(cells[t] for t in heats) for cells in found if all(t in cells for t in heats)]
+    return [tuple(cells[t] for t in temperatures) for cells in found if all(t in cells for t in temperatures)]
 
 
 def _domain_pairs(
-    draft: Draft, collection: Collection, first: float, second: float | None = None
+    draft: MeasuredDraft, collection: Collection, first: float, second: float | None = None
 ) -> list[tuple[tuple[Cell, ...], tuple[Cell, ...]]]:
     """Cells in the domain and cells out of it, of one verifier, at one or two temperatures."""
     cells = _at(draft, collection.domains, first, first if second is None else second)
@@ -214,7 +218,7 @@ def _domain_pairs(
     return [(one, other) for one in inside for other in outside if one[0].verifier == other[0].verifier]
 
 
-def _accepted(draft: Draft, cell: Cell) -> Sums:
+def _accepted(draft: MeasuredDraft, cell: Cell) -> Sums:
     return draft.metrics[cell].acceptance_rate.sums()
 
 
@@ -252,13 +256,13 @@ def _answer(question: str, *changes: Change) -> Answer:
     return Answer(question, f"{sentence[0].upper()}{sentence[1:]}.", any(shown(change.found) for change in changes))
 
 
-def _drafting(draft: Draft, domains: Mapping[str, str]) -> list[Cell]:
+def _drafting(draft: MeasuredDraft, domains: Mapping[str, str]) -> list[Cell]:
     """Cells in which something was drafted; those out of the domain come last."""
     cells = [cell for cell in draft.metrics.cells if cell.verifier != BASELINE]
     return sorted(cells, key=lambda cell: domains.get(cell.prompt_set) == "out")
 
 
-def _by_temperature(draft: Draft, domains: Mapping[str, str]) -> Iterator[list[Cell]]:
+def _by_temperature(draft: MeasuredDraft, domains: Mapping[str, str]) -> Iterator[list[Cell]]:
     """Cells at equal temperatures by ascending temperature, for each verifier and prompt set."""
     grouped: dict[tuple[str, str], list[Cell]] = {}
     for cell in _drafting(draft, domains):

@@ -10,8 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml  # type: ignore[import-untyped]
 
 from tempspec.errors import UserError
@@ -20,12 +18,13 @@ from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.rows import DecodedRow
 from tempspec.own_yaml import read_own_yaml
+from tempspec.reporting.decoded_rows import decoded_rows, parquet_rows
 from tempspec.reporting.measured import MEASURING, fit_of_measured, of_other_drafts, of_unknown_drafts
 from tempspec.reporting.records import Estimates
 from tempspec.reporting.study_index import FILE as STUDY_FILE
 from tempspec.reporting.study_index import Prefixes, read_study
 
-__all__ = ["SAMPLED", "Analytic", "AnalyticKey", "Collection", "Draft", "Run", "collect", "read_run"]
+__all__ = ["SAMPLED", "Analytic", "AnalyticKey", "Collection", "MeasuredDraft", "MeasuredRun", "collect", "read_run"]
 
 STAGES = {
     "fit": "config.yaml",
@@ -34,8 +33,6 @@ STAGES = {
     "predict": "predictions.parquet",
 }
 """Each stage and the file that says that it came to an end (fit: that it began)."""
-_NEEDED = {"key", "pass", "verifier", "prompt_set", "prompt_key", "tokens", "drafted", "tested", "accepted", "expected"}
-
 _TEMPERATURES = {"train_temperature", "generation_temperature"}
 
 SAMPLED = "sampled at T"
@@ -47,7 +44,7 @@ Analytic = dict[tuple[str, float, float], Sums]
 
 
 @dataclass(frozen=True)
-class Run:
+class MeasuredRun:
     """One run folder.
 
     Attributes:
@@ -74,7 +71,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Draft:
+class MeasuredDraft:
     """One draft, with a run a seed; estimates pool the seeds, and resample prompts.
 
     Attributes:
@@ -85,7 +82,7 @@ class Draft:
 
     name: str
     labels: Mapping[str, Any]
-    runs: Mapping[str, Run]
+    runs: Mapping[str, MeasuredRun]
 
     @property
     def trained(self) -> tuple[float, float] | None:
@@ -148,25 +145,25 @@ class Collection:
     """
 
     title: str
-    drafts: Sequence[Draft]
+    drafts: Sequence[MeasuredDraft]
     domains: Mapping[str, str] = field(default_factory=dict)
     reference: float = 1.0
     prefixes: Prefixes = field(default_factory=Prefixes)
     notes: Sequence[str] = ()
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[MeasuredRun]:
         """Every run of every draft."""
         return [run for draft in self.drafts for run in draft.runs.values()]
 
     @cached_property
-    def trained_at(self) -> Mapping[float, Draft]:
+    def trained_at(self) -> Mapping[float, MeasuredDraft]:
         """Drafts by the one temperature of their loss: the first two or more that differ in no other label.
 
         The temperature of their text may differ with it. Where another label does, an objective or a rank, what
         separates two drafts is not their temperature; empty where that is so for all.
         """
-        alike: dict[frozenset[tuple[str, Any]], dict[float, Draft]] = {}
+        alike: dict[frozenset[tuple[str, Any]], dict[float, MeasuredDraft]] = {}
         for draft in self.drafts:
             temperature = draft.labels.get("train_temperature")
             if isinstance(temperature, int | float) and (draft.rows or draft.analytic):
@@ -174,7 +171,7 @@ class Collection:
                 alike.setdefault(rest, {}).setdefault(float(temperature), draft)
         return next((drafts for drafts in alike.values() if len(drafts) > 1), {})
 
-    def texts(self, draft: Draft) -> dict[str, Analytic]:
+    def texts(self, draft: MeasuredDraft) -> dict[str, Analytic]:
         """A draft's analytic sums by the text that they were measured on.
 
         Of a study: each prompt set's fixed text, and what the target wrote, where each T is measured on text of that T.
@@ -213,7 +210,7 @@ def collect(folders: Sequence[str | Path]) -> Collection:
             {name: text for part in parts for name, text in part.prefixes.fixed.items()},
             {name: texts for part in parts for name, texts in part.prefixes.sampled.items()},
         ),
-        notes=[note for part in parts for note in part.notes],
+        notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
     )
     if not any(run.rows or run.analytic_rows for run in merged.runs):
         reasons = "; ".join(note for note in merged.notes if "left out" in note)
@@ -224,7 +221,7 @@ def collect(folders: Sequence[str | Path]) -> Collection:
     return replace(merged, notes=[*merged.notes, *_conflicts(parts, merged), *_version_notes(merged.runs)])
 
 
-def read_run(folder: Path, name: str = "") -> Run:
+def read_run(folder: Path, name: str = "") -> MeasuredRun:
     """Read one run folder.
 
     Raises:
@@ -241,21 +238,22 @@ def read_run(folder: Path, name: str = "") -> Run:
     others = of_other_drafts(folder, [stage for stage in MEASURING if stage in finished], configs)
     finished = [stage for stage in finished if stage not in others]
     notes += others.values()
-    rows: list[Any] = []
+    rows: Sequence[DecodedRow] = ()
     analytic: list[Any] = []
     facts: Mapping[str, Any] = {}
     fits: Mapping[str, Any] = {}
     if "predict" in finished:
-        rows = _parquet(folder / "predict" / "predictions.parquet", _NEEDED)
+        rows, former = decoded_rows(folder / "predict" / "predictions.parquet")
+        notes += former
         facts = _optional(folder / "predict" / "metrics.json", json.loads)
     if "validate" not in others:
         fits = _optional(folder / "validate" / "draft_temperatures.json", json.loads)
     if "validate" in finished and (folder / "validate" / "acceptance.parquet").is_file():
-        analytic = _parquet(folder / "validate" / "acceptance.parquet", {"metric", "numerator", "denominator"})
+        analytic = parquet_rows(folder / "validate" / "acceptance.parquet", {"metric", "numerator", "denominator"})
     elif "validate" in finished:
         notes.append(f"{folder / 'validate'} has no acceptance.parquet: left out; run validate again")
     kept = [stage for stage in begun if stage not in others]
-    return Run(
+    return MeasuredRun(
         name=name or _clean(folder.resolve().name),
         folder=folder,
         configs={stage: configs[stage] for stage in kept},
@@ -274,7 +272,7 @@ def _study(path: Path) -> Collection:
         *index.prefixes.fixed.values(),
         *(name for sets in index.prefixes.sampled.values() for name in sets.values()),
     }
-    drafts: list[Draft] = []
+    drafts: list[MeasuredDraft] = []
     notes: list[str] = []
     for name, draft in index.drafts.items():
         runs = {}
@@ -286,7 +284,7 @@ def _study(path: Path) -> Collection:
             else:
                 notes.append(f"{path / place} is not there yet: left out")
         if runs:
-            drafts.append(Draft(_clean(name), draft.labels, runs))
+            drafts.append(MeasuredDraft(_clean(name), draft.labels, runs))
     if index.status.done < index.status.total:
         notes.append(f"the study is not finished: {index.status.done} of {index.status.total} cells")
     domains = {name: facts["domain"] for name, facts in index.prompt_sets.items() if "domain" in facts}
@@ -297,10 +295,10 @@ def _single(path: Path, beside: Sequence[Path]) -> Collection:
     names = [other.resolve().name for other in beside]
     own = path.resolve()
     run = read_run(path, _clean(own.name if names.count(own.name) == 1 else f"{own.parent.name}/{own.name}"))
-    return Collection(run.name, [Draft(run.name, _labels(run), {"": run})], notes=run.notes)
+    return Collection(run.name, [MeasuredDraft(run.name, _labels(run), {"": run})], notes=run.notes)
 
 
-def _labels(run: Run) -> dict[str, Any]:
+def _labels(run: MeasuredRun) -> dict[str, Any]:
     """What the fit of the measured draft says: its objective, and the temperature where that is constant or uniform."""
     model = fit_of_measured(run.folder, run.configs).get("model") or {}
     schedule, labels = model.get("temperature"), {"divergence": json.dumps(model.get("divergence"), sort_keys=True)}
@@ -314,7 +312,7 @@ def _labels(run: Run) -> dict[str, Any]:
     return labels | {"train_temperature": f"{given['low']:g} to {given['high']:g}"} if kind == "Uniform" else {}
 
 
-def _unique(drafts: Sequence[Draft]) -> list[Draft]:
+def _unique(drafts: Sequence[MeasuredDraft]) -> list[MeasuredDraft]:
     """Drafts and runs with names of their own: a later one of the same name is numbered."""
     seen: dict[str, int] = {}
     named = []
@@ -322,7 +320,7 @@ def _unique(drafts: Sequence[Draft]) -> list[Draft]:
         seen[draft.name] = seen.get(draft.name, 0) + 1
         tail = "" if seen[draft.name] == 1 else f" ({seen[draft.name]})"
         runs = {seed: replace(run, name=run.name + tail) for seed, run in draft.runs.items()}
-        named.append(Draft(draft.name + tail, draft.labels, runs))
+        named.append(MeasuredDraft(draft.name + tail, draft.labels, runs))
     return named
 
 
@@ -344,7 +342,7 @@ def _conflicts(parts: Sequence[Collection], merged: Collection) -> list[str]:
     return notes + [f"{name} is in the domain of one study and out of another's: counted as neither" for name in torn]
 
 
-def _version_notes(runs: Sequence[Run]) -> list[str]:
+def _version_notes(runs: Sequence[MeasuredRun]) -> list[str]:
     found = {
         environment["versions"].get("tempspec", "unknown")
         for run in runs
@@ -358,17 +356,6 @@ def _inside(folder: Path) -> str:
     """A hint at the runs one folder further down."""
     inner = [child for child in sorted(folder.iterdir()) if any((child / stage).is_dir() for stage in STAGES)]
     return f"; did you mean {' '.join(map(str, inner))}?" if inner else "; name a folder that a subcommand left"
-
-
-def _parquet(file: Path, needed: set[str]) -> list[dict[str, Any]]:
-    try:
-        table = pq.read_table(file)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file}: expected a Parquet file, got a broken one; run the stage again") from error
-    missing = sorted(needed - set(table.column_names))
-    if missing:
-        raise UserError(f"{file}: expected the column {missing[0]}, got a file of another version; run it again")
-    return table.to_pylist()
 
 
 def _optional(file: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:

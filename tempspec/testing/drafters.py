@@ -11,7 +11,7 @@ from torch import Tensor
 from tempspec.core.noise import Stream, fold, gumbel, uniform
 from tempspec.core.sampling import inverse_cdf
 from tempspec.core.trees import ancestry
-from tempspec.interfaces import Draft, Drafter, DraftLength, DraftTurn
+from tempspec.interfaces import Draft, DraftContext, Drafter, DraftLength
 from tempspec.testing.errors import ConformanceError
 
 __all__ = ["HashModel", "check_drafter"]
@@ -73,7 +73,7 @@ class _Rule(DraftLength):
 
 
 @dataclass(frozen=True)
-class _Turns:
+class _Rounds:
     """Rows to draft for, and how to ask a drafter about them.
 
     Attributes:
@@ -92,7 +92,7 @@ class _Turns:
     rule: _Rule
     vocabulary: int
 
-    def rows(self, row_B: Tensor) -> "_Turns":
+    def rows(self, row_B: Tensor) -> "_Rounds":
         """Some of the rows."""
         parts = {name: getattr(self, name)[row_B] for name in ("token_BT", "length_B", "limit_B", "key_B")}
         return replace(self, **parts)
@@ -108,7 +108,7 @@ class _Turns:
             return inverse_cdf(weight_BMV, uniform(self.key_B[:, None], int(Stream.DRAFT), node_M))
 
         return drafter.propose(
-            DraftTurn(
+            DraftContext(
                 token_BT=self.token_BT.clone(),
                 length_B=self.length_B.clone(),
                 limit_B=self.limit_B.clone(),
@@ -148,27 +148,27 @@ def check_drafter(drafter: Drafter, *, vocabulary: int = 5, longest: int = 4, ro
     Raises:
         ConformanceError: it breaks a law; the message says which, where and by how much.
     """
-    turns = _random_turns(vocabulary, longest, rows, seed)
-    free = _draft(drafter, turns, seed)
-    _check_record(drafter, free, turns)
+    rounds = _random_rounds(vocabulary, longest, rows, seed)
+    free = _draft(drafter, rounds, seed)
+    _check_record(drafter, free, rounds)
     _check_law(free)
-    _check_rows(drafter, turns, free, seed)
+    _check_rows(drafter, rounds, free, seed)
     if drafter.siblings is None:
-        _check_rule(drafter, turns, free, seed)
-    _check_idle(drafter, turns, seed)
+        _check_rule(drafter, rounds, free, seed)
+    _check_idle(drafter, rounds, seed)
 
 
-def _random_turns(vocabulary: int, longest: int, rows: int, seed: int) -> _Turns:
+def _random_rounds(vocabulary: int, longest: int, rows: int, seed: int) -> _Rounds:
     """Rows of every length and limit."""
     row_B = torch.arange(rows)
     token_BT = (uniform(seed, int(Stream.TOKEN), row_B[:, None], torch.arange(_LONGEST_TEXT)) * vocabulary).long()
     length_B, limit_B = row_B % _LONGEST_TEXT + 1, row_B // _LONGEST_TEXT % (longest + 1)
-    return _Turns(token_BT, length_B, limit_B, fold(seed, row_B), _Rule(longest, stops=False), vocabulary)
+    return _Rounds(token_BT, length_B, limit_B, fold(seed, row_B), _Rule(longest, stops=False), vocabulary)
 
 
-def _draft(drafter: Drafter, turns: _Turns, seed: int) -> Draft:
+def _draft(drafter: Drafter, rounds: _Rounds, seed: int) -> Draft:
     """A draft with a fresh model, if the drafter needs one."""
-    return turns.propose(drafter, HashModel(turns.vocabulary, seed) if _reads_model(drafter) else None)
+    return rounds.propose(drafter, HashModel(rounds.vocabulary, seed) if _reads_model(drafter) else None)
 
 
 def _reads_model(drafter: Drafter) -> bool:
@@ -181,32 +181,32 @@ def _real(draft: Draft) -> Tensor:
     return torch.arange(draft.token_BK.shape[1]) < draft.length_B[:, None]
 
 
-def _check_record(drafter: Drafter, draft: Draft, turns: _Turns) -> None:
+def _check_record(drafter: Drafter, draft: Draft, rounds: _Rounds) -> None:
     """Shapes, types, ranges and normalisation."""
-    rows, drafted = len(turns.length_B), draft.token_BK.shape[1]
+    rows, drafted = len(rounds.length_B), draft.token_BK.shape[1]
     if (draft.parent_BK is None) != (drafter.siblings is None):
         raise ConformanceError("a drafter that names its siblings drafts trees", "random texts", "parent_BK disagrees")
     for name, value, shape in (
         ("token_BK", draft.token_BK, (rows, drafted)),
         ("length_B", draft.length_B, (rows,)),
         ("parent_BK", draft.tree_BK, (rows, drafted)),
-        ("logq_BKV", draft.logq_BKV, (rows, drafted, turns.vocabulary)),
+        ("logq_BKV", draft.logq_BKV, (rows, drafted, rounds.vocabulary)),
     ):
         if value.shape != shape or (name != "logq_BKV" and value.dtype != torch.int64):
             raise ConformanceError(f"{name} is {list(shape)}", "random texts", f"{value.dtype} {list(value.shape)}")
     mass_BK = draft.logq_BKV.double().exp().sum(-1)
-    own_BK = draft.logq_BKV.gather(-1, draft.token_BK.clamp(0, turns.vocabulary - 1)[..., None]).squeeze(-1)
+    own_BK = draft.logq_BKV.gather(-1, draft.token_BK.clamp(0, rounds.vocabulary - 1)[..., None]).squeeze(-1)
     parent_BK, node_K = draft.tree_BK, torch.arange(drafted)
     depth_BK = ancestry(parent_BK).sum(-1)
     wrong = {
         "at most `most_nodes(longest)` are drafted": torch.tensor(
-            drafted > drafter.most_nodes(turns.rule.longest), dtype=torch.bool
+            drafted > drafter.most_nodes(rounds.rule.longest), dtype=torch.bool
         ),
         "parents are earlier nodes, or -1": (parent_BK < -1) | (parent_BK >= node_K),
         "nodes come level by level": _real(draft)[:, 1:] & (depth_BK[:, 1:] < depth_BK[:, :-1]),
         "lengths lie in 0..K": (draft.length_B < 0) | (draft.length_B > drafted),
-        "no path is longer than the limit": _real(draft) & (depth_BK > turns.limit_B[:, None]),
-        "ids lie in 0..V-1, behind the length too": (draft.token_BK < 0) | (draft.token_BK >= turns.vocabulary),
+        "no path is longer than the limit": _real(draft) & (depth_BK > rounds.limit_B[:, None]),
+        "ids lie in 0..V-1, behind the length too": (draft.token_BK < 0) | (draft.token_BK >= rounds.vocabulary),
         "laws are no NaN, behind the length too": draft.logq_BKV.isnan(),
         "laws add up to 1": _real(draft) & ~((mass_BK - 1.0).abs() < 1e-4),
         "a drafted token has q > 0": _real(draft) & ~(own_BK > -torch.inf),
@@ -241,20 +241,20 @@ def _check_frequencies(hit_BKV: Tensor, q_BKV: Tensor, label: str) -> None:
         )
 
 
-def _check_rows(drafter: Drafter, turns: _Turns, free: Draft, seed: int) -> None:
+def _check_rows(drafter: Drafter, rounds: _Rounds, free: Draft, seed: int) -> None:
     """A draft is a function of its row's text, limit and noise."""
-    row_B = torch.arange(len(turns.length_B))
-    behind_BT = torch.arange(_LONGEST_TEXT) >= turns.length_B[:, None]
-    rubbish_BT = torch.where(behind_BT, (turns.token_BT + 1) % turns.vocabulary, turns.token_BT)
+    row_B = torch.arange(len(rounds.length_B))
+    behind_BT = torch.arange(_LONGEST_TEXT) >= rounds.length_B[:, None]
+    rubbish_BT = torch.where(behind_BT, (rounds.token_BT + 1) % rounds.vocabulary, rounds.token_BT)
     longer_BT = torch.nn.functional.pad(rubbish_BT, (0, 3))
-    again = _draft(drafter, turns, seed)
+    again = _draft(drafter, rounds, seed)
     _check_same("equal noise gives equal drafts", free, again, row_B)
-    again = _draft(drafter, replace(turns, token_BT=longer_BT), seed)
+    again = _draft(drafter, replace(rounds, token_BT=longer_BT), seed)
     _check_same("nothing behind a row's length is read", free, again, row_B)
-    again = _draft(drafter, turns.rows(row_B.flip(0)), seed)
+    again = _draft(drafter, rounds.rows(row_B.flip(0)), seed)
     _check_same("a row's draft does not depend on the batch", free, again, row_B.flip(0))
     for row in range(0, len(row_B), max(1, len(row_B) // 32)):
-        alone = turns.rows(row_B[row : row + 1])
+        alone = rounds.rows(row_B[row : row + 1])
         alone = replace(alone, token_BT=alone.token_BT[:, : int(alone.length_B)])
         law = "a row alone gets the draft that it gets in a batch"
         _check_same(law, free, _draft(drafter, alone, seed), row_B[row : row + 1])
@@ -277,9 +277,9 @@ def _check_same(law: str, draft: Draft, again: Draft, row_B: Tensor) -> None:
         raise ConformanceError(law, f"row {int(row_B[at])}", f"tokens {first}, then {second}, or their laws differ")
 
 
-def _check_rule(drafter: Drafter, turns: _Turns, free: Draft, seed: int) -> None:
+def _check_rule(drafter: Drafter, rounds: _Rounds, free: Draft, seed: int) -> None:
     """With a rule that stops behind even tokens, drafts are the free ones up to and with the first even token."""
-    stopped = _draft(drafter, replace(turns, rule=_Rule(turns.rule.longest, stops=True)), seed)
+    stopped = _draft(drafter, replace(rounds, rule=_Rule(rounds.rule.longest, stops=True)), seed)
     going_BK = ((free.token_BK % 2 == 1) & _real(free)).long().cumprod(-1)
     expected_B = torch.minimum(going_BK.sum(-1) + 1, free.length_B)
     wrong_B = stopped.length_B != expected_B
@@ -289,12 +289,12 @@ def _check_rule(drafter: Drafter, turns: _Turns, free: Draft, seed: int) -> None
         raise ConformanceError("a row stops behind the token that the rule stops at", f"row {row}", found)
 
 
-def _check_idle(drafter: Drafter, turns: _Turns, seed: int) -> None:
+def _check_idle(drafter: Drafter, rounds: _Rounds, seed: int) -> None:
     """No limit above 0: no draft, no call."""
-    model = HashModel(turns.vocabulary, seed)
-    idle = replace(turns, limit_B=torch.zeros_like(turns.limit_B))
+    model = HashModel(rounds.vocabulary, seed)
+    idle = replace(rounds, limit_B=torch.zeros_like(rounds.limit_B))
     draft = idle.propose(drafter, model if _reads_model(drafter) else None)
-    if draft.token_BK.shape[1] != 0 or draft.logq_BKV.shape[1:] != (0, turns.vocabulary) or draft.length_B.any():
+    if draft.token_BK.shape[1] != 0 or draft.logq_BKV.shape[1:] != (0, rounds.vocabulary) or draft.length_B.any():
         found = f"token_BK {list(draft.token_BK.shape)}, logq_BKV {list(draft.logq_BKV.shape)}"
         raise ConformanceError("where no row may draft, K is 0", "limits of 0", found)
     if model.calls:

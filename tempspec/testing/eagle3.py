@@ -86,8 +86,8 @@ class Eagle3Reading:
         half = states.shape[-1] // 2
         base = self.config["rope_parameters"]["rope_theta"]
         angle = position * base ** -(torch.arange(half, dtype=torch.float64) / half)
-        turn = torch.polar(torch.ones_like(angle), angle)
-        turned = torch.complex(states[..., :half], states[..., half:]) * turn
+        rotation = torch.polar(torch.ones_like(angle), angle)
+        turned = torch.complex(states[..., :half], states[..., half:]) * rotation
         return torch.cat([turned.real, turned.imag], -1)
 
     def _norm(self, name: str, x_H: Tensor) -> Tensor:

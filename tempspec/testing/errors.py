@@ -1,4 +1,4 @@
-"""What a failed conformance check raises."""
+"""What a failed conformance check raises (floor 3)."""
 
 
 class ConformanceError(AssertionError):

@@ -357,7 +357,7 @@ OTHERS = {
     "a temperature to export at": Case(
         ["export", "--draft", "WORLD/draft", "--temperature", "nan", "--output", "o"], "got nan"
     ),
-    "nothing to fold": Case(
+    "nothing to merge": Case(
         ["export", "--draft", "WORLD/draft", "--temperature", "1", "--output", "o"], "is not conditioned"
     ),
     "no results": Case(["import-results", "no.json"], "no.json"),

@@ -16,7 +16,7 @@ from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
 from tempspec.modules.predict.row_store import RowStore
 
-CLOSED_FORMS = ("expected", "foreseen")
+CLOSED_FORMS = ("expected_acceptance", "expected_length")
 
 SMALL = 20_000
 """Bytes: room for a configuration and metrics, not for a checkpoint."""

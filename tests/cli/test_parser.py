@@ -44,7 +44,7 @@ OPTIONS = {
     "model.sweep.max_new_tokens": st.integers(1, 10**6),
     "model.sweep.top_p": st.floats(0.01, 1),
     "data.batch_size": st.integers(1, 512),
-    "data.fold_whitespace": st.booleans(),
+    "data.collapse_whitespace": st.booleans(),
 }
 """Options of every kind, each with values that it accepts."""
 

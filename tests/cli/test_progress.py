@@ -3,7 +3,7 @@ import io
 import pytest
 
 from tempspec.cli.progress import PaceLines
-from tempspec.decoding.pace import Counts, Pace
+from tempspec.decoding.pace import Pace, PassCounts
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_lines_begin_soon_and_come_every_half_minute(clock):
     for second in range(1, 71):
         clock.now = 100.0 + second
         tokens = 10 * max(second - 3, 0)  # three seconds pass before the first token
-        pace.counts = Counts(second // 10, 60 * (second // 10), tokens, tokens, tokens // 2)
+        pace.counts = PassCounts(second // 10, 60 * (second // 10), tokens, tokens, tokens // 2)
         before = stream.tell()
         lines.show(pace)
         moved += [second] if stream.tell() > before else []
@@ -58,7 +58,7 @@ def test_the_time_left_goes_by_tokens_not_by_rows(clock):
     pace.start()
     assert pace.seconds_left is None
     clock.now += 20
-    pace.counts = Counts(rows=10, finished=1000, tokens=1400)
+    pace.counts = PassCounts(rows=10, finished=1000, tokens=1400)
     # 30 rows of 100 tokens are missing, and 400 of these tokens are there, at 70 a second
     assert pace.seconds_left == pytest.approx((30 * 100 - 400) / 70)
     assert (pace.rows, pace.all_rows) == (20, 50)
@@ -72,6 +72,6 @@ def test_another_pass_has_lines_of_its_own(clock):
         pace.start()
         for _ in range(7):
             clock.now += 1
-            pace.counts = Counts(0, 0, 5, 0, 0)
+            pace.counts = PassCounts(0, 0, 5, 0, 0)
             lines.show(pace)
     assert [line.partition(":")[0] for line in stream.getvalue().splitlines()] == ["acceptance pass", "timing pass"]

@@ -1,11 +1,16 @@
 """A former name of an option is read, with one line that says so."""
 
+import inspect
+
 import pytest
 import yaml
 
 from tempspec.cli import renamed
 from tempspec.cli.options import look_ahead
+from tempspec.data.text_encoding import TextEncoding
 from tempspec.errors import UserError
+
+TODAY = dict(renamed.RENAMED)
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +80,12 @@ def test_a_class_that_moved_is_read_with_one_line(tmp_path):
     assert moved == rules["cut"] | {"class_path": "tempspec.plugins.lossy_verifiers.Ensemble"}
     (line,) = [note for note in found.notes if "Ensemble" in note]
     assert line == f"{path}: tempspec.plugins.lossy.Ensemble is called {moved['class_path']} now: rename it"
+
+
+def test_a_former_name_of_this_package_leads_to_an_option():
+    assert TODAY
+    for former, today in TODAY.items():
+        section, name = today.split(".")
+        assert section == "data"
+        assert name in inspect.signature(TextEncoding).parameters
+        assert former.split(".")[1] not in inspect.signature(TextEncoding).parameters

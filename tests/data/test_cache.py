@@ -67,7 +67,7 @@ def test_sets_are_kept_apart_by_everything_that_they_depend_on(
     variants = [
         (Encoder(tokenizer), usual, source, None),
         (Encoder(tokenizer_without_bos), usual, source, None),
-        (Encoder(tokenizer, fold_whitespace=True), usual, source, None),
+        (Encoder(tokenizer, collapse_whitespace=True), usual, source, None),
         (Encoder(tokenizer), RowOptions(33), source, None),
         (Encoder(tokenizer), RowOptions(32, pack=False), source, None),
         (Encoder(tokenizer), usual, longer, None),

@@ -1,7 +1,7 @@
 import pytest
 from transformers import ByT5Tokenizer
 
-from tempspec.data.encoding import Conversation, Encoder, Pair
+from tempspec.data.encoding import Conversation, Encoder, PromptResponse
 from tempspec.data.turns import EMPTY, REWRITTEN, UNASKED, Unusable
 from tempspec.errors import UserError
 from tempspec.models.digests import tokenizer_digest
@@ -53,7 +53,7 @@ def test_a_document_runs_from_bos_to_eos_and_round_trips(tokenizer, sentences):
 
 def test_a_pair_is_its_two_texts_between_bos_and_eos(tokenizer):
     encoder = Encoder(tokenizer)
-    (prompt,), (pair,) = encoder.prompts(["the fox"]), encoder.pairs([Pair("the fox", " ran over")])
+    (prompt,), (pair,) = encoder.prompts(["the fox"]), encoder.pairs([PromptResponse("the fox", " ran over")])
     assert pair.ids.tolist() == encoder.documents(["the fox ran over"])[0]
     assert pair.ids[: pair.spans[0][0]].tolist() == prompt
     assert tokenizer.eos_token_id not in prompt
@@ -72,7 +72,10 @@ def test_bos_is_added_on_demand_and_never_twice(tokenizer, tokenizer_without_bos
 @pytest.mark.parametrize("add_bos", [False, True])
 def test_text_that_begins_with_bos_gets_no_second_one(tokenizer, add_bos):
     encoder = Encoder(tokenizer, add_bos=add_bos)
-    (plain, templated), (pair,) = encoder.prompts(["the fox", "<s>the fox"]), encoder.pairs([Pair("<s>the fox", "ran")])
+    (plain, templated), (pair,) = (
+        encoder.prompts(["the fox", "<s>the fox"]),
+        encoder.pairs([PromptResponse("<s>the fox", "ran")]),
+    )
     assert templated == plain
     assert pair.ids[: pair.spans[0][0]].tolist() == plain
     assert encoder.documents(["<s>the fox</s>"]) == encoder.documents(["the fox"])
@@ -84,13 +87,13 @@ def test_an_eos_that_a_prompt_ends_with_is_kept(tokenizer):
 
 
 def test_folding_equals_folded_text(tokenizer):
-    folded = Encoder(tokenizer, fold_whitespace=True).documents(["the \n\n fox\tran"])
+    folded = Encoder(tokenizer, collapse_whitespace=True).documents(["the \n\n fox\tran"])
     assert folded == Encoder(tokenizer).documents(["the fox ran"])
 
 
 def test_a_folded_prompt_begins_its_pair(tokenizer):
-    encoder = Encoder(tokenizer, fold_whitespace=True)
-    (pair,), (prompt,) = encoder.pairs([Pair("the\n\nfox\n", "\n ran")]), encoder.prompts(["the\n\nfox\n"])
+    encoder = Encoder(tokenizer, collapse_whitespace=True)
+    (pair,), (prompt,) = encoder.pairs([PromptResponse("the\n\nfox\n", "\n ran")]), encoder.prompts(["the\n\nfox\n"])
     assert encoder.text(pair.ids) == "the fox ran"
     assert pair.prompt.tolist() == prompt
 
@@ -103,7 +106,7 @@ def test_a_folded_prompt_begins_its_pair(tokenizer):
 @pytest.mark.parametrize("prompt", ["the fox", "the fox\n", "the fox ", "a red"])
 def test_a_pair_is_tokenised_as_one_text(tokenizer, prompt, response):
     encoder = Encoder(tokenizer)
-    (pair,), (asked,) = encoder.pairs([Pair(prompt, response)]), encoder.prompts([prompt])
+    (pair,), (asked,) = encoder.pairs([PromptResponse(prompt, response)]), encoder.prompts([prompt])
     eos = tokenizer.eos_token_id
     assert pair.ids.tolist() == [*tokenizer(prompt + response, add_special_tokens=False)["input_ids"], eos]
     assert pair.prompt.tolist() == asked
@@ -121,12 +124,12 @@ def test_a_pair_is_tokenised_as_one_text(tokenizer, prompt, response):
 
 def test_no_blank_is_put_between_prompt_and_response():
     tokenizer = llama2_like()
-    (pair,) = Encoder(tokenizer).pairs([Pair("the", " fox")])
+    (pair,) = Encoder(tokenizer).pairs([PromptResponse("the", " fox")])
     assert tokenizer.convert_ids_to_tokens(pair.ids.tolist())[:-1] == ["▁the", "▁fox"]
 
 
 def test_a_response_that_was_cut_has_no_eos(tokenizer):
-    whole, cut = Encoder(tokenizer).pairs([Pair("the", " fox"), Pair("the", " fox", ended=False)])
+    whole, cut = Encoder(tokenizer).pairs([PromptResponse("the", " fox"), PromptResponse("the", " fox", ended=False)])
     assert whole.ids.tolist() == [*cut.ids.tolist(), tokenizer.eos_token_id]
 
 
@@ -144,7 +147,7 @@ def test_text_from_a_server_follows_its_prompt(make, prompt, text):
 def test_a_tokenizer_without_positions_is_given_pieces():
     tokenizer = ByT5Tokenizer()
     encoder = Encoder(tokenizer)
-    (pair,) = encoder.pairs([Pair("the é", " fox")])
+    (pair,) = encoder.pairs([PromptResponse("the é", " fox")])
     ((begin, end),) = pair.spans
     assert (tokenizer.decode(pair.ids[:begin]), tokenizer.decode(pair.ids[begin : end - 1])) == ("the é", " fox")
     assert pair.ids[-1] == tokenizer.eos_token_id

@@ -7,7 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
-from tempspec.data.encoding import Encoder, Pair
+from tempspec.data.encoding import Encoder, PromptResponse
 from tempspec.data.packing import pack
 from tempspec.data.rows import BEYOND, EncodingReport, RowOptions, encode_rows
 from tempspec.data.skipped import Skipped
@@ -205,7 +205,7 @@ def test_exact_ids_are_taken_where_a_row_has_them(tokenizer):
     row = {"prompt": "the", "response": " fox", "prompt_ids": [5], "response_ids": [6, 7]}
     rows = [row | {"tokenizer": digest} for digest in (tokenizer_digest(tokenizer), "another", None)]
     made, _ = encoded(rows, Encoder(tokenizer))
-    (pair,) = Encoder(tokenizer).pairs([Pair("the", " fox")])
+    (pair,) = Encoder(tokenizer).pairs([PromptResponse("the", " fox")])
     assert [row["input_ids"] for row in made] == [[5, 6, 7], pair.ids.tolist(), pair.ids.tolist()]
 
 

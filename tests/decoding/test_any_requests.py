@@ -61,13 +61,13 @@ class Drawn(CausalLM):
     def __init__(self):
         self.laws = []
 
-    def propose(self, turn):
+    def propose(self, context):
         def sample(logits_BV, offset):
-            token_B, logq_BV = turn.sample(logits_BV, offset)
+            token_B, logq_BV = context.sample(logits_BV, offset)
             self.laws.append(logq_BV.clone())
             return token_B, logq_BV
 
-        return super().propose(replace(turn, sample=sample))
+        return super().propose(replace(context, sample=sample))
 
 
 class Verified(TokenwiseRejection):

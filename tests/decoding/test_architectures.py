@@ -15,7 +15,7 @@ from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.verifiers import TokenwiseRejection
 from tests.models.test_ragged import CONFIGS, SHAPE, longrope
 
-from .test_engine import greedy_text, run
+from .engines import greedy_text, run
 
 HEADS = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHORT = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 4}

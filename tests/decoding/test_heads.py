@@ -20,7 +20,8 @@ from tempspec.registry import load
 from tests.controls import ResidualFromTarget
 
 from .conftest import tiny_llama
-from .test_engine import LOSSLESS, SAMPLING, greedy_text, p_values, prompts, run
+from .engines import LOSSLESS, SAMPLING, greedy_text, prompts, run
+from .joint_laws import p_values
 
 VERIFIERS = {plugin.name for plugin in load() if plugin.family == "verifiers"}
 
@@ -113,11 +114,11 @@ class Watching(Speculator):
     def __init__(self):
         self.seen = []
 
-    def propose(self, turn):
-        draft = super().propose(turn)
-        for row, length in enumerate(turn.length_B.tolist()):
+    def propose(self, context):
+        draft = super().propose(context)
+        for row, length in enumerate(context.length_B.tolist()):
             for step in range(int(draft.length_B[row])):
-                text = [*turn.token_BT[row, :length].tolist(), *draft.token_BK[row, :step].tolist()]
+                text = [*context.token_BT[row, :length].tolist(), *draft.token_BK[row, :step].tolist()]
                 self.seen.append((length, text, draft.logq_BKV[row, step].clone()))
         return draft
 
@@ -152,12 +153,12 @@ def test_a_shifted_entry_has_other_laws(wide, monkeypatch, wrong):
     """The control of the test above: features of the token before, and keys that are a place off."""
     drafter, observe = Watching(), HeadSide.observe
 
-    def shifted(side, turn, accepted, node, states):
+    def shifted(side, context, accepted, node, states):
         states = [state.roll(1, 1) for state in states] if wrong == "feature" else states
         if wrong == "place":
-            turn = copy.copy(turn)
-            object.__setattr__(turn, "length_B", turn.length_B - 1)
-        observe(side, turn, accepted, node, states)
+            context = copy.copy(context)
+            object.__setattr__(context, "length_B", context.length_B - 1)
+        observe(side, context, accepted, node, states)
 
     monkeypatch.setattr(HeadSide, "observe", shifted)
     run(engine_of(wide, SAMPLING["TokenwiseRejection"], drafter=drafter), [Request((1, 2, 3, 4), max_new_tokens=12)])
@@ -186,10 +187,10 @@ class WatchingTree(StaticTree):
         super().__init__(*shape, siblings="independent")
         self.seen = []
 
-    def propose(self, turn):
-        draft = super().propose(turn)
-        for row, length in enumerate(turn.length_B.tolist()):
-            text = turn.token_BT[row, :length].tolist()
+    def propose(self, context):
+        draft = super().propose(context)
+        for row, length in enumerate(context.length_B.tolist()):
+            text = context.token_BT[row, :length].tolist()
             for node in range(int(draft.length_B[row])):
                 path, at = [], self.parents[node]
                 while at >= 0:
@@ -286,8 +287,8 @@ def test_a_wrong_residual_fails_the_chi_square(small):
 class Misreported(Speculator):
     """Says that it drew by another law than it did."""
 
-    def propose(self, turn):
-        draft = super().propose(turn)
+    def propose(self, context):
+        draft = super().propose(context)
         draft.logq_BKV = (draft.logq_BKV * 0.5).log_softmax(-1)
         return draft
 

@@ -11,7 +11,7 @@ from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength, Goodput
 from tests.built_ins import built_in
 
-from .test_engine import chi_square_p_value
+from .joint_laws import chi_square_p_value
 
 LOSSY = {name: rule() for name, rule in built_in("verifiers").items() if not rule.lossless}
 LENGTHS = {"fixed": FixedLength(3), "none": FixedLength(0), "goodput": Goodput(acceptance=0.3)}

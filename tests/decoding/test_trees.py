@@ -13,7 +13,8 @@ from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Tra
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, SampledMatch
 
 from .conftest import tiny_llama
-from .test_engine import greedy_text, p_values, prompts, run, speculative
+from .engines import greedy_text, prompts, run, speculative
+from .joint_laws import p_values
 
 PAIRS = {
     "independent": (RecursiveRejection(), StaticTree([2, 2], siblings="independent")),
@@ -41,11 +42,11 @@ def test_what_is_expected_without_coins_is_what_is_counted(target, draft, name):
     accepted, tested = sum(sum(c.accepted) for c in done), sum(sum(c.tested) for c in done)
     spread = 5 * (tested / 4) ** 0.5
     bounded = drafter.siblings != "distinct" or drafter.most_children == 2
-    assert all(len(c.foreseen) == len(c.accepted) for c in done)
-    assert sum(sum(c.foreseen) for c in done) == pytest.approx(accepted, abs=spread)
-    assert all(len(c.expected) == (0 if isinstance(verifier, Traversal) else len(c.accepted)) for c in done)
+    assert all(len(c.expected_length) == len(c.accepted) for c in done)
+    assert sum(sum(c.expected_length) for c in done) == pytest.approx(accepted, abs=spread)
+    assert all(len(c.expected_acceptance) == (0 if isinstance(verifier, Traversal) else len(c.accepted)) for c in done)
     if not isinstance(verifier, Traversal):
-        assert sum(sum(c.expected) for c in done) == pytest.approx(accepted, abs=spread)
+        assert sum(sum(c.expected_acceptance) for c in done) == pytest.approx(accepted, abs=spread)
         if bounded:
             assert sum(sum(c.optimum) for c in done) >= accepted - spread
     assert all(len(c.optimum) == (len(c.accepted) if bounded else 0) for c in done)

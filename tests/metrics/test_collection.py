@@ -27,7 +27,7 @@ def test_rates_order_as_defined(rows):
 
 
 def test_rows_without_expectations_have_no_analytic_twin(rows):
-    metrics = fed(DecodingMetrics(K, replicates=10), [row | {"expected": []} for row in rows])
+    metrics = fed(DecodingMetrics(K, replicates=10), [row | {"expected_acceptance": []} for row in rows])
     assert math.isnan(metrics.estimates()["analytic_acceptance"].value)
     assert math.isnan(metrics.estimates()["acceptance_gap"].value)
     assert "mbsu" not in metrics.estimates()
@@ -39,7 +39,7 @@ def test_each_metric_keeps_its_place_in_summaries(rows):
     metrics = DecodingMetrics(1, 0.1, replicates=10, timing_slots=(1, 8))
     metrics.update(*timed, *(row | {"drafted": [1], "tested": [1], "accepted": [1]} for row in rows))
     assert list(metrics.estimates()) == [
-        *("acceptance_rate", "analytic_acceptance", "draft_acceptance", "accepted_length", "foreseen_length"),
+        *("acceptance_rate", "analytic_acceptance", "draft_acceptance", "accepted_length", "expected_length"),
         *("block_efficiency", "optimal_acceptance", "total_variation_from_target", "kl_from_target", "mbsu"),
         *("tokens_per_second", "overhead_share", "tokens_per_second_at_8", "overhead_share_at_8", "acceptance_gap"),
         *("conditional_acceptance_1", "joint_acceptance_1", "accepted_length_share_0", "accepted_length_share_1"),

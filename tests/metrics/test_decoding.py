@@ -17,7 +17,7 @@ from tempspec.metrics.decoding import (
     AnalyticAcceptance,
     BlockEfficiency,
     DraftAcceptance,
-    ForeseenLength,
+    ExpectedLength,
     KLFromTarget,
     OptimalAcceptance,
     OverheadShare,
@@ -53,7 +53,7 @@ MATRIX = {
     ),
     "analytic": (
         lambda **kw: AnalyticAcceptance(**kw),
-        lambda rows: per_tested(rows, "expected"),
+        lambda rows: per_tested(rows, "expected_acceptance"),
     ),
     "draft_acceptance": (
         lambda **kw: DraftAcceptance(**kw),
@@ -63,9 +63,9 @@ MATRIX = {
         lambda **kw: AcceptedLength(**kw),
         lambda rows: mean(accepted for _, accepted in rounds(rows)),
     ),
-    "foreseen_length": (
-        lambda **kw: ForeseenLength(**kw),
-        lambda rows: mean(value for row in rows for value in row["foreseen"]),
+    "expected_length": (
+        lambda **kw: ExpectedLength(**kw),
+        lambda rows: mean(value for row in rows for value in row["expected_length"]),
     ),
     "optimum": (lambda **kw: OptimalAcceptance(**kw), lambda rows: per_tested(rows, "optimum")),
     "total_variation": (

@@ -14,7 +14,7 @@ def complete(**request):
         drafted=[2, 1],
         tested=[2, 0],
         accepted=[1, 0],
-        expected=[1.5, 0.0],
+        expected_acceptance=[1.5, 0.0],
         seconds=Seconds(prefill=1, draft=2, verify=3, overhead=4),
     )
 

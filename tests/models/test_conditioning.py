@@ -46,11 +46,11 @@ def logits(model, temperature=None, ids=IDS):
 @pytest.mark.parametrize("temperature", [0.0, 0.1, 0.5, 0.8, 1.0, 1.5, 4.0])
 def test_folding_is_conditioning(temperature):
     model = conditioned()
-    folded = at_temperature(model, temperature)
-    assert not is_conditioned(folded)
+    merged = at_temperature(model, temperature)
+    assert not is_conditioned(merged)
     assert is_conditioned(model)
     expected = logits(model, temperature)
-    torch.testing.assert_close(logits(folded), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(merged), expected, rtol=1e-5, atol=1e-5)
     if temperature != 1:
         assert not torch.allclose(expected, logits(model, 1.0), atol=1e-2)
 
@@ -134,9 +134,9 @@ def test_on_disk_it_is_an_ordinary_checkpoint_and_one_more_file(tmp_path):
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "draft")), logits(tiny()))
     again = load_draft(str(tmp_path / "draft"))
     torch.testing.assert_close(logits(again, 0.4), logits(model, 0.4))
-    save_model(at_temperature(model, 0.4), None, tmp_path / "folded")
-    assert not (tmp_path / "folded" / FILE).exists()
-    torch.testing.assert_close(logits(load_model(str(tmp_path / "folded"))), logits(model, 0.4), rtol=1e-5, atol=1e-5)
+    save_model(at_temperature(model, 0.4), None, tmp_path / "merged")
+    assert not (tmp_path / "merged" / FILE).exists()
+    torch.testing.assert_close(logits(load_model(str(tmp_path / "merged"))), logits(model, 0.4), rtol=1e-5, atol=1e-5)
 
 
 def test_a_draft_is_conditioned_wherever_its_path_leads(tmp_path, monkeypatch):

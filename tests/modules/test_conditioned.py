@@ -116,24 +116,32 @@ def test_validation_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_p
         return other.measurement.grids["held"].grid()
 
     together = measured(tmp_path / "draft")
-    for heat in (0.0, 0.5, 1.0):
-        output = tmp_path / f"folded-{heat}"
-        line = ["export", "--draft", str(tmp_path / "draft"), "--temperature", str(heat), "--output", str(output)]
+    for temperature in (0.0, 0.5, 1.0):
+        output = tmp_path / f"merged-{temperature}"
+        line = [
+            "export",
+            "--draft",
+            str(tmp_path / "draft"),
+            "--temperature",
+            str(temperature),
+            "--output",
+            str(output),
+        ]
         assert main(line) == 0
         alone = measured(output)
         for target in (0.0, 0.5, 1.0):
-            one, other = together.acceptance[target, heat].value, alone.acceptance[target, heat].value
+            one, other = together.acceptance[target, temperature].value, alone.acceptance[target, temperature].value
             assert one == pytest.approx(other, abs=1e-5)
-        if heat == 0:
+        if temperature == 0:
             assert together.argmax[0.5].value == pytest.approx(alone.argmax[0.5].value, abs=1e-5)
         same = load_model(str(output)).state_dict()
-        for name, value in at_temperature(module.draft, heat).state_dict().items():
+        for name, value in at_temperature(module.draft, temperature).state_dict().items():
             torch.testing.assert_close(same[name], value)
     assert "the draft at temperature 0.5" in capsys.readouterr().out
 
 
 def test_a_fitted_temperature_is_that_of_the_folded_drafts(fit, pair, data, trainer, tmp_path):
-    """A conditioned draft is another model at each candidate; folded there, an ordinary one has the same acceptance."""
+    """A conditioned draft is another model at each candidate; merged there, an ordinary one has the same acceptance."""
     module = fit(steps=30, temperature=uniform())
     save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
     sweep = Sweep(target_temperatures=[0.5, 1.5], draft_temperatures="fitted", top_k=7)
@@ -146,11 +154,13 @@ def test_a_fitted_temperature_is_that_of_the_folded_drafts(fit, pair, data, trai
     whole = fitted(tmp_path / "draft")
     for row, target in zip(whole.fits(), sweep.target_temperatures, strict=True):
         assert row.acceptance.value >= row.same.value
-        for heat in {row.draft_temperature, target}:
-            save_model(at_temperature(module.draft, heat), module.tokenizer, tmp_path / "folded")
-            alone = fitted(tmp_path / "folded")
-            place = alone.target_temperatures.index(target) * len(alone.candidates) + alone.candidates.index(heat)
-            wanted = row.acceptance if heat == row.draft_temperature else row.same
+        for temperature in {row.draft_temperature, target}:
+            save_model(at_temperature(module.draft, temperature), module.tokenizer, tmp_path / "merged")
+            alone = fitted(tmp_path / "merged")
+            place = alone.target_temperatures.index(target) * len(alone.candidates) + alone.candidates.index(
+                temperature
+            )
+            wanted = row.acceptance if temperature == row.draft_temperature else row.same
             assert alone.estimates()[place].value == pytest.approx(wanted.value, abs=1e-5)
 
 
@@ -219,7 +229,7 @@ def test_a_draft_in_the_home_folder_is_conditioned(fit, pair, tmp_path, monkeypa
 def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, trainer, tmp_path):
     module = fit(temperature=uniform())
     save_model(module.export_model(), module.tokenizer, tmp_path / "draft")
-    heats = (0.0, 0.5, 1.5)
+    temperatures = (0.0, 0.5, 1.5)
 
     def rows(draft, temperatures, name):
         sweep = Sweep(target_temperatures=list(temperatures), max_new_tokens=10, timing_prompts=0, slots=5)
@@ -227,10 +237,10 @@ def test_predict_serves_every_row_at_its_own_temperature(fit, pair, data, traine
         trainer(default_root_dir=str(tmp_path / name)).predict(other, data, return_predictions=False)
         return {row["key"]: (row["tokens"], row["accepted"]) for row in other.runner.store.rows(other.runner.order)}
 
-    together = rows(tmp_path / "draft", heats, "together")
-    for heat in heats:
-        save_model(at_temperature(module.draft, heat), module.tokenizer, tmp_path / f"folded-{heat}")
-        alone = rows(tmp_path / f"folded-{heat}", [heat], f"alone-{heat}")
+    together = rows(tmp_path / "draft", temperatures, "together")
+    for temperature in temperatures:
+        save_model(at_temperature(module.draft, temperature), module.tokenizer, tmp_path / f"merged-{temperature}")
+        alone = rows(tmp_path / f"merged-{temperature}", [temperature], f"alone-{temperature}")
         assert alone == {key: together[key] for key in alone}
 
 

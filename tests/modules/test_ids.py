@@ -51,12 +51,12 @@ def test_validation_gives_ids_that_the_draft_lacks_no_mass(pair, data, trainer, 
     trainer().validate(module, data)
     target, draft = load_model(str(pair / "target")), load_model(short)
     total = count = 0
-    heat = torch.tensor([0.7])
+    temperature_1 = torch.tensor([0.7])
     for batch in data.val_dataloader()[0]:
         for ids, mask, which in zip(batch["input_ids"], batch["loss_mask"], batch["set_index"], strict=True):
             if which == 0:
-                p = log_law(target(ids[None]).logits[:, :-1, :24], heat)[0].exp()
-                q = log_law(draft(ids[None].clamp(max=SHORT - 1)).logits[:, :-1], heat)[0].exp()
+                p = log_law(target(ids[None]).logits[:, :-1, :24], temperature_1)[0].exp()
+                q = log_law(draft(ids[None].clamp(max=SHORT - 1)).logits[:, :-1], temperature_1)[0].exp()
                 total += torch.minimum(p[:, :SHORT], q)[mask[1:]].sum().item()
                 count += mask[1:].sum().item()
     found = module.measurement.grids["held"].grid().acceptance[0.7, 0.7].value

@@ -109,8 +109,8 @@ def test_export_folds_in_float32_and_rounds_once(halves, data, trainer, tmp_path
     folder = str(tmp_path / "draft")
     export(["export", "--draft", folder, "--temperature", str(COLDEST), "--output", str(tmp_path / "cold")])
     exact = at_temperature(load_draft(folder, dtype="float32"), COLDEST).state_dict()
-    folded = load_file(tmp_path / "cold" / "model.safetensors")
-    assert all(torch.equal(value, exact[name].bfloat16()) for name, value in folded.items())
+    merged = load_file(tmp_path / "cold" / "model.safetensors")
+    assert all(torch.equal(value, exact[name].bfloat16()) for name, value in merged.items())
 
 
 def test_a_language_model_is_saved_in_its_own_dtype(halves, data, trainer, tmp_path):

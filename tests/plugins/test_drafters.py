@@ -3,7 +3,7 @@ import torch
 
 from tempspec.core.sampling import one_hot_log
 from tempspec.errors import UserError
-from tempspec.interfaces import DraftTurn
+from tempspec.interfaces import DraftContext
 from tempspec.plugins.drafters import CausalLM, PromptLookup
 from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
 from tempspec.testing import check_drafter
@@ -24,10 +24,10 @@ def softmax_argmax(logits_BV, offset):
     return logits_BV.argmax(-1), logits_BV.log_softmax(-1)
 
 
-def turn(texts, limits, rule=None, model=None, sample=greedy, vocabulary=10):
-    """A turn over texts of different lengths, padded with a 9."""
+def context(texts, limits, rule=None, model=None, sample=greedy, vocabulary=10):
+    """A round over texts of different lengths, padded with a 9."""
     longest = max(len(text) for text in texts)
-    return DraftTurn(
+    return DraftContext(
         token_BT=torch.tensor([[*text, *[9] * (longest - len(text))] for text in texts]),
         length_B=torch.tensor([len(text) for text in texts]),
         limit_B=torch.tensor(limits),
@@ -47,7 +47,7 @@ def drafted(draft):
 
 
 def lookup(texts, limits, rule=None, **options):
-    return drafted(PromptLookup(**options).propose(turn(texts, limits, rule)))
+    return drafted(PromptLookup(**options).propose(context(texts, limits, rule)))
 
 
 @pytest.mark.parametrize("name", DRAFTERS)
@@ -62,7 +62,7 @@ def test_prompt_lookup_conforms_with_other_ngrams(options):
 
 def test_causal_lm_drafts_the_models_own_greedy_text():
     texts, model = [[1, 2, 3], [4]], HashModel(10)
-    draft = CausalLM().propose(turn(texts, [3, 2], model=HashModel(10)))
+    draft = CausalLM().propose(context(texts, [3, 2], model=HashModel(10)))
     for text, tokens in zip(texts, drafted(draft), strict=True):
         for token in tokens:
             logits = model.catch_up(torch.tensor([text]), torch.tensor([len(text)]))
@@ -72,7 +72,7 @@ def test_causal_lm_drafts_the_models_own_greedy_text():
 
 def test_causal_lm_calls_the_model_once_a_column():
     model = HashModel(10)
-    draft = CausalLM().propose(turn([[1], [2]], [4, 1], model=model))
+    draft = CausalLM().propose(context([[1], [2]], [4, 1], model=model))
     assert draft.token_BK.shape == (2, 4)
     assert draft.length_B.tolist() == [4, 1]
     assert model.calls == 4
@@ -81,7 +81,7 @@ def test_causal_lm_calls_the_model_once_a_column():
 def test_causal_lm_stops_early_once_no_row_goes_on():
     model = HashModel(10)
     rule = ConfidenceThreshold(1.0, longest=8)
-    draft = CausalLM().propose(turn([[1], [2]], [8, 8], rule, model, sample=softmax_argmax))
+    draft = CausalLM().propose(context([[1], [2]], [8, 8], rule, model, sample=softmax_argmax))
     assert draft.token_BK.shape == (2, 1)
     assert draft.length_B.tolist() == [1, 1]
     assert model.calls == 1
@@ -89,7 +89,7 @@ def test_causal_lm_stops_early_once_no_row_goes_on():
 
 def test_causal_lm_without_a_model_says_so():
     with pytest.raises(ValueError, match="needs a draft model"):
-        CausalLM().propose(turn([[1]], [1]))
+        CausalLM().propose(context([[1]], [1]))
 
 
 def test_lookup_copies_what_followed():

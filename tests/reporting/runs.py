@@ -42,7 +42,7 @@ def row(generator, rate, verifier, prompt_set, temperature, draft_temperature, p
         "drafted": drafted,
         "tested": [min(count + 1, most) for count, most in zip(accepted, drafted, strict=True)],
         "accepted": accepted,
-        "expected": [],
+        "expected_acceptance": [],
         "seconds_prefill": 0.01,
         "seconds_draft": 0.0 if plain else 0.2,
         "seconds_verify": 1.0,
@@ -94,8 +94,8 @@ def write_validate(folder, fall, sets=("in",), temperatures=(0.0, 1.0, 1.5)):
 
 def write_small_study(folder, name="small"):
     """A study of two drafts, trained at 1 and at 1.5, with both domains, prefixes, and a cell that is missing."""
-    for draft, heat in (("cold", 0.5), ("hot", 0.8)):
-        place = write_predict(folder / draft, {0.0: 0.8, 1.0: 0.7, 1.5: heat}, sets=("in", "out"))
+    for draft, rate in (("cold", 0.5), ("hot", 0.8)):
+        place = write_predict(folder / draft, {0.0: 0.8, 1.0: 0.7, 1.5: rate}, sets=("in", "out"))
         write_validate(place, 0.1, sets=("in", "in sampled@1.5"))
     drafts = {
         HOSTILE: DraftIndex({"train_temperature": 1.0}, {"0": "cold", "1": "missing"}),

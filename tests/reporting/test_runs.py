@@ -4,7 +4,7 @@ import pytest
 
 from tempspec.errors import UserError
 from tempspec.reporting.page import sections
-from tempspec.reporting.runs import Draft, collect, read_run
+from tempspec.reporting.runs import MeasuredDraft, collect, read_run
 from tempspec.reporting.sections.common import groups
 from tempspec.reporting.study_index import FILE
 from tests.reporting.runs import write_predict, write_small_study, write_validate
@@ -147,5 +147,7 @@ def test_seeds_that_were_fitted_apart_share_no_place(tmp_path):
         (run / "validate").mkdir()
         (run / "validate/draft_temperatures.json").write_text(json.dumps({"fits": fits}))
     runs = {seed: read_run(tmp_path / seed) for seed in "01"}
-    places = {place: [c.target_temperature for c in cells] for _, place, cells in groups([Draft("both", {}, runs)])}
+    places = {
+        place: [c.target_temperature for c in cells] for _, place, cells in groups([MeasuredDraft("both", {}, runs)])
+    }
     assert places == {f"in, token{rule}": [1.0, 2.0] for rule in ("", ", draft T = 0.8", ", draft T = 0.9")}

@@ -12,8 +12,8 @@ from tempspec.testing.drafters import HashModel
 class DropsUnlikely(CausalLM):
     """Looks at the last token of a draft and leaves it out when it was unlikely: the anticipation rule broken."""
 
-    def propose(self, turn):
-        draft = super().propose(turn)
+    def propose(self, context):
+        draft = super().propose(context)
         if draft.token_BK.shape[1] == 0:
             return draft
         last_B = (draft.length_B - 1).clamp(min=0)
@@ -29,53 +29,53 @@ def replace_length(draft, length_B):
 class WrongLaw(CausalLM):
     """Hands on a law at another temperature than it sampled at."""
 
-    def propose(self, turn):
-        draft = super().propose(turn)
+    def propose(self, context):
+        draft = super().propose(context)
         return Draft(draft.token_BK, draft.length_B, (draft.logq_BKV / 1.3).log_softmax(-1))
 
 
 class IgnoresLimit(CausalLM):
-    def propose(self, turn):
-        return super().propose(replace(turn, limit_B=torch.full_like(turn.limit_B, turn.longest)))
+    def propose(self, context):
+        return super().propose(replace(context, limit_B=torch.full_like(context.limit_B, context.longest)))
 
 
 class IgnoresRule(CausalLM):
-    def propose(self, turn):
+    def propose(self, context):
         return super().propose(
-            replace(turn, rule=type("Free", (type(turn.rule),), {"proceed": lambda *_: None})(9, False))
+            replace(context, rule=type("Free", (type(context.rule),), {"proceed": lambda *_: None})(9, False))
         )
 
 
 class ReadsBeyond(PromptLookup):
     """Takes the whole buffer for the text."""
 
-    def propose(self, turn):
-        return super().propose(replace(turn, length_B=torch.full_like(turn.length_B, turn.token_BT.shape[1])))
+    def propose(self, context):
+        return super().propose(replace(context, length_B=torch.full_like(context.length_B, context.token_BT.shape[1])))
 
 
 class Unnormalised(CausalLM):
-    def propose(self, turn):
-        draft = super().propose(turn)
+    def propose(self, context):
+        draft = super().propose(context)
         return Draft(draft.token_BK, draft.length_B, draft.logq_BKV - 0.5)
 
 
 class OwnRandomness(Drafter):
-    def propose(self, turn):
-        token_BK = torch.randint(turn.vocabulary, (len(turn.length_B), turn.longest))
-        return Draft.certain(token_BK, turn.limit_B, turn.vocabulary)
+    def propose(self, context):
+        token_BK = torch.randint(context.vocabulary, (len(context.length_B), context.longest))
+        return Draft.certain(token_BK, context.limit_B, context.vocabulary)
 
 
 class CallsForNothing(CausalLM):
-    def propose(self, turn):
-        turn.model.catch_up(turn.token_BT, turn.length_B)
-        return super().propose(turn)
+    def propose(self, context):
+        context.model.catch_up(context.token_BT, context.length_B)
+        return super().propose(context)
 
 
 class RubbishIds(CausalLM):
     """Marks what is behind the length with -1, which no law can be gathered at."""
 
-    def propose(self, turn):
-        draft = super().propose(turn)
+    def propose(self, context):
+        draft = super().propose(context)
         behind_BK = torch.arange(draft.token_BK.shape[1]) >= draft.length_B[:, None]
         return Draft(draft.token_BK.masked_fill(behind_BK, -1), draft.length_B, draft.logq_BKV)
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
-import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +15,7 @@ from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.ratio import ClusteredRatio
-from tempspec.metrics.rows import DecodedRow
+from tempspec.reporting.decoded_rows import decoded_rows
 
 __all__ = ["main"]
 
@@ -81,7 +79,9 @@ def _of_run(run: Path) -> Iterator[tuple[str, str, list[Estimate]]]:
     file = run / "predict" / "predictions.parquet"
     if not file.is_file():
         raise UserError(f"{file}: no such file; give a run whose predict is finished")
-    rows = cast(list[DecodedRow], pq.read_table(file).to_pylist())
+    rows, notes = decoded_rows(file)
+    for note in notes:
+        print(f"{run}: {note}")
     drafted = [row for row in rows if row["pass"] == "acceptance" and row["verifier"] != BASELINE]
     for cell, found in SweepMetrics.of_rows(drafted).estimates().items():
         draft = "" if cell.draft_temperature == cell.target_temperature else f", draft T = {cell.draft_temperature:g}"

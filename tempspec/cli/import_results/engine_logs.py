@@ -14,7 +14,7 @@ from typing import Any
 from tempspec.data.readers import RawRow, rows_of_path
 from tempspec.errors import UserError
 
-__all__ = ["Counts", "EngineLog", "read_engine_log"]
+__all__ = ["EngineLog", "LoggedCounts", "read_engine_log"]
 
 _FORMS = (
     "requests with `accepted`, vLLM's `num_spec_steps` or SGLang's `spec_verify_ct` (.json, .jsonl), vLLM's /metrics, "
@@ -30,7 +30,7 @@ _SGLANG_LINE = re.compile(r"Decode batch.*?accept len: ([\d.]+)(?:, accept rate:
 
 
 @dataclass(frozen=True)
-class Counts:
+class LoggedCounts:
     """What one request, window or server counted.
 
     Attributes:
@@ -57,7 +57,7 @@ class EngineLog:
     """
 
     kind: str
-    counts: list[Counts]
+    counts: list[LoggedCounts]
     per_request: bool
 
 
@@ -102,7 +102,7 @@ def _records(row: RawRow) -> Iterator[RawRow]:
     yield from found if found else [row]
 
 
-def _request(place: str, record: RawRow) -> tuple[str, Counts]:
+def _request(place: str, record: RawRow) -> tuple[str, LoggedCounts]:
     for name, (kind, read) in _REQUESTS.items():
         if name in record:
             try:
@@ -112,7 +112,7 @@ def _request(place: str, record: RawRow) -> tuple[str, Counts]:
     raise UserError(f"{place}: holds no accepted lengths; expected {', '.join(f'`{name}`' for name in _REQUESTS)}")
 
 
-def _plain(record: RawRow) -> Counts:
+def _plain(record: RawRow) -> LoggedCounts:
     """Accepted lengths of a request's rounds, the bonus token excluded; drafted lengths, or one number for all."""
     accepted = [_number(value) for value in record["accepted"]]
     drafted: Any = record.get("drafted")
@@ -120,23 +120,25 @@ def _plain(record: RawRow) -> Counts:
         drafted = sum(_number(value) for value in drafted)
     elif drafted is not None:
         drafted = _number(drafted) * len(accepted)
-    return Counts(sum(accepted) + len(accepted), len(accepted), None if drafted is None else sum(accepted), drafted)
+    return LoggedCounts(
+        sum(accepted) + len(accepted), len(accepted), None if drafted is None else sum(accepted), drafted
+    )
 
 
-def _vllm(record: RawRow) -> Counts:
+def _vllm(record: RawRow) -> LoggedCounts:
     """Per-request acceptance of vLLM (`--per-request-spec-decode-metrics`)."""
     rounds, accepted = _number(record["num_spec_steps"]), _number(record["num_accepted_draft_tokens"])
-    return Counts(accepted + rounds, rounds, accepted, _number(record["num_draft_tokens"]))
+    return LoggedCounts(accepted + rounds, rounds, accepted, _number(record["num_draft_tokens"]))
 
 
-def _sglang(record: RawRow) -> Counts:
+def _sglang(record: RawRow) -> LoggedCounts:
     """SGLang's `meta_info`: its accepted length is completion tokens over verifications."""
     names = ("spec_accept_token_num", "spec_draft_token_num")
     accepted, drafted = (_number(record[name]) for name in names) if names[1] in record else (None, None)
-    return Counts(_number(record["completion_tokens"]), _number(record["spec_verify_ct"]), accepted, drafted)
+    return LoggedCounts(_number(record["completion_tokens"]), _number(record["spec_verify_ct"]), accepted, drafted)
 
 
-_REQUESTS: dict[str, tuple[str, Callable[[RawRow], Counts]]] = {
+_REQUESTS: dict[str, tuple[str, Callable[[RawRow], LoggedCounts]]] = {
     "accepted": ("accepted lengths", _plain),
     "num_spec_steps": ("vLLM requests", _vllm),
     "spec_verify_ct": ("SGLang requests", _sglang),
@@ -155,13 +157,17 @@ def _of_counters(text: str) -> EngineLog | None:
     for name, value in _COUNTER.findall(text):
         sums[name] += float(value)
     rounds, drafted, accepted = sums.values()
-    return EngineLog("vLLM counters", [Counts(accepted + rounds, rounds, accepted, drafted)], False) if rounds else None
+    return (
+        EngineLog("vLLM counters", [LoggedCounts(accepted + rounds, rounds, accepted, drafted)], False)
+        if rounds
+        else None
+    )
 
 
 def _of_vllm_log(text: str) -> EngineLog | None:
     """A window counts by the tokens that it drafted: its rounds are not written."""
     counts = [
-        Counts(float(length) * int(drafted), int(drafted), int(accepted), int(drafted))
+        LoggedCounts(float(length) * int(drafted), int(drafted), int(accepted), int(drafted))
         for length, accepted, drafted in _VLLM_LINE.findall(text)
     ]
     return EngineLog(f"vLLM log, {len(counts)} windows", counts, False) if counts else None
@@ -170,7 +176,7 @@ def _of_vllm_log(text: str) -> EngineLog | None:
 def _of_sglang_log(text: str) -> EngineLog | None:
     """Every window counts the same: nothing says how long it was."""
     counts = [
-        Counts(float(length), 1, float(rate) if rate else None, 1 if rate else None)
+        LoggedCounts(float(length), 1, float(rate) if rate else None, 1 if rate else None)
         for length, rate in _SGLANG_LINE.findall(text)
     ]
     return EngineLog(f"SGLang log, {len(counts)} windows", counts, False) if counts else None

@@ -18,6 +18,7 @@ import yaml  # type: ignore[import-untyped]
 from tempspec.cli import errors
 from tempspec.cli.steps import Step, run_steps
 from tempspec.errors import UserError
+from tempspec.files import write_atomically
 
 __all__ = ["main", "steps"]
 
@@ -83,12 +84,11 @@ def _lightning(title: str, command: str, config: Path, run: Path) -> Step:
 def _write_configs(folder: Path) -> dict[str, Path]:
     """Write the packaged configurations with this folder in them."""
     written: dict[str, Path] = {}
-    (folder / "configs").mkdir(parents=True, exist_ok=True)
     for name in TEMPLATES:
         template = yaml.safe_load(resources.files(__package__).joinpath(f"{name}.yaml").read_text("utf-8"))
         written[name] = folder / "configs" / f"{name}.yaml"
         filled = _filled(template, folder.as_posix())
-        written[name].write_text(yaml.safe_dump(filled, sort_keys=False, allow_unicode=True), "utf-8")
+        write_atomically(written[name], yaml.safe_dump(filled, sort_keys=False, allow_unicode=True))
     return written
 
 

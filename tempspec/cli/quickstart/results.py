@@ -1,14 +1,13 @@
 """The quickstart's table and curves (floor 6)."""
 
 from pathlib import Path
-from typing import cast
 
-import pyarrow.parquet as pq
 from rich.console import Console
 
 from tempspec.metrics.collection import SweepMetrics, compare
 from tempspec.metrics.rows import DecodedRow
 from tempspec.reporting.console_tables import ComparisonTable
+from tempspec.reporting.decoded_rows import decoded_rows
 from tempspec.reporting.figures import temperature_figure, write_figure
 
 __all__ = ["show"]
@@ -31,4 +30,7 @@ def show(before: Path, after: Path, folder: Path) -> None:
 
 def _rows(folder: Path) -> list[DecodedRow]:
     """The rows of a finished predict."""
-    return cast(list[DecodedRow], pq.read_table(folder / "predictions.parquet").to_pylist())
+    rows, notes = decoded_rows(folder / "predictions.parquet")
+    for note in notes:
+        print(f"{folder}: {note}")
+    return rows

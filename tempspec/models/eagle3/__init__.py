@@ -1,4 +1,4 @@
-"""EAGLE-3: network, files of both formats, and what is wrong in a folder (floor 3). Imports no transformers."""
+"""EAGLE-3: network, files of both formats, and what is wrong in a folder. Imports no transformers (floor 3)."""
 
 from tempspec.models.eagle3.config import Eagle3Config
 from tempspec.models.eagle3.network import Eagle3Model

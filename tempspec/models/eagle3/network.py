@@ -72,13 +72,13 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(width, config.num_key_value_heads * size, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * size, config.hidden_size, bias=False)
 
-    def forward(self, joined: Tensor, turn: tuple[Tensor, Tensor], keys: Keys) -> Tensor:
+    def forward(self, joined: Tensor, rotation: tuple[Tensor, Tensor], keys: Keys) -> Tensor:
         """From `[B, N, 2H]` to `[B, N, H]`."""
         query_BAND, key_BGND, value_BGND = (
             project(joined).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
-        seen_BAND = keys.attend(rotated(query_BAND, *turn), rotated(key_BGND, *turn), value_BGND)
+        seen_BAND = keys.attend(rotated(query_BAND, *rotation), rotated(key_BGND, *rotation), value_BGND)
         return self.o_proj(seen_BAND.transpose(1, 2).flatten(2))
 
 
@@ -110,12 +110,12 @@ class Layer(nn.Module):
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
 
-    def forward(self, embedded_BNH: Tensor, carry_BNH: Tensor, turn: tuple[Tensor, Tensor], keys: Keys) -> Tensor:
+    def forward(self, embedded_BNH: Tensor, carry_BNH: Tensor, rotation: tuple[Tensor, Tensor], keys: Keys) -> Tensor:
         """The layer's output, `[B, N, H]`."""
         normed_BNH = self.hidden_norm(carry_BNH)
         residual_BNH = normed_BNH if self.norm_before_residual else carry_BNH
         joined = torch.cat([self.input_layernorm(embedded_BNH), normed_BNH], -1)
-        hidden_BNH = residual_BNH + self.self_attn(joined, turn, keys)
+        hidden_BNH = residual_BNH + self.self_attn(joined, rotation, keys)
         return hidden_BNH + self.mlp(self.post_attention_layernorm(hidden_BNH))
 
 
@@ -152,8 +152,8 @@ class Eagle3Model(HeadModel):
 
     def step(self, carry_BNC: Tensor, token_BN: Tensor, embedded_BNH: Tensor, keys: Keys, number: int) -> HeadStep:
         """See `HeadModel.step`; what is handed on is the layer's output, before the norm or behind it."""
-        turn = self.rotary(keys.position_BN, carry_BNC.dtype)
-        output_BNH = self.layers[0](embedded_BNH.to(carry_BNC.dtype), carry_BNC, turn, keys)
+        rotation = self.rotary(keys.position_BN, carry_BNC.dtype)
+        output_BNH = self.layers[0](embedded_BNH.to(carry_BNC.dtype), carry_BNC, rotation, keys)
         hidden_BNH = self.norm(output_BNH)
         return HeadStep(hidden_BNH, hidden_BNH if self.config.norm_output else output_BNH)
 

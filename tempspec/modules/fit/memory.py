@@ -17,7 +17,7 @@ from tempspec.models.cutting import first_layers
 from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
 from tempspec.modules.fit.optim import default_optimizer
-from tempspec.modules.fit.rehearsal import InMemory, Step, Unknowable, rehearse
+from tempspec.modules.fit.rehearsal import InMemory, StepPlan, Unknowable, rehearse
 from tempspec.modules.outputs import chunk_length
 from tempspec.plugins.divergences import ForwardKL
 
@@ -177,7 +177,7 @@ def sizes(
     other = None if reference is None else _built(reference, None, pair, pair.options.dtype)
     vocabulary = min(model.get_output_embeddings().weight.shape[0] for model in (draft, target))
     mixed = _MIXED.get(str(precision))
-    step = Step(
+    step = StepPlan(
         batch_size,
         length,
         vocabulary,
@@ -255,7 +255,7 @@ def _layers(model: PreTrainedModel) -> list[nn.Module]:
     return list(next((part for part in model.modules() if isinstance(part, nn.ModuleList)), nn.ModuleList()))
 
 
-def _hidden(model: PreTrainedModel, step: Step) -> int:
+def _hidden(model: PreTrainedModel, step: StepPlan) -> int:
     """Bytes of a frozen model's outputs, which wait for the loss."""
     weight_VH = model.get_output_embeddings().weight
     return step.batch_size * (step.length - 1) * weight_VH.shape[1] * weight_VH.element_size()

@@ -30,7 +30,7 @@ from tempspec.models.heads import hidden_states
 from tempspec.modules.fit.objective import Objective, chunked, plain
 from tempspec.modules.outputs import HiddenStates, LogitPairs
 
-__all__ = ["InMemory", "Live", "Step", "Unknowable", "rehearse"]
+__all__ = ["InMemory", "Live", "StepPlan", "Unknowable", "rehearse"]
 
 Kind = Literal["gradients", "activations", "logits", "target"]
 Way = Literal["chunks", "whole"]
@@ -63,7 +63,7 @@ class InMemory:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepPlan:
     """How a step is taken.
 
     Attributes:
@@ -99,7 +99,7 @@ class Step:
 
 
 def rehearse(
-    draft: PreTrainedModel, target: PreTrainedModel | None, reference: PreTrainedModel | None, step: Step
+    draft: PreTrainedModel, target: PreTrainedModel | None, reference: PreTrainedModel | None, step: StepPlan
 ) -> tuple[list[InMemory], list[InMemory]]:
     """The moments of a step that may be those with the most in memory; and the same of a step with whole logits.
 
@@ -140,7 +140,7 @@ def _learn(
     weight_p_VH: Tensor,
     ids_BT: Tensor,
     kept_N: Tensor,
-    step: Step,
+    step: StepPlan,
     live: "Live",
 ) -> None:
     """The draft's pass, the loss in both ways, and the way back."""
@@ -178,7 +178,7 @@ def _kept(value_BTX: Tensor, index_N: Tensor) -> Tensor:
     return value_BTX[:, :-1].flatten(0, 1).index_select(0, index_N)
 
 
-def _objective(step: Step, tokens: int) -> Objective:
+def _objective(step: StepPlan, tokens: int) -> Objective:
     one_GN = torch.ones(1, tokens, dtype=torch.float32)
     label_1N = torch.zeros(1, tokens, dtype=torch.int64)
     context = LossContext(0, None, label_1N)

@@ -9,11 +9,9 @@ Axes: B batch, T positions, N the rows' response tokens, K kept tokens, H temper
 import hashlib
 import json
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from tempspec.core.noise import fold, uniform
 from tempspec.core.sparse import SparseLogits, draw, top_k
 from tempspec.decoding.sweep import Temperatures
 from tempspec.errors import UserError
+from tempspec.files import replacing, write_atomically
 from tempspec.interfaces import Kept
 from tempspec.models.digests import of_earlier_version
 
@@ -177,7 +176,7 @@ class CacheWriter:
                 f"the cached teacher needs {_size(self.bytes_left)} more in {folder}, but the disk has {_size(free)}: "
                 "lower teacher.tokens, or name another teacher.folder"
             )
-        _whole(folder / RECORD, lambda file: file.write_text(json.dumps(record, indent=1)))
+        write_atomically(folder / RECORD, json.dumps(record, indent=1))
 
     @property
     def begun(self) -> int:
@@ -204,7 +203,8 @@ class CacheWriter:
         for start in range(begun, self.origin.rows, self.options.shard_rows):
             count = min(self.options.shard_rows, self.origin.rows - start)
             shard = folder / f"shard-{start // self.options.shard_rows:06d}.arrow"
-            _whole(shard, partial(_arrow, table=_table(list(islice(rows, count)))))
+            with replacing(shard) as file:
+                _arrow(file, _table(list(islice(rows, count))))
 
 
 class TeacherCache:
@@ -238,7 +238,7 @@ class TeacherCache:
         """The teacher at all response tokens of a batch's rows, fillers left out."""
         numbers = row_B[weight_B > 0].tolist()
         kept = self._rows[numbers] if numbers else _SCHEMA.empty_table()
-        width, heats = min(self.options.tokens, self.vocabulary), len(self.options.temperatures)
+        width = min(self.options.tokens, self.vocabulary)
         width = width if self.options.keep == "top" else self.options.tokens
         token, logit, logsum = (
             torch.tensor(kept.column(name).combine_chunks().flatten().to_numpy(), dtype=dtype, device=row_B.device)
@@ -247,7 +247,7 @@ class TeacherCache:
         return SparseLogits(
             token.view(-1, width),
             logit.view(-1, width),
-            logsum.view(-1, heats),
+            logsum.view(-1, len(self.options.temperatures)),
             tuple(self.options.temperatures),
             self.options.drawn_at if self.options.keep == "sampled" else None,
         )
@@ -324,13 +324,6 @@ def _lists(parts: Sequence[Tensor]) -> pa.ListArray:
 def _arrow(file: Path, table: pa.Table) -> None:
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-
-
-def _whole(file: Path, write: Callable[[Path], object]) -> None:
-    """Write under another name, then rename."""
-    draft = file.with_name(f".{file.name}.tmp")
-    write(draft)
-    os.replace(draft, file)
 
 
 def _size(count: int) -> str:

@@ -29,7 +29,7 @@ from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
 from tempspec.modules.fit.teacher import open_cache, write_cache
 from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
 from tempspec.modules.fit.temperature_check import Span, inconsistency
-from tempspec.modules.head_steps import Step, head_steps
+from tempspec.modules.head_steps import DraftStep, head_steps
 from tempspec.modules.named import DivergenceLike, ScheduleLike, plugin
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
 from tempspec.modules.processes import of_all
@@ -89,7 +89,7 @@ class DraftTraining:
             are accumulated count alike.
         selection: learn only the tokens that the draft can still gain on, by a reference draft; all by default.
         conditioning_rank: make the draft's weights depend on its temperature by changes of this rank: one draft for all
-            temperatures, which `tempspec export` folds into an ordinary one; 0 for an ordinary draft.
+            temperatures, which `tempspec export` merges into an ordinary one; 0 for an ordinary draft.
         online: rows whose response is written while training, by the draft or the target; none by default.
         teacher: a cache of the target's logits: `generate --cache-teacher` writes it, and fit then loads no target.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
@@ -302,7 +302,9 @@ class DraftTraining:
         loss = torch.stack([each.loss * each.sums.share(whole) for each in losses]).sum()
         return Learned(loss, {**logged, **self._means()}, batch)
 
-    def _read(self, draft: DraftModel, batch: Batch, source: LogitSource) -> Iterator[tuple[Step, LogitPairs | None]]:
+    def _read(
+        self, draft: DraftModel, batch: Batch, source: LogitSource
+    ) -> Iterator[tuple[DraftStep, LogitPairs | None]]:
         """The draft's steps on a batch, and for selection the reference draft's logits at the same tokens."""
         if isinstance(draft, HeadModel):
             options = self.head_training
@@ -317,7 +319,7 @@ class DraftTraining:
                 target = source.of(self.pair.target_model, batch, keep_BT)
             best = None if self.reference is None else source.of(self.reference(), batch, keep_BT)
         pairs = source.pairs(target, source.of(draft, batch, keep_BT))
-        yield Step(batch, pairs), None if best is None else source.pairs(target, best)
+        yield DraftStep(batch, pairs), None if best is None else source.pairs(target, best)
 
     def _means(self) -> dict[str, Tensor]:
         """What is logged of the step's batches so far; of a head its acceptance at each of its steps as well."""

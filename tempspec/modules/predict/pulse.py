@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import ClassVar, TypeVar
 
-from tempspec.decoding.pace import Counts, Pace
+from tempspec.decoding.pace import Pace, PassCounts
 from tempspec.decoding.tally import Tally
 from tempspec.modules.predict.dealing import Dealer
 from tempspec.modules.predict.row_writer import RowWriter
 
-__all__ = ["Progress", "Pulse"]
+__all__ = ["PassProgress", "Pulse"]
 
 EVERY = 0.25
 """Seconds between two looks at the other processes and at the progress."""
@@ -17,7 +17,7 @@ EVERY = 0.25
 _Row = TypeVar("_Row")
 
 
-class Progress:
+class PassProgress:
     """How far a pass is: what this process did, and the pace of all.
 
     Args:
@@ -31,12 +31,12 @@ class Progress:
         self.tally = Tally()
         self.rows = 0
         self.finished = 0
-        self._told = Counts()
+        self._told = PassCounts()
 
     @property
-    def counts(self) -> Counts:
+    def counts(self) -> PassCounts:
         """What this process did."""
-        return Counts(self.rows, self.finished, self.tally.tokens, self.tally.tested, self.tally.accepted)
+        return PassCounts(self.rows, self.finished, self.tally.tokens, self.tally.tested, self.tally.accepted)
 
     def slots(self) -> dict[str, int]:
         """The slot-rounds that this process counted."""
@@ -46,9 +46,9 @@ class Progress:
         """Tell the other processes what this one did, and learn what all did."""
         now = self.counts
         new = (a - b for a, b in zip(now, self._told, strict=True))
-        names = (f"{self.pace.name} {name}" for name in Counts._fields)
+        names = (f"{self.pace.name} {name}" for name in PassCounts._fields)
         self._told = now
-        self.pace.counts = Counts(*map(dealer.add, names, new))
+        self.pace.counts = PassCounts(*map(dealer.add, names, new))
 
 
 class Pulse:
@@ -70,7 +70,7 @@ class Pulse:
         self,
         dealer: Dealer,
         writer: RowWriter,
-        progress: Progress,
+        progress: PassProgress,
         stop: Callable[[], int] | None = None,
         watch: Callable[[Pace], None] | None = None,
         clock: Callable[[], float] = monotonic,

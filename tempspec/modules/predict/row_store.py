@@ -16,9 +16,11 @@ from typing import Any, NamedTuple, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.errors import UserError
 from tempspec.files import let_go, replacing, take_hold, write_atomically
+from tempspec.modules.predict.earlier_rows import rename_columns
 
 ROW_GROUP = 1024
 """Rows that are in memory at a time when parts are merged."""
@@ -64,6 +66,7 @@ class RowStore:
             self._parts.parent.mkdir(parents=True, exist_ok=True)
             take_hold(self._parts.parent)
             self._claim(origin)
+            self._rename_columns()
         except UserError:
             let_go(self._parts.parent)
             raise
@@ -99,6 +102,11 @@ class RowStore:
                 "another --run folder, or move the rows away"
             ) from error
         return held if isinstance(held, dict) else {}
+
+    def _rename_columns(self) -> None:
+        """Give rows of an earlier version today's columns, and say so in one line."""
+        for line in sorted({line for path in self._files() if (line := rename_columns(path))}):
+            rank_zero_info(f"{self._final.parent}: {line}")
 
     # -- reading ------------------------------------------------------------------------------------------------------
 

@@ -40,10 +40,10 @@ from tempspec.models.ragged import context_length
 from tempspec.modules.draft_temperatures import read_fitted
 from tempspec.modules.predict.dealing import FAILED, Dealer
 from tempspec.modules.predict.earlier_rows import refuse_earlier_rows
-from tempspec.modules.predict.pulse import Progress, Pulse
+from tempspec.modules.predict.pulse import PassProgress, Pulse
 from tempspec.modules.predict.row_store import Origin, RowStore
 from tempspec.modules.predict.row_writer import RowWriter
-from tempspec.modules.predict.step_times import read_step_times, write_step_times
+from tempspec.modules.predict.step_times_file import read_step_times, write_step_times
 from tempspec.modules.processes import of_all
 
 WARM_UP_TOKENS = 8
@@ -83,7 +83,7 @@ class SweepRunner:
     _engines: dict[str, Engine] = field(default_factory=dict)
     _store: RowStore | None = None
     _dealer: Dealer | None = None
-    _passes: dict[Pass, Progress] = field(default_factory=dict)
+    _passes: dict[Pass, PassProgress] = field(default_factory=dict)
     _timed: DraftLength | None = None
     _checkpoint: str | None = None
     _longest_row: int = 0
@@ -139,7 +139,7 @@ class SweepRunner:
         for pass_ in dict.fromkeys(item.pass_ for item in items):
             rows = sum(len(item.keys()) for item in items if item.pass_ == pass_)
             due = sum(work.rows for work in left if work.pass_ == pass_)
-            self._passes[pass_] = Progress(Pace(f"{pass_} pass", rows, rows - due))
+            self._passes[pass_] = PassProgress(Pace(f"{pass_} pass", rows, rows - due))
         left = [work for work in left if work.units] or left[:1]
         left[-1].last = True
         return left
@@ -303,7 +303,7 @@ class SweepRunner:
         `tempspec.decoding.tally.Tally`.
         """
         assert self._dealer is not None
-        counts = {name: self._dealer.add(f"acceptance {name}", 0) for name in Progress.SLOTS}
+        counts = {name: self._dealer.add(f"acceptance {name}", 0) for name in PassProgress.SLOTS}
         queued, whole = counts["queued_offered"], counts["offered"]
         return {
             "busy_share": counts["queued_busy"] / queued if queued else None,

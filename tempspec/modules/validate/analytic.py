@@ -18,7 +18,7 @@ from tempspec.metrics.coverage import Coverage
 from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.head_draft import DraftModel
-from tempspec.modules.head_steps import Step
+from tempspec.modules.head_steps import DraftStep
 from tempspec.modules.outputs import Batch, LogitPairs, response
 
 __all__ = ["Measurement"]
@@ -91,7 +91,7 @@ class Measurement:
         self.truncation = truncation
         self.fit = DraftTemperatureFit(target_temperatures).to(device)
 
-    def count_steps(self, steps: Iterable[Step], head: HeadModel) -> None:
+    def count_steps(self, steps: Iterable[DraftStep], head: HeadModel) -> None:
         """Count a batch of a head, drafted token by drafted token.
 
         Args:

@@ -8,11 +8,11 @@ from tempspec.interfaces import BASELINE
 from tempspec.metrics.rows import Cell
 from tempspec.reporting.charts import Chart
 from tempspec.reporting.page_tables import Sheet
-from tempspec.reporting.runs import Draft
+from tempspec.reporting.runs import MeasuredDraft
 
 __all__ = ["TEMPERATURE", "Section", "drafting_pairs", "groups", "slug"]
 
-TEMPERATURE = "target temperature T (1)"
+TEMPERATURE = "target temperature T"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Section:
     sheets: Sequence[Sheet] = field(default_factory=list)
 
 
-def groups(drafts: Sequence[Draft]) -> Iterator[tuple[Draft, str, list[Cell]]]:
+def groups(drafts: Sequence[MeasuredDraft]) -> Iterator[tuple[MeasuredDraft, str, list[Cell]]]:
     """(draft, place, cells by temperature) for each prompt set, verifier and rule for the draft temperature."""
     for draft in drafts:
         grouped: dict[str, list[Cell]] = {}
@@ -38,7 +38,7 @@ def groups(drafts: Sequence[Draft]) -> Iterator[tuple[Draft, str, list[Cell]]]:
             yield draft, place, cells
 
 
-def drafting_pairs(draft: Draft) -> Iterator[tuple[Cell, Cell]]:
+def drafting_pairs(draft: MeasuredDraft) -> Iterator[tuple[Cell, Cell]]:
     """(proposals sampled at T, proposals by argmax) of each verifier and prompt set, for every T > 0 with both."""
     for cell in draft.estimates:
         argmax = replace(cell, draft_temperature=0.0)
@@ -47,7 +47,7 @@ def drafting_pairs(draft: Draft) -> Iterator[tuple[Cell, Cell]]:
             yield cell, argmax
 
 
-def _rule(draft: Draft, cell: Cell) -> str:
+def _rule(draft: MeasuredDraft, cell: Cell) -> str:
     """The rule for the draft temperature where it is not the target's; a fitted one is another at every T.
 
     Where seeds were fitted apart at one T, each value is a rule of its own: together they would share a place.

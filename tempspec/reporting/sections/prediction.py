@@ -12,7 +12,7 @@ from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell, DecodedRow, category_cell_of, cell_of, timed_together
 from tempspec.reporting.charts import Chart, bars, curves, forest
 from tempspec.reporting.page_tables import Field, Sheet
-from tempspec.reporting.runs import Collection, Draft
+from tempspec.reporting.runs import Collection, MeasuredDraft
 from tempspec.reporting.sections.common import TEMPERATURE, Section, groups, slug
 
 __all__ = ["categories", "decoding", "differences", "rounds", "speed"]
@@ -22,7 +22,7 @@ _METRICS = {
     "block_efficiency": ("block efficiency", "block efficiency (tokens / target call)", 1.0, None),
     "speedup": ("speed-up", "speed-up (plain decoding = 1)", 0.0, None),
     "mbsu": ("MBSU", "memory-bound speed-up (plain = 1)", 0.0, None),
-    "overhead_share": ("overhead", "share of seconds outside the models (1)", 0.0, 1.0),
+    "overhead_share": ("overhead", "share of seconds outside the models", 0.0, 1.0),
 }
 _OF_LOSSY = {"total_variation_from_target": "TV from target", "kl_from_target": "KL from target (nats)"}
 """Columns of their own where a rule is lossy."""
@@ -74,11 +74,11 @@ def rounds(collection: Collection) -> Section:
             found = {f"T = {cell.target_temperature:g}": _positions(draft, cell, metric) for cell in cells}
             name, title = slug(metric, draft.name, place), f"{words.capitalize()}: {draft.name}, {place}"
             if metric == "conditional_acceptance":
-                x, y = "position in the round (tokens)", "acceptance, earlier ones accepted (1)"
+                x, y = "position in the round (tokens)", "acceptance, earlier ones accepted"
                 charts.append(curves(name, title, found, x=x, y=y, top=1.0))
             else:
                 title = title.replace("Rounds", "Accepted lengths")
-                charts.append(bars(name, title, found, x="accepted length (tokens / round)", y="share of rounds (1)"))
+                charts.append(bars(name, title, found, x="accepted length (tokens / round)", y="share of rounds"))
     return Section("rounds", "Inside a round", "Acceptance by position, and how long the accepted runs are.", charts)
 
 
@@ -177,7 +177,7 @@ def _time_splits(collection: Collection) -> Iterator[Chart]:
                 found.setdefault(part, {})[cell.target_temperature] = estimate
         if found:
             title = f"Time split: {draft.name}, {place}"
-            y = "share of seconds (1)"
+            y = "share of seconds"
             yield curves(slug("time-split", draft.name, place), title, found, x=TEMPERATURE, y=y, top=1.0)
 
 
@@ -197,6 +197,6 @@ def _time_split(rows: Sequence[DecodedRow]) -> list[Estimate]:
     return to_estimate(bootstrap_compute(sums))
 
 
-def _positions(draft: Draft, cell: Cell, metric: str) -> dict[float, Estimate]:
+def _positions(draft: MeasuredDraft, cell: Cell, metric: str) -> dict[float, Estimate]:
     found = draft.estimates[cell]
     return {float(name.rpartition("_")[2]): e for name, e in found.items() if name.rpartition("_")[0] == metric}

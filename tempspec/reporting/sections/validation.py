@@ -8,7 +8,7 @@ from tempspec.metrics.ratio import to_estimate
 from tempspec.reporting.answers import contrast
 from tempspec.reporting.charts import Chart, curves, forest, heatmap
 from tempspec.reporting.page_tables import Field, Sheet
-from tempspec.reporting.runs import Analytic, Collection, Draft
+from tempspec.reporting.runs import Analytic, Collection, MeasuredDraft
 from tempspec.reporting.sections.common import TEMPERATURE, Section, drafting_pairs, slug
 
 __all__ = ["drafting", "prefixes", "temperatures"]
@@ -25,14 +25,14 @@ def temperatures(collection: Collection) -> Section:
             found = _estimates(sums, "analytic_acceptance")
             best = [max((k for k in found if k[0] == t), key=lambda k: found[k].value) for t in {k[0] for k in found}]
             title = f"Analytic acceptance: {draft.name}, {name}"
-            axes = {"x": TEMPERATURE, "y": "draft temperature (1)", "mark": "best draft temperature"}
+            axes = {"x": TEMPERATURE, "y": "draft temperature", "mark": "best draft temperature"}
             rows += [[draft.name, name, *key, found[key], found.get((key[0], key[0]), nothing)] for key in sorted(best)]
             charts.append(heatmap(slug("map", draft.name, name), title, found, sorted(best), **axes))
             entropy_at = {t: e.value for (t, _), e in _estimates(sums, "target_entropy").items()}
             points = {entropy_at[t]: found[t, t] for t in entropy_at if (t, t) in found}
             entropy.setdefault(name, {})[draft.name] = points
     for name, found_curves in entropy.items():
-        title, x, y = f"Entropy against acceptance: {name}", "entropy of the target (nats)", "analytic acceptance (1)"
+        title, x, y = f"Entropy against acceptance: {name}", "entropy of the target (nats)", "analytic acceptance"
         charts.append(curves(slug("entropy", name), title, found_curves, x=x, y=y, top=1.0, ticks=False))
     columns = ["draft", "text", "T", "best draft T", "analytic acceptance", "at draft T = T"]
     sheets = [Sheet("draft-temperatures", "Best draft temperatures", columns, rows)] if rows else []
@@ -73,7 +73,7 @@ def _trained(collection: Collection) -> Iterator[Chart]:
             if t == d
         }
         diagonal = [key for key in found if key[0] == key[1]]
-        axes = {"x": TEMPERATURE, "y": "train temperature (1)", "mark": "equal temperatures"}
+        axes = {"x": TEMPERATURE, "y": "train temperature", "mark": "equal temperatures"}
         yield heatmap(slug("trained", name), f"Trained at, decoded at: {name}", found, diagonal, **axes)
 
 
@@ -89,7 +89,7 @@ def drafting(collection: Collection) -> Section:
             }
             if found:
                 title = f"Sampled minus argmax drafting: {draft.name}, {name}"
-                charts.append(forest(slug("argmax", draft.name, name), title, found, x="difference in acceptance (1)"))
+                charts.append(forest(slug("argmax", draft.name, name), title, found, x="difference in acceptance"))
         for name in dict.fromkeys(cell.prompt_set for cell in draft.estimates):
             if gains := _decoded_gains(draft, name):
                 title = f"Sampled minus argmax drafting, decoded: {draft.name}, {name}"
@@ -99,7 +99,7 @@ def drafting(collection: Collection) -> Section:
     return Section("drafting", "Sampled against argmax drafting", text, charts)
 
 
-def _decoded_gains(draft: Draft, name: str) -> dict[str, Estimate]:
+def _decoded_gains(draft: MeasuredDraft, name: str) -> dict[str, Estimate]:
     """Block efficiency of sampled minus argmax proposals, by verifier and temperature; where both were decoded."""
     found = {}
     for sampled, argmax in drafting_pairs(draft):
@@ -125,7 +125,7 @@ def prefixes(collection: Collection) -> Section:
                     rows.append([draft.name, name, t, split.laws, split.prefixes, split.fall])
             if found:
                 title = f"Fixed against sampled prefixes: {draft.name}, {name}"
-                charts.append(forest(slug("prefixes", draft.name, name), title, found, x="fall of acceptance (1)"))
+                charts.append(forest(slug("prefixes", draft.name, name), title, found, x="fall of acceptance"))
     text = f"What acceptance loses from T = {ref:g}: because the laws differ, and because the prefixes do."
     columns = ["draft", "prompts", "T", "because of the laws", "because of the prefixes", "fall in all"]
     sheets = [Sheet("prefixes", f"Fall of analytic acceptance from T = {ref:g}", columns, rows, True)] if rows else []

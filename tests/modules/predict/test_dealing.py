@@ -9,7 +9,7 @@ from tempspec.decoding.pace import Pace
 from tempspec.errors import UserError
 from tempspec.modules.predict import dealing
 from tempspec.modules.predict.dealing import FAILED, Dealer
-from tempspec.modules.predict.pulse import Progress, Pulse
+from tempspec.modules.predict.pulse import PassProgress, Pulse
 
 
 class Shared(Counter):
@@ -51,7 +51,7 @@ def test_every_number_is_taken_once_by_whoever_asks(two):
 def test_a_signal_to_one_process_stops_all(two):
     now = [0.0]
     one, other = (
-        Pulse(dealer, Written(), Progress(Pace("p", 1)), stop, clock=lambda: now[0])
+        Pulse(dealer, Written(), PassProgress(Pace("p", 1)), stop, clock=lambda: now[0])
         for dealer, stop in zip(two, (lambda: 0, lambda: 143), strict=True)
     )
     assert not one()
@@ -62,7 +62,7 @@ def test_a_signal_to_one_process_stops_all(two):
 
 
 def test_every_process_shows_what_all_have_done(two):
-    one, other = (Progress(Pace("p", 9)) for _ in two)
+    one, other = (PassProgress(Pace("p", 9)) for _ in two)
     one.rows, one.finished, one.tally.tokens = 2, 10, 14
     other.rows, other.finished, other.tally.tokens = 1, 5, 5
     for progress, dealer in zip((one, other, one), (*two, two[0]), strict=True):

@@ -225,3 +225,42 @@ def test_rows_are_written_by_time_not_by_count(tmp_path):
     writer.flush()
     assert store.keys() == ["a", "b", "c", "d"]
     assert len(list((tmp_path / "rows.parts").iterdir())) == 2
+
+
+def earlier(key):
+    return {"key": key, "expected": [0.5], "foreseen": [1.5]}
+
+
+def test_rows_of_former_columns_go_on_with_todays(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(module, "rank_zero_info", said.append)
+    store = RowStore(tmp_path, "rows", ORIGIN)
+    store.append([earlier("a")])
+    store.finish(["a"])
+    store.append([earlier("b")])  # as an earlier version left both
+    again = RowStore(tmp_path, "rows", ORIGIN)
+    again.append([{"key": "c", "expected_acceptance": [2.0], "expected_length": [3.0]}])
+    wanted = [{"key": key, "expected_acceptance": [0.5], "expected_length": [1.5]} for key in "ab"]
+    assert again.rows(["a", "b"]) == wanted
+    assert again.values("expected_length", "abc") == {"a": [1.5], "b": [1.5], "c": [3.0]}
+    again.finish(["a", "b", "c"])
+    assert again.rows(["a", "b"]) == wanted
+    assert set(pq.read_schema(again.path).names) == {"key", "expected_acceptance", "expected_length"}
+    (line,) = said
+    assert "column expected as expected_acceptance, foreseen as expected_length" in line
+
+
+def test_rows_that_are_refused_keep_their_columns(tmp_path):
+    RowStore(tmp_path, "rows", ORIGIN).append([earlier("a")])
+    (part,) = (tmp_path / "rows.parts").iterdir()
+    with pytest.raises(UserError, match="another configuration"):
+        RowStore(tmp_path, "rows", ORIGIN | {"seed": "2"})
+    assert "foreseen" in pq.read_schema(part).names
+
+
+def test_rows_of_today_are_not_written_again(tmp_path):
+    RowStore(tmp_path, "rows", ORIGIN).append([{"key": "a", "expected_length": [1.0]}])
+    (part,) = (tmp_path / "rows.parts").iterdir()
+    before = part.stat().st_ino
+    RowStore(tmp_path, "rows", ORIGIN)
+    assert part.stat().st_ino == before

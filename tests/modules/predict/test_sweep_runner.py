@@ -47,7 +47,7 @@ def predict(module, data, trainer):
 TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
 
 
-CLOSED_FORMS = ("expected", "foreseen")
+CLOSED_FORMS = ("expected_acceptance", "expected_length")
 
 
 def without_times(rows, *more):

@@ -12,10 +12,10 @@ def study(tmp_path_factory):
 
 def test_text_sampled_at_a_temperature_is_read_at_it_alone(study):
     sheet = temperatures(study).sheets[0]
-    heats = {}
-    for _, text, heat, *_ in sheet.rows:
-        heats.setdefault(text, set()).add(heat)
-    assert heats == {"in, fixed text": {0.0, 1.0, 1.5}, "in, sampled at T": {1.5}}
+    found = {}
+    for _, text, temperature, *_ in sheet.rows:
+        found.setdefault(text, set()).add(temperature)
+    assert found == {"in, fixed text": {0.0, 1.0, 1.5}, "in, sampled at T": {1.5}}
 
 
 def test_a_run_that_is_no_study_keeps_the_names_of_its_sets(tmp_path):
@@ -31,7 +31,7 @@ def test_sampled_drafting_is_compared_with_argmax_above_0(study):
 
 def test_the_fall_of_acceptance_is_the_sum_of_its_two_parts(study):
     (sheet,) = prefixes(study).sheets
-    assert {(name, heat) for _, name, heat, *_ in sheet.rows} == {("in", 1.5)}
+    assert {(name, temperature) for _, name, temperature, *_ in sheet.rows} == {("in", 1.5)}
     for *_, laws, sampled, fall in sheet.rows:
         assert laws.value + sampled.value == pytest.approx(fall.value)
         assert laws.value == pytest.approx(0.05)
@@ -39,7 +39,7 @@ def test_the_fall_of_acceptance_is_the_sum_of_its_two_parts(study):
 
 def test_training_at_the_decoding_temperature_is_compared(study):
     sheet = temperatures(study).sheets[1]
-    assert [(text, heat, other) for text, heat, other, _ in sheet.rows] == [
+    assert [(text, temperature, other) for text, temperature, other, _ in sheet.rows] == [
         ("in, fixed text", 1.0, 1.5),
         ("in, fixed text", 1.5, 1.0),
         ("in, sampled at T", 1.5, 1.0),
