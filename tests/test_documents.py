@@ -1,6 +1,5 @@
 """What the documents show works: code blocks run, configurations parse."""
 
-import inspect
 import json
 import re
 import warnings
@@ -13,7 +12,6 @@ import tempspec
 from tempspec.__main__ import main
 from tempspec.registry import FAMILIES
 from tempspec.testing import ConformanceError
-from tests.built_ins import built_in
 from tests.tiny import save_pair, words
 
 ROOT = Path(__file__).parents[1]
@@ -79,13 +77,6 @@ def test_every_family_has_a_guide_that_contributing_links():
 def test_the_index_leads_to_every_page():
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     assert [page for page in PAGES if page != "docs/README.md" and f"({page.removeprefix('docs/')})" not in index] == []
-
-
-def test_the_table_of_verifiers_is_what_is_registered():
-    table = (ROOT / "docs/verifiers.md").read_text(encoding="utf-8")
-    for cls in built_in("verifiers").values():
-        line = inspect.getdoc(cls).partition("\n")[0].replace("|", "\\|")
-        assert f"| `{cls.__name__}` | {'lossless' if cls.lossless else 'lossy'} | {line} |" in table
 
 
 def test_the_errors_that_are_explained_are_ones_that_exist():
