@@ -1,6 +1,6 @@
 """docs/plugins.md is the registry as it is: every built-in plugin with formula, options, guarantee and paper.
 
-python tests/test_catalogue.py > docs/plugins.md
+python tests/test_catalogue.py writes it anew; the prose of the page is kept.
 """
 
 import inspect
@@ -16,46 +16,7 @@ sys.path.insert(0, str(ROOT))  # for the command line above
 from tempspec.registry import FAMILIES  # noqa: E402
 from tests.built_ins import built_in  # noqa: E402
 
-HEAD = """# Plugins
-
-Everything that you can choose in a configuration, by family. `python tests/test_catalogue.py > docs/plugins.md` writes this page from
-the installed classes. `tempspec plugins` lists them on your screen, with those of other packages.
-
-Name a plugin as it is written here: `divergence: ForwardKL`, or with options `divergence: {class_path: JensenShannon, init_args: {beta:
-0.3}}`. On the command line that is `--model.divergence JensenShannon --model.divergence.beta 0.3`.
-
-In the formulas p is the target's distribution and q the draft's, x a drafted token, H the entropy in nats, and T a temperature. Sums
-are over the vocabulary. `(y)+` is `max(0, y)`.
-"""
-
-CHOOSE = {
-    "divergences": """A divergence is what `fit` minimises at each response token: `model.divergence`.
-
-**Which to choose.** Start with `ForwardKL`, or with `NegativeLogAcceptance` if you verify by token-wise rejection. No ranking is
-claimed: eight of fifteen ended within 0.005 of each other ([Findings](findings.md#which-objective-is-best)). Let `validate` decide.
-`scale: gradient` is an option of all of them. It keeps the size of the gradient when the loss temperature changes.""",
-    "schedules": """A schedule gives the loss temperature of each step, row or token: `model.temperature`.
-
-**Which to choose.** You serve at one temperature: `Constant`, at that temperature or above. You serve at several: `Grid`. Your text was
-sampled at several temperatures and says so: `Matched`. The others are for experiments. `draft_scale`, where it is an option, gives the
-draft another temperature than the target.""",
-    "verifiers": """A verifier decides how many drafted tokens are accepted: `model.verifiers`.
-
-**Which to choose.** `BlockVerification` for chains, `GreedyMatch` at T = 0, `Traversal` for trees. A lossy rule changes the text:
-read its distance from the target together with its acceptance. [Verifiers](verifiers.md) has more.""",
-    "drafters": """A drafter proposes tokens: `model.drafter`.
-
-**Which to choose.** You rarely have to: a draft model gets `CausalLM`, a head gets `Speculator`. Take `PromptLookup` if answers repeat
-their prompts, and a tree if your engine verifies trees.""",
-    "lengths": """A draft length decides how many tokens are drafted in a round: `model.length`. None of them changes the distribution of the text.
-
-**Which to choose.** Start with `FixedLength`, 4 tokens, and compare 2 and 8. If requests differ a lot, try `ConfidenceThreshold` or
-`Heuristic`. `Goodput` needs step times, which `predict` measures.""",
-    "heads": """A head is a small network on the target's hidden states that drafts: `model.head`.
-
-**Which to choose.** There is one kind. [Training](training.md#a-head) says how to train it.""",
-}
-TITLES = {"schedules": "Temperature schedules", "lengths": "Draft lengths"}
+PAGE = ROOT / "docs/plugins.md"
 
 
 def first_sentence(cls):
@@ -135,27 +96,35 @@ def entry(cls):
     yield ""
 
 
-def catalogue():
-    lines = [HEAD]
+def generated(family):
+    """The table and the entries of a family."""
+    classes = [cls for _, cls in sorted(built_in(family).items(), key=lambda item: item[0].lower())]
+    lines = [*overview(family, classes), ""]
+    for cls in classes:
+        lines += entry(cls)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def catalogue(page):
+    """The page with what lies between its markers written anew; the prose around is kept."""
     for family in FAMILIES:
-        classes = [cls for _, cls in sorted(built_in(family).items(), key=lambda item: item[0].lower())]
-        lines += [
-            f"## {TITLES.get(family, family.capitalize())}",
-            "",
-            CHOOSE[family],
-            "",
-            *overview(family, classes),
-            "",
-        ]
-        for cls in classes:
-            lines += entry(cls)
-        lines += [f"[Write one yourself](plugins/{family.removesuffix('s')}.md).", ""]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
+        parts = re.split(rf"(<!-- {family}: generated -->\n).*?(<!-- end -->)", page, maxsplit=1, flags=re.DOTALL)
+        assert len(parts) == 4, f"no place for {family}"
+        page = "".join([parts[0], parts[1], "\n", generated(family), "\n\n", *parts[2:]])
+    return page
 
 
 def test_the_page_is_the_registry():
-    written = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
-    assert written == catalogue(), "write it again: python tests/test_catalogue.py > docs/plugins.md"
+    written = PAGE.read_text(encoding="utf-8")
+    assert written == catalogue(written), "write it again: python tests/test_catalogue.py"
+
+
+def test_a_page_that_lacks_a_family_or_is_stale_is_found():
+    written = PAGE.read_text(encoding="utf-8")
+    stale = written.replace("sum p log(p / q)", "sum p log(q / p)")
+    assert stale != written == catalogue(stale)
+    with pytest.raises(AssertionError, match="no place for heads"):
+        catalogue(written.replace("<!-- heads: generated -->", ""))
 
 
 @pytest.mark.parametrize("family", ["divergences", "schedules", "verifiers", "lengths"])
@@ -181,4 +150,4 @@ def test_an_option_without_a_word_on_it_is_found():
 
 
 if __name__ == "__main__":
-    print(catalogue(), end="")
+    PAGE.write_text(catalogue(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -93,7 +93,7 @@ class Ensemble(_Substitute):
 
 
 class KLBudget(_Substitute):
-    """Accepts as much as a distribution within KL(pi || p) <= D of the target allows. Lossy, by at most D nats per token.
+    """Accepts the most that is possible within KL(pi || p) <= D of the target. Lossy, by at most D nats per token.
 
     Args:
         budget: D in nats, at least 0; 0 is lossless.
@@ -133,8 +133,8 @@ class SpeculativeCascade(_Substitute):
 class MARS(Verifier):
     """Greedy matching that also accepts the runner-up where the target hardly prefers its best token. Lossy.
 
-    For target temperature 0: a token is accepted if it is the target's most likely one, or the second where the ratio of the
-    two largest logits exceeds theta (both positive). What follows is the most likely token.
+    For target temperature 0: a token is accepted if it is the target's most likely one, or the second where the
+    ratio of the two largest logits exceeds theta (both positive). What follows is the most likely token.
 
     Args:
         theta: in [0, 1]; 1 is greedy matching but for exact ties.
@@ -164,9 +164,9 @@ class MARS(Verifier):
 class Typical(Verifier):
     """Accepts every token that the target finds typical, whatever the draft's distribution. Lossy: changes the text.
 
-    A token is accepted if `p(x) > min(epsilon, delta exp(-H(p)))`, H being p's entropy in nats; epsilon caps the threshold
-    and delta scales it by the entropy. The token after a failure, and the bonus token, are drawn from p. With A the
-    set of typical tokens, a tested position is emitted with the law `q 1[A] + (1 - q(A)) p`. The paper states the
+    A token is accepted if `p(x) > min(epsilon, delta exp(-H(p)))`, H being p's entropy in nats; epsilon caps the
+    threshold and delta scales it by the entropy. The token after a failure, and the bonus token, are drawn from p. With
+    A the set of typical tokens, a tested position is emitted with `q 1[A] + (1 - q(A)) p`. The paper states the
     acceptance alone, for trees; what follows a failure is this package's choice.
 
     Args:

@@ -110,8 +110,8 @@ class KSequential(_TopDown):
 class Traversal(Verifier):
     """Verifies a tree from its leaves up, each path as a whole; exact, and on a chain it is block verification.
 
-    A node that failed by itself may be accepted because of what hangs below it; siblings are tried in order, each with its
-    whole subtree before the next.
+    A node that failed by itself may be accepted because of what hangs below it; siblings are tried in order, each with
+    its whole subtree before the next.
     """
 
     formula = "as block verification along each path, the leaves first"

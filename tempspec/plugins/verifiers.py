@@ -103,8 +103,8 @@ class TokenwiseRejection(Verifier):
 class BlockVerification(Verifier):
     """Verifies the drafted tokens jointly: never accepts fewer on average than token-wise; exact at any temperature.
 
-    Every position has its own random decision, and the last success wins: a token that failed by itself may be rescued by
-    later ones that the target likes better than the draft did.
+    Every position has its own random decision, and the last success wins: a token that failed by itself may be rescued
+    by later ones that the target likes better than the draft did.
     """
 
     formula = "at least i tokens with P_i = min(1, P_(i - 1) p(x_i) / q(x_i)), where P_0 = 1"
@@ -130,9 +130,9 @@ class BlockVerification(Verifier):
 class SampledMatch(_Match):
     """Accepts a token while it equals the target's own independent sample; exact at any temperature.
 
-    Needs no draft distribution, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In a tree it
-    is naive top-down verification: descend while a child is the target's sample. That a sample is a drafted token is
-    decided by coins of its probability, and only the sample that is none of them is drawn: the same law, from one pass.
+    Needs no draft distribution, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In a
+    tree it is naive top-down verification: descend while a child is the target's sample. Whether a sample is a drafted
+    token is decided with its probability, and only a sample that is none of them is drawn: the same law, from one pass.
     """
 
     formula = "accept x if x = y, with y ~ p"
