@@ -130,9 +130,10 @@ class BlockVerification(Verifier):
 class SampledMatch(_Match):
     """Accepts a token while it equals the target's own independent sample; exact at any temperature.
 
-    Needs no draft distribution, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In a
-    tree it is naive top-down verification: descend while a child is the target's sample. Whether a sample is a drafted
-    token is decided with its probability, and only a sample that is none of them is drawn: the same law, from one pass.
+    Needs no draft distribution, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In
+    a tree it is naive top-down verification: descend while a child is the target's sample. Whether a sample is a
+    drafted token is decided with its probability, and only a sample that is none of them is drawn: the same law, from
+    one pass.
     """
 
     formula = "accept x if x = y, with y ~ p"
