@@ -45,6 +45,8 @@ class Divergence(ABC):
     """The power of T that keeps the gradient's scale: 2 for the KL family, 1 for total variation."""
     source: ClassVar[str] = ""
     """The paper that the divergence comes from."""
+    formula: ClassVar[str] = ""
+    """What it computes at a position, on one line."""
     cached: frozenset[Kept] = frozenset()
     """The cached teachers that it can learn from: `top` if laws with the tail in one cell make sense to it, `sampled`
     if it is a sum over tokens of p f(q / p), which samples estimate without bias."""
@@ -154,6 +156,10 @@ class TemperatureSchedule(ABC):
     with the draft.
     """
 
+    source: ClassVar[str] = ""
+    """The paper that the schedule comes from."""
+    formula: ClassVar[str] = ""
+    """The target's temperature, on one line."""
     needs: frozenset[Summary] = frozenset()
     """The summaries that the context must carry; each costs a pass over both models' logits."""
 

@@ -86,12 +86,16 @@ class DraftLength(ABC):
     """How many tokens to draft.
 
     To stay lossless a rule may stop *after including* a token, looking at it and at q; never drop a token it has seen
-    (sampling a token, looking at it and dropping it biases the text).
+    (a rule that samples a token, looks at it and drops it biases the text).
 
     Attributes:
         longest: the most tokens that a round may draft, at least 0: fixes buffer shapes.
     """
 
+    source: ClassVar[str] = ""
+    """The paper that the rule comes from."""
+    formula: ClassVar[str] = ""
+    """How many tokens it drafts, or where it stops, on one line."""
     longest: int
 
     @property

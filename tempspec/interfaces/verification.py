@@ -70,6 +70,8 @@ class Verifier(ABC):
     """Whether the emitted tokens have exactly the target's law, for every target temperature that the rule allows."""
     source: ClassVar[str] = ""
     """The paper that the rule comes from."""
+    formula: ClassVar[str] = ""
+    """What it accepts or emits, on one line."""
     shared_noise: ClassVar[bool] = False
     """Whether drafts must be sampled with the shared Gumbel noise (coupling) instead of their own stream."""
     greedy_only: ClassVar[bool] = False

@@ -40,6 +40,7 @@ Scale = Literal["none", "gradient"]
 class ForwardKL(Divergence):
     """Forward KL(p | q): the draft covers all that the target does; the usual distillation loss."""
 
+    formula = "sum p log(p / q)"
     cached = frozenset[Kept]({"top", "sampled"})
     source = "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network (arXiv 1503.02531)"
 
@@ -51,6 +52,7 @@ class ForwardKL(Divergence):
 class ReverseKL(Divergence):
     """Reverse KL(q | p): the draft stays where the target is, at the cost of its smaller modes."""
 
+    formula = "sum q log(q / p)"
     cached = frozenset[Kept]({"top", "sampled"})
     source = "Gu et al. 2024, MiniLLM: Knowledge Distillation of Large Language Models (arXiv 2306.08543)"
 
@@ -71,6 +73,7 @@ class JensenShannon(Divergence):
         ValueError: beta is not between 0 and 1.
     """
 
+    formula = "beta KL(p | m) + (1 - beta) KL(q | m), with m = beta p + (1 - beta) q"
     cached = frozenset[Kept]({"top", "sampled"})
     source = "Agarwal et al. 2024, On-Policy Distillation of Language Models (GKD, arXiv 2306.13649)"
 
@@ -94,6 +97,7 @@ class SkewKL(Divergence):
         ValueError: alpha is not between 0 and 1.
     """
 
+    formula = "KL(p | alpha p + (1 - alpha) q)"
     cached = frozenset[Kept]({"top", "sampled"})
     source = "Ko et al. 2024, DistiLLM: Towards Streamlined Distillation for Large Language Models (arXiv 2402.03898)"
 
@@ -117,6 +121,7 @@ class SkewReverseKL(Divergence):
         ValueError: alpha is not between 0 and 1.
     """
 
+    formula = "KL(q | (1 - alpha) p + alpha q)"
     cached = frozenset[Kept]({"top", "sampled"})
     source = "Ko et al. 2024, DistiLLM: Towards Streamlined Distillation for Large Language Models (arXiv 2402.03898)"
 
@@ -132,6 +137,7 @@ class SkewReverseKL(Divergence):
 class TotalVariation(Divergence):
     """Total variation, 1 - acceptance: what decoding loses, but a weak gradient for a draft that is still poor."""
 
+    formula = "1/2 sum |p - q|"
     gradient_order: ClassVar[int] = 1
     cached = frozenset[Kept]({"top", "sampled"})
     source = (
@@ -146,6 +152,7 @@ class TotalVariation(Divergence):
 class NegativeLogAcceptance(Divergence):
     """The negative log of the acceptance: total variation's gradient, grown where the acceptance is small."""
 
+    formula = "-log sum min(p, q)"
     gradient_order: ClassVar[int] = 1
     cached = frozenset[Kept]({"top"})
     source = "Samarin et al. 2026, LK Losses: Direct Acceptance Rate Optimization (arXiv 2602.23881)"
@@ -168,6 +175,7 @@ class LKHybrid(Divergence):
         ValueError: eta is negative or not finite.
     """
 
+    formula = "w KL(p | q) + (1 - w) TV(p, q), with w = exp(-eta sum min(p, q))"
     cached = frozenset[Kept]({"top"})
     source = "Samarin et al. 2026, LK Losses: Direct Acceptance Rate Optimization (arXiv 2602.23881)"
 
@@ -204,6 +212,7 @@ class NormalisedTotalVariation(Divergence):
         ValueError: floor is not above 0.
     """
 
+    formula = "TV(p, q) / max(floor, sqrt(m (1 - m))), with m = the sum of q where p > q"
     gradient_order: ClassVar[int] = 1
     source = (
         "Goel et al. 2024, Direct Alignment of Draft Model for Speculative Decoding with Chat-Fine-Tuned LLMs "
@@ -231,6 +240,7 @@ class AlphaBeta(Divergence):
         ValueError: alpha or beta is not above 0.
     """
 
+    formula = "-1 / (a b) sum (p^a q^b - a / (a + b) p^(a + b) - b / (a + b) q^(a + b))"
     source = "Wang et al. 2025, ABKD: Pursuing a Proper Allocation of the Probability Mass (arXiv 2505.04560)"
 
     def __init__(self, alpha: float = 0.2, beta: float = 0.7, scale: Scale = "none") -> None:
@@ -254,6 +264,7 @@ class AdaptiveKL(Divergence):
         ValueError: share is not between 0 and 1.
     """
 
+    formula = "h KL(p | q) + l KL(q | p), with h and l the shares of |p - q| on p's head and tail"
     source = "Wu et al. 2024, Rethinking Kullback-Leibler Divergence in Knowledge Distillation (arXiv 2404.02657)"
 
     def __init__(self, share: float = 0.5, scale: Scale = "none") -> None:
@@ -266,7 +277,7 @@ class AdaptiveKL(Divergence):
 
 
 class TAID(Divergence, Exact):
-    """TAID: forward KL to a teacher that moves from the draft to the target while the run goes on.
+    """TAID: forward KL to a teacher that moves from the draft to the target during the run.
 
     The target's share t rises on a straight line, or faster while the loss keeps falling; it is saved with the run.
 
@@ -282,6 +293,7 @@ class TAID(Divergence, Exact):
         ValueError: an argument is out of its range.
     """
 
+    formula = "KL(r | q), with r = softmax((1 - t) log q + t log p)"
     source = "Shing et al. 2025, TAID: Temporally Adaptive Interpolated Distillation (arXiv 2501.16937)"
 
     share: Tensor
@@ -337,7 +349,7 @@ class TAID(Divergence, Exact):
 
 
 class TopKCrossEntropy(Divergence):
-    """Cross-entropy on the target's k most likely tokens; meant as a term beside a loss over the whole vocabulary.
+    """Cross-entropy on the target's k most likely tokens; meant as a term next to a loss over the whole vocabulary.
 
     Args:
         k: how many tokens, at least 1.
@@ -347,6 +359,7 @@ class TopKCrossEntropy(Divergence):
         ValueError: k is below 1.
     """
 
+    formula = "-sum p log q over the k largest p"
     gradient_order: ClassVar[int] = 1
     source = "Zhang et al. 2025, Learning Harmonized Representations for Speculative Sampling (HASS, arXiv 2408.15766)"
 
@@ -368,6 +381,7 @@ class LabelCrossEntropy(Divergence):
         scale: `gradient` multiplies by T, which keeps the gradient's size when T changes; `none` does not.
     """
 
+    formula = "-log q(label)"
     gradient_order: ClassVar[int] = 1
     source = "Kim and Rush 2016, Sequence-Level Knowledge Distillation (arXiv 1606.07947)"
 
@@ -400,6 +414,7 @@ class LogitDifference(Divergence):
         scale: `gradient` multiplies by T^2, which frees the loss of T but for its weights; `none` does not.
     """
 
+    formula = "the variance of log q - log p under p"
     source = "Kim et al. 2025, Distillation of Large Language Models via Concrete Score Matching (arXiv 2509.25837)"
 
     def __init__(self, scale: Scale = "none") -> None:
@@ -422,6 +437,7 @@ class WeightedSum(Divergence, torch.nn.Module):
         ValueError: no terms, names that do not match, weights that are negative or not finite, or all 0.
     """
 
+    formula = "the sum of weights[i] terms[i]"
     source = "Hinton, Vinyals and Dean 2015, Distilling the Knowledge in a Neural Network (arXiv 1503.02531)"
 
     def __init__(

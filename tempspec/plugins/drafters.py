@@ -17,8 +17,8 @@ __all__ = ["CausalLM", "EarlyExit", "PromptLookup", "Speculator"]
 class CausalLM(Drafter):
     """Drafts with a causal language model, one token at a time, sampled at the request's draft temperature.
 
-    Rows that have stopped are fed on with the batch, and what they draft then lies behind their length. The model is
-    not called where no row may draft, nor for the law behind the last token.
+    Rows that have stopped are fed on with the batch, and what they draft then lies after their length. The model is not
+    called where no row may draft, nor after the last token.
     """
 
     needs_model: ClassVar[bool] = True
@@ -68,9 +68,9 @@ class EarlyExit(Drafter):
 
 
 class PromptLookup(Drafter):
-    """Copies what followed the last few tokens where they stood before; no model, no law, no cost.
+    """Copies what followed the last few tokens where they occurred before; no model, and next to no cost.
 
-    Finds the longest n-gram that ends the text and stands earlier in it too, goes to its most recent earlier place and
+    Finds the longest n-gram that ends the text and occurs earlier in it too, goes to its most recent earlier place and
     copies on from there, never past the text's end: the draft is deterministic and q one-hot. Rows without a match
     draft nothing. transformers' prompt lookup goes to the earliest place instead.
 

@@ -23,6 +23,8 @@ class FixedLength(DraftLength):
         tokens: K, at least 0.
     """
 
+    formula = "K = tokens"
+
     def __init__(self, tokens: int = 4) -> None:
         if tokens < 0:
             raise UserError(f"FixedLength: tokens must be 0 or more, got {tokens}")
@@ -30,15 +32,17 @@ class FixedLength(DraftLength):
 
 
 class ConfidenceThreshold(DraftLength):
-    """Stops behind the first token that the draft gave a probability below the threshold; that token is kept.
+    """Stops after the first token that the draft gave a probability below the threshold; that token is kept.
 
-    Keeping it is what leaves the text's law alone: dropping a token for its own probability would bias it. At draft
-    temperature 0 the draft's law is one-hot, and nothing stops but the limit.
+    Keeping it is what leaves the text's distribution alone: dropping a token for its own probability would bias it. At
+    draft temperature 0 the draft is certain, and only the limit stops it.
 
     Args:
-        threshold: in [0, 1]; 0 never stops, 1 stops behind every token that was not certain.
+        threshold: in [0, 1]; 0 never stops, 1 stops after every token that was not certain.
         longest: the most tokens of a round, at least 0.
     """
+
+    formula = "stop after x if q(x) < threshold"
 
     def __init__(self, threshold: float = 0.4, longest: int = 8) -> None:
         if not 0 <= threshold <= 1:
@@ -57,12 +61,15 @@ class ConfidenceThreshold(DraftLength):
 class Heuristic(DraftLength):
     """Two tokens more after a round that was accepted in full, one fewer after any other.
 
-    Only finished rounds are looked at, so the text's law stays the target's. transformers' `heuristic` schedule.
+    Only finished rounds are looked at, so the text keeps the target's distribution. transformers' `heuristic` schedule.
 
     Args:
         first: the tokens of a first round, 1 to `longest`.
         longest: the most tokens of a round.
     """
+
+    source = "no paper: transformers' heuristic schedule"
+    formula = "K + 2 after a round that was accepted in full, else K - 1"
 
     def __init__(self, first: int = 5, longest: int = 16) -> None:
         if not 1 <= first <= longest:
@@ -91,12 +98,12 @@ _PRIOR_TOKENS = 8.0
 
 
 class AdaEDL(DraftLength):
-    """Stops where the draft's entropy bounds acceptance low: behind a token with `1 - sqrt(c H(q)) < lambda`.
+    """Stops where the draft's entropy bounds acceptance low: after a token with `1 - sqrt(c H(q)) < lambda`.
 
     The bound is on the acceptance of the token just included, which is kept. Lambda moves with the row's acceptance
     rate so far, `lambda = threshold + gain (goal - rate)`: below the goal drafting stops earlier.
     The paper moves it too, by a moving average whose constants could not be found: this form is ours. Only finished
-    rounds are looked at, so the text's law stays the target's.
+    rounds are looked at, so the text keeps the target's distribution.
 
     Args:
         coefficient: c, at least 0.
@@ -105,6 +112,9 @@ class AdaEDL(DraftLength):
         goal: the acceptance rate at which lambda stays, in [0, 1].
         gain: how far lambda moves, at least 0; 0 keeps it.
     """
+
+    source = "Agrawal et al. 2024, AdaEDL (arXiv 2410.18351)"
+    formula = "stop after x if 1 - sqrt(c H(q)) < threshold + gain (goal - acceptance so far)"
 
     def __init__(
         self,
@@ -157,12 +167,15 @@ class _EntropyBound(DraftLength):
 
 
 class SVIP(DraftLength):
-    """Stops behind a token whose law had `sqrt(H(q)) > h`: the draft was not sure; the token is kept.
+    """Stops after a token with `sqrt(H(q)) > h`: the draft was not sure; the token is kept.
 
     Args:
         threshold: h, at least 0.
         longest: the most tokens of a round, at least 0.
     """
+
+    source = "Zhang et al. 2024, Draft Model Knows When to Stop (arXiv 2411.18462)"
+    formula = "stop after x if sqrt(H(q)) > threshold"
 
     def __init__(self, threshold: float = 1.0, longest: int = 8) -> None:
         if not 0 <= threshold < math.inf:
@@ -198,6 +211,9 @@ class Goodput(DraftLength):
         confidence: how many tested tokens that expectation weighs, above 0.
         longest: the most tokens of a round, at least 0; given costs may allow fewer: K needs v(K).
     """
+
+    source = "Liu et al. 2024, Optimizing Speculative Decoding for Serving Using Goodput (arXiv 2406.14066)"
+    formula = "the K with the largest E[tokens(K)] / (c K + v(K))"
 
     def __init__(
         self,

@@ -61,6 +61,7 @@ class Lenience(_Substitute):
         lenience: l in (0, 1]; 1 is lossless.
     """
 
+    formula = "accept x with min(1, p(x) / (l q(x)))"
     source: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192, appendix A.5"
 
     def __init__(self, lenience: float = 0.5) -> None:
@@ -80,6 +81,7 @@ class Ensemble(_Substitute):
         weight: w in [0, 1], the target's share; 1 is lossless.
     """
 
+    formula = "emits pi = w p + (1 - w) q"
     source: ClassVar[str] = "Fu et al. 2025, Speculative Ensemble, arXiv 2502.01662"
 
     def __init__(self, weight: float = 0.5) -> None:
@@ -91,12 +93,13 @@ class Ensemble(_Substitute):
 
 
 class KLBudget(_Substitute):
-    """Accepts as much as a law within KL(pi || p) <= D of the target allows. Lossy, by D nats a token at most.
+    """Accepts the most that is possible within KL(pi || p) <= D of the target. Lossy, by at most D nats per token.
 
     Args:
         budget: D in nats, at least 0; 0 is lossless.
     """
 
+    formula = "emits pi = clip(q, b p, a p), with KL(pi | p) <= D"
     source: ClassVar[str] = "the optimum of acceptance under a KL constraint: pi = clip(q, b p, a p)"
 
     def __init__(self, budget: float = 0.05) -> None:
@@ -110,12 +113,13 @@ class KLBudget(_Substitute):
 class SpeculativeCascade(_Substitute):
     """Leaves a position to the draft unless the target is surer by more than a share of their distance. Lossy.
 
-    The target's law is asked for where `max q < max p - tradeoff TV(p, q)`; elsewhere the draft's own stands.
+    The target's distribution is taken where `max q < max p - tradeoff TV(p, q)`, and elsewhere the draft's own.
 
     Args:
         tradeoff: at least 0; larger leaves more to the draft.
     """
 
+    formula = "emits pi = p where max q < max p - tradeoff TV(p, q), else q"
     source: ClassVar[str] = "Narasimhan et al. 2024, Faster Cascades via Speculative Decoding, arXiv 2405.19261"
 
     def __init__(self, tradeoff: float = 0.5) -> None:
@@ -129,13 +133,14 @@ class SpeculativeCascade(_Substitute):
 class MARS(Verifier):
     """Greedy matching that also accepts the runner-up where the target hardly prefers its best token. Lossy.
 
-    For target temperature 0: a token stands if it is the target's most likely one, or the second where the ratio of the
-    two largest logits exceeds theta (both positive). What follows is the most likely token.
+    For target temperature 0: a token is accepted if it is the target's most likely one, or the second where the
+    ratio of the two largest logits exceeds theta (both positive). What follows is the most likely token.
 
     Args:
         theta: in [0, 1]; 1 is greedy matching but for exact ties.
     """
 
+    formula = "accept x if it is first, or second with logits z_2 > theta z_1"
     lossless: ClassVar[bool] = False
     source: ClassVar[str] = "Song et al. 2026, MARS, arXiv 2601.15498"
     greedy_only: ClassVar[bool] = True
@@ -157,11 +162,11 @@ class MARS(Verifier):
 
 
 class Typical(Verifier):
-    """Accepts every token that the target finds typical, whatever the draft's law. Lossy: changes the text's law.
+    """Accepts every token that the target finds typical, whatever the draft's distribution. Lossy: changes the text.
 
-    A token stands if `p(x) > min(epsilon, delta exp(-H(p)))`, H being p's entropy in nats; epsilon caps the threshold
-    and delta scales it by the entropy. The token behind a failure, and the bonus token, are drawn from p. With A the
-    set of typical tokens, a tested position is emitted with the law `q 1[A] + (1 - q(A)) p`. The paper states the
+    A token is accepted if `p(x) > min(epsilon, delta exp(-H(p)))`, H being p's entropy in nats; epsilon caps the
+    threshold and delta scales it by the entropy. The token after a failure, and the bonus token, are drawn from p. With
+    A the set of typical tokens, a tested position is emitted with `q 1[A] + (1 - q(A)) p`. The paper states the
     acceptance alone, for trees; what follows a failure is this package's choice.
 
     Args:
@@ -169,6 +174,7 @@ class Typical(Verifier):
         delta: the entropy's factor, at least 0 (Medusa's `posterior_alpha`, 0.3: the square root of epsilon).
     """
 
+    formula = "accept x if p(x) > min(epsilon, delta exp(-H(p)))"
     lossless: ClassVar[bool] = False
     source: ClassVar[str] = "Cai et al. 2024, Medusa, arXiv 2401.10774, section 3.3.1"
 

@@ -43,6 +43,8 @@ class Constant(TemperatureSchedule):
         ValueError: an argument is not positive.
     """
 
+    formula = "T = temperature"
+
     def __init__(self, temperature: float = 1.0, draft_scale: float = 1.0) -> None:
         self.temperature = _positive("temperature", temperature)
         self.draft_scale = _positive("draft_scale", draft_scale)
@@ -96,6 +98,8 @@ class _Ramp(TemperatureSchedule):
 class Linear(_Ramp):
     """A straight line from one temperature to another, over `steps` or the whole run."""
 
+    formula = "T = start + (end - start) step / steps"
+
     def _value(self, step: int, steps: int) -> float:
         return core.linear(step, start=self.start, end=self.end, steps=steps)
 
@@ -103,12 +107,17 @@ class Linear(_Ramp):
 class Cosine(_Ramp):
     """Half a cosine from one temperature to another, flat at both ends."""
 
+    source = "Loshchilov and Hutter 2017, SGDR (arXiv 1608.03983), for learning rates"
+    formula = "T = end + (start - end) (1 + cos(pi step / steps)) / 2"
+
     def _value(self, step: int, steps: int) -> float:
         return core.cosine(step, start=self.start, end=self.end, steps=steps)
 
 
 class Exponential(_Ramp):
     """A geometric path from one temperature to another: every step multiplies by the same factor."""
+
+    formula = "T = start (end / start)^(step / steps)"
 
     def _value(self, step: int, steps: int) -> float:
         return core.exponential(step, start=self.start, end=self.end, steps=steps)
@@ -125,6 +134,8 @@ class Piecewise(TemperatureSchedule):
     Raises:
         ValueError: the boundaries do not increase, the lengths do not fit, or a temperature is not positive.
     """
+
+    formula = "T = temperatures[i] from step boundaries[i - 1] on"
 
     def __init__(self, boundaries: list[int], temperatures: list[float], draft_scale: float = 1.0) -> None:
         _increasing(boundaries)
@@ -160,6 +171,8 @@ class Uniform(TemperatureSchedule):
     Raises:
         ValueError: an argument is not positive, or the range is empty.
     """
+
+    formula = "T ~ U(low, high)"
 
     def __init__(
         self, low: float, high: float, per: Literal["batch", "sequence", "token"] = "batch", draft_scale: float = 1.0
@@ -202,6 +215,8 @@ class Grid(TemperatureSchedule):
         ValueError: no temperature, or one that is not positive; weights that do not fit.
     """
 
+    formula = "L = the sum of weights[i] L at temperatures[i]"
+
     def __init__(self, temperatures: list[float], weights: list[float] | None = None, draft_scale: float = 1.0) -> None:
         if not temperatures:
             raise ValueError("temperatures must be at least one, got none: 0.5, 1, 1.5 and 2 cover common decoding")
@@ -238,6 +253,8 @@ class Matched(TemperatureSchedule):
         ValueError: an argument is not positive.
     """
 
+    formula = "T = max(low, the temperature that the row was sampled at)"
+
     def __init__(self, unknown: float | None = None, low: float = 0.1, draft_scale: float = 1.0) -> None:
         self.unknown = None if unknown is None else _positive("unknown", unknown)
         self.low = _positive("low", low)
@@ -271,6 +288,8 @@ class Join(TemperatureSchedule, torch.nn.Module):
     Raises:
         ValueError: the boundaries do not increase, or the lengths do not fit.
     """
+
+    formula = "T = that of schedules[i] at step - boundaries[i - 1]"
 
     def __init__(self, schedules: list[TemperatureSchedule], boundaries: list[int]) -> None:
         super().__init__()
@@ -325,6 +344,7 @@ class TeacherEntropy(TemperatureSchedule):
         ValueError: an argument is not positive.
     """
 
+    formula = "T = low + (high - low) H(p) / (H(p) + half)"
     needs: frozenset[Summary] = frozenset({"entropy"})
 
     def __init__(self, low: float = 0.5, high: float = 2.0, half: float = 1.0, draft_scale: float = 1.0) -> None:
@@ -352,6 +372,8 @@ class TokenDifficulty(TemperatureSchedule):
         ValueError: base or draft_scale is not positive, or strength is not finite.
     """
 
+    source = "Xie et al. 2025, AdaKD (arXiv 2510.11615)"
+    formula = "T = base exp(-strength tanh(log(KL / median KL)))"
     needs: frozenset[Summary] = frozenset({"loss"})
 
     def __init__(self, base: float = 1.0, strength: float = 0.5, draft_scale: float = 1.0) -> None:
@@ -382,6 +404,8 @@ class LogitPeaks(TemperatureSchedule):
         ValueError: base is not positive.
     """
 
+    source = "Wei and Bai 2024, Dynamic Temperature Knowledge Distillation (DTKD, arXiv 2404.12711)"
+    formula = "T_p = 2 base z_p / (z_p + z_q) and T_q = 2 base z_q / (z_p + z_q)"
     needs: frozenset[Summary] = frozenset({"peaks"})
 
     def __init__(self, base: float = 1.0) -> None:
@@ -406,6 +430,9 @@ class Curriculum(TemperatureSchedule, Exact):
     Raises:
         ValueError: an argument is out of its range.
     """
+
+    source = "Li et al. 2023, Curriculum Temperature for Knowledge Distillation (CTKD, arXiv 2211.16231)"
+    formula = "T = low + span sigmoid(theta), with theta learned against the loss"
 
     def __init__(
         self,

@@ -35,10 +35,10 @@ def _nothing(context: DraftContext) -> Draft:
 
 
 class StaticTree(Drafter):
-    """Drafts a tree of one shape, level by level: one call of the draft model a level.
+    """Drafts a tree of one shape, level by level: one call of the draft model per level.
 
     `levels: [4, 1, 1]` are four parallel paths of three tokens, `levels: [2, 2]` a binary tree, `parents` any shape.
-    The draft length limits how deep the tree may go, nothing else: a tree is cut behind a whole level.
+    The draft length limits how deep the tree may go, nothing else: a tree is cut after a whole level.
 
     Args:
         levels: how many children each node of a level gets, the root first; each at least 1.
@@ -152,8 +152,8 @@ class DynamicTree(Drafter):
     """Grows a tree where the draft is confident: a beam over its likeliest paths, of which the best nodes are kept.
 
     EAGLE-2's tree: a path's score is its probability under the draft at temperature 1. Each level feeds the `width`
-    best nodes of the last one and takes the `width` likeliest tokens behind each; the `nodes` best of all are verified.
-    Nothing is drawn, so keeping nodes for their own score leaves the text's law alone; the price is that a
+    best nodes of the last one and takes the `width` likeliest tokens after each; the `nodes` best of all are verified.
+    Nothing is drawn, so keeping nodes for their own score leaves the text alone; the price is that a
     deterministic child is accepted with p(x) only. The draft temperature changes nothing.
 
     Args:

@@ -62,12 +62,13 @@ class _TopDown(Verifier):
 class RecursiveRejection(_TopDown):
     """Tests the children of a node one after the other, each against what the earlier ones left of p; exact.
 
-    From the root down: a child is accepted with min(1, r/d), d being the law it was drawn from given its elder
+    From the root down: a child is accepted with min(1, r/d), d being what it was drawn from given its elder
     siblings; otherwise `r = (r - d)+`, normalised. With independent children this is SpecInfer's rule, with distinct
     ones RSD's and Sequoia's, with certain ones EAGLE-2's, and with `greedy` siblings that of greedy drafts (SpecHub at
     two children).
     """
 
+    formula = "accept a child with min(1, r(x) / d(x)), with r = p at first, then (r - d)+"
     source: ClassVar[str] = (
         "Miao et al. 2023, SpecInfer, arXiv 2305.09781; Jeon et al. 2024, RSD, arXiv 2402.14160; "
         "Hu et al. 2025, greedy drafts, arXiv 2502.18779"
@@ -90,6 +91,7 @@ class KSequential(_TopDown):
     it is token-wise rejection.
     """
 
+    formula = "accept a child with min(1, p(x) / (rho q(x)))"
     source: ClassVar[str] = "Sun et al. 2023, SpecTr, arXiv 2310.15141"
     siblings: ClassVar[frozenset[Siblings]] = frozenset({"independent"})
 
@@ -108,10 +110,11 @@ class KSequential(_TopDown):
 class Traversal(Verifier):
     """Verifies a tree from its leaves up, each path as a whole; exact, and on a chain it is block verification.
 
-    A node that failed by itself may stand because of what hangs below it; siblings are tried in order, each with its
-    whole subtree before the next.
+    A node that failed by itself may be accepted because of what hangs below it; siblings are tried in order, each with
+    its whole subtree before the next.
     """
 
+    formula = "as block verification along each path, the leaves first"
     lossless: ClassVar[bool] = True
     source: ClassVar[str] = "Weng et al. 2025, Traversal Verification, arXiv 2505.12398"
     siblings: ClassVar[frozenset[Siblings]] = _ALL

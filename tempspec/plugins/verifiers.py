@@ -58,9 +58,10 @@ class GreedyMatch(_Match):
     """Accepts a token while it is the target's most likely one. For target temperature 0; exact there.
 
     The shortest rule and the cheapest: one argmax per position, no noise. Ties go to the lowest id, as in the one-hot
-    law that temperature 0 stands for.
+    distribution of temperature 0.
     """
 
+    formula = "accept x if x = argmax p"
     source: ClassVar[str] = "Stern et al. 2018, Blockwise Parallel Decoding, arXiv 1811.03115"
     greedy_only: ClassVar[bool] = True
 
@@ -72,10 +73,11 @@ class GreedyMatch(_Match):
 class TokenwiseRejection(Verifier):
     """Accepts each token with probability min(1, p/q) up to the first failure; exact at any temperature.
 
-    Speculative sampling as first published. The token behind a failure is drawn from `(p - q)+`, the bonus token from
+    Speculative sampling as first published. The token after a failure is drawn from `(p - q)+`, the bonus token from
     p. Accepts `sum min(p, q)` of the tested tokens, the most that any rule can which looks at one token at a time.
     """
 
+    formula = "accept x with min(1, p(x) / q(x)), else draw from (p - q)+"
     lossless: ClassVar[bool] = True
     source: ClassVar[str] = "Leviathan et al. 2023, arXiv 2211.17192; Chen et al. 2023, arXiv 2302.01318"
 
@@ -101,10 +103,11 @@ class TokenwiseRejection(Verifier):
 class BlockVerification(Verifier):
     """Verifies the drafted tokens jointly: never accepts fewer on average than token-wise; exact at any temperature.
 
-    Every position has a coin of its own, and the last success wins: a token that failed by itself may be rescued by
-    later ones that the target likes better than the draft did.
+    Every position has its own random decision, and the last success wins: a token that failed by itself may be rescued
+    by later ones that the target likes better than the draft did.
     """
 
+    formula = "at least i tokens with P_i = min(1, P_(i - 1) p(x_i) / q(x_i)), where P_0 = 1"
     lossless: ClassVar[bool] = True
     source: ClassVar[str] = "Sun et al. 2024, Block Verification Accelerates Speculative Decoding, arXiv 2403.10444"
 
@@ -127,11 +130,13 @@ class BlockVerification(Verifier):
 class SampledMatch(_Match):
     """Accepts a token while it equals the target's own independent sample; exact at any temperature.
 
-    Needs no draft law, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In a tree it
-    is naive top-down verification: descend while a child is the target's sample. That a sample is a drafted token is
-    decided by coins of its probability, and only the sample that is none of them is drawn: the same law, from one pass.
+    Needs no draft distribution, so it suits drafts whose q is unknown. Accepts `sum p q`, less than rejection does. In
+    a tree it is naive top-down verification: descend while a child is the target's sample. Whether a sample is a
+    drafted token is decided with its probability, and only a sample that is none of them is drawn: the same law, from
+    one pass.
     """
 
+    formula = "accept x if x = y, with y ~ p"
     source: ClassVar[str] = "no paper: the target's own samples are what is emitted"
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
@@ -150,6 +155,7 @@ class GumbelCoupling(Verifier):
     sample is emitted whatever was drafted. Accepts at least `(1 - TV) / (1 + TV)`.
     """
 
+    formula = "accept x if x = argmax(log p + G), with x = argmax(log q + G)"
     lossless: ClassVar[bool] = True
     source: ClassVar[str] = "Daliri et al. 2024, Coupling without Communication, arXiv 2408.07978"
     shared_noise: ClassVar[bool] = True
