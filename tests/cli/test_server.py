@@ -55,15 +55,20 @@ def test_a_real_server_gives_what_the_target_gives_here(run, world, served, tmp_
         if ours["generation_temperature"] == 0:
             assert theirs["response"] == ours["response"]
     record = json.loads((tmp_path / "there" / "generate" / "provenance.json").read_text())
-    assert record["server"] == {"url": served, "model": f"{world}/target", "form": "transformers"}
+    kind = {"kind": "transformers serve", "form": "transformers"}
+    assert record["server"] == {"url": served, "model": f"{world}/target"} | kind
     assert record["count"] == len(there)
+
+
+NOT_YET = "The min_p and logit_bias sampling parameters are not yet supported with speculative decoding."
 
 
 class Engine(BaseHTTPRequestHandler):
     """Answers like an engine that returns ids; its server's `fate` decides what goes wrong."""
 
     def do_GET(self):
-        self.answer(200, {"data": [{"id": "served"}]})
+        said = {"/version": {"version": "0.32.0"}, "/v1/models": {"data": [{"id": "served", "owned_by": "vllm"}]}}
+        self.answer(200 if self.path in said else 404, said.get(self.path, {"detail": "Not Found"}))
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -73,6 +78,9 @@ class Engine(BaseHTTPRequestHandler):
             status = server.fate(len(server.seen))
         if status != 200:
             self.answer(status, {"error": "out of order"})
+            return
+        if server.speculates and body.get("min_p"):
+            self.answer(400, {"error": {"message": NOT_YET, "type": "BadRequestError", "param": None, "code": 400}})
             return
         ids = [2 + (sum(body["prompt"]) + place) % 14 for place in range(body["max_tokens"])]
         text = " ".join(f"w{token - 2}" for token in ids)
@@ -96,7 +104,7 @@ def engine(monkeypatch):
     """A stand-in server; waits between retries take no time."""
     monkeypatch.setattr("tempspec.modules.predict.openai_client.time.sleep", lambda _: None)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
-    server.lock, server.seen, server.fate = threading.Lock(), [], lambda _: 200
+    server.lock, server.seen, server.fate, server.speculates = threading.Lock(), [], lambda _: 200, False
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
@@ -155,12 +163,23 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere(run, world, engine,
     assert not [path for path in files if b"sk-secret" in path.read_bytes()]
 
 
+def test_a_refused_option_is_named_and_nothing_is_written(run, world, engine, tmp_path):
+    engine.speculates = True
+    options = (*OPTIONS, "--server", engine.url, "--model.sweep.min_p", 0.2)
+    code, _, error = run("generate", "--config", world / "pair.yaml", "--run", tmp_path / "run", *options)
+    assert code == 2
+    assert "refuses model.sweep.min_p (got min_p 0.2): 400" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run/generate/generated.parquet").exists()
+    assert [body["max_tokens"] for _, body in engine.seen] == [1]
+
+
 @pytest.mark.parametrize(
     ("server", "status", "says"),
     [
         ("URL", 401, "refuses: 401"),
         ("URL", 302, "refuses: 302"),
-        ("URL", 400, "takes no completion of 'served'"),
+        ("URL", 400, "refuses: 400"),
         ("ftp://host", 200, "server.url must be an address such as http://localhost:8000, got 'ftp://host'"),
         ("http://user:sk-1@host", 200, "server.url must hold no key"),
         ("{url: 'http://host', concurrency: 0}", 200, "server.concurrency must be more than 0"),

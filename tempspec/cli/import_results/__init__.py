@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tempspec.cli import errors
-from tempspec.cli.import_results.engine_logs import EngineLog, read_engine_log
+from tempspec.cli.import_results.counts import EngineLog, LoggedCounts
+from tempspec.cli.import_results.engine_logs import read_engine_log
 from tempspec.cli.screen import quiet
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE
@@ -33,35 +34,56 @@ def main(arguments: Sequence[str]) -> int:
     """
     parser = errors.parser("tempspec import-results", "An engine's accepted lengths, beside ours.")
     parser.add_argument("files", nargs="+", type=str, help="What the engine wrote.")
+    parser.add_argument("--since", type=str, help="An earlier page of vLLM's counters, to count from there on.")
     parser.add_argument("--run", type=str, help="A run folder whose predict is set beside them.")
     options = parser.parse_args(list(arguments[1:]))
     quiet()
     table = Table("source", box=None, pad_edge=False)
-    for heading in ("n", "block efficiency", "draft acceptance"):
+    for heading in ("n", "block efficiency", "draft acceptance", "accepted up to position 1, 2, ..."):
         table.add_column(heading, justify="right")
-    for file in options.files:
-        _add(table, *_of_engine(file, read_engine_log(file)))
+    logs = {file: read_engine_log(file, options.since) for file in options.files}
+    for file, log in logs.items():
+        _add(table, *_of_engine(file, log))
     for line in _of_run(Path(options.run)) if options.run else ():
         _add(table, *line)
     Console(soft_wrap=True).print(table)
+    for file, log in logs.items():
+        if log.note:
+            print(f"{file}: {log.note}")
     print("95% bootstrap intervals over requests (an engine's) or prompts (ours); counters and logs allow none")
     if options.run:
         print("above T = 0 an engine's draft may have another temperature, top-k or top-p: compare T = 0 first")
     return 0
 
 
-def _add(table: Table, source: str, count: str, estimates: Sequence[Estimate]) -> None:
-    table.add_row(source, count, *map(str, estimates))
+Line = tuple[str, str, Sequence[Estimate], Sequence[Estimate]]
+"""A source, how many requests or prompts, estimates of `METRICS`, and of each position."""
 
 
-def _of_engine(file: str, log: EngineLog) -> tuple[str, str, list[Estimate]]:
+def _add(table: Table, source: str, count: str, estimates: Sequence[Estimate], by_position: Sequence[Estimate]) -> None:
+    table.add_row(source, count, *map(str, estimates), " ".join(one.point() for one in by_position) or "-")
+
+
+def _of_engine(file: str, log: EngineLog) -> Line:
     """One file as a line."""
     pairs = [
-        [(c.emitted, c.rounds) for c in log.counts],
+        [(c.emitted, c.rounds) for c in log.counts if c.rounds],
         [(c.accepted, c.drafted) for c in log.counts if c.accepted is not None and c.drafted is not None],
     ]
     count = str(len(log.counts)) if log.per_request else "-"
-    return f"{file} ({log.kind})", count, [_ratio(found, log.per_request) for found in pairs]
+    estimates = [_ratio(found, log.per_request) for found in pairs]
+    return f"{file} ({log.kind})", count, estimates, _by_position(log.counts, log.per_request)
+
+
+def _by_position(counts: Sequence[LoggedCounts], per_request: bool) -> list[Estimate]:
+    """The share of the rounds that drafted in which each position was accepted."""
+    told = [count for count in counts if count.drafting]
+    longest = max((len(count.by_position) for count in told), default=0)
+    reached = [count.by_position + (0.0,) * (longest - len(count.by_position)) for count in told]
+    return [
+        _ratio([(row[place], count.drafting) for row, count in zip(reached, told, strict=True)], per_request)
+        for place in range(longest)
+    ]
 
 
 def _ratio(pairs: Sequence[tuple[float, float]], per_request: bool) -> Estimate:
@@ -74,7 +96,7 @@ def _ratio(pairs: Sequence[tuple[float, float]], per_request: bool) -> Estimate:
     return metric.estimate()
 
 
-def _of_run(run: Path) -> Iterator[tuple[str, str, list[Estimate]]]:
+def _of_run(run: Path) -> Iterator[Line]:
     """A line for every cell of a run's predict, plain decoding left out."""
     file = run / "predict" / "predictions.parquet"
     if not file.is_file():
@@ -86,4 +108,5 @@ def _of_run(run: Path) -> Iterator[tuple[str, str, list[Estimate]]]:
     for cell, found in SweepMetrics.of_rows(drafted).estimates().items():
         draft = "" if cell.draft_temperature == cell.target_temperature else f", draft T = {cell.draft_temperature:g}"
         source = f"{run}: {cell.verifier}, {cell.prompt_set}, T = {cell.target_temperature:g}{draft}"
-        yield source, str(found["block_efficiency"].prompts), [found[name] for name in METRICS]
+        positions = [found[name] for name in found if name.startswith("joint_acceptance_")]
+        yield source, str(found["block_efficiency"].prompts), [found[name] for name in METRICS], positions

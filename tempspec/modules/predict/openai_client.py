@@ -12,12 +12,15 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from tempspec.errors import UserError
 
-__all__ = ["Refused", "Server", "call"]
+__all__ = ["Form", "Refused", "Server", "call"]
+
+Form = Literal["engine", "transformers", "openai"]
+"""How a request says top-k, min-p and stops: as vLLM and SGLang take it, as `transformers serve` does, or not."""
 
 _AGAIN = (408, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 60.0
@@ -34,6 +37,7 @@ class Server:
         timeout: seconds that one request may take.
         retries: how often a request is sent again after a failure that may pass, after 1, 2, 4, ... seconds.
         key_variable: the environment variable with the API key, if the server wants one.
+        form: how it is asked, for a server that does not say what it is, such as one behind a gateway.
     """
 
     url: str
@@ -42,6 +46,7 @@ class Server:
     timeout: float = 600.0
     retries: int = 5
     key_variable: str = "OPENAI_API_KEY"
+    form: Form | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked.
@@ -61,12 +66,12 @@ class Server:
             raise ValueError(f"server.retries must be 0 or more, got {self.retries}")
 
     def address(self, path: str) -> str:
-        """The full address of a path below `/v1`.
+        """The full address of a path: one below `/v1`, or with a slash at its start one of the server itself.
 
-        >>> Server("http://localhost:8000/").address("models"), Server("http://host/v1").address("models")
-        ('http://localhost:8000/v1/models', 'http://host/v1/models')
+        >>> Server("http://localhost:8000/").address("models"), Server("http://host/v1").address("/version")
+        ('http://localhost:8000/v1/models', 'http://host/version')
         """
-        return f"{self.url.rstrip('/').removesuffix('/v1')}/v1/{path}"
+        return f"{self.url.rstrip('/').removesuffix('/v1')}{path if path.startswith('/') else f'/v1/{path}'}"
 
 
 class Refused(Exception):
@@ -95,7 +100,7 @@ def call(server: Server, path: str, body: Mapping[str, Any] | None = None) -> di
 
     Args:
         server: whom to ask.
-        path: below `/v1`.
+        path: as `Server.address` takes it.
         body: posted as JSON; None to get.
 
     Raises:
@@ -127,9 +132,13 @@ def _once(server: Server, path: str, body: Mapping[str, Any] | None) -> dict[str
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(server.address(path), data, headers)
     with _OPENER.open(request, timeout=server.timeout) as answer:
-        content = json.loads(answer.read())
-    if not isinstance(content, dict):
-        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+        status, text = answer.status, answer.read()
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):  # a page of something else, which asking again does not change
+        raise Refused(status, f"expected a JSON object, got {' '.join(text[:80].decode('utf-8', 'replace').split())!r}")
     return content
 
 

@@ -5,13 +5,13 @@ exactly where it takes and returns ids (vLLM); elsewhere prompts go as text, and
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import TimeoutError as NothingYet
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import GenerationConfig
@@ -28,14 +28,11 @@ from tempspec.models.tokens import Tokeniser
 from tempspec.modules.predict.openai_client import Refused, Server, call
 from tempspec.modules.predict.row_store import RowStore
 from tempspec.modules.predict.row_writer import RowWriter
+from tempspec.modules.predict.served_tokens import check_truncation
+from tempspec.modules.predict.server_kind import Kind, listed_models, recognise, refusal
 from tempspec.modules.predict.sweep_runner import generated_row
 
 __all__ = ["ServedGeneration"]
-
-Form = Literal["engine", "transformers", "openai"]
-"""How a request says top-k, min-p and stops: as vLLM and SGLang take it, as `transformers serve` does, or not."""
-
-_FORMS: tuple[Form, ...] = ("engine", "transformers", "openai")
 
 
 @dataclass
@@ -51,7 +48,7 @@ class ServedGeneration:
     pair: Pair
     sweep: Sweep
     server: Server
-    _form: Form | None = field(default=None, init=False)
+    _kind: Kind | None = field(default=None, init=False)
     _failed: Event = field(default_factory=Event, init=False)
 
     @cached_property
@@ -59,17 +56,15 @@ class ServedGeneration:
         """The name that the server serves the target under."""
         if self.server.model is not None:
             return self.server.model
-        try:
-            listed = call(replace(self.server, retries=0), "models").get("data") or []
-        except (Refused, UserError):  # a list is a courtesy: `transformers serve` fails at it without a hub cache
-            listed = []
-        names = [str(entry.get("id")) for entry in listed if isinstance(entry, Mapping)]
+        names = [str(entry.get("id")) for entry in listed_models(self.server)]
         return names[0] if len(names) == 1 else self.pair.target
 
     @property
     def facts(self) -> dict[str, str]:
-        """What the provenance says of the server."""
-        return {"url": self.server.url, "model": self.model, "form": self._form or ""}
+        """What the provenance says of the server; empty of one that was not asked, because all rows were there."""
+        kind = self._kind
+        named = {"kind": kind.name, "form": kind.form} if kind else {"kind": "", "form": ""}
+        return {"url": self.server.url, "model": self.model} | named
 
     def run(self, prompt_sets: Mapping[str, Sequence[PromptLike]], folder: str | Path) -> tuple[RowStore, list[str]]:
         """Ask for what is missing; returns the finished rows, and the keys of this sweep's.
@@ -87,7 +82,7 @@ class ServedGeneration:
         answers |= store.values("response", {key for key in order if key in answers})
         due = unanswered(items, answers, self._context)
         if due:
-            self._settle_form(due[0].request)
+            self._begin([item.request for item in due])
         writer = RowWriter(store, self.sweep.write_every)
         with ThreadPool(self.server.concurrency) as pool:  # its threads end with the process, whatever they wait for
             try:
@@ -131,7 +126,7 @@ class ServedGeneration:
     # -- one request --------------------------------------------------------------------------------------------------
 
     def _row(self, item: WorkItem) -> dict[str, Any]:
-        answer = self._ask(self._body(item.request, self._form or "openai"))
+        answer = self._ask(self._body(item.request))
         try:
             choice = answer["choices"][0]
             text, stopped = str(choice["text"]), choice.get("finish_reason") != "length"
@@ -143,8 +138,9 @@ class ServedGeneration:
         finish = "stop" if stopped else "length"
         return generated_row(item, self.pair, self._tokenizer_digest, text, ids, finish)
 
-    def _body(self, request: Request, form: Form) -> dict[str, Any]:
-        """What is posted."""
+    def _body(self, request: Request) -> dict[str, Any]:
+        """What is posted, in the form that the server takes."""
+        form = self._kind.form if self._kind else "openai"
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": request.max_new_tokens,
@@ -178,36 +174,37 @@ class ServedGeneration:
         exact = (text for text in texts if list(tokenizer(text)["input_ids"]) == list(prompt))
         return next(exact, texts[1] if prompt[0] == tokenizer.bos_token_id else texts[0])
 
-    def _settle_form(self, request: Request) -> None:
-        """Find out which form of request the server takes.
+    def _begin(self, due: Sequence[Request]) -> None:
+        """Find out what the server is, ask it once, and see on a sample that it cuts laws as it is asked to.
 
         Raises:
-            UserError: none, or only one that cannot say what the sweep asks for.
+            UserError: it refuses, cannot say what the sweep asks for, or samples what the truncation excludes.
         """
-        reason = ""
-        for form in _FORMS:
-            try:
-                call(self.server, "completions", self._body(request.shortened(1), form))
-            except Refused as error:
-                if error.status not in (400, 404, 422):
-                    raise UserError(f"{self.server.url} refuses: {error}") from error
-                reason = str(error)
-            else:
-                self._form = form
-                break
-        else:
-            raise UserError(f"{self.server.url} takes no completion of {self.model!r}: {reason}; check server.model")
+        self._kind = recognise(self.server)
         neutral = self.sweep.top_k == 0 and self.sweep.min_p == 0 and self.sweep.stop_at_eos
-        if self._form == "openai" and not neutral:
-            raise UserError(f"{self.server.url} takes no top_k, min_p or ignore_eos: leave them at their defaults")
-        if self._form == "openai":
+        if self._kind.form == "openai":
+            if not neutral:
+                raise UserError(
+                    f"{self.server.url} does not say what it is, and OpenAI's requests have no top_k, min_p or "
+                    "ignore_eos: leave them at their defaults, or name what it is with server.form"
+                )
             rank_zero_info(f"{self.server.url} takes no top_k: see that its own defaults truncate nothing")
+        body = self._body(due[0].shortened(1))
+        try:
+            self._post(body)
+        except Refused as error:
+            raise refusal(self.server, body, error, self._post) from error
+        if self._kind.form == "engine":
+            check_truncation(self.server.url, self._post, [(self._body(one), one) for one in due])
+
+    def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        return call(self.server, "completions", body)
 
     def _ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            return call(self.server, "completions", body)
+            return self._post(body)
         except Refused as error:
-            raise UserError(f"{self.server.url} refuses: {error}; check server.model and the API key") from error
+            raise refusal(self.server, body, error) from error
 
     # -- the target ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,79 @@
+"""What is called impossible is impossible, and what no truncation leaves is found."""
+
+import pytest
+import torch
+
+from tempspec.core.acceptance import Truncation
+from tempspec.errors import UserError
+from tempspec.interfaces import Request
+from tempspec.modules.predict.openai_client import Refused
+from tempspec.modules.predict.served_tokens import LISTED, SLACK, check_truncation, excluded_by
+
+CUTS = [Truncation(top_k=5), Truncation(top_p=0.6), Truncation(min_p=0.1), Truncation(4, 0.8, 0.05)]
+
+
+def told(logp_V, token):
+    """What an engine tells of a law: its most likely tokens and this one."""
+    listed = [*logp_V.topk(min(LISTED, len(logp_V))).indices.tolist(), token]
+    return {one: float(logp_V[one]) for one in listed}
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("cut", CUTS, ids=str)
+def test_what_our_law_keeps_is_never_called_impossible(cut, temperature):
+    logits_NV = torch.randn(20, 60, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 2
+    kept_NV = cut.laws(logits_NV, [temperature])[0] > 0
+    for logp_V, kept_V in zip(logits_NV.log_softmax(-1), kept_NV, strict=True):
+        for token in kept_V.nonzero().flatten().tolist():
+            assert excluded_by(told(logp_V, token), token, temperature, cut) == []
+
+
+@pytest.mark.parametrize("cut", CUTS[:3], ids=str)
+def test_what_lies_well_outside_is_found(cut):
+    logp_V = (torch.arange(60, dtype=torch.float64) * -2 * SLACK).log_softmax(-1)
+    assert excluded_by(told(logp_V, 40), 40, 1.0, cut) == [
+        name for name in ("top_k", "top_p", "min_p") if getattr(cut, name) != getattr(Truncation(), name)
+    ]
+
+
+class Engine:
+    """Likes token t + 1 most; draws the best token, or any, whatever it is asked for."""
+
+    def __init__(self, tells=True, obeys=True):
+        self.tells, self.obeys, self.asked = tells, obeys, 0
+
+    def __call__(self, body):
+        self.asked += 1
+        if "prompt_logprobs" not in body:
+            step = 1 if self.obeys else 7
+            return {"choices": [{"token_ids": [body["prompt"][-1] + step * n for n in range(1, 1 + 4)]}]}
+        if not self.tells:
+            raise Refused(400, "no prompt_logprobs")
+        pairs = zip(body["prompt"], body["prompt"][1:], strict=False)
+        entries = [{str(t): {"logprob": -3.0 * abs(t - s - 1)} for t in (s + 1, s + 2, new)} for s, new in pairs]
+        return {"choices": [{"prompt_logprobs": [None, *entries]}]}
+
+
+def due(temperature=1.0, **cut):
+    request = Request((3, 4), temperature, max_new_tokens=8, **cut)
+    return [({"model": "m", "prompt": [3, 4], "max_tokens": 8}, request)] * 9
+
+
+def test_an_ignored_option_is_named():
+    check_truncation("URL", Engine(), due(min_p=0.2))
+    with pytest.raises(UserError, match=r"URL ignores model.sweep.min_p: 16 of 16 tokens .* under min_p 0.2; leave"):
+        check_truncation("URL", Engine(obeys=False), due(min_p=0.2))
+
+
+def test_where_nothing_is_told_a_line_says_so(caplog, monkeypatch):
+    said = []
+    monkeypatch.setattr("tempspec.modules.predict.served_tokens.rank_zero_info", said.append)
+    check_truncation("URL", Engine(tells=False, obeys=False), due(top_k=2))
+    assert said == ["URL returns no log-probabilities of a prompt: its tokens are not checked"]
+
+
+@pytest.mark.parametrize("nothing", [due(), due(0.0, top_k=1)])
+def test_what_cannot_go_wrong_asks_nothing(nothing):
+    engine = Engine(obeys=False)
+    check_truncation("URL", engine, nothing)
+    assert engine.asked == 0
