@@ -56,7 +56,7 @@ def of_vllm(
     *,
     written: float | None = None,
 ) -> LoggedCounts:
-    """LoggedCounts of vLLM, whose own are of the rounds that drafted.
+    """Counts of vLLM, whose own are of the rounds that drafted.
 
     Every round emits a token beside those that it accepts, and the pass over the prompt one more. Where the number of
     tokens is known, so are the rounds that drafted nothing.

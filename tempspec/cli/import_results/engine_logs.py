@@ -110,7 +110,7 @@ def _of_vllm_0_8_log(text: str) -> EngineLog | None:
 
 
 def _of_former_vllm_log(text: str) -> EngineLog | None:
-    """LoggedCounts since the start, so the last line has all. Its accepted tokens include some behind a rejection."""
+    """Counts since the start, so the last line has all. Its accepted tokens include some behind a rejection."""
     lines = _FORMER_VLLM_LINE.findall(text)
     if not lines:
         return None

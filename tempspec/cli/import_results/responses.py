@@ -118,10 +118,11 @@ def _sglang(record: Row) -> LoggedCounts:
     """SGLang's `meta_info`: its accepted length is completion tokens over verifications."""
     accepted, drafted = (_first(record, names) for names in _SGLANG_TOKENS)
     rounds = number(record["spec_verify_ct"])
-    histogram = next((record[name] for name in _SGLANG_HISTOGRAMS if record.get(name)), [])
+    histogram: list[Any] = next((record[name] for name in _SGLANG_HISTOGRAMS if record.get(name)), [])
     by_position = at_least(histogram)
-    both = (accepted, drafted) if drafted is not None else (None, None)
-    return LoggedCounts(number(record["completion_tokens"]), rounds, *both, rounds if by_position else 0.0, by_position)
+    told = accepted if drafted is not None else None
+    drafting = rounds if by_position else 0.0
+    return LoggedCounts(number(record["completion_tokens"]), rounds, told, drafted, drafting, by_position)
 
 
 _SGLANG_HISTOGRAMS = ("spec_accept_histogram", "spec_correct_drafts_histogram")
