@@ -49,7 +49,7 @@ def chi_square_p_value(count, expected):
 
 def p_values(target, draft, verifier, runs, **options):
     """One p-value a kind of request, all kinds decoded in one ragged batch."""
-    engine = speculative(target, draft, verifier, slots=512, **options)
+    engine = speculative(target, draft, verifier, slots=2048, **options)
     requests = [
         Request(kind.prompt, kind.target_temperature, kind.draft_temperature, kind.top_k, kind.top_p,
                 max_new_tokens=EMITTED, seed=run * len(KINDS) + index, key=f"{index}")
@@ -59,8 +59,8 @@ def p_values(target, draft, verifier, runs, **options):
     base = target.config.vocab_size ** torch.arange(EMITTED - 1, -1, -1)
     cells = [[] for _ in KINDS]
     for completion in engine.run(requests):
-        cells[int(completion.request.key)].append(int((torch.tensor(completion.tokens) * base).sum()))
+        cells[int(completion.request.key)].append(completion.tokens)
     return [
-        chi_square_p_value(torch.bincount(torch.tensor(cell), minlength=len(law)), law * runs)
+        chi_square_p_value(torch.bincount(torch.tensor(cell) @ base, minlength=len(law)), law * runs)
         for cell, law in zip(cells, (joint_law(target, kind) for kind in KINDS), strict=True)
     ]
