@@ -169,6 +169,7 @@ class Truncation:
             top_k_B=of_each(self.top_k, 0, torch.int64),
             top_p_B=of_each(self.top_p, 1.0, real),
             min_p_B=of_each(self.min_p, 0.0, real),
+            most_k=self.top_k,
         ).exp()
 
 

@@ -51,6 +51,7 @@ from tempspec.interfaces import (
     Verdict,
     Verifier,
 )
+from tempspec.models.attention import attending_in_groups
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.cutting import first_layers
 from tempspec.models.decodable import check_decodable
@@ -67,15 +68,16 @@ ALIGNMENT = 8
 Options = ParamSpec("Options")
 
 
-def unconditioned_after(
+def left_as_found(
     run: "Callable[Concatenate[Engine, Options], Iterator[Completion]]",
 ) -> "Callable[Concatenate[Engine, Options], Iterator[Completion]]":
-    """A run that leaves a conditioned draft as tau = 1 has it, however it ends: left early, or by an error."""
+    """A run that leaves the models as they were, however it ends: a conditioned draft at tau = 1, and sdpa plain."""
 
     @wraps(run)
     def running(engine: "Engine", /, *args: Options.args, **options: Options.kwargs) -> Iterator[Completion]:
         try:
-            yield from run(engine, *args, **options)
+            with attending_in_groups(*engine._models):
+                yield from run(engine, *args, **options)
         finally:
             engine._condition(None)
 
@@ -157,7 +159,7 @@ class Engine:
         check_temperature(request, self._verifier)
 
     @torch.inference_mode()
-    @unconditioned_after
+    @left_as_found
     def run(self, requests: Iterable[Request], stop: Callable[[], bool] | None = None) -> Iterator[Completion]:
         """Decode all requests; yields each as it finishes, in no particular order.
 
@@ -247,7 +249,8 @@ class Engine:
             text = max(1, min(text, self._draft.context - 1))
         try:
             draft = None if self._draft is None else self._draft.pass_seconds
-            return round_seconds(self._target, draft, self._drafter, self._slot_count, text, self._longest)
+            with attending_in_groups(*self._models):
+                return round_seconds(self._target, draft, self._drafter, self._slot_count, text, self._longest)
         finally:
             self._condition(None)
 

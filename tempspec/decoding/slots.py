@@ -5,7 +5,7 @@ Axes: S slots, B the first slots up to the last active one, T token buffer.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,11 +67,13 @@ class Laws:
     min_p_B: Tensor | None
     seed_B: Tensor
     greedy: bool
+    most_k: int
 
     @property
-    def truncation(self) -> dict[str, Tensor | None]:
+    def truncation(self) -> dict[str, Any]:
         """The keywords of `core.sampling.log_law`."""
-        return {"top_k_B": self.top_k_B, "top_p_B": self.top_p_B, "min_p_B": self.min_p_B}
+        rows = {"top_k_B": self.top_k_B, "top_p_B": self.top_p_B, "min_p_B": self.min_p_B}
+        return rows | {"most_k": self.most_k}
 
 
 @dataclass(slots=True)
@@ -137,6 +139,7 @@ class Slots:
             optional([request.min_p for request in requests], 0),
             self.integers([request.seed for request in requests]),
             greedy=0 in targets or 0 in drafts,
+            most_k=max((request.top_k for request in requests), default=0),
         )
 
     def last_round(self) -> LastRound:

@@ -44,6 +44,31 @@ def test_neutral_truncation_changes_nothing(logits):
     torch.testing.assert_close(same, logp)
 
 
+def by_sorting(logp, k, p):
+    """Top-k, then top-p, of one row of a large vocabulary, by sorting all of it."""
+    ordered = logp.sort(descending=True, stable=True)
+    logp = logp.masked_fill(logp < ordered.values[k - 1], -torch.inf).log_softmax(-1) if k else logp
+    ordered = logp.sort(descending=True, stable=True)
+    before = ordered.values.exp().cumsum(-1) - ordered.values.exp()
+    drop = torch.zeros_like(logp, dtype=torch.bool).scatter(0, ordered.indices, (before >= p) & (p < 1))
+    return logp.masked_fill(drop, -torch.inf).log_softmax(-1)
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 0.01, 1.0, 4.0])  # 0: all tokens are equal, and the first ones stay
+@pytest.mark.parametrize(("k", "p"), [(7, 1.0), (0, 0.5), (2000, 0.9), (0, 0.999), (3000, 1.0)])
+def test_a_large_vocabulary_is_cut_as_if_it_were_sorted(sharpness, k, p):
+    generator = torch.Generator().manual_seed(1)
+    logits = (torch.randn(3, 2, 6000, generator=generator) * sharpness).mul(8).round().div(8)  # with ties
+    limits = {"top_k_B": torch.tensor([k, 0, k]), "top_p_B": torch.tensor([p, p, 1.0])}
+    law = log_law(logits, torch.ones(3), **limits)
+    assert torch.equal(law, log_law(logits, torch.ones(3), most_k=max(k, 1), **limits))
+    for row, (row_k, row_p) in enumerate([(k, p), (0, p), (k, 1.0)]):
+        for position in range(2):
+            expected = by_sorting(logits[row, position].log_softmax(-1), row_k, torch.tensor(row_p))
+            assert torch.equal(law[row, position].isinf(), expected.isinf())
+            torch.testing.assert_close(law[row, position].exp(), expected.exp())
+
+
 def test_temperature_zero_is_the_limit_of_small_temperatures(logits):
     zero = log_law(logits, torch.zeros(4)).exp()
     small = log_law(logits, torch.full((4,), 1e-3, dtype=torch.float64)).exp()
