@@ -193,7 +193,7 @@ class ChatTemplate:
         return next((mark for mark in self._special if text.rstrip().endswith(mark)), "")
 
     def _trimmed(self, turn: str) -> str:
-        """A turn without the blanks behind its end mark, which nobody is asked for."""
+        """A turn without the blanks after its end mark, which nobody is asked for."""
         return turn.rstrip() if self._end_mark(turn) else turn
 
     @cached_property

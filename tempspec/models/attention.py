@@ -10,7 +10,7 @@ from tempspec.models.hub import silence
 __all__ = ["check_takes_masks", "use_attention"]
 
 _WITHOUT_MASKS = ("flash", "flex", "paged")
-"""Parts of the names of implementations that take no 4-D mask; it is what tells the engine's rows apart."""
+"""Parts of the names of implementations that take no 4-D mask; the engine separates its rows by such a mask."""
 
 _own: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 

@@ -30,7 +30,7 @@ _SECONDS = {
     "validate": 6e-4,
     "predict": 2e-3,
 }
-"""Seconds of each step of the preparation, and seconds a token of the others, on one free core for the quickstart's
+"""Seconds of each step of the preparation, and seconds per token of the others, on one free core for the quickstart's
 pair: a guess, which gives way to what steps of this study took."""
 
 Work = Mapping[str, Mapping[str, float]]

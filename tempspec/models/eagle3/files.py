@@ -66,7 +66,7 @@ class HeadFolder:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name in the plain format: `model.` may stand before it, `midlayer.` for `layers.0.`.
+    """A tensor's name in the plain format: `model.` may precede it, `midlayer.` for `layers.0.`.
 
     >>> plain_name("model.midlayer.hidden_norm.weight"), plain_name("d2t")
     ('layers.0.hidden_norm.weight', 'd2t')
