@@ -92,7 +92,7 @@ def expected_accepted(alpha: Value, drafted: int) -> Value:
 
 
 def expected_tokens(alpha: Value, drafted: int) -> Value:
-    """Tokens a round, the extra one included: `(1 - alpha^(K+1)) / (1 - alpha)`.
+    """Tokens per round, the extra one included: `(1 - alpha^(K+1)) / (1 - alpha)`.
 
     >>> expected_tokens(0.5, 2)
     1.75

@@ -135,7 +135,7 @@ class _Law:
         return self.law_BV.gather(1, token_B[:, None]).squeeze(1) * self.scale_B
 
     def refuse(self, child_B: Tensor) -> None:
-        """Go on as if the child had failed: `m = (a r - d)+`, `s = sum m`, `r = m / s`, `a = s / (s + 1 - a)`.
+        """Continue as if the child had failed: `m = (a r - d)+`, `s = sum m`, `r = m / s`, `a = s / (s + 1 - a)`.
 
         Rows whose child is -1 stay as they are.
         """

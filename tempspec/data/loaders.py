@@ -134,7 +134,7 @@ class ResumableLoader(DataLoader[Any]):
         return {"epoch": self._epoch, "position": self._position} | self._layout()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
             UserError: it lies within a pass whose rest cannot be told, because the order has changed.

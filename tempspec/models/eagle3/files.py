@@ -32,7 +32,7 @@ EMBEDDING, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 STATE_IDS = "eagle_aux_hidden_state_layer_ids"
 _FILE = "model.safetensors"
 _DRAFTED = 5
-"""Tokens a round that a file of speculators proposes to the engine."""
+"""Tokens per round that a file of speculators proposes to the engine."""
 UNREAD = ("norm_before_fc", "fc_norm")
 """Options of speculators that change the network, and are not read here."""
 

@@ -14,7 +14,7 @@ __all__ = ["Exportable", "PretrainedExport"]
 
 
 class Exportable(Protocol):
-    """A module that leaves a model behind."""
+    """A module whose model is exported."""
 
     @property
     def export_name(self) -> str:

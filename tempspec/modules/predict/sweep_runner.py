@@ -50,7 +50,7 @@ WARM_UP_TOKENS = 8
 """Tokens decoded and thrown away before the first timed request of a verifier."""
 
 _ANSWER = "."
-"""Stands for an answer where only the length of a conversation is asked for."""
+"""In place of an answer where only the length of a conversation is asked for."""
 
 _WITHOUT_EFFECT = {"shard_target", "trust_remote_code", "export_dtype"}
 """Options of loading that no logit depends on."""
