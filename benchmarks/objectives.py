@@ -1,6 +1,6 @@
 """Every objective at loss temperatures 1 and 2 on a real pair, equal steps: acceptance at every temperature.
 
-Needs `--assets FOLDER` to run anything. The whole study is hours of CPU time: it goes on where it stopped, and
+Needs `--assets FOLDER` to run anything. The whole study is hours of CPU time: it resumes where it stopped, and
 `--only`, `--budgets`, `--seeds`, `--text` and `--minutes` take a part of it.
 
     OMP_NUM_THREADS=1 python benchmarks/objectives.py --assets FOLDER --budgets 400

@@ -3,7 +3,7 @@
 The same pair, divergence and steps throughout: specialists at each loss temperature on text sampled at 1 and at their
 own temperature, then `Uniform`, `Grid` and a conditioned draft on text of all temperatures. Each is measured on fixed
 stories and on text that the target sampled at the decoding temperature, with the draft at that temperature and at one
-that was fitted on other text. Needs `--assets FOLDER` to run anything; hours in full, goes on where it stopped, and
+that was fitted on other text. Needs `--assets FOLDER` to run anything; hours in full, resumes where it stopped, and
 takes parts.
 
     OMP_NUM_THREADS=1 python benchmarks/temperatures.py --assets FOLDER --budgets 400

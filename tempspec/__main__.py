@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(arguments: list[str]) -> int:
-    """The exit code; what a user can mend is told on stderr."""
+    """The exit code; what a user can fix is told on stderr."""
     try:
         return _dispatch(arguments)
     except UserError as error:

@@ -76,7 +76,7 @@ class Decoded(Sequence[DecodedPrompt]):
     """What was written, in the prompts' order, with a summary of all.
 
     Attributes:
-        found: one a prompt.
+        found: one per prompt.
         rows: the same as metrics read it: any of `tempspec.metrics` takes them.
     """
 
@@ -128,7 +128,7 @@ def decode(
     dtype: DType = "auto",
     device: torch.device | str | None = None,
 ) -> Decoded:
-    """Decode prompts speculatively: what is written has the target's own law, the draft makes it fast.
+    """Decode prompts speculatively: the text has the target's own distribution, and the draft makes it fast.
 
     Args:
         target: folder or hub name of the target, or the loaded model.

@@ -1,6 +1,8 @@
 """README and docs/ read well: short sentences, and no word of the project's private dialect."""
 
+import io
 import re
+import tokenize
 
 import pytest
 
@@ -62,6 +64,37 @@ def dialect(markdown):
     text = re.sub(r"^ *```.*?^ *```", "", markdown, flags=re.DOTALL | re.MULTILINE)
     text = re.sub(r"^( {4,}|\t).*$|\]\([^)]*\)|`[^`]*`", "", text, flags=re.MULTILINE)
     return {found[0]: better for better, pattern in DIALECT.items() for found in re.finditer(pattern, text, re.I)}
+
+
+CODE_NAMES = ("distribution", "random decisions", "separately", "expected", "truncated")
+"""What the code's names and former columns are called after: `log_law`, `coins`, `apart`, `foreseen`, `torn`."""
+
+
+def texts(source):
+    """The strings and comments of a Python file, a line each."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.STRING, tokenize.COMMENT):
+            yield " ".join(token.string.split())
+
+
+def code_dialect(source):
+    """The words of the dialect in docstrings, messages and comments, code names left out."""
+    patterns = [pattern for better, pattern in DIALECT.items() if better not in CODE_NAMES]
+    return [found[0] for text in texts(source) for pattern in patterns for found in re.finditer(pattern, text, re.I)]
+
+
+def test_no_docstring_or_message_speaks_the_dialect():
+    files = sorted((ROOT / "tempspec").rglob("*.py"))
+    found = {path.name: words for path in files if (words := code_dialect(path.read_text(encoding="utf-8")))}
+    assert found == {}
+
+
+@pytest.mark.parametrize(
+    "source", ['"""Tokens behind it."""', "x = 1  # stands", 'f"it goes on {x}"', '"a row a request"']
+)
+def test_the_dialect_is_found_in_strings_and_comments(source):
+    assert code_dialect(source)
+    assert not code_dialect("behind = law = twin(stands)")
 
 
 @pytest.mark.parametrize("page", PROSE)

@@ -32,7 +32,7 @@ def as_user_error(error: Exception, checkpoint: str | None = None) -> UserError 
 
     Args:
         error: what a run raised.
-        checkpoint: the file that the run was to go on from.
+        checkpoint: the file that the run was to resume from.
     """
     told = " ".join(str(error).split()).strip("'\"")
     if checkpoint is not None and "different number of parameter groups" in told:

@@ -36,7 +36,7 @@ class HeadAcceptance:
 
     Attributes:
         temperature: of target and draft.
-        block_efficiency: tokens a pass of the target, its own included; 1 where nothing is accepted.
+        block_efficiency: tokens per pass of the target, its own included; 1 where nothing is accepted.
         by_position: of the tokens that were tested at each drafted position, the share that was accepted.
     """
 
@@ -51,7 +51,7 @@ class HeadAcceptance:
         Args:
             temperature: of all of them.
             completions: what was decoded.
-            drafted: the most tokens a round.
+            drafted: the most tokens per round.
         """
         rounds = [pair for each in completions for pair in zip(each.tested, each.accepted, strict=True)]
         shares = []
@@ -64,7 +64,7 @@ class HeadAcceptance:
     def __str__(self) -> str:
         """One line."""
         shares = " ".join(f"{share:.2f}" for share in self.by_position)
-        return f"T = {self.temperature:g}: {self.block_efficiency:.2f} tokens a pass; accepted by position: {shares}"
+        return f"T = {self.temperature:g}: {self.block_efficiency:.2f} tokens per pass; accepted by position: {shares}"
 
 
 def head_acceptance(
@@ -84,7 +84,7 @@ def head_acceptance(
         target: folder or hub name of the target.
         temperatures: of target and draft.
         tokens: the most tokens of an answer.
-        drafted: tokens a round.
+        drafted: tokens per round.
 
     Raises:
         UserError: the folder holds no such head, or one that is not read; or there is no such target.

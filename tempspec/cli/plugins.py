@@ -56,7 +56,7 @@ def _show(plugins: Sequence[registry.Plugin], load: bool, console: Console) -> N
 
 
 def _lossless(plugin: registry.Plugin) -> str:
-    """Whether a verifier keeps the target's law; empty for the other families."""
+    """Whether a verifier keeps the target's distribution; empty for the other families."""
     return {True: "lossless", False: "lossy"}.get(getattr(plugin.cls, "lossless", None), "")  # type: ignore[arg-type]
 
 

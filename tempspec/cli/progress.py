@@ -56,7 +56,7 @@ class Progress(RichProgressBar):
     """
 
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
-        """Lightning's columns, short enough that the metrics stand on the same line of 80 columns."""
+        """Lightning's columns, short enough that the metrics fit on the same line of 80 columns."""
         # Of decoding we know more than how many rows are done: its time left goes by tokens.
         dropped = (ProcessingSpeedColumn, CustomTimeColumn) if trainer.predicting else (ProcessingSpeedColumn,)
         columns = [column for column in super().configure_columns(trainer) if type(column) not in dropped]
@@ -68,7 +68,7 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands beside the bar."""
+        """What is shown beside the bar."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         return {_label(name): _short(value) for name, value in shown.items()}

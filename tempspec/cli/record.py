@@ -26,7 +26,7 @@ _RESULTS = {
 class RunRecord(Callback):
     """Writes the resolved configuration and the environment to the stage's folder, whatever logger is used.
 
-    A command that is refused or fails leaves the record of the finished one as it was: fit writes behind its first
+    A command that is refused or fails leaves the record of the finished one as it was: fit writes after its first
     batch; the others when they begin, but in a folder that holds finished results only together with their own.
 
     Args:

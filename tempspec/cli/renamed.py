@@ -7,7 +7,7 @@ from tempspec.errors import UserError
 __all__ = ["MOVED", "RENAMED", "new_name", "rename_keys"]
 
 RENAMED: dict[str, str] = {"data.fold_whitespace": "data.collapse_whitespace"}
-"""Former option to today's, from the section on, such as `model.heat` to `model.temperature`; `*` is any one name.
+"""Former option to today's, from the section on; `*` is any one name, as in `data.prompts.*.limit`.
 
 In a section that is a list, as `data.train` may be, each element is meant.
 """

@@ -47,7 +47,7 @@ def quiet() -> None:
 
 
 def print_metrics(metrics: Mapping[str, float]) -> None:
-    """Print names and values, one a line, never truncated."""
+    """Print names and values, one per line, never truncated."""
     table = Table("metric", "value", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for name, value in metrics.items():

@@ -1,4 +1,4 @@
-"""What the Lightning subcommands leave behind: tables on the screen, metrics.json and summary.csv (floor 6)."""
+"""What the Lightning subcommands leave: tables on the screen, metrics.json and summary.csv (floor 6)."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tempspec.reporting.console_tables import DecodingTable, category_tables, va
 from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
 
 ANALYTIC = "analytic"
-"""Stands for the verifier in the files of validate and test, where nothing is decoded."""
+"""In place of a verifier in the files of validate and test, where nothing is decoded."""
 
 
 def report_grids(module: DistillationModule, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Steps of a longer job: each is finished once, whatever interrupts it (floor 6).
 
-A step whose command, configuration and predecessors are unchanged is not run again; an interrupted one goes on with
+A step whose command, configuration and predecessors are unchanged is not run again; an interrupted one resumes with
 what it has. Nothing here knows what a step does. Nothing outside the standard library: a job begins at once.
 """
 

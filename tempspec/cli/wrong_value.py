@@ -103,7 +103,7 @@ def _arguments(kind: Any) -> list[Any]:
 
 
 def _classes(kind: Any) -> list[type]:
-    """The classes whose objects a type stands for, or those that a function of it makes."""
+    """The classes whose objects a type means, or those that a function of it makes."""
     if get_origin(kind) is Callable and get_args(kind):
         return [base for member in _members(get_args(kind)[-1]) for base in _classes(member)]
     plain = (

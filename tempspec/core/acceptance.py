@@ -55,7 +55,7 @@ def gumbel_agreement(logp: Tensor, logq: Tensor) -> Tensor:
     """The probability that samples of p and q under shared Gumbel noise agree, `[...]` from log-laws `[..., V]`.
 
     `sum_x 1 / sum_y max(p_y / p_x, q_y / q_x)` (Daliri et al. 2024, arXiv 2408.07978), at the cost of one sort: with
-    tokens in ascending order of q/p, the inner maximum is p's up to x and q's behind it.
+    tokens in ascending order of q/p, the inner maximum is p's up to x and q's after it.
 
     >>> p, q = torch.tensor([0.5, 0.25, 0.15, 0.1]), torch.tensor([0.2, 0.4, 0.1, 0.3])
     >>> gumbel_agreement(p.log(), q.log())
@@ -76,7 +76,7 @@ def gumbel_agreement(logp: Tensor, logq: Tensor) -> Tensor:
 
 
 def expected_accepted(alpha: Value, drafted: int) -> Value:
-    """`E[tau] = alpha (1 - alpha^K) / (1 - alpha)`: accepted tokens a round, the extra one excluded; K at alpha = 1.
+    """`E[tau] = alpha (1 - alpha^K) / (1 - alpha)`: accepted tokens per round, the extra one excluded; K at alpha = 1.
 
     Args:
         alpha: the acceptance rate in [0, 1], a number or a tensor.
@@ -92,7 +92,7 @@ def expected_accepted(alpha: Value, drafted: int) -> Value:
 
 
 def expected_tokens(alpha: Value, drafted: int) -> Value:
-    """Tokens a round, the extra one included: `(1 - alpha^(K+1)) / (1 - alpha)`.
+    """Tokens per round, the extra one included: `(1 - alpha^(K+1)) / (1 - alpha)`.
 
     >>> expected_tokens(0.5, 2)
     1.75

@@ -32,7 +32,7 @@ __all__ = [
     "total_variation",
 ]
 
-# The log-ratio that stands for an infinite one in gradients: -log of float32's smallest normal number.
+# The log-ratio that replaces an infinite one in gradients: -log of float32's smallest normal number.
 _LARGEST_LOG_RATIO = 87.33655
 
 

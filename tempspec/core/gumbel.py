@@ -16,7 +16,7 @@ from torch import Tensor
 from tempspec.core.noise import fold, open_uniform
 
 BLOCK = 64
-"""Tokens of a block, a power of two; those behind the last whole block are blocks of their own. Part of what the noise
+"""Tokens of a block, a power of two; those after the last whole block are blocks of their own. Part of what the noise
 is: another number gives other noise."""
 
 _FIRST, _LATER = range(2)

@@ -60,7 +60,7 @@ def sequential_beta(p: Tensor, q: Tensor, rho: Tensor) -> Tensor:
 
 
 def sequential_residual(p: Tensor, q: Tensor, rho: Tensor, count: Tensor) -> Tensor:
-    """K-SEQ's law behind K failures, not normalised, `[..., V]`; p itself where nothing is left."""
+    """K-SEQ's law after K failures, not normalised, `[..., V]`; p itself where nothing is left."""
     beta = sequential_beta(p, q, rho)
     accepted = quotient(1.0 - (1.0 - beta) ** count, beta)[..., None].to(p.dtype)
     left = (p - accepted * torch.minimum(p / rho[..., None].to(p.dtype), q)).clamp(min=0.0)
@@ -69,10 +69,10 @@ def sequential_residual(p: Tensor, q: Tensor, rho: Tensor, count: Tensor) -> Ten
 
 @dataclass(frozen=True, slots=True)
 class SequentialCoins:
-    """What K-SEQ's coins decide with.
+    """What K-SEQ's accept decisions are made with.
 
     Attributes:
-        coin_BN: the probability of each node's coin, float64; 0 behind the row's length.
+        coin_BN: the probability that each node is accepted when it is tried, float64; 0 after the row's length.
         rho_BN: rho at every place, float64 `[B, N+1]`, the root's first.
         children: who is whose child.
     """
@@ -85,7 +85,7 @@ class SequentialCoins:
 def sequential_coins(
     logp_BNV: Tensor, logq_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor
 ) -> SequentialCoins:
-    """K-SEQ at every node of a tree of independent children; coins are tossed on the way down.
+    """K-SEQ at every node of a tree of independent children; nodes are decided on the way down.
 
     Arguments as in `tempspec.core.tree_verification.tree_coins`; the law of a node's children is its first child's.
     """
@@ -110,7 +110,7 @@ def sequential_coins(
 def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins: SequentialCoins) -> Tensor:
     """The law of the token that follows when `node_B` is the last to be accepted, not normalised, `[B, V]`.
 
-    K-SEQ's residual behind the node's children; p itself at a leaf.
+    K-SEQ's residual after the node's children; p itself at a leaf.
 
     Args:
         logp_BNV: as in `sequential_coins`.
@@ -132,7 +132,7 @@ def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins:
 
 
 def sequential_acceptance(logp: Tensor, logq: Tensor, count: int) -> Tensor:
-    """What K-SEQ accepts of K independent drafts by its own coins, `1 - (1 - beta)^K`, float64 `[...]`.
+    """What K-SEQ accepts of K independent drafts by its own rule, `1 - (1 - beta)^K`, float64 `[...]`.
 
     >>> p, q = torch.tensor([0.5, 0.25, 0.15, 0.1]), torch.tensor([0.2, 0.4, 0.1, 0.3])
     >>> sequential_acceptance(p.log(), q.log(), 2), sequential_acceptance(p.log(), q.log(), 3)

@@ -4,7 +4,7 @@ Siblings are tested in the order they were drawn, each against d, the law that i
 siblings: q itself for independent children, q without the elder ones for distinct children, certainty for children that
 were chosen rather than drawn. The recursions below need no more than d, whatever the way to draw.
 
-All coin probabilities and residuals are functions of the tree alone, so that a round needs its coins once and one draw.
+All accept probabilities and residuals are functions of the tree alone: a round draws its decisions once, and one token.
 Node order and the N + 1 convention: see `tempspec.core.trees`.
 
 Axes: B batch, N nodes, V vocabulary, K children of one node; any leading axes where a shape is not named.
@@ -41,7 +41,7 @@ _CERTAIN = 700.0
 
 
 def is_drawn(siblings: Siblings, rank: int) -> bool:
-    """Whether the child behind `rank` elder ones is drawn at random, rather than chosen."""
+    """Whether the child after `rank` elder ones is drawn at random, rather than chosen."""
     return siblings in ("independent", "distinct") or (siblings == "greedy" and rank == 0)
 
 
@@ -135,7 +135,7 @@ class _Law:
         return self.law_BV.gather(1, token_B[:, None]).squeeze(1) * self.scale_B
 
     def refuse(self, child_B: Tensor) -> None:
-        """Go on as if the child had failed: `m = (a r - d)+`, `s = sum m`, `r = m / s`, `a = s / (s + 1 - a)`.
+        """Continue as if the child had failed: `m = (a r - d)+`, `s = sum m`, `r = m / s`, `a = s / (s + 1 - a)`.
 
         Rows whose child is -1 stay as they are.
         """
@@ -147,7 +147,7 @@ class _Law:
             excess_BV = probabilities(self._logd.index_select(0, at_B[rows])).neg_()
             excess_BV.addcmul_(law_BV, factor_B[rows, None]).clamp_(min=0.0)
             left_B[rows] = excess_BV.sum(-1).double()
-            # Nothing is left of a = 1 only by rounding, or behind a child that is never rejected: the law stays.
+            # Nothing is left of a = 1 only by rounding, or after a child that is never rejected: the law stays.
             law_BV.copy_(excess_BV.addcmul_(law_BV, (left_B[rows, None] == 0).to(law_BV.dtype)))
         changed_B = left_B > 0
         next_B = quotient(left_B, left_B + 1.0 - self.reach_B)
@@ -158,10 +158,10 @@ class _Law:
 
 @dataclass(frozen=True, slots=True)
 class TreeCoins:
-    """What the coins of a tree decide with.
+    """What the accept decisions of a tree are made with.
 
     Attributes:
-        coin_BN: the probability of each node's coin, float64; 0 behind the row's length.
+        coin_BN: the probability that each node is accepted when it is tried, float64; 0 after the row's length.
         reach_BN: how surely each place was reached before its children were tried, `[B, N+1]`, the root's first.
         children: who they are.
     """
@@ -180,13 +180,13 @@ def tree_coins(
     reached with `min(1, a r(t) / d(t))`, and otherwise `m = (a r - d)+`, `s = sum m`, `r = m / s`,
     `a = s / (s + 1 - a)`.
 
-    - `joint=False` keeps a = 1 and tosses the coin on the way down (Miao et al. 2023, 2305.09781; without replacement
+    - `joint=False` keeps a = 1 and decides on the way down (Miao et al. 2023, 2305.09781; without replacement
       Jeon et al. 2024, 2402.14160, and Chen et al. 2024, 2402.12374): see `trees.walk`.
-    - `joint=True` tosses it on the way up, with what is left of a behind all children (Weng et al. 2025, traversal
+    - `joint=True` decides on the way up, with what is left of a after all children (Weng et al. 2025, traversal
       verification, 2505.12398): see `trees.first_from_leaves`. On a chain it equals block verification.
 
     Args:
-        logp_BNV: the target's log-laws behind the root and every node, `[B, N+1, V]`.
+        logp_BNV: the target's log-laws after the root and every node, `[B, N+1, V]`.
         logd_BNV: the log-law that each node was drawn from, given its elder siblings.
         token_BN: the nodes' tokens.
         parent_BN: their parents.
@@ -241,12 +241,12 @@ def tree_weight(logp_BNV: Tensor, logd_BNV: Tensor, node_B: Tensor, coins: TreeC
 
 
 def match_steps(logp_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor) -> Tensor:
-    """P(the target's own token leads to each node | it stands at the parent), `[B, N]`: p of the node's token.
+    """P(the target's own token leads to each node | it is at the parent), `[B, N]`: p of the node's token.
 
-    0 for a token that an elder sibling has, and behind the row's length.
+    0 for a token that an elder sibling has, and after the row's length.
 
     Args:
-        logp_BNV: the target's log-laws behind the root and every node but the last at least, `[B, N, V]`.
+        logp_BNV: the target's log-laws after the root and every node but the last at least, `[B, N, V]`.
         token_BN: the nodes' tokens.
         parent_BN: their parents.
         length_B: the first nodes that are real.
@@ -273,7 +273,7 @@ def match_weight(logp_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B
     """The law of the target's own token when it leads to none of a node's children, not normalised, `[B, V]`.
 
     Args:
-        logp_BNV: the target's log-laws behind the root and every node, `[B, N+1, V]`.
+        logp_BNV: the target's log-laws after the root and every node, `[B, N+1, V]`.
         token_BN: the nodes' tokens.
         parent_BN: their parents.
         length_B: the first nodes that are real.

@@ -1,9 +1,9 @@
-"""Token trees: who descends from whom, and which node a set of coins accepts (floor 1).
+"""Token trees: who descends from whom, and which node a set of decisions accepts (floor 1).
 
 A tree's nodes are numbered so that a parent comes before its children and siblings in the order they were drawn; node
 0 need not be special. `parent_BN` holds each node's parent, -1 for a child of the root, which is the text so far and no
 node. A chain is the tree with parents -1, 0, 1, .... What belongs to the root and all nodes has N + 1 entries, the
-root's first: the law behind node n stands at n + 1.
+root's first: the law after node n is at n + 1.
 
 Axes: B batch, N nodes, V vocabulary, D depth.
 """
@@ -138,12 +138,12 @@ def path(node_B: Tensor, parent_BN: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What a tree's coins lead to, without tossing them
+# What a tree's decisions lead to, without drawing them
 # ---------------------------------------------------------------------------------------------------------------------
 
 
 def steps(coin_BN: Tensor, parent_BN: Tensor) -> Tensor:
-    """P(`walk` goes to each node | it stands at its parent): the node's coin succeeds, its elder siblings' failed.
+    """P(`walk` goes to each node | it is at its parent): the node is accepted, its elder siblings were not.
 
     >>> steps(torch.tensor([[0.5, 0.5, 1.0]]), torch.tensor([[-1, -1, 0]]))
     tensor([[0.5000, 0.2500, 1.0000]])
@@ -153,7 +153,7 @@ def steps(coin_BN: Tensor, parent_BN: Tensor) -> Tensor:
 
 
 def onward(step_BN: Tensor, parent_BN: Tensor) -> Tensor:
-    """P(some child stands | place i was reached), `[B, N]`; place 0 is the root and place i node i - 1.
+    """P(some child is accepted | place i was reached), `[B, N]`; place 0 is the root and place i node i - 1.
 
     The last node has no children.
 
@@ -173,7 +173,7 @@ def walked_depth(step_BN: Tensor, parent_BN: Tensor) -> Tensor:
 
 
 def depth_from_leaves(coin_BN: Tensor, parent_BN: Tensor) -> Tensor:
-    """E[depth of `first_from_leaves`], `[B]`, from the probabilities of the nodes' coins.
+    """E[depth of `first_from_leaves`], `[B]`, from the nodes' accept probabilities.
 
     >>> depth_from_leaves(torch.tensor([[0.5, 0.5]]), torch.tensor([[-1, 0]]))
     tensor([1.2500])

@@ -28,7 +28,7 @@ def visible(entries: int, step: int, device: torch.device | str = "cpu") -> Tens
 class UnrolledKeys:
     """Keys and values of a row's entries at every step so far; `tempspec.interfaces.Keys`.
 
-    Rows need no padding mask: no entry sees one behind it.
+    Rows need no padding mask: no entry sees one after it.
 
     Args:
         position_BN: the rotary positions of the entries at step 0.

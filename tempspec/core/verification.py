@@ -1,6 +1,6 @@
 """The decisions of single-path verification, without their randomness (floor 1).
 
-A verifier turns these into accept coins and one draw; see `tempspec.plugins.verifiers`. p is the target's law, q the
+A verifier turns these into decisions and one draw; see `tempspec.plugins.verifiers`. p is the target's law, q the
 draft's, both as sampled (after temperature and truncation). Position i of a row holds the law of drafted token i given
 the earlier ones; only the first `length_B` of K drafted tokens are real, and the rest never decides anything.
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-# A drafted token has q > 0, so this bound on log(p / q) binds only behind a row's length, where it keeps sums finite.
+# A drafted token has q > 0, so this bound on log(p / q) binds only after a row's length, where it keeps sums finite.
 _MAX_LOG_RATIO = 1e4
 
 _STRIP = 1 << 17
@@ -39,7 +39,7 @@ def probabilities(law: Tensor) -> Tensor:
 
 
 def of_token(law_BKV: Tensor, token_BK: Tensor) -> Tensor:
-    """The entry of each law at its drafted token, `[B, K]`; a law behind the last token (the bonus) is not read."""
+    """The entry of each law at its drafted token, `[B, K]`; a law after the last token (the bonus) is not read."""
     return law_BKV[:, : token_BK.shape[1]].gather(-1, token_BK[..., None]).squeeze(-1)
 
 
@@ -56,7 +56,7 @@ def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
 
 
 def rows_of(wanted_B: Tensor) -> Tensor:
-    """The rows to work on, int64 `[R]`: on a CPU those that are wanted, and no other is paid for.
+    """The rows to work on, int64 `[R]`: on a CPU those that are wanted, and no other costs time.
 
     Elsewhere all rows: to ask which are wanted would make the host wait for the device.
     """
@@ -79,7 +79,7 @@ def _put(weight_BV: Tensor, row_R: Tensor, new_RV: Tensor, wanted_B: Tensor) -> 
 
 
 def first_rejection(accept_BK: Tensor, length_B: Tensor) -> Tensor:
-    """How many drafted tokens stand before the first that does not, int64 `[B]` in 0..length.
+    """How many drafted tokens are accepted before the first that is not, int64 `[B]` in 0..length.
 
     >>> first_rejection(torch.tensor([[True, False, True], [True, True, True]]), torch.tensor([3, 2]))
     tensor([1, 2])
@@ -88,7 +88,7 @@ def first_rejection(accept_BK: Tensor, length_B: Tensor) -> Tensor:
 
 
 def last_success(accept_BK: Tensor, length_B: Tensor) -> Tensor:
-    """The largest i in 1..length whose coin succeeded, 0 if none did, int64 `[B]`.
+    """The largest i in 1..length whose decision was to accept, 0 if none was, int64 `[B]`.
 
     >>> last_success(torch.tensor([[True, False, True], [True, False, True]]), torch.tensor([3, 2]))
     tensor([3, 1])
@@ -128,7 +128,7 @@ def residual(logp_BV: Tensor, logq_BV: Tensor, survival_B: Tensor | None = None)
     """`(s p - q)+`, unnormalised, `[B, V]`; p itself where that is zero everywhere (p = q, or by rounding).
 
     Args:
-        logp_BV: the target's log-law at the position behind the accepted tokens.
+        logp_BV: the target's log-law at the position after the accepted tokens.
         logq_BV: the draft's log-law there.
         survival_B: the factor s on p in (0, 1] (block verification's P); None means 1.
 
@@ -152,14 +152,14 @@ def _excess(p_BV: Tensor, q_BV: Tensor, survival_B: Tensor | None) -> Tensor:
 def next_weight(
     logp_BKV: Tensor, logq_BKV: Tensor, accepted_B: Tensor, length_B: Tensor, survival_B: Tensor | None = None
 ) -> Tensor:
-    """The unnormalised law of the token behind the accepted ones, `[B, V]`: the residual, or p if all were accepted.
+    """The unnormalised law of the token after the accepted ones, `[B, V]`: the residual, or p if all were accepted.
 
     One law of the target per row is exponentiated, and one of the draft where a token was rejected, whatever K.
 
     Args:
         logp_BKV: the target's log-laws, `[B, K+1, V]`.
         logq_BKV: the draft's log-laws, `[B, K, V]`, K may be 0.
-        accepted_B: how many drafted tokens stand.
+        accepted_B: how many drafted tokens are accepted.
         length_B: how many were drafted.
         survival_B: see `residual`.
     """
@@ -183,7 +183,7 @@ def next_weight(
 def block_survival(logratio_BK: Tensor) -> Tensor:
     """`P_0..P_K`, float64 `[B, K+1]`: `P_0 = 1`, `P_i = min(1, P_{i-1} r_i)`.
 
-    P_i is the probability that at least i tokens stand, given the first i of them: `E[tau] = sum E_q[P_i]`.
+    P_i is the probability that at least i tokens are accepted, given the first i of them: `E[tau] = sum E_q[P_i]`.
 
     Args:
         logratio_BK: `log r_i = log(p_i(x_i) / q_i(x_i))`.
@@ -198,7 +198,7 @@ def block_survival(logratio_BK: Tensor) -> Tensor:
 def block_accepted(
     logp_BKV: Tensor, logq_BKV: Tensor, survival_BK: Tensor, length_B: Tensor, toss: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """How many drafted tokens stand, int64 `[B]`: the largest i whose coin succeeds, 0 if none does.
+    """How many drafted tokens are accepted, int64 `[B]`: the largest i whose decision is to accept, 0 if none is.
 
     Coin i succeeds with `h_i = m_i / (m_i + 1 - P_i)`, `m_i = sum_y (P_i p(y | x_<=i) - q(y | x_<=i))+`, 0/0 counting
     as 1, and at the row's last real token with `P`. As `h <= P`, all are tossed with P first; the laws of a position
@@ -209,7 +209,7 @@ def block_accepted(
         logq_BKV: the draft's log-laws, `[B, K, V]`, K may be 0.
         survival_BK: `block_survival`, `[B, K+1]`.
         length_B: how many were drafted.
-        toss: `probability_BK -> success_BK`, the same coins at every call: see `tempspec.interfaces.Noise.coins`.
+        toss: `probability_BK -> success_BK`, the same decisions at every call: see `tempspec.interfaces.Noise.coins`.
     """
     chance_BK = survival_BK[:, 1:].clone()
     passed_BK = toss(chance_BK) & real(chance_BK, length_B)
@@ -257,9 +257,9 @@ def typical_log_threshold(logp: Tensor, p: Tensor, epsilon: float, delta: float)
 def typical_outcome(
     logp_BKV: Tensor, token_BK: Tensor, length_B: Tensor, epsilon: float, delta: float
 ) -> tuple[Tensor, Tensor]:
-    """How many tokens are typical before the first that is not, int64 `[B]` in 0..length, and p behind them, `[B, V]`.
+    """How many tokens are typical before the first that is not, int64 `[B]` in 0..length, and p after them, `[B, V]`.
 
-    No law behind a row's failure is looked at.
+    No law after a row's failure is looked at.
 
     >>> logp = torch.tensor([[[0.75, 0.25], [0.75, 0.25], [0.5, 0.5]]]).log()
     >>> typical_outcome(logp, torch.tensor([[0, 1]]), torch.tensor([2]), epsilon=0.5, delta=1.0)

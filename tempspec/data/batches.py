@@ -83,7 +83,7 @@ class Collate:
     Args:
         pad_id: the token that fills up; it is masked everywhere.
         padding: how long the batch is; its longest row by default.
-        apart: whether the documents of a row are to be kept from each other.
+        apart: whether each document of a row sees itself alone.
     """
 
     def __init__(self, pad_id: int, padding: Padding | None = None, *, apart: bool = True) -> None:
@@ -121,7 +121,7 @@ class Collate:
 
 
 def _positions(starts: Sequence[int], length: int) -> np.ndarray:
-    """Positions within their documents, `[T]`; padding goes on in the last, where nothing sees it."""
+    """Positions within their documents, `[T]`; padding continues the last, where nothing sees it."""
     place_T = np.arange(length)
     begin_T = np.zeros_like(place_T)
     begin_T[np.asarray(starts, dtype=np.int64)] = starts

@@ -26,7 +26,7 @@ def cached(
 ) -> tuple[datasets.Dataset, EncodingReport]:
     """The rows kept under a key, and the account of how they came about; produced only where they are missing.
 
-    Several processes may ask at once: each writes a file of its own, and the first name stands.
+    Several processes may ask at once: each writes a file of its own, and the first name is kept.
 
     Args:
         folder: the cache folder; made when missing.

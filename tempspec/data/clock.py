@@ -30,7 +30,7 @@ def at_the_time_of(folder: str | Path, encoder: Encoder) -> Encoder:
         encoder: of any time.
 
     Raises:
-        UserError: the folder cannot be written, or its note is torn.
+        UserError: the folder cannot be written, or its note is truncated.
     """
     template = encoder.tokenizer.chat_template
     named = template if isinstance(template, dict) else {"": template or ""}

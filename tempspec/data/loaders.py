@@ -81,7 +81,7 @@ class ShardSampler(DistributedSampler[Any]):
 class ResumableLoader(DataLoader[Any]):
     """A training loader whose state Lightning keeps in checkpoints: the k-th batch of a run depends on (seed, k) alone.
 
-    It counts its own passes over the rows and goes on where it stopped, whatever the trainer calls an epoch: after a
+    It counts its own passes over the rows and resumes where it stopped, whatever the trainer calls an epoch: after a
     resume the trainer's own count may be off, and `limit_train_batches` ends an epoch early. One iteration gives
     `len(loader)` batches, of two passes where it began within one. Nothing is fetched before the first batch is asked
     for, because Lightning iterates before it restores.
@@ -134,7 +134,7 @@ class ResumableLoader(DataLoader[Any]):
         return {"epoch": self._epoch, "position": self._position} | self._layout()
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from a state.
+        """Continue from a state.
 
         Raises:
             UserError: it lies within a pass whose rest cannot be told, because the order has changed.
@@ -154,7 +154,7 @@ class ResumableLoader(DataLoader[Any]):
         return super().__iter__()
 
     def _count(self) -> None:
-        """Count a batch as handed out; the last of a pass stands for the beginning of the next."""
+        """Count a batch as handed out; the last of a pass counts as the beginning of the next."""
         self._position += 1
         if self._position == len(self):
             self._epoch, self._position = self._epoch + 1, 0
@@ -172,7 +172,7 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def work_loader(work: Sequence[Any]) -> DataLoader[Any]:
-    """A loader that hands every process all passes of a work list, as they are, one a step."""
+    """A loader that hands every process all passes of a work list, as they are, one per step."""
     passes: Any = list(work)
     return DataLoader(passes, batch_size=None, collate_fn=_unchanged)
 

@@ -115,7 +115,7 @@ def rows_of_csv(path: Path) -> Iterator[Numbered]:
 
 
 def _decoded(row: dict[str, str], names: dict[str, str]) -> RawRow | Unusable:
-    """A row of characters that stand for bytes."""
+    """A row of characters, each of which is a byte."""
     try:
         return {names[name]: value.encode(_BYTES).decode() for name, value in row.items()}
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
 """From a corpus in normal form to training rows: prompt masking, truncation, packing, and what was lost (floor 5).
 
 A row has `input_ids`, `loss_mask` (True where the token is a target of the loss), the `generation_temperature` (NaN
-unknown), a `key` (the bootstrap cluster: one a prompt, or one a packed block) and `starts` (the positions at which its
+unknown), a `key` (the bootstrap cluster: one per prompt or packed block) and `starts` (the positions at which its
 documents begin; 0 alone where it is one).
 """
 

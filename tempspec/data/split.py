@@ -32,7 +32,7 @@ def hold_out(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split into (kept, held out), both in the order of the dataset.
 
-    Rows are told apart by what `identity` says of them. Where there are two such contents or more, neither side is
+    Rows are distinguished by what `identity` says of them. Where there are two such contents or more, neither side is
     empty; a single one is kept.
 
     Args:

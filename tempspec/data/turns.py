@@ -21,7 +21,7 @@ UNMARKED = "turns that the template does not mark"
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SENTINEL = "9c1f0d5e8b7a4c62"
-"""Stands in for what somebody says, to see where a template writes it."""
+"""In place of what somebody says, to see where a template writes it."""
 _MOST_SKELETONS = 1024
 _TEMPLATE_FAULTS = (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError)
 """What a template raises at a conversation that it was not made for."""
@@ -193,7 +193,7 @@ class ChatTemplate:
         return next((mark for mark in self._special if text.rstrip().endswith(mark)), "")
 
     def _trimmed(self, turn: str) -> str:
-        """A turn without the blanks behind its end mark, which nobody is asked for."""
+        """A turn without the blanks after its end mark, which nobody is asked for."""
         return turn.rstrip() if self._end_mark(turn) else turn
 
     @cached_property

@@ -2,7 +2,7 @@
 
 An engine asks both the same. Invariant of a head: of every row it has fed all entries but that of the last token, entry
 i being what the target made of token i, joined with token i + 1. The pass that verifies gives the states of what was
-accepted, so the entries behind it are fed at once, and the next round begins with the last of them.
+accepted, so the entries after it are fed at once, and the next round begins with the last of them.
 
 Axes: S slots, B rows of the batch, R rows of a call, N entries, D path of accepted nodes, H hidden, C numbers that a
 step hands on, V vocabulary, T token buffer.
@@ -32,7 +32,7 @@ class LanguageModelSide:
     Args:
         model: the draft.
         slots: the most rows.
-        capacity: positions a row.
+        capacity: positions per row.
         widths: as in `RaggedModel`.
     """
 
@@ -78,7 +78,7 @@ class HeadSide:
         head: the head.
         target: whose embedding it reads.
         slots: the most rows.
-        capacity: positions a row.
+        capacity: positions per row.
     """
 
     def __init__(self, head: HeadModel, target: PreTrainedModel, slots: int, capacity: int) -> None:
@@ -95,7 +95,7 @@ class HeadSide:
         return self.keys.nbytes
 
     def room(self, length: int) -> int:
-        """The tokens that a row of this length may draft: none behind a single token, which has no state yet."""
+        """The tokens that a row of this length may draft: none after a single token, which has no state yet."""
         return self.context if length > 1 else 0
 
     def fill(
@@ -131,7 +131,7 @@ class HeadSide:
         Args:
             start: the round.
             accepted_B: how many tokens were accepted.
-            node_BD: of a tree the accepted path's nodes, and rubbish behind them.
+            node_BD: of a tree the accepted path's nodes, then arbitrary values.
             states: the target's of the last token and of all drafted ones, `[B, N, H]` each.
         """
         with self.stopwatch.running():
@@ -164,7 +164,7 @@ class HeadSide:
             kept[index_R] = value
 
     def pass_seconds(self, rows: int, text: int, width: int) -> float:
-        """Seconds of a step of some entries a row, behind so many; see `tempspec.decoding.step_times.pass_seconds`."""
+        """Seconds of a step of some entries per row, after so many; see `tempspec.decoding.step_times.pass_seconds`."""
         token_RN = torch.zeros(rows, width, dtype=torch.int64, device=self._target.device)
         states = [token_RN.new_zeros(rows, width, self._width, dtype=self._target.dtype) for _ in self.head.states]
 
@@ -201,7 +201,7 @@ def draft_side(
 
 
 class HeadSteps:
-    """A head in one round, as a drafter sees it (`interfaces.StepModel`): the entry that is due, then one a step.
+    """A head in one round, as a drafter sees it (`interfaces.StepModel`): the entry that is due, then one per step.
 
     Args:
         side: whose rows.
@@ -223,12 +223,12 @@ class HeadSteps:
         self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=device)
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
-        """Logits `[B, V]` behind each row's last token, whose entry was fed when the round before was verified."""
+        """Logits `[B, V]` after each row's last token, whose entry was fed when the round before was verified."""
         self._place_B = length_B - 1
         return self._watched(self._hidden_BNH)[:, 0]
 
     def step(self, token_B: Tensor) -> Tensor:
-        """Feed one more token a row; logits `[B, V]` after it."""
+        """Feed one more token per row; logits `[B, V]` after it."""
         with self._side.stopwatch.running():
             self._number += 1
             self._side.keys.begin(self._place_B, 1, longest=self._longest)
@@ -237,7 +237,7 @@ class HeadSteps:
         return self._watched(hidden_B1H)[:, 0]
 
     def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
-        """Feed nodes of a tree, a level a call, behind the entry that was due; logits `[B, M, V]` after each."""
+        """Feed nodes of a tree, one level per call, after the entry that was due; logits `[B, M, V]` after each."""
         width = token_BM.shape[1]
         with self._side.stopwatch.running():
             self._number += 1

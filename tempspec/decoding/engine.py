@@ -163,7 +163,7 @@ class Engine:
     def run(self, requests: Iterable[Request], stop: Callable[[], bool] | None = None) -> Iterator[Completion]:
         """Decode all requests; yields each as it finishes, in no particular order.
 
-        An iterator is asked for a request whenever a slot is free. It may run dry and go on: it is asked again as long
+        An iterator is asked for a request whenever a slot is free. It may run dry and get more: it is asked as long
         as a row is in flight, so that whoever takes the completions can add to it. `reserve` room for its longest
         request; one that is longer waits until no row is in flight.
 
@@ -212,7 +212,7 @@ class Engine:
         return min(len(request.prompt) + request.max_new_tokens, self._context)
 
     def reserve(self, longest_row: int) -> None:
-        """Make room for rows of this length, with a round's padding behind them; `run` does it for its own requests.
+        """Make room for rows of this length, with a round's padding after them; `run` does it for its own requests.
 
         Done once for all runs to come, it spares them new caches and, compiled, new shapes.
         """
@@ -406,7 +406,7 @@ class Engine:
         steps: DraftSteps | HeadSteps | None,
         finite_B2: Tensor,
     ) -> None:
-        """Append what stands to the rows. The round's one transfer to the host is here.
+        """Append what was accepted to the rows. The round's one transfer to the host is here.
 
         Raises:
             UserError: a row's logits, of the draft or of the target, are no numbers.

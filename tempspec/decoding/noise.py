@@ -44,7 +44,7 @@ class RoundNoise(Noise):
         return uniform(self._seed_B[:, None], int(stream), self._round_B[:, None], offset_K)
 
     def coins(self, probability_BK: Tensor) -> Tensor:
-        """Accept coins, `[B, K]`."""
+        """Accept decisions, `[B, K]`."""
         return self._uniform(Stream.ACCEPT, probability_BK.shape[1]) < probability_BK
 
     def draw(self, weight: Tensor, stream: Stream = Stream.RESIDUAL) -> Tensor:

@@ -79,12 +79,12 @@ class RoundOutcome:
     """What a verdict means for the rows.
 
     Attributes:
-        token_BD: the accepted tokens, and rubbish behind them.
+        token_BD: the accepted tokens, then arbitrary values.
         depth_B: the longest drafted path.
         tested_B: tokens whose earlier ones were all accepted; siblings count once.
-        place_BD: where each tested token was proposed: 0 behind the text so far, i behind the draft's token i - 1; and
-            rubbish behind them.
-        node_BD: the accepted path's nodes in a tree, and rubbish behind them; None for a chain.
+        place_BD: where each tested token was proposed: 0 after the text so far, i after the draft's token i - 1; and
+            arbitrary values after them.
+        node_BD: the accepted path's nodes in a tree, then arbitrary values; None for a chain.
     """
 
     token_BD: Tensor
@@ -172,7 +172,7 @@ def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: RoundOu
     """The most that can be accepted at each tested place of a tree, on the host, where `has_optimum`.
 
     Args:
-        logp_BNV: the target's log-laws behind the root and every node.
+        logp_BNV: the target's log-laws after the root and every node.
         draft: the trees.
         siblings: how their siblings were drawn.
         outcome: which places were tested.

@@ -14,7 +14,7 @@ from tempspec.interfaces import Completion, LastRound, Request
 
 
 class RoundCounts(NamedTuple):
-    """How a row's last round went, and all so far; before the first as it stands here.
+    """How a row's last round went, and all so far; before the first these defaults.
 
     Attributes:
         limit: tokens that the rule allowed.

@@ -25,7 +25,7 @@ def pass_seconds(model: RaggedModel, rows: int, text: int, width: int) -> float:
         model: its caches are overwritten.
         rows: how many rows, at most the model's slots.
         text: tokens of each row before the pass, at least 1.
-        width: new tokens a row.
+        width: new tokens per row.
     """
     token_RT = torch.zeros(rows, text, dtype=torch.int64, device=model.device)
     start_R = token_RT[:, 0]
@@ -40,7 +40,7 @@ def pass_seconds(model: RaggedModel, rows: int, text: int, width: int) -> float:
 
 
 def median_of(once: Callable[[], float]) -> float:
-    """The median of what some passes take, behind one that warms up.
+    """The median of what some passes take, after one that warms up.
 
     Args:
         once: runs a pass, and says how many seconds it took.

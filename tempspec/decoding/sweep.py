@@ -18,7 +18,7 @@ else:  # a configuration may give one number, which becomes a list
 
 @dataclass(kw_only=True)
 class CutLaws:
-    """How the laws of both models are cut; `Sweep` says what the options mean."""
+    """How the distributions of both models are truncated; `Sweep` says what the options mean."""
 
     top_k: int = 0
     top_p: float = 1.0
@@ -38,7 +38,7 @@ class Sweep(CutLaws):
         target_temperatures: decoding temperatures of predict; 0 is argmax.
         generation_temperatures: temperatures that generate samples the target's own text at.
         draft_temperatures: temperatures that drafts are sampled at: `same` (as the target's), a number, `fitted` (what
-            validate found to be accepted most, laws cut as below), or a list of these.
+            validate found to be accepted most, truncated as below), or a list of these.
         fitted_on: validation sets that `fitted` is found on; all by default.
         samples: completions of every prompt at every temperature; one is enough at temperature 0.
         max_new_tokens: tokens to decode at most.

@@ -33,7 +33,7 @@ class Tally:
     _since_offered: int = 0
 
     def begin(self) -> None:
-        """A run begins: what the one before did behind its queue's end is not counted as queued."""
+        """A run begins: what the one before did after its queue's end is not counted as queued."""
         self._since_busy = self._since_offered = 0
 
     def take(self) -> None:

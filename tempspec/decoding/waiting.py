@@ -8,7 +8,7 @@ __all__ = ["Waiting"]
 
 
 class Waiting:
-    """An iterator of requests that may run dry and go on, with a look at the next one.
+    """An iterator of requests that may run dry and have more later, with a look at the next one.
 
     Args:
         requests: asked for one at a time.

@@ -48,7 +48,7 @@ class Work:
 
 
 class Queue(Iterator[Request]):
-    """The requests of some openings, and of every later turn when it is put back; may run dry and go on.
+    """The requests of some openings, and of every later turn when it is put back; may run dry and have more later.
 
     Args:
         openings: taken from as slots become free.

@@ -46,7 +46,7 @@ class PromptLike(Protocol):
         """How often the model is asked: more than once in a conversation."""
 
     def after(self, answers: Sequence[str]) -> tuple[int, ...]:
-        """The tokens of the turn behind these answers, the whole conversation before it included."""
+        """The tokens of the turn after these answers, the whole conversation before it included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class WorkItem:
         return [_turn_key(self.key, turn) for turn in range(1, self.prompt.turns + 1)]
 
     def then(self, answer: str) -> "WorkItem | None":
-        """The next turn of the conversation, with noise of its own; None behind the last."""
+        """The next turn of the conversation, with noise of its own; None after the last."""
         answers = (*self.answers, answer)
         if len(answers) == self.prompt.turns:
             return None

@@ -1,6 +1,6 @@
 """Drafting: what is proposed, by which drafter, and how many tokens (floor 2).
 
-A tree of drafts is a chain whose tokens have parents: node order, and what "behind node n" means, are those of
+A tree of drafts is a chain whose tokens have parents: node order, and what "after node n" means, are those of
 `tempspec.core.trees`.
 
 Axes: B batch, K drafted, V vocabulary, T positions, M nodes of one call.
@@ -74,8 +74,8 @@ class StepTimes:
     """Seconds of a pair's forward passes over a full batch.
 
     Attributes:
-        draft: one step of the draft, a token a row; 0 without a draft model.
-        verify: passes of the target that verify 0, 1, 2, ... drafted tokens a row.
+        draft: one step of the draft, one token per row; 0 without a draft model.
+        verify: passes of the target that verify 0, 1, 2, ... drafted tokens per row.
     """
 
     draft: float
@@ -130,7 +130,7 @@ class StepModel(Protocol):
         """Feed one more token per row; logits `[B, V]` after it."""
 
     def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
-        """Feed nodes of a tree behind what was caught up; logits `[B, M, V]` after each.
+        """Feed nodes of a tree after what was caught up; logits `[B, M, V]` after each.
 
         Args:
             token_BM: their tokens.

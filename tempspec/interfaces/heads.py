@@ -134,7 +134,7 @@ class HeadModel(torch.nn.Module, ABC):
 
         Args:
             states: the target's states of the text, `[B, T, H]` each.
-            token_BT: the text; what lies behind a row's end changes nothing before it.
+            token_BT: the text; what comes after a row's end changes nothing before it.
             embed: the target's embedding of ids.
             steps: how many.
             document_BT: numbers of documents, where a row holds several.

@@ -101,9 +101,9 @@ class Seconds:
 
 @dataclass(slots=True)
 class Completion:
-    """What the engine returns for one request. Lists have one entry a round (one target call after the prefill).
+    """What the engine returns for one request. Lists have one entry per round (one target call after the prefill).
 
-    A round's counts end with the stop token where one was emitted: what was drafted behind it was never asked for.
+    A round's counts end with the stop token where one was emitted: what was drafted after it was never asked for.
 
     Attributes:
         request: the request.
@@ -139,5 +139,5 @@ class Completion:
 
     @property
     def target_calls(self) -> int:
-        """Target forward passes after the prefill: one a round."""
+        """Target forward passes after the prefill: one per round."""
         return len(self.drafted)

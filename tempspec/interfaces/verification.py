@@ -1,4 +1,4 @@
-"""Verification: the noise of a round, and the rule that decides which drafted tokens stand (floor 2).
+"""Verification: the noise of a round, and the rule that decides which drafted tokens are accepted (floor 2).
 
 Axes: B batch, K drafted, V vocabulary, N new tokens or tree nodes.
 """
@@ -22,7 +22,7 @@ class Noise(ABC):
 
     @abstractmethod
     def coins(self, probability_BK: Tensor) -> Tensor:
-        """Independent accept coins, bool `[B, K]`: True with the given probability (u < h, so 0 never accepts).
+        """Independent accept decisions, bool `[B, K]`: True with the given probability (u < h, so 0 never accepts).
 
         A round has one u for each row and place, however often it is asked: what failed fails again with a smaller
         probability. A rule may toss with upper bounds first, and work out exact probabilities where those succeeded.
@@ -42,7 +42,7 @@ class Noise(ABC):
     def coupled(self, logp_BNV: Tensor, first: int = 0) -> Tensor:
         """`argmax(logp + G)` under the shared noise, at N positions from the `first` on: int64 `[B, N]`.
 
-        The tokens that `shared_gumbel` gives; a subclass may find them without V numbers a position.
+        The tokens that `shared_gumbel` gives; a subclass may find them without V numbers per position.
         """
         gumbel_BNV = self.shared_gumbel(first + logp_BNV.shape[1], logp_BNV.shape[-1])[:, first:]
         return (logp_BNV + gumbel_BNV).argmax(-1)
@@ -50,12 +50,12 @@ class Noise(ABC):
 
 @dataclass(slots=True)
 class Verdict:
-    """What verification decided: `accepted_B` drafted tokens stand, then `next_token_B` follows.
+    """What verification decided: `accepted_B` drafted tokens are accepted, then `next_token_B` follows.
 
     Attributes:
-        accepted_B: tokens that stand, int64.
-        next_token_B: the token behind them, int64.
-        node_B: of a tree, the last node that stands, -1 if none does: its path is what was accepted. None for a chain.
+        accepted_B: accepted tokens, int64.
+        next_token_B: the token after them, int64.
+        node_B: of a tree, the last accepted node, -1 if there is none: its path is what was accepted. None for a chain.
     """
 
     accepted_B: Tensor
@@ -64,7 +64,7 @@ class Verdict:
 
 
 class Verifier(ABC):
-    """Decides how many drafted tokens stand and which token follows. Verifiers know no model."""
+    """Decides how many drafted tokens are accepted and which token follows. Verifiers know no model."""
 
     lossless: ClassVar[bool]
     """Whether the emitted tokens have exactly the target's law, for every target temperature that the rule allows."""
@@ -86,8 +86,8 @@ class Verifier(ABC):
         """Verify one round.
 
         Args:
-            logp_BKV: the target's log-law at each drafted position and behind the last, `[B, K+1, V]`; position i
-                holds the law of drafted token i, given the earlier ones. Of a tree: behind the root, then each node.
+            logp_BKV: the target's log-law at each drafted position and after the last, `[B, K+1, V]`; position i
+                holds the law of drafted token i, given the earlier ones. Of a tree: after the root, then each node.
             draft: the drafts, K may be 0; rows are ragged.
             noise: the randomness of this round.
 
@@ -98,7 +98,7 @@ class Verifier(ABC):
     def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor | None:
         """P(token i is accepted | earlier ones were), over the draft's own randomness, `[B, K]`; None if no such form.
 
-        The analytic twin of the acceptance rate: `sum min(p, q)` for token-wise rejection. `logp_BKV` is `[B, K, V]`.
+        The acceptance rate in closed form: `sum min(p, q)` for token-wise rejection. `logp_BKV` is `[B, K, V]`.
 
         In a tree, P(some child of place i is accepted | the place was reached), given the drafted tokens; place 0 is
         the root and place i node i - 1 (the last node has no children).
@@ -106,7 +106,7 @@ class Verifier(ABC):
         return None
 
     def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor | None:
-        """E[accepted tokens] from the drafted tokens without the coins, `[B]`; None if the rule has no such form.
+        """E[accepted tokens] given the drafted tokens, over all decisions, `[B]`; None if the rule has no such form.
 
         An unbiased estimate of the accepted length with less variance than the count: its mean over drafts is E[tau].
         `logp_BKV` is `[B, K+1, V]`.

@@ -125,7 +125,7 @@ class DecodingMetrics(nn.Module):
         """Every estimate by name. A collective under DDP: every rank must call it.
 
         The name of a metric by position ends with the position (`joint_acceptance_3`); positions that no round
-        reached are left out. `acceptance_gap` is the acceptance rate minus its analytic twin, paired.
+        reached are left out. `acceptance_gap` is the acceptance rate minus its analytic counterpart, paired.
         """
         found = {name: metric.estimate() for name, metric in self.scalars().items()}
         found["acceptance_gap"] = _difference(self.acceptance_rate.sums(), self.analytic_acceptance.sums())
@@ -242,7 +242,7 @@ class SweepMetrics(nn.Module):
         return found
 
     def speedup_sums(self, cell: Cell) -> dict[str, Sums]:
-        """Speed-ups by name, one a batch size: tokens per second over those of plain decoding at the same size.
+        """Speed-ups by name, one per batch size: tokens per second over those of plain decoding at the same size.
 
         Without those that were not timed on the same prompts.
         """

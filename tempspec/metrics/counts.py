@@ -3,7 +3,7 @@
 A metric of `tempspec.metrics.decoding` names two of them, its numerator and its denominator, each summed over rows. A
 *round* is one target call. A drafted token is *tested* if every earlier one of its round was accepted.
 
-Axes: S entries of a metric, 1 or one a position.
+Axes: S entries of a metric, 1 or one per position.
 """
 
 import math

@@ -4,7 +4,7 @@ Every metric is token-weighted: a ratio of two sums over rows, with a 95% interv
 class here is its definition in words, an example, and the two counts of `tempspec.metrics.counts` that it divides.
 Those that have a number for every position are in `by_position`, all of them over a sweep in `collection`.
 
-Axes: N rows, S entries of a metric, 1 or one a position.
+Axes: N rows, S entries of a metric, 1 or one per position.
 """
 
 from collections.abc import Sequence
@@ -81,7 +81,7 @@ class AcceptanceRate(RowRatio):
 class AnalyticAcceptance(RowRatio):
     """The verifier's expected acceptance averaged over tested tokens: `sum min(p, q)` for token-wise rejection.
 
-    The analytic twin of `AcceptanceRate` over the same positions, without the noise of the accept coins: their
+    The analytic counterpart of `AcceptanceRate` over the same positions, without its sampling noise: their
     difference (`acceptance_gap` in `DecodingMetrics`) must cover 0. Rows without expected acceptances do not count.
 
     >>> metric = AnalyticAcceptance()
@@ -118,9 +118,9 @@ class AcceptedLength(RowRatio):
 
 
 class ExpectedLength(RowRatio):
-    """The verifier's expected accepted length averaged over rounds, without coins: `sum_i P_i` for block verification.
+    """The verifier's expected accepted length averaged over rounds: `sum_i P_i` for block verification.
 
-    The analytic twin of `AcceptedLength`, and less noisy. Rounds that a stop token cut short count in full here.
+    `AcceptedLength` without its sampling noise. Rounds that a stop token cut short count in full here.
 
     >>> metric = ExpectedLength()
     >>> metric.update({"prompt_key": 7, "expected_length": [1.25, 2.25]})
@@ -148,7 +148,7 @@ class OptimalAcceptance(RowRatio):
 
 
 class TotalVariationFromTarget(RowRatio):
-    """TV between the law that a lossy rule emits and the target's, averaged over tested tokens; in [0, 1].
+    """TV between the distribution that a lossy rule emits and the target's, averaged over tested tokens; in [0, 1].
 
     A closed form of both laws, without sampling noise. Rows without it (lossless rules; rules that state no law, such
     as MARS; trees) do not count.

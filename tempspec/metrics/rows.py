@@ -44,7 +44,7 @@ DecodedRow = TypedDict(
         "prompt_tokens": int,
         "tokens": list[int],  # the new token ids
         "finish": str,  # "stop" or "length"
-        "drafted": list[int],  # one entry a round, here and in the next three
+        "drafted": list[int],  # one entry per round, here and in the next three
         "tested": list[int],
         "accepted": list[int],
         "expected_acceptance": list[float],  # over tested tokens; empty where the verifier has none, or not asked

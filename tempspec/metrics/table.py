@@ -140,7 +140,7 @@ class ResultTable(Sequence[dict[str, Any]]):
 
 
 def cells_table(title: str, found: Mapping[Cell, Mapping[str, Estimate]]) -> ResultTable:
-    """The estimates of a sweep, a line a cell, from `SweepMetrics.estimates`."""
+    """The estimates of a sweep, one line per cell, from `SweepMetrics.estimates`."""
     several = any(cell.category for cell in found)
     lines = [Line({k: v for k, v in asdict(cell).items() if several or k != "category"}, found[cell]) for cell in found]
     return ResultTable(title, lines, _PRINTED)

@@ -22,7 +22,7 @@ _GROUPED = "tempspec_grouped_sdpa"
 """What `grouped_sdpa` is called among transformers' attention implementations."""
 
 _WITHOUT_MASKS = ("flash", "flex", "paged")
-"""Parts of the names of implementations that take no 4-D mask; it is what tells the engine's rows apart."""
+"""Parts of the names of implementations that take no 4-D mask; the engine separates its rows by such a mask."""
 
 _own: WeakKeyDictionary[PreTrainedModel, str] = WeakKeyDictionary()
 

@@ -112,7 +112,7 @@ class RaggedCache(Cache):
     Args:
         layers: number of layers of the model.
         slots: rows.
-        capacity: positions a row.
+        capacity: positions per row.
     """
 
     def __init__(self, layers: int, slots: int, capacity: int) -> None:

@@ -64,7 +64,7 @@ class Compiled:
 class CudaGraphs:
     """Records a forward pass once for each shape and replays it: no Python and one launch for all its kernels.
 
-    Inputs are copied to the recording's own; the logits are its own too and stand until the next pass.
+    Inputs are copied to the recording's own; the logits are its own too and are kept until the next pass.
     """
 
     def __init__(self, forward: Pass) -> None:

@@ -25,7 +25,7 @@ _ROUNDING = 0.01
 _HALF_ROUNDING = 0.4
 """Distances that rounding explains: TF32's, and that of half precision, where a token may also go to another expert.
 
-Random mixtures of experts of 24 layers came to 0.1 in bf16; logits that have nothing in common are 1.4 apart.
+Random mixtures of experts of 24 layers came to 0.1 in bf16; logits that have nothing in common differ by 1.4.
 """
 
 _known: WeakSet[PreTrainedModel] = WeakSet()
@@ -66,7 +66,7 @@ def _refusal(model: PreTrainedModel, got: str) -> UserError:
 
 
 def _distance(ragged: RaggedModel) -> float:
-    """How far the logits behind the new tokens are from those of each row alone, as a share of their size."""
+    """How far the logits after the new tokens are from those of each row alone, as a share of their size."""
     model, device = ragged.model, ragged.device
     longest = max(_LENGTHS)
     token_RN = torch.arange(len(_LENGTHS) * (longest + _NEW), device=device).view(len(_LENGTHS), -1)
@@ -99,10 +99,10 @@ def _beside_the_longest(model: PreTrainedModel, context: int) -> float:
 
 
 def _apart(got: Tensor, own: Tensor) -> float:
-    """The size of a difference of logits, as a share of how far the right ones are apart."""
+    """The size of a difference of logits, as a share of how much the right ones differ."""
     return float((got - own).norm() / (own - own.mean(-1, keepdim=True)).norm())
 
 
 def _own(model: PreTrainedModel, token_N: Tensor) -> Tensor:
-    """The logits behind the last new tokens of a row alone, `[N, V]`."""
+    """The logits after the last new tokens of a row alone, `[N, V]`."""
     return model(input_ids=token_N[None], use_cache=False).logits[0, -_NEW:].float()

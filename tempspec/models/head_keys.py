@@ -16,13 +16,13 @@ __all__ = ["RaggedKeys"]
 class RaggedKeys:
     """Every row has its own number of entries; `tempspec.interfaces.Keys`.
 
-    The entry of token i is at place i, and sees the places up to its own. What lies behind a row's next entry is
+    The entry of token i is at place i, and sees the places up to its own. What comes after a row's next entry is
     masked until it is overwritten, so that a rejected entry is taken back by feeding another at its place.
 
     Args:
         layers: of the head, that keep keys.
         slots: the most rows.
-        capacity: places a row.
+        capacity: places per row.
         device: where to.
     """
 

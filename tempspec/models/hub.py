@@ -300,7 +300,7 @@ def _reason(error: Exception, found: Place) -> str:
     """The first line of an error, or what it means where transformers says it at length."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, struct.error):
-        return "the file is torn, or it is no GGUF file"
+        return "the file is truncated, or it is no GGUF file"
     if isinstance(error, StrictDataclassError):
         return " ".join(text.split())
     if found.local_files_only and not Path(found.path).is_dir():
@@ -308,7 +308,7 @@ def _reason(error: Exception, found: Place) -> str:
     if isinstance(error, OSError):
         hidden = [file.name for file in Path(found.path).glob("*.safetensors") if not os.access(file, os.R_OK)]
         if hidden:  # which safetensors and transformers call missing
-            return f"{hidden[0]} is there but cannot be read: change its permissions, or mend the link that it is"
+            return f"{hidden[0]} is there but cannot be read: change its permissions, or fix the link that it is"
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"it needs the package {error.name}: pip install {error.name}"
     if "trust_remote_code" in text:

@@ -346,7 +346,7 @@ def round_as_exported(
 def real_vocabulary(tokenizer: Tokenizer, model: PreTrainedModel) -> int:
     """The number of ids that mean something: the tokenizer's largest + 1, at most the size of the model's head.
 
-    Heads are often padded to a round number; the ids behind the last real one must never be sampled.
+    Heads are often padded to a round number; the ids after the last real one must never be sampled.
     """
     return min(max(tokenizer.get_vocab().values()) + 1, model.get_output_embeddings().weight.shape[0])
 

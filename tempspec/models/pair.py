@@ -260,7 +260,7 @@ class Pair:
         Args:
             draft: changed in place.
             checkpoint: whose weights Lightning loads next; changed in place.
-            fit: whether training goes on.
+            fit: whether it is trained.
         """
         take_up_head(draft, checkpoint, None if fit else self.exported_dtype)
         self._ids_known = True

@@ -46,8 +46,8 @@ def made_for(config: PreTrainedConfig) -> int:
 def factor_switch(config: PreTrainedConfig) -> int | None:
     """The positions within which LongRoPE keeps its short factors; None for a model with other positions.
 
-    Behind them transformers takes the long ones, for every row of a batch whose longest row is longer, and `generate`
-    computes its cache anew. (`dynamic` factors change behind `made_for`, where nothing is read.)
+    After them transformers takes the long ones, for every row of a batch whose longest row is longer, and `generate`
+    computes its cache anew. (`dynamic` factors change after `made_for`, where nothing is read.)
     """
     text = config.get_text_config()
     given = getattr(text, "rope_parameters", None) or {}
@@ -136,15 +136,15 @@ class RaggedModel:
     """A transformers causal language model with a `RaggedCache`; tokens go in with explicit positions and a 4-D mask.
 
     The caller keeps the rows' lengths. Attention is by position alone: a query at position i sees keys 0..i of its row
-    (within the window, for sliding layers), whatever lies behind. New tokens may also form a tree: each then sees the
+    (within the window, for sliding layers), whatever comes after. New tokens may also form a tree: each then sees the
     row's earlier keys and its own ancestors, and `keep_path` makes the accepted path the row's text.
 
     Args:
         model: the model, in eval mode, on its device.
         slots: S, the most rows.
-        capacity: positions a row; tokens written for padding need room too.
-        widths: compile the passes of at most so many new tokens a row, ascending: they run on all slots, padded to the
-            next of these widths. None, the default, compiles nothing.
+        capacity: positions per row; tokens written for padding need room too.
+        widths: compile the passes of at most so many new tokens per row, ascending: they run on all slots, padded to
+            the next of these widths. None, the default, compiles nothing.
         tapped: numbers of states that every pass leaves in `states`, as `tempspec.models.tapping` counts them; not of
             compiled passes.
 
@@ -215,12 +215,12 @@ class RaggedModel:
                 may cover more tokens than are fed: the first ones were fed by the calls before.
 
         Returns:
-            Logits `[R, N, V]`; on CUDA graphs they stand until the next pass.
+            Logits `[R, N, V]`; on CUDA graphs they are kept until the next pass.
         """
         return self._call(token_RN, start_R, longest, rows, keep=0, visible_RNN=visible_RNN)
 
     def forward_last(self, token_RN: Tensor, start_R: Tensor, *, longest: int) -> Tensor:
-        """As `forward` on the first R slots, but logits `[R, V]` behind each row's last token alone."""
+        """As `forward` on the first R slots, but logits `[R, V]` after each row's last token alone."""
         return self._call(token_RN, start_R, longest, None, keep=1)[:, -1]
 
     def keep_path(self, start_R: Tensor, path_RM: Tensor, rows: Tensor | None = None) -> None:
@@ -228,8 +228,8 @@ class RaggedModel:
 
         Args:
             start_R: as in that forward pass.
-            path_RM: the path's tokens by their place among the N, from the root on; behind a shorter path's end any
-                place may stand, its keys lie behind the row's length.
+            path_RM: the path's tokens by their place among the N, from the root on; after a shorter path's end any
+                place may be named: its keys come after the row's length.
             rows: as in that forward pass.
         """
         column_M = torch.arange(path_RM.shape[1], device=self.device)
@@ -341,7 +341,7 @@ def tree_view(key_1L: Tensor, start_R: Tensor, new: int, visible_RNN: Tensor) ->
 
 
 class DraftSteps:
-    """The draft model of one round, as a drafter sees it (`interfaces.StepModel`): catch up, then one token a step.
+    """The draft model of one round, as a drafter sees it (`interfaces.StepModel`): catch up, then one token per step.
 
     Args:
         model: the draft model.
@@ -382,7 +382,7 @@ class DraftSteps:
         return self._watched(logits[torch.arange(len(start_B), device=start_B.device), self._next_B - start_B - 1])
 
     def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
-        """Feed nodes of a tree behind the caught-up text; logits `[B, M, V]` after each.
+        """Feed nodes of a tree after the caught-up text; logits `[B, M, V]` after each.
 
         The next round's text is fed again from there: nothing of a tree counts as `fed`.
         """
@@ -394,7 +394,7 @@ class DraftSteps:
         return self._watched(logits)
 
     def step(self, token_B: Tensor) -> Tensor:
-        """Feed one more token a row; logits `[B, V]` after it."""
+        """Feed one more token per row; logits `[B, V]` after it."""
         logits = self._model.forward_last(token_B[:, None], self._next_B, longest=self._longest)
         self._next_B = self._next_B + 1
         self._longest += 1

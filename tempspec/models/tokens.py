@@ -56,7 +56,7 @@ class Encoded:
 class Tokeniser:
     """A tokenizer, and how marked texts are put to it.
 
-    What belongs together is tokenised as one text: tokenised apart, what comes later may get a blank that nobody wrote.
+    What belongs together is tokenised as one text: separately, what comes later may get a blank that nobody wrote.
     A token that reaches over a border is not learned: after what comes before alone, nobody is asked for it. What the
     tokenizer puts at the start or the end is not put there twice. Tokenizers of Python have no character positions:
     their texts are tokenised piece by piece.
@@ -143,7 +143,7 @@ class Tokeniser:
 
     @cached_property
     def _edges(self) -> tuple[list[int], list[int]]:
-        """What stands before and after every document."""
+        """What comes before and after every document."""
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         plain, dressed = (self._ids(["a"], special=special)["input_ids"][0] for special in (False, True))
         at = next((at for at in range(len(dressed)) if dressed[at : at + len(plain)] == plain), 0)
@@ -155,7 +155,7 @@ class Tokeniser:
     def following(self, prompt: Sequence[int], text: str, *, ended: bool) -> list[int]:
         """Ids of a text that was written after a prompt; EOS is put back where it ended by itself.
 
-        It is tokenised behind the prompt's own text, or, where a token would reach from one into the other, behind
+        It is tokenised after the prompt's own text, or, where a token would reach from one into the other, after
         another: the prompt's last token was not to be changed any more when the text was written.
         """
         context = str(self.tokenizer.decode(list(prompt), clean_up_tokenization_spaces=False))

@@ -1,4 +1,4 @@
-"""How a stage reads its batches: in chunks, documents apart, ids that all models know; tried before any (floor 5)."""
+"""How a stage reads its batches: in chunks, documents separately, ids that all know; tried before any (floor 5)."""
 
 from typing import Any
 

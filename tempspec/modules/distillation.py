@@ -308,7 +308,7 @@ class DistillationModule(pl.LightningModule):
         checkpoint |= self.draft_training.state() | head_state(self.draft)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Make room for the weights of a conditioned draft; go on with what fit has kept.
+        """Make room for the weights of a conditioned draft; continue with what fit has kept.
 
         Outside of fit the draft becomes what its exported folder holds, whose weights are rounded.
 

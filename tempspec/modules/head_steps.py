@@ -1,6 +1,6 @@
 """What a draft is read as on a batch: one step of a language model, several of a head on the target's states (floor 5).
 
-Entry i of a head's step j predicts token i + 2 + j, and the target's law of that token is behind token i + 1 + j. A
+Entry i of a head's step j predicts token i + 2 + j, and the target's law of that token is after token i + 1 + j. A
 step is a batch in which fewer tokens count, so that the loss and the measurements of any draft serve it.
 
 Axes: B batch, T positions, N the step's response tokens, H hidden, X hidden or vocabulary, R a head's vocabulary.
@@ -33,7 +33,7 @@ class DraftStep(NamedTuple):
 
 
 def step_batch(batch: Batch, number: int, decay: float = 1.0) -> dict[str, Tensor]:
-    """The batch of one step: the first 2 + j tokens of every document are behind no entry of it, and do not count.
+    """The batch of one step: the first 2 + j tokens of every document follow no entry of it, and do not count.
 
     Args:
         batch: as the data module makes it.

@@ -53,7 +53,7 @@ def check_ids(pair: Pair, sets: Mapping[str, datasets.Dataset]) -> None:
 
 
 def loaded_sets(loaders: object, names: Sequence[str]) -> dict[str, datasets.Dataset]:
-    """The encoded rows behind a trainer's loader or loaders, by the names of their sets, where they are such."""
+    """The encoded rows that a trainer's loader or loaders read, by the names of their sets, where they are such."""
     several = loaders if isinstance(loaders, list) else [loaders]
     known = [loader.dataset for loader in several if isinstance(loader, DataLoader)]
     return dict(zip(names, (rows for dataset in known for rows in getattr(dataset, "sets", ())), strict=False))

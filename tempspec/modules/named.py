@@ -1,6 +1,6 @@
 """Plugins given by name, from Python as in a configuration (floor 5).
 
-A command line knows the class that a name stands for before a module is made, from the annotation of the option. Its
+A command line knows the class that a name means before a module is made, from the annotation of the option. Its
 parser must so see the plugin's base alone: with `str` beside it any text would be taken as it is.
 """
 

@@ -116,7 +116,7 @@ class LogitPairs:
             yield target, draft if self.ids_R is None else widened(draft, self.ids_R, target.shape[-1])
 
     def narrow(self) -> "LogitPairs":
-        """The same with heads as autocast would take them, cast once instead of once a chunk."""
+        """The same with heads as autocast would take them, cast once instead of once per chunk."""
         target = narrow(self.target) if isinstance(self.target, HiddenStates) else self.target
         draft = narrow(self.draft) if isinstance(self.draft, HiddenStates) else self.draft
         return replace(self, target=target, draft=draft)
@@ -221,7 +221,7 @@ def reading_of(models: Sequence[PreTrainedModel], data: Any, cache_apart: bool =
         found, names = replace(found, apart=False), [*names, "the cached teacher"]
     if getattr(data, "packed", False) and names:
         rank_zero_info(
-            f"the documents of a packed row see each other: {' and '.join(names)} cannot keep them apart; "
+            f"the documents of a packed row see each other: {' and '.join(names)} cannot separate them; "
             "data.pack: false makes each a row of its own"
         )
     return found

@@ -389,12 +389,12 @@ class LabelCrossEntropy(Divergence):
         super().__init__(scale)
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
-        """Refuse: laws alone have no labels.
+        """Refuse: distributions alone have no labels.
 
         Raises:
             UserError: always.
         """
-        raise UserError("LabelCrossEntropy expected the text's tokens, got laws alone: give a context with label_BT")
+        raise UserError("LabelCrossEntropy expected the text's tokens, got none: give a context with label_BT")
 
     def in_context(self, logp_BTV: Tensor, logq_BTV: Tensor, context: LossContext) -> Tensor:
         """See `tempspec.core.divergences.label_cross_entropy`.

@@ -106,7 +106,7 @@ class PromptLookup(Drafter):
         """Where the copy starts, `[B]`; the row's length where nothing matches."""
         width = self.longest_ngram
         place_T = torch.arange(token_BT.shape[1], device=token_BT.device)
-        # gram_BTN[b, t] holds the `width` tokens that end at t; before the text stands -1, which matches nothing.
+        # gram_BTN[b, t] holds the `width` tokens that end at t; before the text is -1, which matches nothing.
         gram_BTN = torch.nn.functional.pad(token_BT, (width - 1, 0), value=-1).unfold(1, width, 1)
         last_BN = gram_BTN[torch.arange(len(token_BT), device=token_BT.device), length_B - 1]
         equal_BTN = (gram_BTN == last_BN[:, None]) & (gram_BTN >= 0)
@@ -119,7 +119,7 @@ class PromptLookup(Drafter):
 
 
 def _sampled(context: DraftContext) -> Draft:
-    """A chain sampled from the context's model, one token a step."""
+    """A chain sampled from the context's model, one token per step."""
     if context.model is None:
         raise ValueError("the drafter needs a draft model, got none: give the context a model, or use PromptLookup")
     longest = context.longest
@@ -151,7 +151,7 @@ def _nothing(context: DraftContext) -> Draft:
 
 
 def _stopped(draft: Draft, rule: DraftLength) -> Tensor:
-    """The length of each row once the rule has looked at its tokens, `[B]`; each row keeps the one it stops behind."""
+    """The length of each row once the rule has looked at its tokens, `[B]`; each row keeps the one it stops after."""
     length_B = draft.length_B
     for count in range(1, draft.token_BK.shape[1]):
         proceed_B = rule.proceed(draft.token_BK[:, count - 1], draft.logq_BKV[:, count - 1])

@@ -1,4 +1,4 @@
-"""The built-in verifiers that change the text's law, each by a law of its own that it states (floor 3).
+"""The built-in verifiers that change the text's distribution, each to one that it states (floor 3).
 
 All but MARS and Typical put a substitute pi in the target's place and verify token by token: a tested position is
 emitted with pi, the bonus token with p. `tempspec.core.lossy.distance` of
@@ -29,7 +29,7 @@ def _in_range(rule: str, name: str, value: float, least: float, most: float) -> 
 
 
 class _Substitute(Verifier):
-    """Token-wise rejection against a substitute law instead of the target's."""
+    """Token-wise rejection against a substitute for the target's distribution."""
 
     lossless: ClassVar[bool] = False
 

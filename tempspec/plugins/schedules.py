@@ -503,7 +503,7 @@ def _increasing(boundaries: list[int]) -> None:
 def _positive(name: str, value: float) -> float:
     """A temperature or a factor of one, refused unless above 0 and finite."""
     if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be above 0 and finite, got {value}: 1 leaves the model's own law unchanged")
+        raise ValueError(f"{name} must be above 0 and finite, got {value}: 1 changes nothing")
     return float(value)
 
 

@@ -1,6 +1,6 @@
 """The built-in verifiers of token trees (floor 3).
 
-Each is a function of `tempspec.core.tree_verification`, its coins and one draw. A chain is a tree, so chains are fine.
+Each is a function of `tempspec.core.tree_verification`, its decisions and one draw. Chains are trees, too.
 
 Axes: B batch, K drafted (tree nodes), V vocabulary. Inside `verify`, `logp_BKV` is `[B, K+1, V]`.
 """
@@ -20,12 +20,12 @@ _ALL: frozenset[Siblings] = frozenset(get_args(Siblings))
 
 
 def _verdict(node_B: Tensor, draft: Draft, next_token_B: Tensor) -> Verdict:
-    """The path to `node_B` stands."""
+    """The path to `node_B` is accepted."""
     return Verdict(trees.path(node_B, draft.tree_BK).sum(-1), next_token_B, node_B)
 
 
 def _parts(logp_BKV: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What the coins of a tree depend on."""
+    """What the accept decisions of a tree depend on."""
     return logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B
 
 
@@ -39,16 +39,16 @@ def _recursive(logp_BKV: Tensor, draft: Draft, noise: Noise, *, joint: bool) -> 
 
 
 class _TopDown(Verifier):
-    """A rule that tosses its coins on the way down: what it accepts is known from their probabilities."""
+    """A rule that decides on the way down: what it accepts is known from the nodes' probabilities."""
 
     lossless: ClassVar[bool] = True
 
     @abstractmethod
     def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
-        """The probability of each node's coin, float64 `[B, K]`; 0 behind the row's length."""
+        """The probability that each node is accepted when it is tried, float64 `[B, K]`; 0 after the row's length."""
 
     def expected_acceptance(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
-        """`1 - prod (1 - c)` over the coins of a place's children."""
+        """`1 - prod (1 - c)` over the accept probabilities of a place's children."""
         return trees.onward(self._steps(logp_BKV, draft), draft.tree_BK)
 
     def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
@@ -124,6 +124,6 @@ class Traversal(Verifier):
         return _recursive(logp_BKV, draft, noise, joint=True)
 
     def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
-        """Every node's depth times the chance that its coin is the first to succeed, from the leaves up."""
+        """Every node's depth times the chance that it is the first to be accepted, from the leaves up."""
         coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=True)
         return trees.depth_from_leaves(coins.coin_BN, draft.tree_BK)

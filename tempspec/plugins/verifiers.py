@@ -1,4 +1,4 @@
-"""The built-in verifiers: each is a function of `tempspec.core.verification`, its coins and one draw (floor 3).
+"""The built-in verifiers: each is a function of `tempspec.core.verification`, its decisions and one draw (floor 3).
 
 Every rule takes all its randomness from the round's `Noise`, once per stream.
 
@@ -23,7 +23,7 @@ _ALL: frozenset[Siblings] = frozenset(get_args(Siblings))
 def _while_equal(token_BK: Tensor, draft: Draft) -> Verdict:
     """Accept while the target's own tokens `[B, K+1]` equal the drafted ones; the first that differs follows.
 
-    In a tree, descend while a child equals the target's own token behind its parent.
+    In a tree, descend while a child equals the target's own token after its parent.
     """
     if draft.parent_BK is not None:
         own_BK = token_BK.gather(1, draft.parent_BK + 1)
@@ -121,7 +121,7 @@ class BlockVerification(Verifier):
         return Verdict(accepted_B, noise.draw(weight_BV, Stream.RESIDUAL))
 
     def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
-        """`sum_i P_i`: at least i tokens stand with probability P_i, averaged over what is drafted behind them."""
+        """`sum_i P_i`: at least i tokens are accepted with probability P_i, averaged over later drafts."""
         logp_BK, logq_BK = core.of_token(logp_BKV, draft.token_BK), core.of_token(draft.logq_BKV, draft.token_BK)
         survival_BK = core.block_survival(core.log_ratio(logp_BK, logq_BK))[:, 1:]
         return (survival_BK * core.real(draft.token_BK, draft.length_B)).sum(-1)

@@ -126,7 +126,7 @@ def _decoded_gain(
 def _analytic_gain(
     collection: Collection, draft: MeasuredDraft, reference: MeasuredDraft, temperature: float
 ) -> Iterator[Change]:
-    """The same without the noise of coins: overlap of the laws at T, on the target's own text where there is some."""
+    """The same without sampling noise: the overlap at T, on the target's own text where there is some."""
     key = ("analytic_acceptance", temperature, temperature)
     texts, others = collection.texts(draft), collection.texts(reference)
     for text in sorted(texts, key=lambda text: not text.endswith(SAMPLED)):
@@ -237,7 +237,7 @@ def _remedies(collection: Collection) -> Answer:
             place = (cell.prompt_set, cell.target_temperature)
             if place == (plain.prompt_set, hottest) and (draft, cell) != (base, plain):
                 lossy = draft.estimates[cell].get("total_variation_from_target", Estimate.nothing())
-                off = f", whose text is {lossy.point()} off the target's law" if lossy.prompts else ""
+                off = f", whose text is {lossy.point()} off the target's distribution" if lossy.prompts else ""
                 label = f"{draft.name}, {cell.verifier}, draft T = {cell.draft_temperature:g}{off}"
                 one, other = (d.metrics[c].block_efficiency.sums() for d, c in ((draft, cell), (base, plain)))
                 tried[label] = one, other

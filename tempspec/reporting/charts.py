@@ -1,4 +1,4 @@
-"""The figures of a report: one small function a figure, each a panel of its own (floor 5).
+"""The figures of a report: one small function per figure, each with its own panel (floor 5).
 
 Panels are small on purpose: a page puts them side by side or below one another, as its width allows.
 """
@@ -170,7 +170,7 @@ def heatmap(
 
 
 def _panel(draw: Callable[[Axes], None], x: str, y: str, *, height: float = 3.1, legend: bool = False) -> Figure:
-    """One pair of axes in a figure that stands alone."""
+    """One pair of axes in a figure of its own."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(4.2, height), layout="constrained")
         FigureCanvasAgg(figure)

@@ -1,6 +1,6 @@
 """Rich tables of estimates. They choose the layout that the console has room for (floor 5).
 
-With room, an interval stands beside its value; at 80 to 120 columns below it; in less, it is left out. Names wrap
+With room, an interval is beside its value; at 80 to 120 columns below it; in less, it is left out. Names wrap
 between words and are never cut.
 """
 
@@ -93,7 +93,7 @@ class _Line:
     spec: str = ""
 
     def field(self, name: str, style: Style) -> str:
-        """What stands in a metric's column."""
+        """What is in a metric's column."""
         return style(self.metrics.get(name, Estimate.nothing()), self.spec)
 
 

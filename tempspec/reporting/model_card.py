@@ -85,7 +85,7 @@ python -m sglang.launch_server --model-path {target} --speculative-algorithm EAG
 ```
 
 Without `probabilistic`, or `--speculative-use-rejection-sampling`, an engine drafts the most likely token at every
-temperature: the law that was trained for temperatures above 0 is then not used. {refused}"""
+temperature: the distribution that was trained for temperatures above 0 is then not used. {refused}"""
 
 _REFUSED = {
     False: "Both engines sample from all tokens.",
@@ -147,7 +147,7 @@ def _quantised(model: Mapping[str, Any]) -> str | None:
 
 
 def _measured(run: Path) -> Iterator[str]:
-    """A table a stage, or one sentence that says what is missing."""
+    """One table per stage, or a sentence that says what is missing."""
     for stage, what in (("validate", "Without decoding"), ("predict", "By speculative decoding")):
         rows = _summary(run, stage)
         if not rows:

@@ -104,7 +104,7 @@ def to_latex(sheet: Sheet) -> str:
 
 _LATEX = {letter: rf"\{letter}" for letter in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}"}
-_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "[": "{[}"}  # behind a line's end [ begins an option
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "[": "{[}"}  # after a line's end [ begins an option
 
 
 def _latex_line(fields: Sequence[str]) -> str:

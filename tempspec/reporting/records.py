@@ -74,7 +74,7 @@ def write_summary_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_metrics_json(path: Path, estimates: Estimates, **facts: Any) -> None:
-    """Write every cell with its metrics by name, behind facts of the run; NaN becomes null.
+    """Write every cell with its metrics by name, after facts of the run; NaN becomes null.
 
     Args:
         path: the file.

@@ -72,11 +72,11 @@ class MeasuredRun:
 
 @dataclass(frozen=True)
 class MeasuredDraft:
-    """One draft, with a run a seed; estimates pool the seeds, and resample prompts.
+    """One draft, with one run per seed; estimates pool the seeds, and resample prompts.
 
     Attributes:
         name: what to call it.
-        labels: what sets it apart; see `tempspec.reporting.study_index`.
+        labels: how it differs from the others; see `tempspec.reporting.study_index`.
         runs: by seed.
     """
 

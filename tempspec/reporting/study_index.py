@@ -38,7 +38,7 @@ class DraftIndex:
     """One draft.
 
     Attributes:
-        labels: what sets it apart, by name.
+        labels: how it differs from the others, by name.
         seeds: the run folder of each seed, relative to the study's folder.
     """
 

@@ -48,7 +48,7 @@ class HashModel:
         return self._logits()
 
     def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
-        """Read nodes of a tree behind the text; logits `[B, M, V]`."""
+        """Read nodes of a tree after the text; logits `[B, M, V]`."""
         if self._state_BN is None:
             self._state_BN = self._state_B[:, None]
         state_BM = fold(self._state_BN.gather(1, parent_BM + 1), token_BM)
@@ -62,7 +62,7 @@ class HashModel:
 
 
 class _Rule(DraftLength):
-    """Stops behind even tokens, or never."""
+    """Stops after even tokens, or never."""
 
     def __init__(self, longest: int, stops: bool) -> None:
         self.longest = longest
@@ -77,7 +77,7 @@ class _Rounds:
     """Rows to draft for, and how to ask a drafter about them.
 
     Attributes:
-        token_BT: texts; what lies behind `length_B` is rubbish.
+        token_BT: texts; what comes after `length_B` is arbitrary.
         length_B: their lengths.
         limit_B: what each row may draft.
         key_B: each row's noise.
@@ -129,11 +129,11 @@ def check_drafter(drafter: Drafter, *, vocabulary: int = 5, longest: int = 4, ro
     On random texts of lengths from 1 token up, with a model whose law is a hash of the text if it needs one:
 
     - the draft has `[B, K]` ids of the vocabulary, lengths in 0..limit and normalised laws `[B, K, V]`, K at most the
-      longest; nothing is NaN, not even behind a row's length;
+      longest; nothing is NaN, not even after a row's length;
     - q is the law that the tokens were sampled from: among all rows that drafted an i-th token, each id, and each
       rank, is as frequent as q says, up to chance (a drafter that drops tokens it has seen fails here);
-    - equal noise gives equal drafts; nothing behind a row's length is read; a row alone gets what it gets in a batch;
-    - a row stops where the rule says so, behind the token that the rule was shown;
+    - equal noise gives equal drafts; nothing after a row's length is read; a row alone gets what it gets in a batch;
+    - a row stops where the rule says so, after the token that the rule was shown;
     - where no row may draft, K is 0 and the model is not called;
     - a tree's parents come before their children, level by level, no deeper than the row's limit (the rule that stops a
       chain is not asked of trees).
@@ -206,8 +206,8 @@ def _check_record(drafter: Drafter, draft: Draft, rounds: _Rounds) -> None:
         "nodes come level by level": _real(draft)[:, 1:] & (depth_BK[:, 1:] < depth_BK[:, :-1]),
         "lengths lie in 0..K": (draft.length_B < 0) | (draft.length_B > drafted),
         "no path is longer than the limit": _real(draft) & (depth_BK > rounds.limit_B[:, None]),
-        "ids lie in 0..V-1, behind the length too": (draft.token_BK < 0) | (draft.token_BK >= rounds.vocabulary),
-        "laws are no NaN, behind the length too": draft.logq_BKV.isnan(),
+        "ids lie in 0..V-1, after the length too": (draft.token_BK < 0) | (draft.token_BK >= rounds.vocabulary),
+        "laws are no NaN, after the length too": draft.logq_BKV.isnan(),
         "laws add up to 1": _real(draft) & ~((mass_BK - 1.0).abs() < 1e-4),
         "a drafted token has q > 0": _real(draft) & ~(own_BK > -torch.inf),
     }
@@ -250,7 +250,7 @@ def _check_rows(drafter: Drafter, rounds: _Rounds, free: Draft, seed: int) -> No
     again = _draft(drafter, rounds, seed)
     _check_same("equal noise gives equal drafts", free, again, row_B)
     again = _draft(drafter, replace(rounds, token_BT=longer_BT), seed)
-    _check_same("nothing behind a row's length is read", free, again, row_B)
+    _check_same("nothing after a row's length is read", free, again, row_B)
     again = _draft(drafter, rounds.rows(row_B.flip(0)), seed)
     _check_same("a row's draft does not depend on the batch", free, again, row_B.flip(0))
     for row in range(0, len(row_B), max(1, len(row_B) // 32)):
@@ -278,7 +278,7 @@ def _check_same(law: str, draft: Draft, again: Draft, row_B: Tensor) -> None:
 
 
 def _check_rule(drafter: Drafter, rounds: _Rounds, free: Draft, seed: int) -> None:
-    """With a rule that stops behind even tokens, drafts are the free ones up to and with the first even token."""
+    """With a rule that stops after even tokens, drafts are the free ones up to and with the first even token."""
     stopped = _draft(drafter, replace(rounds, rule=_Rule(rounds.rule.longest, stops=True)), seed)
     going_BK = ((free.token_BK % 2 == 1) & _real(free)).long().cumprod(-1)
     expected_B = torch.minimum(going_BK.sum(-1) + 1, free.length_B)
@@ -286,7 +286,7 @@ def _check_rule(drafter: Drafter, rounds: _Rounds, free: Draft, seed: int) -> No
     if wrong_B.any():
         row = int(wrong_B.nonzero()[0])
         found = f"{int(stopped.length_B[row])} of {free.token_BK[row].tolist()} kept, expected {int(expected_B[row])}"
-        raise ConformanceError("a row stops behind the token that the rule stops at", f"row {row}", found)
+        raise ConformanceError("a row stops after the token that the rule stops at", f"row {row}", found)
 
 
 def _check_idle(drafter: Drafter, rounds: _Rounds, seed: int) -> None:

@@ -36,7 +36,7 @@ class Eagle3Reading:
         Args:
             states_KTH: the target's states of one text.
             embedded_TH: the embeddings of its tokens.
-            entry: which; the text has `steps` tokens behind it.
+            entry: which; the text has `steps` tokens after it.
             steps: how many.
         """
         kept: list[tuple[Tensor, Tensor]] = []

@@ -66,13 +66,13 @@ class _ForcedNoise(Noise):
 
     @property
     def weight_B(self) -> Tensor:
-        """The probability of all outcomes so far: of what was drawn, and that every coin's u lies where it must."""
+        """The probability of all outcomes so far: of what was drawn, and of every decision's u being where it must."""
         return self._drawn_B * (self._high_BK - self._low_BK).prod(-1)
 
     def coins(self, probability_BK: Tensor) -> Tensor:
         """One of the patterns that some row can show, the same in every row.
 
-        Each coin's u is known to lie in an interval, [0, 1) at first; every toss cuts it at h and keeps one side.
+        Each decision's u is known to be in an interval, [0, 1) at first; deciding cuts it at h and keeps one side.
         """
         self._require(~probability_BK.isnan().any(-1), "coins have probabilities", "NaN")
         tossed = probability_BK.shape[1]
@@ -119,7 +119,7 @@ class _ForcedNoise(Noise):
     def _use(self, stream: Stream) -> None:
         """Refuse noise that the round has used already, here or for its drafts."""
         if stream in self._used or stream in _NOT_DRAWN_FROM:
-            law = "a verifier draws once from a stream, and from none of the drafter's or the coins'"
+            law = "a verifier draws once from a stream, and from none of the drafter's or the accept decisions'"
             raise ConformanceError(law, self._where, f"{stream.name} noise was used again")
         self._used.add(stream)
 
@@ -191,16 +191,16 @@ class Rounds:
 
 
 def all_rounds(pair: LawPair) -> Rounds:
-    """Drafts of every length 0..K, and drafts that stop behind the first token 0, each in full.
+    """Drafts of every length 0..K, and drafts that stop after the first token 0, each in full.
 
-    Behind a row's length stand tokens and laws that mean nothing: another chain's, never one the row could want.
+    After a row's length are tokens and laws that mean nothing: another chain's, never one the row could want.
     """
     longest = pair.longest
     chain_BK = all_chains(pair.vocabulary, longest)
     groups = [f"{length} drafted" for length in range(longest + 1)]
     lengths = [torch.full((len(chain_BK),), length, dtype=torch.int64) for length in range(longest + 1)]
     if longest > 1:
-        groups.append("drafts that stop behind token 0")
+        groups.append("drafts that stop after token 0")
         lengths.append(((chain_BK != 0).long().cumprod(-1).sum(-1) + 1).clamp(max=longest))
     group_B = torch.arange(len(groups)).repeat_interleave(len(chain_BK))
     token_BK, length_B = chain_BK.repeat(len(groups), 1), torch.cat(lengths)
@@ -211,7 +211,7 @@ def all_rounds(pair: LawPair) -> Rounds:
 
 
 def _possible(rounds: Rounds) -> Rounds:
-    """The rows that have any probability, with what lies behind their lengths replaced by the reverse row's."""
+    """The rows that have any probability, with what comes after their lengths replaced by the reverse row's."""
     keep_B = rounds.weight_B > 0
     draft = rounds.draft
     token_BK, logq_BKV, logp_BKV = draft.token_BK[keep_B], draft.logq_BKV[keep_B], rounds.logp_BKV[keep_B]
@@ -228,9 +228,9 @@ def _possible(rounds: Rounds) -> Rounds:
 
 
 def all_trees(pair: LawPair, parents: Sequence[int], siblings: Siblings) -> Rounds:
-    """Every tree of one shape that drafting can give, cut behind each level and in the middle of the last.
+    """Every tree of one shape that drafting can give, cut after each level and in the middle of the last.
 
-    Behind a row's length stand the tokens and laws of the reverse row.
+    After a row's length are the tokens and laws of the reverse row.
 
     Args:
         pair: the laws; K is at least the tree's depth.
@@ -325,7 +325,7 @@ def emitted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws
 
 
 def path_codes(draft: Draft, vocabulary: int) -> Tensor:
-    """The codes of the prefixes behind the root and each drafted token, int64 `[B, K+1]`."""
+    """The codes of the prefixes after the root and each drafted token, int64 `[B, K+1]`."""
     code_BK = torch.zeros(len(draft.token_BK), draft.token_BK.shape[1] + 1, dtype=torch.int64)
     for node, (token_B, parent_B) in enumerate(zip(draft.token_BK.T, draft.tree_BK.T, strict=True)):
         code_BK[:, node + 1] = code_BK.gather(1, parent_B[:, None] + 1).squeeze(1) * vocabulary + token_B
@@ -342,7 +342,7 @@ def accepted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of law
 
 
 def reached_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws") -> Tensor:
-    """P(each place stands) of each row, float64 `[B, K+1]`: the root, which always does, then every drafted token."""
+    """P(each place is accepted), float64 `[B, K+1]`: the root, which always is, then every drafted token."""
     reached_BK1 = torch.zeros(len(rounds.weight_B), rounds.draft.token_BK.shape[1] + 1, dtype=torch.float64)
     for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
         verdict = outcome.verdict

@@ -31,7 +31,7 @@ def check_head(head: DraftHead, *, vocabulary: int = 24, rows: int = 3, steps: i
     - it reads ascending states that the target has; its ids are ascending ids of the target, as many as it says;
     - its training steps equal decoding: what step j gives an entry is what a cache gives that was fed the text up to
       that entry, an entry at a time, and then j further tokens;
-    - a row of a batch gets what it gets alone, whatever lies behind its end;
+    - a row of a batch gets what it gets alone, whatever comes after its end;
     - the loss of the steps reaches every weight that is trained, and none of the target's;
     - `load` gives back what `save` wrote, bit for bit, in every format;
     - a head whose format `plain` names `LlamaForCausalLMEagle3` means by its tensors what engines read in them.
@@ -69,7 +69,7 @@ class _Texts:
     Attributes:
         token_BT: texts.
         length: their lengths.
-        states: `[B, T, H]` each; beyond a row's length rubbish.
+        states: `[B, T, H]` each; beyond a row's length arbitrary.
         embedding_VH: the target's.
     """
 
@@ -93,20 +93,20 @@ class _Texts:
         return list(model.unrolled(self.states, self.token_BT, self.embed, steps))
 
     def row(self, row: int) -> "_Texts":
-        """One row, without what lies behind its end."""
+        """One row, without what comes after its end."""
         length = self.length[row]
         states = [state[row : row + 1, :length] for state in self.states]
         return _Texts(self.token_BT[row : row + 1, :length], [length], states, self.embedding_VH)
 
     def places(self, steps: int) -> Iterator[tuple[int, int, int]]:
-        """Row, step and entry of everything that predicts a token of its row, or the first behind it."""
+        """Row, step and entry of everything that predicts a token of its row, or the first after it."""
         for row, length in enumerate(self.length):
             for step in range(steps):
                 yield from ((row, step, entry) for entry in range(length - 1 - step))
 
 
 class _Growing:
-    """A cache of one row that grows by an entry a step: the plainest `Keys` that there is."""
+    """A cache of one row that grows by one entry per step: the plainest `Keys` that there is."""
 
     def __init__(self) -> None:
         self.position_BN = torch.zeros(1, 1, dtype=torch.int64)

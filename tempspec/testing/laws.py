@@ -23,7 +23,7 @@ class LawPair:
     """A target's and a draft's log-laws given every prefix.
 
     Attributes:
-        logp: one table per depth 0..K, `[V^i, V]`: the target's law behind each prefix of i tokens.
+        logp: one table per depth 0..K, `[V^i, V]`: the target's law after each prefix of i tokens.
         logq: one table per depth 0..K-1, likewise: the draft's.
     """
 
@@ -49,7 +49,7 @@ class LawPair:
         return logp_BKV, torch.stack([table[code] for table, code in zip(self.logq, code_BK.T[:-1], strict=True)], 1)
 
     def tree(self, token_BN: Tensor, parents: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """The laws in each row's tree: the target's behind root and nodes `[B, N+1, V]`, the draft's at each parent.
+        """The laws in each row's tree: the target's after root and nodes `[B, N+1, V]`, the draft's at each parent.
 
         The second is `[B, N, V]`: what a node is drawn from before its siblings are looked at.
         """
@@ -120,7 +120,7 @@ def all_chains(vocabulary: int, length: int) -> Tensor:
 
 
 def context_free(p_V: Tensor, q_V: Tensor, length: int) -> LawPair:
-    """The same two laws (not their logarithms) behind every prefix."""
+    """The same two laws (not their logarithms) after every prefix."""
 
     def tables(law_V: Tensor, depths: int) -> Depths:
         return tuple(law_V.double().log().expand(len(law_V) ** depth, -1) for depth in range(depths))

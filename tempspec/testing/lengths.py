@@ -51,7 +51,7 @@ def check_length(rule: DraftLength, *, vocabulary: int = 8, rows: int = 64, seed
 
 
 def _check_proceed(rule: DraftLength, vocabulary: int, last: tuple[Tensor, ...], after: str, seed: int) -> None:
-    """Ask behind tokens, in a round that follows `last`."""
+    """Ask after tokens, in a round that follows `last`."""
     rows = len(last[0])
     for law, spread in {"sharp laws": 8.0, "flat laws": 0.5}.items():
         where = f"{law} {after}"

@@ -30,7 +30,7 @@ class SampledNoise(Noise):
         return uniform(self.key_B[:, None], int(stream), torch.arange(count))
 
     def coins(self, probability_BK: Tensor) -> Tensor:
-        """Accept coins, `[B, K]`."""
+        """Accept decisions, `[B, K]`."""
         return self._uniform(Stream.ACCEPT, probability_BK.shape[1]) < probability_BK
 
     def draw(self, weight: Tensor, stream: Stream = Stream.RESIDUAL) -> Tensor:

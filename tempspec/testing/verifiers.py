@@ -92,7 +92,7 @@ def check_verifier(
 
 
 def _cases(verifier: Verifier, vocabulary: int, longest: int, seed: int) -> Iterator[tuple[str, LawPair]]:
-    """The pairs of laws that a verifier must stand, with their names; the last ones leave nothing to draft."""
+    """The pairs of laws that a verifier must pass, with their names; the last ones leave nothing to draft."""
     for name, pair in law_cases(vocabulary, longest, seed).items():
         if name.startswith("one-hot target") or not verifier.greedy_only:
             yield name, pair
@@ -179,7 +179,7 @@ def _check_expected(verifier: Verifier, rounds: Rounds, where: str) -> None:
 
 
 def _check_expected_acceptance(expected_BK: Tensor, reached_BK1: Tensor, rounds: Rounds, where: str) -> None:
-    """Behind every prefix the enumerated share of accepted tokens is the expected one."""
+    """After every prefix the enumerated share of accepted tokens is the expected one."""
     draft, vocabulary = rounds.draft, rounds.pair.vocabulary
     real_BK, code_BK1 = real(draft.token_BK, draft.length_B), path_codes(draft, vocabulary)
     for place in range(draft.token_BK.shape[1]):
@@ -191,8 +191,8 @@ def _check_expected_acceptance(expected_BK: Tensor, reached_BK1: Tensor, rounds:
         gap.index_put_((rounds.group_B, code_BK1[:, place]), difference_B, accumulate=True)
         if not gap.abs().max() <= _TOLERANCE[torch.float64]:
             raise ConformanceError(
-                "expected_acceptance is P(accepted | earlier ones were), behind every prefix",
-                f"{where}, behind {place} drafted tokens" if draft.parent_BK is None else f"{where}, place {place}",
+                "expected_acceptance is P(accepted | earlier ones were), after every prefix",
+                f"{where}, after {place} drafted tokens" if draft.parent_BK is None else f"{where}, place {place}",
                 f"off by {float(gap.abs().max()):.3g} (weighted by the prefix)",
             )
 

@@ -26,7 +26,7 @@ def test_its_acceptance_is_measured(run, world, folder):
     code, printed, _ = run("check-head", folder, "--target", world / "target", "--tokens", "6")
     cold, warm, last = printed.splitlines()
     assert (code, last) == (0, f"{folder}: no fault")
-    form = r"T = {}: \d\.\d\d tokens a pass; accepted by position:( \d\.\d\d){{4}}"
+    form = r"T = {}: \d\.\d\d tokens per pass; accepted by position:( \d\.\d\d){{4}}"
     assert re.fullmatch(form.format(0), cold)
     assert re.fullmatch(form.format(1), warm)
 

@@ -3,8 +3,8 @@ import torch
 
 from tempspec.modules.callbacks.precision import half_note
 
-AUTOCAST = "this acceptance is of laws that are computed under autocast"
-HALF = "computes in bfloat16: laws may depend on the batch's shape"
+AUTOCAST = "this acceptance is computed under autocast"
+HALF = "computes in bfloat16: logits may depend on the batch's shape"
 
 
 def notes(caplog):

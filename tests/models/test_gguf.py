@@ -141,7 +141,7 @@ def test_a_gguf_file_that_is_not_there(path):
 
 def test_a_torn_gguf_file_is_one_line(file, tmp_path):
     (tmp_path / "torn.gguf").write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"torn\.gguf: the file is torn, or it is no GGUF file") as caught:
+    with pytest.raises(UserError, match=r"torn\.gguf: the file is truncated, or it is no GGUF file") as caught:
         load_model(str(tmp_path / "torn.gguf"))
     assert "\n" not in str(caught.value)
 

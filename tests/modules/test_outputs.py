@@ -75,7 +75,7 @@ def test_gradients_need_no_padding_mask(llama):
 def test_models_that_cannot_part_documents_are_named_in_one_line(llama, bloom, caplog):
     assert not reading_of([llama, bloom], SimpleNamespace(packed=True)).apart
     (line,) = [record.message for record in caplog.records]
-    assert line.startswith("the documents of a packed row see each other: BloomForCausalLM cannot keep them apart")
+    assert line.startswith("the documents of a packed row see each other: BloomForCausalLM cannot separate them")
 
 
 @pytest.mark.parametrize("data", [None, SimpleNamespace(), SimpleNamespace(packed=False)])

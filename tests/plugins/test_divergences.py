@@ -145,7 +145,7 @@ def test_a_weighted_sum_is_the_sum_of_its_weighted_terms():
 
 def test_labels_are_needed_for_a_cross_entropy_with_them():
     logp = torch.zeros(1, 1, 4).log_softmax(-1)
-    with pytest.raises(UserError, match="got laws alone: give a context with label_BT"):
+    with pytest.raises(UserError, match="got none: give a context with label_BT"):
         plugins.LabelCrossEntropy()(logp, logp)
 
 

@@ -100,7 +100,7 @@ def test_a_lossy_rule_that_wins_is_said_to_change_the_text(tmp_path):
     collection = collect(runs)
     for row in collection.drafts[1].rows:
         row["total_variation"], row["kl"] = [0.25 * tested for tested in row["tested"]], [0.1] * len(row["tested"])
-    assert ", whose text is .250 off the target's law " in answers(collection)[3].sentence
+    assert ", whose text is .250 off the target's distribution " in answers(collection)[3].sentence
 
 
 def test_few_prompts_claim_nothing(tmp_path):

@@ -221,7 +221,7 @@ def test_enumeration_agrees_with_sampling():
 
 def test_rounds_of_every_length_have_the_drafts_law():
     rounds = all_rounds(law_cases(3, 2)["laws with zeros"])
-    assert rounds.groups == ("0 drafted", "1 drafted", "2 drafted", "drafts that stop behind token 0")
+    assert rounds.groups == ("0 drafted", "1 drafted", "2 drafted", "drafts that stop after token 0")
     weight = torch.zeros(4).double().index_add(0, rounds.group_B, rounds.weight_B)
     torch.testing.assert_close(weight, torch.ones(4).double())
     assert (rounds.weight_B > 0).all()

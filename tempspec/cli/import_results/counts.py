@@ -66,7 +66,7 @@ def of_vllm(
         accepted: tokens.
         drafted: tokens.
         by_position: of the rounds that drafted, how many accepted each position.
-        written: tokens behind those of the pass over the prompt; None where the engine does not say.
+        written: tokens after those of the pass over the prompt; None where the engine does not say.
 
     >>> of_vllm(15, 45, 60).emitted / 15, of_vllm(15, 45, 60, written=63).rounds
     (4.0, 18)

@@ -1,6 +1,6 @@
 """Accepted lengths that a serving engine counted, from any file that vLLM or SGLang writes (floor 6).
 
-Forms are told apart by their content: answers and records (JSON, JSON Lines, streamed), counters in Prometheus' text
+Forms are distinguished by their content: answers and records (JSON, JSON Lines, streamed), counters in Prometheus' text
 form, and the periodic lines of either engine's log. Only requests have an interval: counters have no parts, and a log's
 windows cut requests in two.
 """
@@ -110,7 +110,7 @@ def _of_vllm_0_8_log(text: str) -> EngineLog | None:
 
 
 def _of_former_vllm_log(text: str) -> EngineLog | None:
-    """Counts since the start, so the last line has all. Its accepted tokens include some behind a rejection."""
+    """Counts since the start, so the last line has all. Its accepted tokens include some after a rejection."""
     lines = _FORMER_VLLM_LINE.findall(text)
     if not lines:
         return None

@@ -1,7 +1,7 @@
 """`tempspec quickstart`: the whole job at a small size, by the plain command lines that do the same (floor 6).
 
 This module orchestrates subprocesses and knows nothing of models: each step is a command line and the files that it
-leaves. A step whose command, configuration and inputs are unchanged is not run again; an interrupted one goes on.
+leaves. A step whose command, configuration and inputs are unchanged is not run again; an interrupted one resumes.
 """
 
 import shlex
@@ -110,7 +110,7 @@ def _call(*arguments: str) -> None:
     if code in (130, 143, -2, -15):
         raise SystemExit(130 if code in (130, -2) else 143)
     if code:
-        raise UserError(f"this step ended with exit code {code}; mend what it says and run quickstart again to resume")
+        raise UserError(f"this step ended with exit code {code}; fix what it says and run quickstart again to resume")
 
 
 def _show(folder: Path) -> None:

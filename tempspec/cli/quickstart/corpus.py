@@ -54,7 +54,7 @@ class CorpusPaths:
     """The files of a corpus, each JSON Lines with a `text` column.
 
     Attributes:
-        train: library sources, one file a row.
+        train: library sources, one file per row.
         in_domain: sections of other library sources.
         out_domain: sections of documentation topics.
     """

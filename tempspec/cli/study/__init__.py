@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: `study` and its options.
 
     Raises:
-        UserError: a wrong option, or whatever a run of the study cannot go on with.
+        UserError: a wrong option, or whatever stops a run of the study.
     """
     parser = errors.parser("tempspec study", "A grid of drafts, verifiers and temperatures.", hint=_HINT)
     parser.add_argument("--config", action="config", help="The study's YAML.")

@@ -1,4 +1,4 @@
-"""What a study's YAML says, and the ordinary configurations that it stands for (floor 6)."""
+"""What a study's YAML says, and the ordinary configurations that it means (floor 6)."""
 
 import copy
 import json
@@ -36,7 +36,7 @@ class Candidate:
     """One draft of a study.
 
     Args:
-        labels: what sets it apart, for the report.
+        labels: how it differs from the others, for the report.
         fit: distil it first; otherwise it is measured as it is.
         generation_temperatures: train it on what the target writes at these temperatures, from the study's
             `training_prompts`; by default on the experiment's `data.train`.

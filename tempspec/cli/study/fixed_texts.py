@@ -1,4 +1,4 @@
-"""What the prompts' own texts go on with: the fixed text of a study, beside what the target writes (floor 6)."""
+"""How the prompts' own texts continue: the fixed text of a study, beside what the target writes (floor 6)."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any

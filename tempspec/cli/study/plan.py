@@ -30,7 +30,7 @@ _SECONDS = {
     "validate": 6e-4,
     "predict": 2e-3,
 }
-"""Seconds of each step of the preparation, and seconds a token of the others, on one free core for the quickstart's
+"""Seconds of each step of the preparation, and seconds per token of the others, on one free core for the quickstart's
 pair: a guess, which gives way to what steps of this study took."""
 
 Work = Mapping[str, Mapping[str, float]]
@@ -113,7 +113,7 @@ class Plan:
         return _SECONDS[stage] if measured is None else measured
 
     def _measured(self, stage: str) -> float | None:
-        """Seconds a token of the stages of this name that are finished; None where there are none."""
+        """Seconds per token of the stages of this name that are finished; None where there are none."""
         done = [name for name in self.work if stage in self.took[name] and self.work[name].get(stage)]
         seconds = sum(self.took[name][stage] for name in done)
         return seconds / sum(self.work[name][stage] for name in done) if done else None
@@ -150,7 +150,7 @@ def _count(prompts: Mapping[str, Any]) -> int:
 
 
 def _fitted(sweep: Sweep) -> dict[float, float]:
-    """Stands for draft temperatures that are not fitted yet: equal to no other."""
+    """In place of draft temperatures that are not fitted yet: equal to no other."""
     return dict.fromkeys(sweep.target_temperatures, math.inf)
 
 

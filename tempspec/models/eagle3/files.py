@@ -32,7 +32,7 @@ EMBEDDING, OUTPUT = "embed_tokens.weight", "lm_head.weight"
 STATE_IDS = "eagle_aux_hidden_state_layer_ids"
 _FILE = "model.safetensors"
 _DRAFTED = 5
-"""Tokens a round that a file of speculators proposes to the engine."""
+"""Tokens per round that a file of speculators proposes to the engine."""
 UNREAD = ("norm_before_fc", "fc_norm")
 """Options of speculators that change the network, and are not read here."""
 
@@ -66,7 +66,7 @@ class HeadFolder:
 
 
 def plain_name(name: str) -> str:
-    """A tensor's name in the plain format: `model.` may stand before it, `midlayer.` for `layers.0.`.
+    """A tensor's name in the plain format: `model.` may precede it, `midlayer.` for `layers.0.`.
 
     >>> plain_name("model.midlayer.hidden_norm.weight"), plain_name("d2t")
     ('layers.0.hidden_norm.weight', 'd2t')

@@ -151,7 +151,7 @@ class Eagle3Model(HeadModel):
         return self.fc(torch.cat([state.to(self.fc.weight.dtype) for state in states], -1))
 
     def step(self, carry_BNC: Tensor, token_BN: Tensor, embedded_BNH: Tensor, keys: Keys, number: int) -> HeadStep:
-        """See `HeadModel.step`; what is handed on is the layer's output, before the norm or behind it."""
+        """See `HeadModel.step`; what is handed on is the layer's output, before the norm or after it."""
         rotation = self.rotary(keys.position_BN, carry_BNC.dtype)
         output_BNH = self.layers[0](embedded_BNH.to(carry_BNC.dtype), carry_BNC, rotation, keys)
         hidden_BNH = self.norm(output_BNH)

@@ -1,4 +1,4 @@
-"""Callbacks that a run wants whatever it trains, one a file (floor 5)."""
+"""Callbacks that a run wants whatever it trains, one per file (floor 5)."""
 
 from tempspec.modules.callbacks.changed import ChangedOptions, decisive
 from tempspec.modules.callbacks.export import Exportable, PretrainedExport

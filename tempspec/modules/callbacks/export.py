@@ -14,7 +14,7 @@ __all__ = ["Exportable", "PretrainedExport"]
 
 
 class Exportable(Protocol):
-    """A module that leaves a model behind."""
+    """A module whose model is exported."""
 
     @property
     def export_name(self) -> str:
@@ -68,7 +68,7 @@ class PretrainedExport(Callback):
         return {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on knowing which checkpoint the folder holds."""
+        """Keep knowing which checkpoint the folder holds."""
         self.best = state_dict["best"]
 
     def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:

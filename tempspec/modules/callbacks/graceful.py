@@ -142,7 +142,7 @@ class GracefulStop(Callback):
             raise Stopped(code)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Let Lightning leave behind this step."""
+        """Let Lightning stop after this step."""
         if self._steps.stepped(trainer.global_step) and self._agree(trainer):
             trainer._signal_connector.received_sigterm = True
 

@@ -34,7 +34,7 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         folder: where the file is.
-        every: seconds of work that a crash of the machine may cost; 0 saves behind validations and at the end alone.
+        every: seconds of work that a crash of the machine may cost; 0 saves after validations and at the end alone.
         clock: seconds that only grow.
 
     Raises:
@@ -87,8 +87,8 @@ class LastCheckpoint(Checkpoint):
         """Save what there is.
 
         Not where one process of several fails alone; not in a second Ctrl-C, which may come at any point of a step; not
-        behind some of the batches of an accumulated step; and not in the middle of a validation, which a run that is
-        continued from there would leave out: it goes on from the checkpoint before.
+        after some of the batches of an accumulated step; and not in the middle of a validation, which a run that is
+        continued from there would leave out: it resumes from the checkpoint before.
         """
         alone = trainer.world_size > 1 and not raised_by_all(exception)
         torn = self._in_step and isinstance(exception, KeyboardInterrupt)

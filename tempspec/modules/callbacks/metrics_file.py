@@ -1,4 +1,4 @@
-"""metrics.csv: everything that was logged, one row a step, never lost (floor 5)."""
+"""metrics.csv: everything that was logged, one row per step, never lost (floor 5)."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ class MetricsFile(Logger):
     """A logger that appends to `FOLDER/metrics.csv`.
 
     Unlike `CSVLogger` it never deletes rows of a finished run: a new run in the same folder first renames the old file
-    to `metrics.1.csv`, `metrics.2.csv`, ... A run that is continued goes on in the same file, behind the rows that its
+    to `metrics.1.csv`, `metrics.2.csv`, ... A run that is continued appends to the same file, after the rows that its
     checkpoint knew of (see `MetricsPosition`): what was logged after them is logged again.
 
     Args:
@@ -57,7 +57,7 @@ class MetricsFile(Logger):
         """Nothing: config.yaml holds them."""
 
     def keep(self, rows: int) -> None:
-        """Continue the file behind its first so many rows; called before anything is logged."""
+        """Continue the file after its first so many rows; called before anything is logged."""
         self._kept = self.rows = rows
 
     @rank_zero_only
@@ -117,7 +117,7 @@ class MetricsPosition(Callback):
         checkpoint["metrics_rows"] = max((log.rows for log in _metrics_files(trainer)), default=0)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go on behind them; a checkpoint of somebody else's names none, and all rows are kept away."""
+        """Append after them; a checkpoint of somebody else's names none, and all rows are kept away."""
         if "metrics_rows" in checkpoint:
             for log in _metrics_files(trainer):
                 log.keep(checkpoint["metrics_rows"])

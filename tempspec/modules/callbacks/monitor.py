@@ -43,7 +43,7 @@ class TrainingMonitor(Callback):
         self._paused_at = self.clock()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the clock go on."""
+        """Let the clock run again."""
         self._since += self.clock() - self._paused_at
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

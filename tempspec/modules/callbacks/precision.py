@@ -61,8 +61,8 @@ def autocast_note(precision: str) -> str:
     if not precision.endswith("-mixed"):
         return ""
     return (
-        f"trainer.precision is {precision}: this acceptance is of laws that are computed under autocast, and predict "
-        "draws from and verifies with those of the weights' own dtype; --trainer.precision 32-true measures these"
+        f"trainer.precision is {precision}: this acceptance is computed under autocast, and predict "
+        "draws and verifies in the weights' own dtype; --trainer.precision 32-true measures that"
     )
 
 
@@ -79,7 +79,7 @@ def half_note(dtypes: Mapping[str, torch.dtype]) -> str:
         return ""
     named = " and ".join(f"{name} computes in {dtype}" for name, dtype in halves.items())
     return (
-        f"{named}: laws may depend on the batch's shape, so the one that verifies is not quite that of plain decoding, "
+        f"{named}: logits may depend on the batch's shape, so what verifies is not quite what plain decoding samples, "
         "and a request may get other tokens in another batch; --model.loading.dtype float32 is exact"
     )
 

@@ -241,7 +241,7 @@ def _surveys(pairs: LogitPairs, temperatures: Sequence[float]) -> Iterator[tuple
 
 
 def _completed(given: Mapping[str, Any], rows: int, device: torch.device) -> dict[str, Tensor]:
-    """A batch with all that is counted by; rows are told apart by their `key`, or by how many came before.
+    """A batch with all that is counted by; rows are distinguished by their `key`, or by how many came before.
 
     Raises:
         UserError: it has no ids.

@@ -27,7 +27,7 @@ class StepClock:
         return step != before
 
     def number(self, step: int) -> int:
-        """Which of its step's batches the coming one is: 0, and more under accumulation; called once a batch.
+        """Which of its step's batches the coming one is: 0, and more under accumulation; called once per batch.
 
         >>> clock = StepClock()
         >>> [clock.number(step) for step in (0, 0, 1, 2, 2)]

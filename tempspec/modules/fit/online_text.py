@@ -30,7 +30,7 @@ Batch = Mapping[str, Tensor]
 
 
 class TokenMixture(Verifier):
-    """Not a rule of speculative decoding: each token is the draft's or the target's, by a coin that looks at neither.
+    """Not a rule of speculative decoding: each token is the draft's or the target's, at random and whatever they are.
 
     Args:
         target_share: the chance of the target's.
@@ -42,7 +42,7 @@ class TokenMixture(Verifier):
         self.target_share = target_share
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
-        """The drafted tokens before the first coin that falls to the target stand; the target writes the next."""
+        """The drafted tokens up to the first that is left to the target are accepted; the target writes that one."""
         keep_BK = noise.coins(
             torch.full(draft.token_BK.shape, 1 - self.target_share, dtype=torch.float64, device=logp_BKV.device)
         )

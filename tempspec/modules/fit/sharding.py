@@ -69,13 +69,13 @@ def shard(model: PreTrainedModel, trainer: Trainer) -> None:
 def shard_layers(model: PreTrainedModel, trainer: Trainer) -> None:
     """Shard the layers of a model over all processes, one layer on the device at a time.
 
-    Embedding, final norm and head stay whole, so that a frozen model can be asked for hidden states and head apart.
+    Embedding, final norm and head stay whole, so that hidden states and head of a frozen model can be used separately.
     """
     layers = next((part for part in model.modules() if isinstance(part, nn.ModuleList)), None)
     if layers is None:
         raise UserError(f"a {model.config.model_type} has no list of layers to shard: use trainer.strategy ddp")
     for layer in layers:
-        # Each is a root of its own here, whose default is to stay whole behind its forward pass.
+        # Each is a root of its own here, whose default is to stay whole after its forward pass.
         fully_shard(layer, mesh=_mesh(trainer), reshard_after_forward=True)
 
 

@@ -22,7 +22,7 @@ from tempspec.modules.outputs import reading_of, response
 __all__ = ["open_cache", "write_cache"]
 
 _REMEDY = {
-    "top": "keep the whole vocabulary, or take a divergence of laws, such as ForwardKL or NegativeLogAcceptance",
+    "top": "keep the whole vocabulary, or take a divergence of probabilities, as ForwardKL or NegativeLogAcceptance",
     "sampled": "keep top tokens, or take a mean under p of a function of q / p, such as ForwardKL or TotalVariation",
 }
 
@@ -101,8 +101,8 @@ def open_cache(
             "its target kept the documents of a row from each other",
         ),
         "no model.online": (not writes, "text that is written while training was never seen by the target"),
-        "no model.selection": (not selects, "it compares with the target's whole laws"),
-        "another schedule": (not temperature.needs, f"{type(temperature).__name__} looks at whole laws"),
+        "no model.selection": (not selects, "it compares with the target's whole distributions"),
+        "another schedule": (not temperature.needs, f"{type(temperature).__name__} looks at whole distributions"),
         "another divergence": (
             cache.whole or kept in divergence.cached,
             f"{type(divergence).__name__} cannot be had from {kept} tokens; {_REMEDY[kept]}",

@@ -46,8 +46,8 @@ class CachedTeacher:
 
     Args:
         folder: where the cache is.
-        keep: the `top` logits with their tail as one cell, or `sampled` tokens of the law.
-        tokens: kept tokens of a position; as many as the vocabulary has are the whole law.
+        keep: the `top` logits with their tail as one cell, or `sampled` tokens.
+        tokens: kept tokens of a position; as many as the vocabulary has are the whole distribution.
         temperatures: loss temperatures that the cache serves, above 0; top logits serve those between as well.
         drawn_at: the temperature that tokens are sampled at, one of `temperatures`.
         shard_rows: rows of a file; an interrupted run loses at most so many.
@@ -198,7 +198,7 @@ class CacheWriter:
         )
 
     def write(self, rows: Iterator[SparseLogits]) -> None:
-        """Write what is left; `rows` begins behind those that are written."""
+        """Write what is left; `rows` begins after those that are written."""
         folder, begun = self.options.path, self.begun
         for start in range(begun, self.origin.rows, self.options.shard_rows):
             count = min(self.options.shard_rows, self.origin.rows - start)

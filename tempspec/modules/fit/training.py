@@ -358,7 +358,7 @@ class DraftTraining:
         return {"online_text": of_all(self._writer.written)}
 
     def take_up(self, checkpoint: dict[str, Any], rank: int, processes: int) -> None:
-        """Go on with the text that a checkpoint has kept.
+        """Continue with the text that a checkpoint has kept.
 
         Raises:
             UserError: another number of processes wrote it.

@@ -25,7 +25,7 @@ def refuse_earlier_rows(folder: Path, name: str) -> None:
         name: stem of the files with rows.
 
     Raises:
-        UserError: saying what they are, and how to go on.
+        UserError: saying what they are, and the remedy.
     """
     if not any((folder / f"{name}.{kind}").exists() for kind in ("parquet", "parts")):
         return

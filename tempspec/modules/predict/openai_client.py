@@ -37,7 +37,7 @@ class Server:
         timeout: seconds that one request may take.
         retries: how often a request is sent again after a failure that may pass, after 1, 2, 4, ... seconds.
         key_variable: the environment variable with the API key, if the server wants one.
-        form: how it is asked, for a server that does not say what it is, such as one behind a gateway.
+        form: how it is asked, for a server that does not say what it is, such as one with a gateway before it.
     """
 
     url: str

@@ -93,7 +93,7 @@ class ServedGeneration:
         return store, order
 
     def _ask_all(self, pool: ThreadPool, due: Sequence[WorkItem], writer: RowWriter) -> None:
-        """Whole conversations, as they come; behind a failure what is being asked is still waited for."""
+        """Whole conversations, as they come; after a failure what is being asked is still waited for."""
         failures: list[UserError] = []
         self._failed.clear()
         conversations = pool.imap_unordered(self._converse, due)

@@ -59,7 +59,7 @@ def sweep_metrics(
 
 
 def _metric_rows(store: RowStore, keys: Sequence[str]) -> Iterator[list[DecodedRow]]:
-    """Rows as metrics read them: of the tokens they count how many, so a range stands for them."""
+    """Rows as metrics read them: of the tokens only their number counts, so a range replaces them."""
     for table in store.tables(METRIC_COLUMNS, keys):
         counts = pc.list_value_length(table["tokens"]).to_pylist()
         rows = _rows(table.drop_columns("tokens"))

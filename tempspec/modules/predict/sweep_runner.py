@@ -50,7 +50,7 @@ WARM_UP_TOKENS = 8
 """Tokens decoded and thrown away before the first timed request of a verifier."""
 
 _ANSWER = "."
-"""Stands for an answer where only the length of a conversation is asked for."""
+"""In place of an answer where only the length of a conversation is asked for."""
 
 _WITHOUT_EFFECT = {"shard_target", "trust_remote_code", "export_dtype"}
 """Options of loading that no logit depends on."""
@@ -164,14 +164,14 @@ class SweepRunner:
         return store
 
     def _answers(self, items: Sequence[WorkItem]) -> dict[str, str]:
-        """What was answered before, by key; the texts of conversations alone, which go on."""
+        """What was answered before, by key; the texts of conversations alone, which continue."""
         there = set(self.store.keys())
         followed = {key for item in items if item.prompt.turns > 1 for key in item.keys() if key in there}
         column = "response" if self.generating else "text"
         return dict.fromkeys(there, "") | self.store.values(column, followed)
 
     def check_context(self, draft: DraftModel | None) -> None:
-        """Say in one line where rows outgrow what the draft can read, as a head never does; called behind `plan`."""
+        """Say in one line where rows outgrow what the draft can read, as a head never does; called after `plan`."""
         if not isinstance(draft, PreTrainedModel) or self._longest_row <= (context := context_length(draft.config)):
             return
         rank_zero_info(
@@ -182,7 +182,7 @@ class SweepRunner:
     def measure_steps(self, draft: DraftModel | None, rank: int = 0) -> None:
         """Let a draft length that goes by step times have them: rank 0's, or those of the run that is continued.
 
-        Every rank calls it, behind `plan`.
+        Every rank calls it, after `plan`.
 
         Args:
             draft: the draft model, if one takes part.
@@ -217,7 +217,7 @@ class SweepRunner:
         return context_length(self.pair.target_model.config)
 
     def decode(self, work: Work, draft: DraftModel | None, stop: Callable[[], int] | None = None) -> int:
-        """Decode what this process takes of a pass, and write its rows; behind the last pass, wait for the others.
+        """Decode what this process takes of a pass, and write its rows; after the last pass, wait for the others.
 
         Runs in the models' own dtype, whatever autocast is on.
 

@@ -36,7 +36,7 @@ class Measurement:
         fit: the draft temperature that serves each target temperature best; None where nobody asked.
         fitted_on: the sets that it is fitted on, by their numbers.
         truncation: how laws are cut where it is to serve.
-        steps: drafted tokens whose acceptance is counted: of a language model one stands for all.
+        steps: drafted tokens whose acceptance is counted: of a language model the first one, which is like all.
     """
 
     temperatures: list[float]
@@ -73,7 +73,7 @@ class Measurement:
         truncation: Truncation,
         device: torch.device,
     ) -> None:
-        """Look for draft temperatures as well; behind `start`.
+        """Look for draft temperatures as well; after `start`.
 
         Args:
             target_temperatures: those that a draft temperature is wanted for.

@@ -1,1 +1,1 @@
-"""Sections of a report, one file a stage (floor 5)."""
+"""Sections of a report, one file per stage (floor 5)."""

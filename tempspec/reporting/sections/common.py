@@ -50,7 +50,7 @@ def drafting_pairs(draft: MeasuredDraft) -> Iterator[tuple[Cell, Cell]]:
 def _rule(draft: MeasuredDraft, cell: Cell) -> str:
     """The rule for the draft temperature where it is not the target's; a fitted one is another at every T.
 
-    Where seeds were fitted apart at one T, each value is a rule of its own: together they would share a place.
+    Where seeds were fitted separately at one T, each value is a rule of its own: together they would share a place.
     """
     pair = cell.target_temperature, cell.draft_temperature
     if pair[0] == pair[1]:
@@ -61,7 +61,7 @@ def _rule(draft: MeasuredDraft, cell: Cell) -> str:
 
 
 def slug(*names: str) -> str:
-    """A file name and an HTML id; a digest keeps names apart that look the same without their punctuation."""
+    """A file name and an HTML id; a digest distinguishes names that look the same without their punctuation."""
     text = "-".join(names)
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
     return plain if plain == text else f"{plain}-{sum(ord(c) * (i + 1) for i, c in enumerate(text)) % 65536:04x}"

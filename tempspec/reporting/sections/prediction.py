@@ -47,7 +47,7 @@ def decoding(collection: Collection) -> Section:
     ]
     columns = ["draft", "prompts", "verifier", "T", "draft T", *heads.values()]
     sheets = [Sheet("decoding", "Speculative decoding", columns, rows)] if rows else []
-    text = "Measured by decoding: how many drafted tokens are accepted, and how many tokens a target call yields."
+    text = "Measured by decoding: how many drafted tokens are accepted, and how many tokens come of each target call."
     return Section("decoding", "Acceptance and block efficiency", text, charts, [*sheets, *_seed_sheets(collection)])
 
 

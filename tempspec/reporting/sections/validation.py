@@ -110,7 +110,7 @@ def _decoded_gains(draft: MeasuredDraft, name: str) -> dict[str, Estimate]:
 
 
 def prefixes(collection: Collection) -> Section:
-    """How much acceptance falls because of the laws, and how much because of the prefixes."""
+    """How much acceptance falls because of the distributions, and how much because of the prefixes."""
     charts, ref, metric = [], collection.reference, "analytic_acceptance"
     rows: list[list[Field]] = []
     for draft in collection.drafts:
@@ -121,13 +121,13 @@ def prefixes(collection: Collection) -> Section:
                 keys = [(fixed, metric, ref, ref), (fixed, metric, t, t), (sampled, metric, t, t)]
                 if all(key in draft.analytic for key in keys):
                     split = prefix_split(*(draft.analytic[key] for key in keys))
-                    found |= {f"T = {t:g}, laws": split.laws, f"T = {t:g}, prefixes": split.prefixes}
+                    found |= {f"T = {t:g}, distributions": split.laws, f"T = {t:g}, prefixes": split.prefixes}
                     rows.append([draft.name, name, t, split.laws, split.prefixes, split.fall])
             if found:
                 title = f"Fixed against sampled prefixes: {draft.name}, {name}"
                 charts.append(forest(slug("prefixes", draft.name, name), title, found, x="fall of acceptance"))
-    text = f"What acceptance loses from T = {ref:g}: because the laws differ, and because the prefixes do."
-    columns = ["draft", "prompts", "T", "because of the laws", "because of the prefixes", "fall in all"]
+    text = f"What acceptance loses from T = {ref:g}: because the distributions differ, and because the prefixes do."
+    columns = ["draft", "prompts", "T", "because of the distributions", "because of the prefixes", "fall in all"]
     sheets = [Sheet("prefixes", f"Fall of analytic acceptance from T = {ref:g}", columns, rows, True)] if rows else []
     return Section("prefixes", "Fixed against sampled prefixes", text, charts, sheets)
 

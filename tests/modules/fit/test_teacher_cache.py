@@ -83,7 +83,7 @@ def test_a_cache_that_read_across_documents_is_learned_from_so(make, packed, tra
     )
     packed.encoding.separate = True
     cached = fit(make(whole), packed, trainer)
-    assert "see each other: the cached teacher cannot keep them apart" in caplog.text
+    assert "see each other: the cached teacher cannot separate them" in caplog.text
     for name, value in cached.items():
         torch.testing.assert_close(value, across[name], atol=1e-6, rtol=0)
 
@@ -178,7 +178,7 @@ def test_other_options_and_a_small_disk_are_refused(make, data, monkeypatch, tmp
     ("options", "what"),
     [
         ({"divergence": divergences.AlphaBeta()}, "another divergence: AlphaBeta cannot be had from top tokens"),
-        ({"temperature": schedules.TeacherEntropy()}, "another schedule: TeacherEntropy looks at whole laws"),
+        ({"temperature": schedules.TeacherEntropy()}, "another schedule: TeacherEntropy looks at whole distributions"),
         ({"online": OnlineText(writer="target")}, "no model.online"),
         ({"draft": None, "draft_layers": 1}, "needs model.draft"),
         ({"temperature": 3.0}, "must be between those of the cached teacher"),
