@@ -103,6 +103,11 @@ def test_every_study_shows_its_plan(config, tmp_path, monkeypatch, capsys):
     assert f"kind: {config.stem}\n" in config.read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("config", [*CONFIGS, *STUDIES], ids=lambda path: path.stem)
+def test_a_configuration_says_first_for_whom_it_is(config):
+    assert re.match(r"# For [^\n]+[.?]\n", config.read_text(encoding="utf-8"))
+
+
 def test_the_configurations_that_the_project_promises_are_there():
     assert {path.stem for path in CONFIGS} >= {
         "quickstart",
