@@ -10,7 +10,7 @@ import yaml
 
 import tempspec
 from tempspec.__main__ import main
-from tempspec.registry import FAMILIES
+from tempspec.registry import FAMILIES, scan
 from tempspec.testing import ConformanceError
 from tests.tiny import save_pair, words
 
@@ -53,6 +53,13 @@ def test_python_on_your_own_models_runs_as_written(page, tmp_path, monkeypatch):
             exec(shorter, space)
     assert len(space["module"].results()) == len(space.get("frame", range(8))) == 8
     assert (tmp_path / "predict/predictions.parquet").is_file()
+
+
+def test_the_page_on_python_lists_the_names_that_are_no_plugins():
+    listed = (ROOT / "docs/python.md").read_text(encoding="utf-8").partition("## The names")[2]
+    plugins = {plugin.name for plugin in scan()}
+    names = {name for name in dir(tempspec) if name not in plugins and not name.startswith("_")}
+    assert names == {name for name in names if f"`{name}`" in listed}
 
 
 def pair_on_disk(folder):
@@ -101,6 +108,11 @@ def test_every_study_shows_its_plan(config, tmp_path, monkeypatch, capsys):
     assert main(["study", "--config", str(config), "--dry-run"]) == 0
     assert re.match(r"plan: [1-9]\d* cells in [1-9]\d* runs\n", capsys.readouterr().out)
     assert f"kind: {config.stem}\n" in config.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, *STUDIES], ids=lambda path: path.stem)
+def test_a_configuration_says_first_for_whom_it_is(config):
+    assert re.match(r"# For [^\n]+[.?]\n", config.read_text(encoding="utf-8"))
 
 
 def test_the_configurations_that_the_project_promises_are_there():

@@ -67,7 +67,7 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
         return
     whole, named = sweep_metrics(runner.store, runner.order, ratio)
     estimates, by_category = whole.estimates(), named.estimates()
-    Console().print(DecodingTable(estimates), *category_tables(by_category), sep="\n\n")
+    Console().print(*category_tables(by_category), DecodingTable(estimates), sep="\n\n")  # what matters most last
     none = {"draft": "", "checkpoint": ""}
     measured = draft_identity(module.pair, _checkpoint(module)) if runner.needs_draft else none
     facts = {

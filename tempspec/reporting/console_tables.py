@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderResult
 from rich.table import Table
 from rich.text import Text
 
@@ -262,7 +262,7 @@ def _span(counts: set[int]) -> str:
     return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
 
 
-def category_tables(estimates: Estimates, metric: str = "block_efficiency") -> list[Table]:
+def category_tables(estimates: Estimates, metric: str = "block_efficiency") -> list[ConsoleRenderable]:
     """A metric by category (rows) and temperatures (columns), a table for each verifier and prompt set.
 
     Args:
@@ -271,23 +271,35 @@ def category_tables(estimates: Estimates, metric: str = "block_efficiency") -> l
     """
     several = any(cell.draft_temperature != cell.target_temperature for cell in estimates)
     return [
-        _category_table(f"{_title(key)}: {_COLUMNS.get(metric, metric)} by category", cells, estimates, metric, several)
+        _ByCategory(f"{_title(key)}: {_COLUMNS.get(metric, metric)} by category", cells, estimates, metric, several)
         for key, cells in _by_section(estimates)
     ]
 
 
-def _category_table(title: str, cells: Sequence[Cell], estimates: Estimates, metric: str, several: bool) -> Table:
-    pairs = list(dict.fromkeys(_temperatures(cell, several) for cell in cells))
-    by_category: dict[str, dict[tuple[str, ...], Estimate]] = {}
-    for cell in cells:
-        by_category.setdefault(cell.category, {})[_temperatures(cell, several)] = estimates[cell][metric]
-    table = Table(box=_RULE, show_edge=False, pad_edge=False, title=title, title_justify="left", title_style="bold")
-    table.add_column("category")
-    for pair in pairs:
-        table.add_column("T = " + ", draft ".join(pair), justify="right")
-    for category, found in by_category.items():
-        table.add_row(category, *(_stacked(found.get(pair, Estimate.nothing()), "") for pair in pairs))
-    return table
+class _ByCategory:
+    """A metric by category and pair of temperatures: with intervals below the values where there is room for them."""
+
+    def __init__(self, title: str, cells: Sequence[Cell], estimates: Estimates, metric: str, several: bool) -> None:
+        self.title = title
+        self.pairs = list(dict.fromkeys(_temperatures(cell, several) for cell in cells))
+        self.found: dict[str, dict[tuple[str, ...], Estimate]] = {}
+        for cell in cells:
+            self.found.setdefault(cell.category, {})[_temperatures(cell, several)] = estimates[cell][metric]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        stacked = self._table(_stacked, gap=2)
+        fits = console.measure(stacked, options=options.update(max_width=10_000)).maximum <= options.max_width
+        yield stacked if fits else self._table(_point, gap=1)
+
+    def _table(self, style: Style, gap: int) -> Table:
+        table = Table(box=_RULE, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)
+        table.title, table.title_justify, table.title_style = self.title, "left", "bold"
+        table.add_column("category")
+        for pair in self.pairs:
+            table.add_column("T = " + "\ndraft ".join(pair), justify="right", no_wrap=True)
+        for category, found in self.found.items():
+            table.add_row(category, *(style(found.get(pair, Estimate.nothing()), "") for pair in self.pairs))
+        return table
 
 
 def validation_table(grid: GridEstimates, *, title: str) -> Table:
@@ -305,7 +317,7 @@ def validation_table(grid: GridEstimates, *, title: str) -> Table:
     caption = f"{prompts} prompts" if widest != widest else f"{prompts} prompts; 95% intervals at most ±{widest:.3f}"
     table = Table(box=_RULE, show_edge=False, pad_edge=False, caption=caption, caption_justify="left")
     table.title, table.title_justify, table.title_style = title, "left", "bold"
-    table.add_column("draft T \\\ntarget T", no_wrap=True)
+    table.add_column("target T →\ndraft T ↓", no_wrap=True)
     for target in grid.target_temperatures:
         table.add_column(f"{target:g}", justify="right", vertical="bottom", no_wrap=True)
     for draft in grid.draft_temperatures:

@@ -155,3 +155,30 @@ def test_categories_are_lines_and_temperatures_columns(estimates):
     assert lines[0].split() == "TokenwiseRejection, in-domain: block efficiency by category".split()
     assert lines[1].split() == ["category", *(word for t in ("0", "0.5", "1", "1.5") for word in ("T", "=", t))]
     assert [line.split()[0] for line in lines if "3.34" in line] == ["writing", "math"]
+
+
+def with_argmax_drafts(estimates):
+    """By category, sampled at the target's temperature and argmax: eight pairs of temperatures."""
+    return {
+        replace(cell, category=category, draft_temperature=draft): found
+        for cell, found in estimates.items()
+        for category in ("writing", "math")
+        for draft in {0.0, cell.target_temperature}
+    }
+
+
+@pytest.mark.parametrize(("width", "intervals"), [(80, False), (120, True)])
+def test_a_category_column_has_two_lines_of_labels(estimates, width, intervals):
+    lines = rendered(category_tables(with_argmax_drafts(estimates))[0], width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[1].split() == ["T", "=", "0", *(word for t in ("0.5", "1", "1.5") for word in ("T", "=", t) * 2)]
+    assert lines[2].split()[:3] == ["category", "draft", "0"]
+    assert "…" not in "".join(lines)
+    assert any("[3.10, 3.60]" in line for line in lines) == intervals
+    assert sum("3.34" in line for line in lines) == 2
+
+
+def test_the_corner_of_validation_names_both_directions(grid):
+    head = rendered(validation_table(grid, title="in-domain"), 80).splitlines()[1:3]
+    assert head[0].split()[:3] == ["target", "T", "→"]
+    assert head[1].split() == ["draft", "T", "↓", "0", "0.25", "0.5", "0.75", "1", "1.25", "1.5"]
