@@ -12,6 +12,8 @@ from tempspec.models.eagle3 import Eagle3
 from tempspec.models.eagle3.files import is_head_folder
 from tempspec.models.loading import load_config, load_draft, load_model, load_tokenizer, save_model
 from tempspec.models.tapping import head_target
+from tempspec.modules.callbacks.serving_defaults import misread_note
+from tempspec.reporting.model_card import write_exported_card
 
 __all__ = ["main"]
 
@@ -45,10 +47,15 @@ def _draft(options: Any) -> int:
     draft = load_draft(options.draft, dtype="float32")
     if not is_conditioned(draft):
         raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
-    _check_output(Path(options.output).resolve(), Path(options.draft).expanduser().resolve())
+    folder, output = Path(options.draft).expanduser().resolve(), Path(options.output).resolve()
+    _check_output(output, folder)
     own = load_config(options.draft).dtype  # which the sum of the weights and their change is rounded to, once
-    save_model(at_temperature(draft, options.temperature), load_tokenizer(options.draft), options.output, dtype=own)
-    print(f"{options.output}: the draft at temperature {options.temperature:g}")
+    save_model(at_temperature(draft, options.temperature), load_tokenizer(options.draft), output, dtype=own)
+    told = f"the draft at temperature {options.temperature:g}"
+    _finish(
+        options, folder, output, f"This is {told}, folded from one that is conditioned on it.", {"target": "TARGET"}
+    )
+    print(f"{options.output}: {told}")
     return 0
 
 
@@ -63,8 +70,20 @@ def _head(options: Any) -> int:
     model = head.load(folder, target)
     format = options.format or head.formats[0]
     head.save(model, target, output, format, model.output_RH.dtype)
+    rows = model.output_RH.shape[0]
+    vocabulary = rows if rows < target.config.vocab_size else None
+    kind = {"class_path": "Eagle3", "init_args": {"draft_vocabulary": vocabulary}}
+    told = f"This is the head in the {format} format."
+    _finish(options, folder, output, told, {"target": options.target, "head": kind})
     print(f"{options.output}: the head in the {format} format")
     return 0
+
+
+def _finish(options: Any, draft: Path, output: Path, what: str, otherwise: dict[str, Any]) -> None:
+    """Write the card of the output, and say what an engine would make of its path."""
+    write_exported_card(draft, output, what, otherwise)
+    if note := misread_note(options.output, head="head" in otherwise):
+        print(note)
 
 
 def _check_unused(options: Any, what: str, *names: str) -> None:
@@ -87,7 +106,8 @@ def _check_output(output: Path, draft: Path) -> None:
     if output == draft:
         raise UserError(f"--output is the draft's own folder, {output}: choose another, or the draft would be lost")
     exported = {file.name for file in draft.glob("*") if file.is_file()} - {FILE, "README.md"}
-    others = sorted({file.name for file in output.iterdir()} - exported) if output.exists() else []
+    held = {file.name for file in output.iterdir()} if output.exists() else set()
+    others = sorted(held - exported - ({"README.md"} if "config.json" in held else set()))
     if others:
         raise UserError(
             f"--output must be a new folder or hold an earlier export, got {output} with {', '.join(others[:3])}: "

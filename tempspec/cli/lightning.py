@@ -39,6 +39,7 @@ from tempspec.errors import UserError
 from tempspec.files import let_go, take_hold, write_atomically
 from tempspec.modules.callbacks import ChangedOptions, GracefulStop, LastCheckpoint, PretrainedExport, decisive
 from tempspec.modules.callbacks.metrics_file import MetricsFile, MetricsPosition
+from tempspec.modules.callbacks.serving_defaults import misread_note
 from tempspec.modules.fit.sharding import register_fsdp2
 from tempspec.modules.predict.openai_client import Server
 from tempspec.modules.processes import orderly_end
@@ -376,11 +377,14 @@ class CommandLine(LightningCLI):
             raise UserError(str(error)) from error
 
     def after_fit(self) -> None:
-        """Write the draft's model card; say where this run's rows are of another draft."""
+        """Write the draft's model card; say where this run's rows are of another draft, and of a path that misleads."""
         self.after_validate()
         if self.task == "distillation" and self.trainer.is_global_zero:
-            note = importlib.import_module("tempspec.reporting.measured").rows_of_another_draft(Path(self._options.run))
-            if note:
+            other = importlib.import_module("tempspec.reporting.measured").rows_of_another_draft(
+                Path(self._options.run)
+            )
+            written = self.folder / self.model.export_name
+            for note in filter(None, (other, misread_note(str(written), head=written.name == "head"))):
                 rank_zero_info(note)
 
     def after_validate(self) -> None:

@@ -6,7 +6,7 @@ said to be missing: not the figures of the draft that was in this folder before,
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tempspec.models.hub import split_name
 from tempspec.models.quantised import quantised
 from tempspec.reporting.measured import fit_config, left_by_fit, measured_draft, own_draft
 
-__all__ = ["draft_card", "write_draft_card"]
+__all__ = ["draft_card", "write_draft_card", "write_exported_card"]
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _COLUMNS = {
@@ -52,27 +52,66 @@ def draft_card(run: Path) -> ModelCard:
         raise UserError(
             f"{run / 'fit' / 'config.yaml'}: expected the configuration of a finished fit, got none; run fit"
         )
+    return _card(config, [*_known(config), "## Measured\n", *_measured(run)])
+
+
+def write_exported_card(draft: Path, output: Path, what: str, otherwise: Mapping[str, Any]) -> None:
+    """Write `README.md` into a folder that `tempspec export` has written.
+
+    Args:
+        draft: the folder that was exported; what made it is read beside it.
+        output: the folder.
+        what: how the one came from the other, a sentence.
+        otherwise: the `model` part of a configuration, for a draft of which nothing else is known.
+    """
+    found = fit_config(draft)
+    found = found if "target" in (found.get("model") or {}) and "data" in found else {}
+    known = _known(found) if found else ["How it was trained is not known.\n"]
+    body = [f"{what} It was not measured as it is here.\n", *known]
+    write_atomically(output / "README.md", str(_card(found or {"model": otherwise, "data": {}}, body)).encode())
+
+
+def _card(config: Mapping[str, Any], body: Sequence[str]) -> ModelCard:
+    """A card with this body between what the draft is for and how it is used."""
     model, data = config["model"], config["data"]
     parts = [
         f"---\n{_metadata(model, data).to_yaml()}\n---\n",
         f"# {'A head' if model.get('head') else 'A draft'} for {_name(model['target'])}\n",
         f"Proposes tokens in speculative decoding for the target `{_name(model['target'])}`; it is not meant to be "
         "used alone. Distilled with tempspec.\n",
-        "## Training\n",
-        "\n".join(f"- {name}: {value}" for name, value in _training(model, data)) + "\n",
-        "## Measured\n",
-        *_measured(run),
+        *body,
         "## Use\n",
         f"{_use(model)}\n",
     ]
     return ModelCard("\n".join(parts), ignore_metadata_errors=False)
 
 
+def _known(config: Mapping[str, Any]) -> list[str]:
+    """How the draft was trained."""
+    lines = (f"- {name}: {value}" for name, value in _training(config["model"], config["data"]))
+    return ["## Training\n", "\n".join(lines) + "\n"]
+
+
 _USE = """```python
-target = AutoModelForCausalLM.from_pretrained({target})
+target = AutoModelForCausalLM.from_pretrained({arguments})
 draft = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 target.generate(**inputs, assistant_model=draft)
-```"""
+```
+
+```
+vllm serve {target} --speculative-config '{{"method": "draft_model", "model": "path/to/this/folder",
+  "num_speculative_tokens": 4, "draft_sample_method": "probabilistic"}}'
+
+python -m sglang.launch_server --model-path {target} --speculative-algorithm STANDALONE \\
+  --speculative-draft-model-path path/to/this/folder --speculative-num-steps 4 --speculative-eagle-topk 1 \\
+  --speculative-num-draft-tokens 5
+```
+
+Without `probabilistic` vLLM drafts the most likely token at every temperature: the law that was trained for
+temperatures above 0 is then not used. SGLang always does so with a draft model, as it refuses rejection sampling for
+STANDALONE.{folded}"""
+
+_FOLDED = " A draft that is conditioned on its temperature is folded first: `tempspec export`."
 
 
 _SERVE = """```
@@ -97,7 +136,8 @@ _REFUSED = {
 def _use(model: Mapping[str, Any]) -> str:
     """How the draft is used: by transformers, or, as a head, by serving engines."""
     if not model.get("head"):
-        return _USE.format(target=_arguments(model["target"]))
+        folded = _FOLDED if model.get("conditioning_rank") else ""
+        return _USE.format(arguments=_arguments(model["target"]), target=_name(model["target"]), folded=folded)
     return _SERVE.format(
         target=_name(model["target"]), refused=_REFUSED[bool(_head_options(model)["draft_vocabulary"])]
     )

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
 from tempspec.models.eagle3 import Eagle3
@@ -30,6 +31,23 @@ def test_a_head_is_written_in_another_format_and_back(run, world, folder, tmp_pa
     assert (tmp_path / "back/config.json").read_bytes() == (folder / "config.json").read_bytes()
     first, last = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "back"))
     assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_an_exported_folder_has_a_card(run, world, folder, tmp_path):
+    options = ("--draft", folder, "--target", world / "target", "--output", tmp_path / "plain")
+    assert run("export", *options)[0] == 0
+    card = ModelCard.load(tmp_path / "plain/README.md")
+    assert "eagle3" in card.data.tags
+    assert "This is the head in the plain format. It was not measured as it is here." in card.text
+    assert '"method": "eagle3"' in card.text
+    assert run("export", *options)[0] == 0  # an earlier export is replaced, its card too
+
+
+def test_a_path_that_vllm_takes_for_another_method_is_named(run, world, folder, tmp_path):
+    options = ("--draft", folder, "--target", world / "target", "--output")
+    code, printed, _ = run("export", *options, "runs/dflash-trial")
+    assert code == 0
+    assert 'vLLM takes a draft in runs/dflash-trial for the method dflash, because of "dflash"' in printed
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,7 @@ def notes(caplog):
         ("generate", ("--model.loading.dtype", "bfloat16"), [HALF]),
     ],
 )
-def test_one_line_where_a_law_is_not_the_one_drawn_from(command, options, says, world, run, caplog, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+def test_one_line_where_a_law_is_not_the_one_drawn_from(command, options, says, world, run, caplog):
     few = ("--model.sweep.max_new_tokens", 3, "--model.sweep.timing_prompts", 0, "--trainer.max_steps", 1)
     tested = ("--data.test", f"{{held: {{path: {world}/text.jsonl, limit: 4}}}}") if command == "test" else ()
     code, _, error = run(command, "--config", world / "pair.yaml", *options, *few, *tested)
@@ -39,8 +38,16 @@ def test_every_half_is_named():
     assert note.startswith("the target computes in float16 and the draft computes in bfloat16: ")
 
 
-def test_a_cpu_without_instructions_for_a_dtype_is_named(world, run, caplog, monkeypatch):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+def test_the_line_on_half_precision_says_how_slow_it_is(world, run, caplog, monkeypatch):
+    measured = []
+
+    def times(model):
+        measured.append(model.dtype)
+        return 3.21
+
+    monkeypatch.setattr("tempspec.modules.callbacks.precision.times_float32", times)
     few = ("--model.sweep.max_new_tokens", 3, "--model.sweep.timing_prompts", 0)
     assert run("generate", "--config", world / "pair.yaml", *few, "--model.loading.dtype", "bfloat16")[0] == 0
-    assert notes(caplog)[-1].endswith("float32 is several times faster; --model.loading.dtype float32")
+    assert notes(caplog)[-1].endswith("and faster: bfloat16 takes 3.2 times as long on this CPU")
+    assert run("generate", "--config", world / "pair.yaml", "--run", "other", *few)[0] == 0
+    assert measured == [torch.bfloat16]

@@ -34,3 +34,11 @@ def test_a_card_says_how_the_target_was_quantised(tmp_path, loading, said):
     text = card(tmp_path, "someone/a", **loading)
     assert f"- target: {said}" in text
     assert 'from_pretrained("someone/a")' in text
+
+
+def test_a_card_has_the_commands_that_use_the_trained_law(tmp_path):
+    text = card(tmp_path, "someone/a")
+    assert "vllm serve someone/a " in text
+    assert '"draft_sample_method": "probabilistic"' in text
+    assert "--speculative-algorithm STANDALONE" in text
+    assert "folded first" not in text

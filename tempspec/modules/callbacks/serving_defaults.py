@@ -1,10 +1,10 @@
-"""What serving engines do to a target's law unless told otherwise, and a run here does only if asked (floor 5)."""
+"""What serving engines do unless told otherwise: to a target's law, and by the name of a draft's folder (floor 5)."""
 
 from transformers import GenerationConfig
 
 from tempspec.decoding.sweep import Sweep
 
-__all__ = ["serving_note"]
+__all__ = ["misread_note", "serving_note"]
 
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What vLLM and SGLang take from a generation_config.json, and the values that change nothing."""
@@ -40,4 +40,29 @@ def serving_note(config: GenerationConfig, sweep: Sweep, *, generating: bool) ->
     return (
         f"the target's generation_config.json names {said}, which serving engines apply by default and this run does "
         f"not; {'; '.join(remedy)}"
+    )
+
+
+_METHODS = {"eagle-": "eagle", "eagle3": "eagle3", "dflash": "dflash", "dspark": "dspark"}
+"""Parts of a draft's path that vLLM takes for a method, whatever method it is given (seen in 0.32)."""
+
+
+def misread_note(folder: str, *, head: bool) -> str:
+    """One line where vLLM would read a draft's folder as another method's, by its path; else empty.
+
+    Args:
+        folder: as it would be given to vLLM.
+        head: whether it holds an EAGLE-3 head, and not a draft model.
+
+    >>> misread_note("runs/eagle-trial/fit/draft", head=False).partition(":")[0]
+    'vLLM takes a draft in runs/eagle-trial/fit/draft for the method eagle, because of "eagle-" in its path'
+    >>> misread_note("runs/trial/fit/draft", head=False), misread_note("runs/eagle3/fit/head", head=True)
+    ('', '')
+    """
+    found = next((part for part in _METHODS if part in folder.lower()), None)
+    if found is None or (head and found == "eagle3"):
+        return ""
+    return (
+        f'vLLM takes a draft in {folder} for the method {_METHODS[found]}, because of "{found}" in its path: copy it '
+        "to a folder with another name before you serve it"
     )
