@@ -25,6 +25,7 @@ from tempspec.decoding.rounds import (
     ClosedForms,
     RoundOutcome,
     RoundStart,
+    append_forms,
     append_round,
     draft_context,
     has_optimum,
@@ -389,10 +390,10 @@ class Engine:
         length_B = self._verifier.expected_length(logp_BNV, draft)
         siblings = self._drafter.siblings if self._drafter is not None and has_optimum(self._drafter) else None
         return ClosedForms(
-            None if acceptance_BK is None else acceptance_BK.gather(1, outcome.place_BD).tolist(),
-            None if length_B is None else length_B.tolist(),
+            None if acceptance_BK is None else acceptance_BK.gather(1, outcome.place_BD),
+            length_B,
             None if siblings is None else optimum(logp_BNV, draft, siblings, outcome),
-            law_distance(self._verifier, logp_BNV[:, :-1], draft),
+            *law_distance(self._verifier, logp_BNV[:, :-1], draft),
         )
 
     # -- commit -------------------------------------------------------------------------------------------------------
@@ -416,7 +417,9 @@ class Engine:
         column_BN = start.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
         start.token_BT.scatter_(1, column_BN, emitted_BN)
         count_B2 = torch.stack([outcome.depth_B, outcome.tested_B], 1)
-        counts = torch.cat([finite_B2, accepted_B1, count_B2, emitted_BN], 1).tolist()
+        count_BC = torch.cat([finite_B2, accepted_B1, count_B2, emitted_BN], 1)
+        host_BC = torch.cat([count_BC, *forms.columns()], 1).cpu()
+        counts, figures = host_BC[:, : count_BC.shape[1]].tolist(), forms.rows(host_BC[:, count_BC.shape[1] :])
         for index, row in enumerate(start.rows):
             if row is not None:
                 draft_finite, target_finite, accepted, drafted, tested, *emitted = counts[index]
@@ -425,7 +428,7 @@ class Engine:
                 length = row.length
                 append_round(row, emitted[: accepted + 1], drafted, tested)
                 self.tally.emit(row.length - length, row.completion.tested[-1], row.completion.accepted[-1])
-                forms.append(row.completion, index)
+                append_forms(row.completion, figures[index])
                 row.last = row.last.then(start.limits[index], drafted, tested, accepted)
                 if steps is not None and steps.fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.

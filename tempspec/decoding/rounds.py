@@ -1,8 +1,9 @@
 """What the rounds of the engine are made of: their beginning, closed forms, and what they add to a row (floor 4).
 
-Axes: B rows of the batch, T token buffer.
+Axes: B rows of the batch, T token buffer, K drafted, D places of a path, V vocabulary, C numbers that come over to the host.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -96,33 +97,52 @@ class RoundOutcome:
 
 @dataclass(frozen=True, slots=True)
 class ClosedForms:
-    """A round's closed forms, on the host; None where the verifier, or the way to draft, has no such form.
+    """A round's closed forms, on the device; None where the verifier, or the way to draft, has no such form.
 
     Attributes:
-        acceptance: of every token that may have been tested, in order.
-        length: the accepted length.
-        optimum: the most that any rule accepts of a tree's siblings, where one was accepted or none.
-        distance: TV and KL of a lossy rule's law from the target's at every drafted position.
+        acceptance: of every token that may have been tested, in order, `[B, D]`.
+        length: the accepted length, `[B]`.
+        optimum: the most that any rule accepts of a tree's siblings, at the places where some row tested, `[B, ...]`.
+        variation: TV of a lossy rule's law from the target's at every drafted position, `[B, K]`.
+        kl: KL likewise.
     """
 
-    acceptance: list[list[float]] | None = None
-    length: list[float] | None = None
-    optimum: list[list[float]] | None = None
-    distance: tuple[list[list[float]], list[list[float]]] | None = None
+    acceptance: Tensor | None = None
+    length: Tensor | None = None
+    optimum: Tensor | None = None
+    variation: Tensor | None = None
+    kl: Tensor | None = None
 
-    def append(self, completion: Completion, index: int) -> None:
-        """Add a row's share to what it has counted, its round already appended."""
-        tested = completion.tested[-1]
-        if self.acceptance is not None:
-            completion.expected_acceptance.append(sum(self.acceptance[index][:tested]))
-        if self.length is not None:
-            completion.expected_length.append(self.length[index])
-        if self.optimum is not None:
-            completion.optimum.append(sum(self.optimum[index][:tested]))
-        if self.distance is not None:
-            variation, kl = self.distance
-            completion.total_variation.append(sum(variation[index][:tested]))
-            completion.kl.append(sum(kl[index][:tested]))
+    def columns(self) -> list[Tensor]:
+        """All of them as bits, int64 `[B, ...]` each: a round's integers and these are one transfer."""
+        return [form.double().reshape(len(form), -1).view(torch.int64) for form in self._given().values()]
+
+    def rows(self, bits_BC: Tensor) -> list[dict[str, list[float]]]:
+        """By name, of each row, from the joined `columns` on the host."""
+        given, numbers_BC = self._given(), bits_BC.contiguous().view(torch.float64)
+        widths = [form[0].numel() for form in given.values()]
+        parts = [part.tolist() for part in numbers_BC.split(widths, 1)] if given else []
+        return [dict(zip(given, row, strict=True)) for row in zip(*parts, strict=True)] or [{}] * len(bits_BC)
+
+    def _given(self) -> dict[str, Tensor]:
+        names = ("acceptance", "length", "optimum", "variation", "kl")
+        return {name: form for name in names if (form := getattr(self, name)) is not None}
+
+
+def append_forms(completion: Completion, forms: Mapping[str, list[float]]) -> None:
+    """Add a row's closed forms to what it has counted, its round already appended."""
+    tested = completion.tested[-1]
+    counted = {
+        "acceptance": completion.expected_acceptance,
+        "optimum": completion.optimum,
+        "variation": completion.total_variation,
+        "kl": completion.kl,
+    }
+    for name, values in forms.items():
+        if name == "length":
+            completion.expected_length.append(values[0])
+        else:
+            counted[name].append(sum(values[:tested]))
 
 
 def outcome_of(draft: Draft, verdict: Verdict) -> RoundOutcome:
@@ -168,8 +188,10 @@ def has_optimum(drafter: Drafter) -> bool:
     return drafter.siblings is not None and (drafter.siblings != "distinct" or few)
 
 
-def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: RoundOutcome) -> list[list[float]]:
-    """The most that can be accepted at each tested place of a tree, on the host, where `has_optimum`.
+def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: RoundOutcome) -> Tensor:
+    """The most that can be accepted at each place of a tree that some row tested, `[B, ...]`, where `has_optimum`.
+
+    On a GPU at each place of the longest path: to ask which were tested would make the host wait.
 
     Args:
         logp_BNV: the target's log-laws after the root and every node.
@@ -178,13 +200,16 @@ def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: RoundOu
         outcome: which places were tested.
     """
     children = Children.of(draft.tree_BK, draft.length_B)
+    places = outcome.place_BD.shape[1]
+    if logp_BNV.device.type == "cpu":
+        places = int(outcome.tested_B.max())
     found = [
         optimal_siblings(
             at_position(logp_BNV, place_B), draft.logq_BKV, draft.token_BK, children.at(place_B - 1), siblings
         )
-        for place_B in outcome.place_BD[:, : int(outcome.tested_B.max())].unbind(1)
+        for place_B in outcome.place_BD[:, :places].unbind(1)
     ]
-    return torch.stack(found, 1).tolist() if found else [[] for _ in outcome.tested_B]
+    return torch.stack(found, 1) if found else outcome.place_BD[:, :0]
 
 
 def no_numbers(model: str, row: ActiveRow) -> str:
@@ -210,14 +235,9 @@ def visible(draft: Draft) -> Tensor | None:
     return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
 
 
-def law_distance(
-    verifier: Verifier, logp_BKV: Tensor, draft: Draft
-) -> tuple[list[list[float]], list[list[float]]] | None:
-    """TV and KL of a lossy rule's law from the target's, position by position; None for a rule without such a law."""
+def law_distance(verifier: Verifier, logp_BKV: Tensor, draft: Draft) -> tuple[Tensor | None, Tensor | None]:
+    """TV and KL of a lossy rule's law from the target's, `[B, K]` each; None for a rule without such a law."""
     if verifier.lossless:
-        return None
+        return None, None
     emitted_BKV = verifier.emitted_law(logp_BKV, draft.logq_BKV)
-    if emitted_BKV is None:
-        return None
-    variation_BK, kl_BK = distance(emitted_BKV, logp_BKV)
-    return variation_BK.tolist(), kl_BK.tolist()
+    return (None, None) if emitted_BKV is None else distance(emitted_BKV, logp_BKV)
