@@ -1,6 +1,6 @@
 """What the rounds of the engine are made of: their beginning, closed forms, and what they add to a row (floor 4).
 
-Axes: B rows of the batch, T token buffer, K drafted, D places of a path, V vocabulary, C numbers that come over to the host.
+Axes: B rows of the batch, T token buffer, K drafted, D places of a path, V vocabulary, C numbers for the host.
 """
 
 from collections.abc import Mapping
