@@ -31,7 +31,7 @@ from tempspec.models.head_draft import DraftModel, cast_draft, head_state, param
 from tempspec.models.loading import ModelOptions, round_as_exported
 from tempspec.models.pair import Pair
 from tempspec.modules.begin_reading import check_batch_ids, logit_source
-from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, ask_stop, lacking, stop_code
+from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, lacking, settle_stop, stop_code
 from tempspec.modules.callbacks.precision import PrecisionNotes
 from tempspec.modules.draft_vocabulary import head_ids
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
@@ -419,8 +419,7 @@ class DistillationModule(pl.LightningModule):
     def predict_step(self, batch: Work, batch_index: int) -> int:
         """Decode a pass and write its rows; returns the exit code that a process was asked to stop with, or 0."""
         code = self.runner.decode(batch, self.draft, stop=lambda: stop_code(self.trainer))
-        if code:
-            ask_stop(self.trainer, code)
+        settle_stop(self.trainer, code)
         return code
 
     def on_predict_end(self) -> None:

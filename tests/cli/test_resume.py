@@ -68,6 +68,23 @@ def test_other_schedules_take_the_rate_too(fit, tmp_path, schedule):
     assert rates(tmp_path)[-1] == pytest.approx(1e-7 if schedule == "StepLR" else 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "option", "value", "share"),
+    [
+        ("WarmupCosine", "warmup", "8", 4 / 8),
+        ("StepLR", "step_size", "2", 0.1),
+        ("lightning.pytorch.cli.ReduceLROnPlateau", "monitor", "train/loss", 1),
+    ],
+)
+def test_a_learning_rate_of_nothing_can_be_raised(fit, tmp_path, schedule, option, value, share):
+    named = ("--model.lr_scheduler", schedule, f"--model.lr_scheduler.{option}", value)
+    assert fit(3, *named, *ADAMW, "0") == (0, "")
+    code, told = fit(4, *named, *ADAMW, "1e-3")
+    assert code == 0, told
+    assert "learning rate 0 -> 0.001" in told
+    assert rates(tmp_path) == pytest.approx([0, 0, 0, 1e-3 * share])
+
+
 def test_another_objective_is_refused_unless_told(fit):
     assert fit(2) == (0, "")
     other = ("--model.divergence", "JensenShannon", "--model.divergence.beta", "0.3", "--model.temperature", "2.0")

@@ -168,6 +168,27 @@ def test_a_signal_to_one_process_ends_decoding_in_both(experiment, tmp_path):
     ended(ranks, 128 + signal.SIGTERM)
 
 
+LATE = """
+import os, signal, torch
+from lightning.pytorch import Callback
+
+class Late(Callback):
+    def on_predict_batch_end(self, trainer, module, outputs, batch, *unused):
+        if batch.last and torch.distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_behind_the_last_pass_leaves_nobody_waiting(experiment, tmp_path):
+    (tmp_path / "failing.py").write_text(LATE)
+    *_, predict, _ = commands(experiment, tmp_path / "run", *MACHINES, "--trainer.callbacks", "failing.Late")
+    ranks = start([[*predict, "--model.sweep.draft_temperatures", "same"]], torchruns, tmp_path)
+    printed = [rank.communicate(timeout=300)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(printed)
+    assert "stopping after this step or batch" not in printed[0]
+    assert len(decoded(tmp_path / "run/predict/predictions.parquet"))
+
+
 def test_torchrun_starts_two_processes_on_one_machine(experiment, run, tmp_path):
     one, two = ([*next(commands(experiment, tmp_path / name)), "--trainer.max_steps", "3"] for name in ("one", "two"))
     assert run(*one)[0] == 0

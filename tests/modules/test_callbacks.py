@@ -20,6 +20,7 @@ from tempspec.modules.callbacks import (
     PretrainedExport,
     Stopped,
     TrainingMonitor,
+    settle_stop,
 )
 from tempspec.modules.callbacks.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.fit.optim import WarmupCosine
@@ -127,6 +128,25 @@ def test_a_signal_ends_predict(tmp_path):
     send = At(2, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped):
         trainer(tmp_path, send, GracefulStop()).predict(Module(), loader())
+
+
+@pytest.mark.parametrize("code", [0, 130])
+def test_what_processes_have_settled_counts_not_a_later_signal(tmp_path, code):
+    class Settling(Module):
+        def predict_step(self, batch, batch_idx):
+            settle_stop(self.trainer, code)
+            return code
+
+    done = []
+    send = At(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    running = trainer(tmp_path, send, GracefulStop(), At(2, lambda: done.append(True)))
+    if code:
+        with pytest.raises(Stopped) as caught:
+            running.predict(Settling(), loader())
+        assert caught.value.code == code
+    else:
+        running.predict(Settling(), loader())
+    assert done == [True] * (not code)
 
 
 def test_handlers_are_put_back_behind_a_whole_run(tmp_path):

@@ -3,7 +3,7 @@
 from tempspec.modules.callbacks.changed import ChangedOptions, decisive
 from tempspec.modules.callbacks.export import Exportable, PretrainedExport
 from tempspec.modules.callbacks.finite import FiniteLoss, NotFinite
-from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, ask_stop, stop_code
+from tempspec.modules.callbacks.graceful import GracefulStop, Stopped, settle_stop, stop_code
 from tempspec.modules.callbacks.lacking import lacking
 from tempspec.modules.callbacks.last import LastCheckpoint
 from tempspec.modules.callbacks.monitor import TrainingMonitor
@@ -22,8 +22,8 @@ __all__ = [
     "StepClock",
     "Stopped",
     "TrainingMonitor",
-    "ask_stop",
     "decisive",
     "lacking",
+    "settle_stop",
     "stop_code",
 ]

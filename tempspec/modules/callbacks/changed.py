@@ -1,10 +1,12 @@
 """Options that changed since the checkpoint that a run is continued from (floor 5)."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from tempspec.errors import UserError
 from tempspec.modules.fit.optim import WarmupCosine
@@ -64,6 +66,17 @@ def _only_options(name: str, old: str, new: str) -> bool:
     """Whether what was chosen is the same, with other options that can be taken anew."""
     kind = new.partition("(")[0]
     return old.partition("(")[0] == kind and (name == "model.optimizer" or kind == "WarmupCosine")
+
+
+def _catch_up(fresh: LRScheduler, steps: int) -> None:
+    """Bring a fresh schedule to where another one is: learning rates of 0 say nothing of their shares of the peak.
+
+    One that goes by a measured value begins at its peak.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch expects a step of the optimiser before each
+        while fresh.last_epoch < steps and not isinstance(fresh, ReduceLROnPlateau):
+            fresh.step()
 
 
 def _shown(value: Any) -> str:
@@ -156,6 +169,9 @@ class ChangedOptions(Callback):
             scheduled = "initial_lr" in now
             if before != after and (scheduled or self._optimizer_changed):
                 yield f"learning rate {before:g} -> {after:g}"
+                if not before and not self._anew:
+                    _catch_up(new, schedule.last_epoch)
+                    before, old["lr"] = after, now["lr"]
                 old["lr"] = now["lr"] if self._anew or not scheduled else old["lr"] * after / before
                 if scheduled:
                     old["initial_lr"] = after

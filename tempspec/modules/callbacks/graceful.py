@@ -18,7 +18,7 @@ from tempspec.modules.callbacks.patience import Patience
 from tempspec.modules.callbacks.step_clock import StepClock
 from tempspec.modules.processes import RaisedByAll, raised_by_all
 
-__all__ = ["GracefulStop", "Stopped", "ask_stop", "stop_code"]
+__all__ = ["GracefulStop", "Stopped", "settle_stop", "stop_code"]
 
 _EXIT_CODE = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """128 + the signal's number, as shells count."""
@@ -49,12 +49,13 @@ class GracefulStop(Callback):
     def __init__(self, patience: Patience | None = None) -> None:
         self.patience = Patience() if patience is None else patience
         self._code = 0
+        self._settled: int | None = None
         self._steps = StepClock()
         self._previous: dict[signal.Signals, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remember the handlers that were there before Lightning's."""
-        self._code = 0
+        self._code, self._settled = 0, None
         if threading.current_thread() is threading.main_thread():  # signals can be handled nowhere else
             self._previous = {number: signal.getsignal(number) for number in _EXIT_CODE}
 
@@ -63,9 +64,9 @@ class GracefulStop(Callback):
         """The exit code that this process was asked to stop with; 0 for none."""
         return self._code
 
-    def ask(self, code: int) -> None:
-        """Stop with this exit code, unless another was asked for before."""
-        self._code = self._code or code
+    def settle(self, code: int) -> None:
+        """Stop behind the batch of predict with this exit code, or go on for 0, whatever was asked for since."""
+        self._settled = code
 
     def _install(self, trainer: Trainer) -> None:
         """Handle the signals from here on, instead of Lightning, which may have noted one already."""
@@ -155,9 +156,9 @@ class GracefulStop(Callback):
         self._check(trainer)
 
     def on_predict_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Stop between two passes; what decodes tells all processes, so that none waits for the slowest here."""
-        if self._code:
-            raise Stopped(self._code)
+        """Stop between two passes, as what decodes has settled with all processes: none leaves while others wait."""
+        if code := self._code if self._settled is None else self._settled:
+            raise Stopped(code)
 
 
 def stop_code(trainer: Trainer) -> int:
@@ -165,8 +166,8 @@ def stop_code(trainer: Trainer) -> int:
     return next((one.code for one in trainer.callbacks if isinstance(one, GracefulStop)), 0)  # type: ignore[attr-defined]
 
 
-def ask_stop(trainer: Trainer, code: int) -> None:
-    """Let this process stop as if it had got the signal that another one got."""
+def settle_stop(trainer: Trainer, code: int) -> None:
+    """Let this process stop behind its batch with an exit code, or go on where it is 0, as all processes will."""
     for one in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(one, GracefulStop):
-            one.ask(code)
+            one.settle(code)

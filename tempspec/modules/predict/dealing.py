@@ -23,8 +23,13 @@ PAUSE = 0.05
 SILENCE = 1800.0
 """Seconds without a sign of any other process after which one that waits gives up; torch's own default."""
 
+LEAVING = 10.0
+"""Seconds that the first process, which holds what all share, waits on its way out for others to hear of it."""
+
 FAILED = 1
 """What `stop_code` gives where another process ended by an error."""
+
+_GONE = "the first process of the run is gone: see its message"
 
 
 class Dealer:
@@ -52,7 +57,7 @@ class Dealer:
         try:
             return int(self._store.add(name, amount))
         except RuntimeError as error:
-            raise UserError("the first process of the run is gone: see its message") from error
+            raise UserError(_GONE) from error
 
     def take(self, name: str) -> int:
         """The next number, from 0, that no process has taken under this name."""
@@ -94,6 +99,39 @@ class Dealer:
                 known, heard = beats, clock()
             elif clock() - heard > SILENCE:
                 raise UserError(f"{world - arrived} of {world} processes are silent: see their messages")
+
+    def settle(self, code: int) -> int:
+        """Whether all stop or all go on: the first that asks says so for all, and this process' own code is no more.
+
+        One that was told to stop while the last of the others arrived would leave, and they would wait for it.
+
+        Args:
+            code: the exit code that this process would stop with; 0 to go on.
+
+        Raises:
+            UserError: the first process is gone.
+        """
+        if self._store is None:
+            return code
+        try:
+            return int(self._store.compare_set("settled", "", str(code)))
+        except RuntimeError as error:
+            raise UserError(_GONE) from error
+
+    def leave(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Say that this process has heard that all stop; the first one waits a while until all have.
+
+        Args:
+            clock: seconds.
+        """
+        if self._store is None:
+            return
+        left, since = self.add("left", 1), clock()
+        while torch.distributed.get_rank() == 0 and left < torch.distributed.get_world_size():
+            if clock() - since > LEAVING:
+                return
+            time.sleep(PAUSE)
+            left = self.add("left", 0)
 
 
 def _shared_store() -> Any:

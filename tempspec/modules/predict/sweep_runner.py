@@ -244,12 +244,25 @@ class SweepRunner:
                 self._dealer.tell(FAILED)
             raise
         pulse.show()
+        return self._together(work, pulse)
+
+    def _together(self, work: Work, pulse: Pulse) -> int:
+        """The exit code to stop with behind a pass, 0 to go on; the same for all behind the last.
+
+        Raises:
+            UserError: another process has failed.
+        """
+        assert self._dealer is not None
+        code = pulse.code
         if work.last:
             self._engines.clear()
             self._dealer.meet(pulse.hear)
-        if pulse.code == FAILED:
+            code = self._dealer.settle(pulse.code)
+        if FAILED in (code, pulse.code):
             raise UserError("another process of this run has failed: see its message")
-        return pulse.code
+        if code:
+            self._dealer.leave()
+        return code
 
     def _decode(self, work: Work, draft: DraftModel | None, pulse: Pulse, writer: RowWriter) -> None:
         if work.timing_slots:

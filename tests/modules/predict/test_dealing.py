@@ -19,6 +19,11 @@ class Shared(Counter):
         self[name] += amount
         return self[name]
 
+    def compare_set(self, name, expected, desired):
+        if self[name] == 0 and not expected:
+            self[name] = desired
+        return self[name].encode()
+
 
 @pytest.fixture
 def two(monkeypatch):
@@ -28,6 +33,12 @@ def two(monkeypatch):
     monkeypatch.setattr(dealing, "PAUSE", 0.0)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     return Dealer(), Dealer()
+
+
+def alone():
+    dealer = Dealer.__new__(Dealer)
+    dealer._store, dealer._own, dealer._code = None, Counter(), 0
+    return dealer
 
 
 class Written:
@@ -43,9 +54,8 @@ def test_every_number_is_taken_once_by_whoever_asks(two):
     one, other = two
     assert [one.take("a"), one.take("a"), other.take("a"), one.take("a")] == [0, 1, 2, 3]
     assert other.take("b") == 0
-    alone = Dealer.__new__(Dealer)
-    alone._store, alone._own, alone._code = None, Counter(), 0
-    assert [alone.take("a"), alone.take("a")] == [0, 1]
+    single = alone()
+    assert [single.take("a"), single.take("a")] == [0, 1]
 
 
 def test_a_signal_to_one_process_stops_all(two):
@@ -84,6 +94,40 @@ def test_who_is_done_waits_until_all_are_or_are_told_to_stop(two):
     one._store["arrived"] = 0
     other.tell(FAILED)
     one.meet(lambda: one.stop_code() == FAILED)
+
+
+def test_who_was_told_to_stop_as_the_last_arrived_does_not_leave(two):
+    one, other = two
+    one.tell(143)
+    one.meet(one.stop_code)
+    other.meet(lambda: pytest.fail("all have arrived"))
+    first, second = one.settle(143), other.settle(0)
+    assert first == second == 143
+
+
+@pytest.mark.parametrize("first", [0, 143])
+def test_the_first_that_asks_settles_it_for_all(two, first):
+    assert [two[0].settle(first), two[1].settle(143 - first)] == [first, first]
+    assert alone().settle(143) == 143
+
+
+def test_the_first_process_leaves_behind_the_others(two, monkeypatch):
+    one, other = two
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    clock = iter(range(100))
+
+    def seconds():
+        if (now := next(clock)) == 3:
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+            other.leave()
+            monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+        return now
+
+    one.leave(seconds)
+    assert next(clock) == 4
+    one._store["left"] = 0
+    one.leave(seconds)
+    assert next(clock) - 4 > dealing.LEAVING
 
 
 def test_a_process_without_a_sign_is_not_waited_for_for_ever(two):
