@@ -286,9 +286,9 @@ def step_goals(options: Namespace) -> list[Goal]:
 def head_goals(options: Namespace) -> list[Goal]:
     """Three unrolled steps of a head against one, whose target has the sizes of SmolLM2-135M."""
     with TemporaryDirectory() as folder:
-        make_pair(Path(folder), *((32_000, DEEP) if options.quick else (49_152, SMOLLM2)))
+        make_pair(Path(folder), *((12_000, DEEP) if options.quick else (49_152, SMOLLM2)))
         rounds = [
-            [child("head", steps, folder, 4, 96 if options.quick else 128, 4) for steps in (3, 1)]
+            [child("head", steps, folder, 4, 176 if options.quick else 128, 4) for steps in (3, 1)]
             for _ in range(1 if options.quick else 3)
         ]
     return [

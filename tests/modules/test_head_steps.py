@@ -246,7 +246,7 @@ def test_three_steps_hold_no_more_logits_than_one(world):
         found[steps] = wide.most, sum(value.shape == head.output_RH.shape for value in kept)
     assert found[3][0] <= found[1][0]
     assert found[3][1] == 1
-    assert 0 < found[1][0] < 8 * 9 * 3 * VOCABULARY  # bytes of one float64 tensor of all tokens
+    assert 0 < found[1][0] < 3 * 8 * 24 * VOCABULARY  # bytes of three tensors of all tokens
 
 
 # -- a draft vocabulary ------------------------------------------------------------------------------------------------
