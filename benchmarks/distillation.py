@@ -1,4 +1,4 @@
-"""The chunked objective against whole logits, several temperatures against one, a training step against trl's.
+"""The chunked objective against whole logits, several temperatures against one, a step against trl's, three of a head.
 
 Every measurement is a process of its own (peak memory), and the sides take turns (drifting machines). trl is a
 dependency of this benchmark only; without it that part is left out, and so is Liger's without a GPU.
@@ -21,6 +21,9 @@ from goals import Goal, finish, parse
 
 HIDDEN, TEMPERATURES = 512, [1.0, 0.5, 1.5, 2.0]
 PAIR = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+DEEP = PAIR | {"num_hidden_layers": 24}
+SMOLLM2 = {"hidden_size": 576, "intermediate_size": 1536, "num_attention_heads": 9, "num_key_value_heads": 3}
+SMOLLM2 |= {"num_hidden_layers": 30}
 
 
 def peak_mib() -> float:
@@ -63,8 +66,14 @@ def objective_seconds(kind: str, tokens: int, vocabulary: int, temperatures: int
     return {"seconds": seconds, "mib": peak_mib() - before, "value": float(result.total.detach()), "slope": slope}
 
 
-def make_pair(folder: Path, vocabulary: int) -> None:
-    """A random pair with one tokenizer."""
+def resident_mib() -> float:
+    """This process' resident size now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def make_pair(folder: Path, vocabulary: int, sizes: dict[str, int] = PAIR) -> None:
+    """A random pair with one tokenizer: the target has 4 layers, or as many as the sizes say."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -76,7 +85,7 @@ def make_pair(folder: Path, vocabulary: int) -> None:
         tokenizer_object=Tokenizer(WordLevel(words, unk_token="w1")), eos_token="w0", pad_token="w0"
     )
     for name, layers in (("target", 4), ("draft", 1)):
-        config = LlamaConfig(vocab_size=vocabulary, num_hidden_layers=layers, tie_word_embeddings=False, **PAIR)
+        config = LlamaConfig(vocab_size=vocabulary, tie_word_embeddings=False, **{"num_hidden_layers": layers} | sizes)
         LlamaForCausalLM(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
 
@@ -85,19 +94,37 @@ def step_seconds(kind: str, folder: Path, rows: int, length: int, steps: int) ->
     """The median training step on one batch: forward of both models, Jensen-Shannon, backward, AdamW."""
     import torch
 
+    from tempspec.modules.distillation import DistillationModule
+    from tempspec.plugins.divergences import JensenShannon
+
     ids = torch.randint(2, 1000, (rows, length), generator=torch.Generator().manual_seed(1))
-    run = trl_steps if kind == "trl" else tempspec_steps
-    times = run(folder, ids, steps)
+    if kind == "trl":
+        times = trl_steps(folder, ids, steps)
+    else:
+        draft = {"draft": str(folder / "draft")}
+        module = DistillationModule(str(folder / "target"), **draft, divergence=JensenShannon())
+        times = tempspec_steps(module, ids, steps).times
     return {"seconds": median(times[1:]), "mib": peak_mib(), "tokens": float(rows * (length - 1))}
 
 
-def tempspec_steps(folder: Path, ids, steps: int) -> list[float]:
+def head_seconds(unrolled: int, folder: Path, rows: int, length: int, steps: int) -> dict[str, float]:
+    """The median training step of an EAGLE-3 head, and its memory above that of the loaded models."""
+    import torch
+
+    from tempspec.models.eagle3 import Eagle3
+    from tempspec.modules.distillation import DistillationModule
+    from tempspec.modules.fit.training import HeadTraining
+
+    ids = torch.randint(2, 1000, (rows, length), generator=torch.Generator().manual_seed(1))
+    module = DistillationModule(str(folder / "target"), head=Eagle3(), head_training=HeadTraining(unrolled))
+    clock = tempspec_steps(module, ids, steps)
+    return {"seconds": median(clock.times[1:]), "mib": peak_mib() - clock.resident}
+
+
+def tempspec_steps(module, ids, steps: int) -> "Clock":
     """Seconds of each step of `fit`."""
     import lightning.pytorch as pl
     import torch
-
-    from tempspec.modules.distillation import DistillationModule
-    from tempspec.plugins.divergences import JensenShannon
 
     mask = torch.ones_like(ids)
     rows = len(ids)
@@ -122,15 +149,15 @@ def tempspec_steps(folder: Path, ids, steps: int) -> list[float]:
         enable_model_summary=False,
         callbacks=[clock.lightning()],
     )
-    module = DistillationModule(str(folder / "target"), draft=str(folder / "draft"), divergence=JensenShannon())
     trainer.fit(module, torch.utils.data.DataLoader([batch] * steps, batch_size=None))
-    return clock.times
+    return clock
 
 
 class Clock:
-    """Seconds between the ends of training batches."""
+    """Seconds between the ends of training batches, and the resident size before the first."""
 
     def __init__(self) -> None:
+        self.resident = 0.0
         self.times: list[float] = []
         self.last = time.perf_counter()
 
@@ -147,6 +174,9 @@ class Clock:
         clock = self
 
         class Ticking(pl.Callback):
+            def on_train_start(self, *_) -> None:
+                clock.resident = resident_mib()
+
             def on_train_batch_end(self, *_) -> None:
                 clock.tick()
 
@@ -253,18 +283,35 @@ def step_goals(options: Namespace) -> list[Goal]:
     ]
 
 
+def head_goals(options: Namespace) -> list[Goal]:
+    """Three unrolled steps of a head against one, whose target has the sizes of SmolLM2-135M."""
+    with TemporaryDirectory() as folder:
+        make_pair(Path(folder), *((12_000, DEEP) if options.quick else (49_152, SMOLLM2)))
+        rounds = [
+            [child("head", steps, folder, 4, 176 if options.quick else 128, 4) for steps in (3, 1)]
+            for _ in range(1 if options.quick else 3)
+        ]
+    return [
+        Goal(f"three steps of a head / one, {what}", median(many[name] / one[name] for many, one in rounds), high=2.0)
+        for what, name in (("time of a training step", "seconds"), ("memory above the models", "mib"))
+    ]
+
+
+MEASURES = {"objective": objective_seconds, "step": step_seconds, "head": head_seconds}
+
+
 def main() -> None:
     """Measure and judge."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--child", type=json.loads, help="one measurement, for this script's own use")
-    parser.add_argument("--part", choices=["objective", "step"], help="one part alone")
+    parser.add_argument("--part", choices=["objective", "step", "head"], help="one part alone")
     options = parse(parser)
     if options.child:
-        what, kind, *rest = options.child
-        found = objective_seconds(kind, *rest) if what == "objective" else step_seconds(kind, Path(rest[0]), *rest[1:])
-        print(json.dumps(found))
+        what, *rest = options.child
+        folder = [Path(value) if what != "objective" and place == 1 else value for place, value in enumerate(rest)]
+        print(json.dumps(MEASURES[what](*folder)))
         return
-    parts = {"objective": objective_goals, "step": step_goals}
+    parts = {"objective": objective_goals, "step": step_goals, "head": head_goals}
     finish([goal for name, part in parts.items() if options.part in (None, name) for goal in part(options)])
 
 

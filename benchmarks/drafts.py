@@ -27,6 +27,7 @@ from tempspec.models.loading import ModelOptions
 from tempspec.models.pair import Pair
 from tempspec.modules.fit.loss import FitLoss, Moment
 from tempspec.modules.fit.optim import WarmupCosine
+from tempspec.modules.head_steps import DraftStep
 from tempspec.modules.outputs import LogitPairs, response
 from tempspec.plugins import divergences, schedules
 
@@ -111,13 +112,13 @@ class Distillery:
                 set_temperature(draft, loss.draft_temperature(batch, moment))
             logits_q_NV = logits(draft, batch["input_ids"])[:, :-1][response(batch)]
             real = self.pair.vocabulary
-            report = loss(LogitPairs(logits_p_NV, logits_q_NV, real), batch, moment)
+            report = loss([DraftStep(batch, LogitPairs(logits_p_NV, logits_q_NV, real))], moment)
             optimizer.zero_grad()
             report.loss.backward()
             torch.nn.utils.clip_grad_norm_(learned, 1.0)
             optimizer.step()
             rate.step()
-            loss.divergence.observe(report.sums.means()["loss"], LossContext(step, steps))
+            loss.divergence.observe(report.sums[0].means()["loss"], LossContext(step, steps))
         return draft.eval()
 
     @torch.no_grad()

@@ -18,10 +18,12 @@ __all__ = [
     "coverage",
     "differences",
     "draft_ids",
+    "draft_law",
     "from_differences",
     "laws",
     "members",
     "most_frequent",
+    "target_law",
     "widened",
 ]
 
@@ -130,8 +132,19 @@ def laws(logp_NV: Tensor, logq_NR: Tensor, ids_R: Tensor, *, renormalised: bool)
     >>> [law.exp() for law in laws(logp, logq, torch.tensor([0, 1]), renormalised=False)]
     [tensor([0.5000, 0.2500, 0.2500]), tensor([0.5000, 0.5000, 0.0000])]
     """
+    logp_NC = target_law(logp_NV, ids_R, renormalised=renormalised)
+    return logp_NC, draft_law(logq_NR, renormalised=renormalised)
+
+
+def target_law(logp_NV: Tensor, ids_R: Tensor, *, renormalised: bool) -> Tensor:
+    """The target's side of `laws`, `[..., C]`."""
     own_NR = logp_NV[..., ids_R]
     if renormalised:
-        return own_NR.log_softmax(-1), logq_NR
+        return own_NR.log_softmax(-1)
     rest_N1 = logp_NV.index_fill(-1, ids_R, -torch.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([own_NR, rest_N1], -1), torch.nn.functional.pad(logq_NR, (0, 1), value=-torch.inf)
+    return torch.cat([own_NR, rest_N1], -1)
+
+
+def draft_law(logq_NR: Tensor, *, renormalised: bool) -> Tensor:
+    """The draft's side of `laws`, `[..., C]`."""
+    return logq_NR if renormalised else torch.nn.functional.pad(logq_NR, (0, 1), value=-torch.inf)

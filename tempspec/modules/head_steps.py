@@ -6,18 +6,18 @@ step is a batch in which fewer tokens count, so that the loss and the measuremen
 Axes: B batch, T positions, N the step's response tokens, H hidden, X hidden or vocabulary, R a head's vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from tempspec.interfaces import HeadModel
 from tempspec.modules.outputs import Batch, HiddenStates, LogitPairs, LogitSource, response
 
-__all__ = ["DraftStep", "head_steps", "kept_entries", "kept_positions", "step_batch"]
+__all__ = ["DraftStep", "head_steps", "joined", "kept_entries", "kept_positions", "step_batch"]
 
 
 class DraftStep(NamedTuple):
@@ -89,11 +89,29 @@ def head_steps(
     ids_R = None if head.ids_R is None else head.ids_R[head.ids_R < source.vocabulary]
     output_RH = head.output_RH if ids_R is None else head.output_RH[: len(ids_R)]
     steps_BNH = head.unrolled(states, batch["input_ids"], embed, steps, document_BT, position_BT)
+    chunk = source.chunk if source.chunk != 0 else batch["loss_mask"].numel()  # no more logits than one step has
     for number, hidden_BNH in enumerate(steps_BNH):
         step = step_batch(batch, number, decay)
-        kept_NH = kept_entries(hidden_BNH, step, number)
-        side = HiddenStates(kept_NH, output_RH) if source.chunk != 0 else linear(kept_NH, output_RH)
-        yield DraftStep(step, source.pairs(source.side(target, kept_positions(output_BTX, step)), side, ids_R))
+        side = HiddenStates(kept_entries(hidden_BNH, step, number), output_RH)
+        pairs = source.pairs(source.side(target, kept_positions(output_BTX, step)), side, ids_R)
+        yield DraftStep(step, replace(pairs, chunk=chunk))
+
+
+def joined(steps: Sequence[DraftStep]) -> LogitPairs:
+    """The logits of all steps' tokens, step after step; the target's of a token are those of every step.
+
+    Args:
+        steps: of one batch, the first of which counts every token that a later one does.
+    """
+    first, keep_BT = steps[0].pairs, response(steps[0].batch)
+    if len(steps) == 1:
+        return first
+    number_BT = keep_BT.flatten().cumsum(0).view_as(keep_BT) - 1
+    place_N = torch.cat([number_BT[response(step.batch)] for step in steps])
+    drafts = [step.pairs.draft for step in steps]
+    hidden_NH = torch.cat([draft.hidden_NH for draft in drafts if isinstance(draft, HiddenStates)])
+    assert isinstance(first.draft, HiddenStates)
+    return replace(first, draft=first.draft._replace(hidden_NH=hidden_NH), place_N=place_N)
 
 
 def _documents(batch: Batch, source: LogitSource) -> tuple[Tensor | None, Tensor | None]:

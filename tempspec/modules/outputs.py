@@ -26,8 +26,10 @@ __all__ = [
     "HiddenStates",
     "LogitPairs",
     "LogitSource",
+    "SharedLogits",
     "Side",
     "TargetLogits",
+    "Tokens",
     "chunk_length",
     "generation_temperature",
     "linear_heads",
@@ -38,8 +40,29 @@ __all__ = [
 
 Batch = Mapping[str, Tensor]
 
-TargetLogits = Tensor | SparseLogits
+
+class SharedLogits(NamedTuple):
+    """The target's logits at some positions, where several tokens read the same one.
+
+    Attributes:
+        logits_UV: of the positions.
+        index_N: which of them each token reads.
+    """
+
+    logits_UV: Tensor
+    index_N: Tensor
+
+    def of_positions(self, value_N: Tensor) -> Tensor | None:
+        """The tokens' values as those of the positions, `[U]`; None where tokens of one position differ."""
+        value_U = value_N.new_empty(len(self.logits_UV)).index_copy(0, self.index_N, value_N)
+        return value_U if torch.equal(value_U[self.index_N], value_N) else None
+
+
+TargetLogits = Tensor | SparseLogits | SharedLogits
 """The target's logits on some tokens, all of the vocabulary or a few."""
+
+Tokens = slice | Tensor
+"""Some of the tokens that count: neighbours, or their numbers."""
 
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 """Tokens x vocabulary of one chunk: 32 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
@@ -73,6 +96,8 @@ class LogitPairs:
         vocabulary: the number of real ids; a side may have more, or fewer.
         chunk: tokens whose logits exist at a time where a side is hidden states; None chooses.
         ids_R: the target's ids that the draft's logits are of, ascending; None where both count alike.
+        place_N: which of the target's tokens each of the draft's is, where steps of a head share the target's; None
+            where they are the same ones.
     """
 
     target: Side
@@ -80,6 +105,7 @@ class LogitPairs:
     vocabulary: int
     chunk: int | None = None
     ids_R: Tensor | None = None
+    place_N: Tensor | None = None
 
     @property
     def common(self) -> int:
@@ -87,29 +113,39 @@ class LogitPairs:
         sides = (self.target, self.draft) if self.ids_R is None else (self.target,)
         return min([self.vocabulary, *(_ids(side) for side in sides if _ids(side))])
 
-    def slices(self) -> Iterator[slice]:
-        """The tokens, chunk by chunk; one empty chunk where there are none."""
+    def chunks(self) -> Iterator[Tokens]:
+        """The tokens, chunk by chunk; one empty chunk where there are none.
+
+        Tokens that share the target's come side by side, so that its logits are computed once for all of them.
+        """
         hidden = self.draft.hidden_NH if isinstance(self.draft, HiddenStates) else None
         if hidden is None:
             yield slice(0, len(self.draft))
             return
         chunk = chunk_length(self.vocabulary, hidden.device.type) if self.chunk is None else self.chunk
+        if self.place_N is not None:
+            yield from self.place_N.argsort(stable=True).split(chunk)
+            return
         yield from (slice(start, start + chunk) for start in range(0, max(len(hidden), 1), chunk))
 
-    def of_target(self, tokens: slice, vocabulary: int) -> TargetLogits:
+    def of_target(self, tokens: Tokens, vocabulary: int) -> TargetLogits:
         """The target's logits of some tokens over the first ids."""
         if isinstance(self.target, SparseLogits):
+            assert isinstance(tokens, slice)
             return self.target.part(tokens)
-        return _logits(self.target, tokens, vocabulary)
+        if self.place_N is None:
+            return _logits(self.target, tokens, vocabulary)
+        place_N, index_N = self.place_N[tokens].unique(return_inverse=True)
+        return SharedLogits(_logits(self.target, place_N, vocabulary), index_N)
 
-    def of_draft(self, tokens: slice, vocabulary: int) -> Tensor:
+    def of_draft(self, tokens: Tokens, vocabulary: int) -> Tensor:
         """The draft's logits of some tokens over the first ids, fewer where it has fewer."""
         return _logits(self.draft, tokens, vocabulary)
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Both models' logits, `[n, V]` each, chunk by chunk: for measurements, which know all of the target's ids."""
         pairs = self.narrow()
-        for tokens in pairs.slices():
+        for tokens in pairs.chunks():
             target = pairs.of_target(tokens, self.vocabulary)
             assert isinstance(target, Tensor)
             draft = pairs.of_draft(tokens, self.vocabulary)
@@ -234,7 +270,7 @@ def _ids(side: Side) -> int:
     return 0 if isinstance(side, SparseLogits) else side.shape[-1]
 
 
-def _logits(side: HiddenStates | Tensor, tokens: slice, vocabulary: int) -> Tensor:
+def _logits(side: HiddenStates | Tensor, tokens: Tokens, vocabulary: int) -> Tensor:
     if isinstance(side, Tensor):
         return side[tokens, :vocabulary]
     bias_V = None if side.bias_V is None else side.bias_V[:vocabulary]

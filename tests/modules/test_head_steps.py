@@ -1,5 +1,10 @@
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tempspec.core.acceptance import overlap
@@ -9,10 +14,11 @@ from tempspec.models.eagle3 import Eagle3
 from tempspec.models.reading import Reading
 from tempspec.models.tapping import head_target, tapped
 from tempspec.modules.fit.loss import FitLoss, Moment
-from tempspec.modules.head_steps import head_steps, kept_entries, kept_positions, step_batch
+from tempspec.modules.fit.objective import Objective
+from tempspec.modules.head_steps import DraftStep, head_steps, joined, kept_entries, kept_positions, step_batch
 from tempspec.modules.outputs import HiddenStates, LogitPairs, LogitSource, response
 from tempspec.plugins.divergences import ForwardKL, LabelCrossEntropy, NegativeLogAcceptance, ReverseKL, TotalVariation
-from tempspec.plugins.schedules import Constant
+from tempspec.plugins.schedules import Constant, Grid, TokenDifficulty
 
 STEPS, VOCABULARY = 3, 24
 
@@ -68,7 +74,7 @@ def step_by_step(world, loss, chunk=4):
     """The loss of every step, from hidden states, a few tokens at a time."""
     target, head, _ = world
     found = head_steps(head, target, batch(), source(chunk), STEPS)
-    return [loss(step.pairs, step.batch, Moment(0, 10, 0)).loss for step in found]
+    return [loss([step], Moment(0, 10, 0)).loss for step in found]
 
 
 def at_once(world, temperature):
@@ -111,7 +117,7 @@ def test_an_entry_that_is_off_by_one_has_another_loss(world):
     hidden = list(head.unrolled(out.states, own["input_ids"], target.get_input_embeddings(), 2))[1]
     early = HiddenStates(kept_entries(hidden.roll(1, 1), own, 1), head.output_RH)
     side = HiddenStates(kept_positions(out.hidden_BTH, own), target.lm_head.weight)
-    wrong = loss(LogitPairs(side, early, VOCABULARY), own, Moment(0, 1, 0))
+    wrong = loss([DraftStep(own, LogitPairs(side, early, VOCABULARY))], Moment(0, 1, 0))
     assert not torch.isclose(right, wrong.loss)
     assert int(response(own).sum()) == len(early.hidden_NH)
 
@@ -149,8 +155,98 @@ def test_packed_documents_learn_what_they_learn_alone(world):
     results = []
     for rows, apart in ((alone, False), (packed, True)):
         steps = head_steps(head, target, rows, source(apart=apart), STEPS)
-        results.append(torch.stack([loss(step.pairs, step.batch, Moment(0, 1, 0)).loss for step in steps]))
+        results.append(torch.stack([loss([step], Moment(0, 1, 0)).loss for step in steps]))
     torch.testing.assert_close(*results, rtol=1e-10, atol=1e-10)
+
+
+# -- all steps in one walk ---------------------------------------------------------------------------------------------
+
+LOSSES = {
+    "one temperature": FitLoss(ForwardKL(), Constant(2.0)),
+    "several": FitLoss(TotalVariation(), Grid([0.5, 1.5])),
+    "labels": FitLoss(NegativeLogAcceptance(), Constant(0.7), 0.5),
+    "a temperature for each token and step": FitLoss(ForwardKL(), TokenDifficulty()),
+}
+WALKS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+
+
+def value_and_slopes(head, value):
+    head.zero_grad()
+    value.backward()
+    return value.detach(), [one.grad.clone() for one in head.parameters()]
+
+
+@WALKS
+@pytest.mark.parametrize("chunk", [None, 0, 4])
+def test_steps_together_are_the_steps_one_by_one(world, reduced, loss, chunk):
+    for head in (world[1], reduced):
+        found = []
+        for number in (1, 2):
+            steps = list(head_steps(head, world[0], batch(), source(chunk), STEPS, 0.5))
+            if number == 1:
+                alone = [loss([step], Moment(0, 10, 0)) for step in steps]
+                weight = torch.stack([one.sums[0].weight for one in alone])
+                value = (torch.stack([one.loss for one in alone]) * weight / weight.sum()).sum()
+            else:
+                whole = loss(steps, Moment(0, 10, 0))
+                value = whole.loss
+            found.append(value_and_slopes(head, value))
+        torch.testing.assert_close(*found, rtol=1e-9, atol=1e-11)
+        for one, other in zip(alone, whole.sums, strict=True):
+            torch.testing.assert_close(vars(one.sums[0]), vars(other), rtol=1e-9, atol=1e-11)
+
+
+def test_tokens_of_another_place_have_another_loss(world):
+    steps = list(head_steps(world[1], world[0], batch(), source(), STEPS))
+    right = joined(steps)
+    wrong = replace(right, place_N=right.place_N.roll(1))
+    objective = plain_objective(len(right.place_N))
+    assert not torch.isclose(objective.of(right).total, objective.of(wrong).total)
+
+
+def plain_objective(tokens):
+    one_GN = torch.ones(1, tokens, dtype=torch.float64)
+    return Objective(ForwardKL(), one_GN, one_GN, one_GN[:, 0], one_GN[0], LossContext(0, 10))
+
+
+class Wide(TorchDispatchMode):
+    """Bytes that are alive at most in matrices of a vocabulary's width."""
+
+    def __init__(self, vocabulary):
+        super().__init__()
+        self.vocabulary, self.alive, self.most, self.seen = vocabulary, 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, torch.Tensor) and value.ndim == 2 and value.shape[1] == self.vocabulary:
+                storage = value.untyped_storage()
+                if storage.data_ptr() not in self.seen:
+                    self.seen.add(storage.data_ptr())
+                    self.alive += storage.nbytes()
+                    weakref.finalize(storage, self._gone, storage.data_ptr(), storage.nbytes())
+        self.most = max(self.most, self.alive)
+        return result
+
+    def _gone(self, place, size):
+        self.seen.discard(place)
+        self.alive -= size
+
+
+def test_three_steps_hold_no_more_logits_than_one(world):
+    """As many numbers of the vocabulary's width, and one gradient of the output matrix."""
+    target, head, _ = world
+    own = batch() | {"loss_mask": torch.ones(3, 10, dtype=torch.bool)}
+    found = {}
+    for steps in (1, 3):
+        read = list(head_steps(head, target, own, source(4), steps))
+        with Wide(VOCABULARY) as wide:
+            result = FitLoss(ForwardKL(), Constant(1.0))(read, Moment(0, 10, 0))
+        kept = [value for value in result.loss.grad_fn.next_functions[0][0].found if value is not None]
+        found[steps] = wide.most, sum(value.shape == head.output_RH.shape for value in kept)
+    assert found[3][0] <= found[1][0]
+    assert found[3][1] == 1
+    assert 0 < found[1][0] < 3 * 8 * 24 * VOCABULARY  # bytes of three tensors of all tokens
 
 
 # -- a draft vocabulary ------------------------------------------------------------------------------------------------
@@ -180,7 +276,7 @@ def first_laws(world, reduced, temperature):
 def test_finite_divergences_see_the_whole_target(world, reduced, divergence, chunk):
     loss = FitLoss(divergence, Constant(1.5))
     step = next(head_steps(reduced, world[0], batch(), source(chunk), 1))
-    found = loss(step.pairs, step.batch, Moment(0, 10, 0))
+    found = loss([step], Moment(0, 10, 0))
     logp, logq, weight = first_laws(world, reduced, 1.5)
     context = LossContext(0, 10)
     expected = divergence(logp[None], logq[None], torch.full((1, len(weight)), 1.5), context)[0]
@@ -191,7 +287,7 @@ def test_finite_divergences_see_the_whole_target(world, reduced, divergence, chu
 def test_an_infinite_divergence_is_of_the_renormalised_target(world, reduced, chunk):
     loss = FitLoss(ForwardKL(), Constant(1.5))
     step = next(head_steps(reduced, world[0], batch(), source(chunk), 1))
-    found = loss(step.pairs, step.batch, Moment(0, 10, 0))
+    found = loss([step], Moment(0, 10, 0))
     logp, logq, weight = first_laws(world, reduced, 1.5)
     expected = forward_kl(logp[:, IDS].log_softmax(-1), logq[:, IDS])
     torch.testing.assert_close(found.loss, (expected * weight).sum() / weight.sum(), rtol=1e-9, atol=1e-9)
@@ -201,7 +297,7 @@ def test_an_infinite_divergence_is_of_the_renormalised_target(world, reduced, ch
 def test_acceptance_is_of_the_whole_target_always(world, reduced):
     loss = FitLoss(ForwardKL(), Constant(1.0))
     step = next(head_steps(reduced, world[0], batch(), source(), 1))
-    found = loss(step.pairs, step.batch, Moment(0, 10, 0)).sums.means()["acceptance"]
+    found = loss([step], Moment(0, 10, 0)).sums[0].means()["acceptance"]
     logp, logq, _ = first_laws(world, reduced, 1.0)
     torch.testing.assert_close(found.double(), overlap(logp, logq).mean(), rtol=1e-6, atol=1e-6)
     flattered = overlap(logp[:, IDS].log_softmax(-1), logq[:, IDS]).mean()
@@ -220,7 +316,7 @@ def test_ids_that_are_no_real_ones_are_not_drafted(world, reduced):
 @pytest.mark.parametrize(("divergence", "weight"), [(LabelCrossEntropy(), 0.0), (TotalVariation(), 1.0)])
 def test_labels_are_the_heads_own_and_others_teach_nothing(world, reduced, divergence, weight):
     step = next(head_steps(reduced, world[0], batch(), source(), 1))
-    found = FitLoss(divergence, Constant(1.0), weight)(step.pairs, step.batch, Moment(0, 10, 0)).loss
+    found = FitLoss(divergence, Constant(1.0), weight)([step], Moment(0, 10, 0)).loss
     _, logq, share = first_laws(world, reduced, 1.0)
     label = batch()["input_ids"][:, 1:][response(step.batch)]
     known = torch.isin(label, IDS)

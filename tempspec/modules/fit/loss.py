@@ -6,7 +6,7 @@ Axes: B batch, T positions, N the batch's response tokens, V vocabulary, G tempe
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,8 @@ from tempspec.core.reduce import masked_sum_and_count, or_one
 from tempspec.core.vocabulary import draft_ids
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
-from tempspec.modules.fit.objective import Objective, Result, Summaries, summaries
+from tempspec.modules.fit.objective import Objective, Summaries, summaries
+from tempspec.modules.head_steps import DraftStep, joined
 from tempspec.modules.outputs import Batch, LogitPairs, generation_temperature, response
 
 __all__ = ["BatchLoss", "FitLoss", "LossSums", "Moment", "TokenSelection"]
@@ -88,10 +89,6 @@ class LossSums:
         """The means over all processes, by one reduction of a vector; the same where there is one process."""
         return self if mean is None else LossSums(*mean(torch.stack(list(vars(self).values()))).unbind())
 
-    def share(self, whole: "LossSums") -> Tensor:
-        """The weight of these tokens among all."""
-        return self.weight / or_one(whole.weight)
-
     def means(self) -> dict[str, Tensor]:
         """What a run logs, by name: the loss, and the other sums over their counts."""
         tokens = or_one(self.tokens)
@@ -110,11 +107,11 @@ class BatchLoss(NamedTuple):
     Attributes:
         loss: what this process minimises: its share of the mean loss, times the number of processes, since gradients
             are averaged over them. Processes with fewer tokens so count less.
-        sums: what is logged.
+        sums: what is logged, of each step.
     """
 
     loss: Tensor
-    sums: LossSums
+    sums: list[LossSums]
 
 
 @contextmanager
@@ -149,26 +146,28 @@ class FitLoss:
     @float32_by_default()
     def __call__(
         self,
-        pairs: LogitPairs,
-        batch: Batch,
+        steps: Sequence[DraftStep],
         moment: Moment,
         reference: LogitPairs | None = None,
         mean: Callable[[Tensor], Tensor] | None = None,
     ) -> BatchLoss:
-        """The loss of a batch.
+        """The loss of a batch: the mean over the tokens of all its steps, computed in one walk over them.
 
         Args:
-            pairs: both models' logits at the positions that `response` keeps.
-            batch: the batch, as the data module makes it.
+            steps: the draft's steps on the batch; one of a language model.
             moment: when it comes.
-            reference: the target's and the reference draft's logits, for selection.
+            reference: the target's and the reference draft's logits at the only step, for selection.
             mean: the mean of a vector over all processes; None where there is one.
         """
-        keep_BT = response(batch)
-        learned_BT = keep_BT if reference is None else self._selected(pairs, reference, keep_BT)
-        objective = self._objective(pairs, batch, keep_BT, learned_BT, moment)
-        result = objective.of(pairs)
-        return self._report(result, objective, keep_BT, mean)
+        objectives = [self._objective(step, reference, moment) for step in steps]
+        result = Objective.joined(objectives).of(joined(steps))
+        sizes = [len(objective.weight_N) for objective in objectives]
+        tokens = zip(result.loss_N.split(sizes), result.overlap_N.split(sizes), strict=True)
+        sums = [
+            self._sums(*values, objective, response(step.batch)).over(mean)
+            for values, objective, step in zip(tokens, objectives, steps, strict=True)
+        ]
+        return BatchLoss(result.total / or_one(torch.stack([each.weight for each in sums]).sum()), sums)
 
     @float32_by_default()
     def draft_temperature(self, batch: Batch, moment: Moment) -> Tensor:
@@ -187,9 +186,10 @@ class FitLoss:
             )
         return got.draft.detach().expand(len(keep_BT), 1)[:, 0]
 
-    def _objective(
-        self, pairs: LogitPairs, batch: Batch, keep_BT: Tensor, learned_BT: Tensor, moment: Moment
-    ) -> Objective:
+    def _objective(self, step: DraftStep, reference: LogitPairs | None, moment: Moment) -> Objective:
+        batch, pairs = step
+        keep_BT = response(batch)
+        learned_BT = keep_BT if reference is None else self._selected(pairs, reference, keep_BT)
         target_GN, draft_GN, share_G = self._temperatures(pairs, batch, keep_BT, moment)
         label_1N = batch["input_ids"][:, 1:][keep_BT][None]
         label_1N = label_1N if pairs.ids_R is None else draft_ids(label_1N, pairs.ids_R)
@@ -242,22 +242,19 @@ class FitLoss:
         learned_N[(own_N - best_N).topk(math.ceil(len(own_N) * self.fraction)).indices] = True
         return _spread(learned_N, keep_BT, False)
 
-    def _report(
-        self, result: Result, objective: Objective, keep_BT: Tensor, mean: Callable[[Tensor], Tensor] | None
-    ) -> BatchLoss:
+    @torch.no_grad()
+    def _sums(self, loss_N: Tensor, overlap_N: Tensor, objective: Objective, keep_BT: Tensor) -> LossSums:
         weight_N = objective.weight_N
-        with torch.no_grad():
-            kept_N = weight_N > 0
-            token_loss, count = masked_sum_and_count(result.loss_N, kept_N)
-            loss_BT, kept_BT = _spread(result.loss_N, keep_BT), _spread(kept_N, keep_BT, False)
-            own_B = torch.where(kept_BT, loss_BT, 0.0).sum(1) / kept_BT.sum(1).clamp(min=1)
-            acceptance, _ = masked_sum_and_count(result.overlap_N, kept_N)
-            mean_N = (objective.share_G[:, None] * objective.draft_GN).sum(0) / or_one(objective.share_G.sum())
-            temperature, _ = masked_sum_and_count(mean_N, kept_N)
-            found = (result.total.detach(), weight_N.sum(), token_loss, count, own_B.sum(), kept_BT.any(1).sum())
-            dtype = result.total.dtype
-            sums = LossSums(*(value.to(dtype) for value in (*found, acceptance, temperature))).over(mean)
-        return BatchLoss(result.total / or_one(sums.weight), sums)
+        kept_N = weight_N > 0
+        loss, _ = masked_sum_and_count(loss_N, kept_N, weight_N)
+        token_loss, count = masked_sum_and_count(loss_N, kept_N)
+        loss_BT, kept_BT = _spread(loss_N, keep_BT), _spread(kept_N, keep_BT, False)
+        own_B = torch.where(kept_BT, loss_BT, 0.0).sum(1) / kept_BT.sum(1).clamp(min=1)
+        acceptance, _ = masked_sum_and_count(overlap_N, kept_N)
+        mean_N = (objective.share_G[:, None] * objective.draft_GN).sum(0) / or_one(objective.share_G.sum())
+        temperature, _ = masked_sum_and_count(mean_N, kept_N)
+        found = (loss, weight_N.sum(), token_loss, count, own_B.sum(), kept_BT.any(1).sum(), acceptance, temperature)
+        return LossSums(*(value.to(loss.dtype) for value in found))
 
 
 def _spread(value_N: Tensor, keep_BT: Tensor, fill: float = torch.nan) -> Tensor:

@@ -7,7 +7,7 @@ In place of the target's side both take what a cache has kept of it.
 Axes: N tokens, V vocabulary, H hidden, G temperatures at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,10 +20,10 @@ from tempspec.core import acceptance
 from tempspec.core.divergences import entropy, forward_kl, label_cross_entropy
 from tempspec.core.reduce import masked_sum_and_count
 from tempspec.core.sparse import SparseLogits
-from tempspec.core.vocabulary import laws
+from tempspec.core.vocabulary import draft_law, laws, target_law
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, Summary
-from tempspec.modules.outputs import HiddenStates, LogitPairs, TargetLogits, narrow, wide
+from tempspec.modules.outputs import HiddenStates, LogitPairs, SharedLogits, TargetLogits, Tokens, narrow, wide
 
 __all__ = ["Objective", "Result", "Summaries", "chunked", "plain", "summaries"]
 
@@ -75,7 +75,19 @@ class Objective:
         everything = slice(0, len(pairs.draft))
         return plain(pairs.of_target(everything, pairs.common), pairs.of_draft(everything, pairs.common), self)
 
-    def part(self, tokens: slice) -> "Objective":
+    @classmethod
+    def joined(cls, parts: "Sequence[Objective]") -> "Objective":
+        """One over the tokens of several that differ in nothing else, in their order."""
+        labels = [part.context.label_BT for part in parts if part.context.label_BT is not None]
+        return replace(
+            parts[0],
+            target_GN=torch.cat([part.target_GN for part in parts], 1),
+            draft_GN=torch.cat([part.draft_GN for part in parts], 1),
+            weight_N=torch.cat([part.weight_N for part in parts]),
+            context=replace(parts[0].context, label_BT=torch.cat(labels, 1) if labels else None),
+        )
+
+    def part(self, tokens: Tokens) -> "Objective":
         """The same for some of the tokens."""
         label = self.context.label_BT
         return replace(
@@ -110,10 +122,19 @@ class Objective:
         logq_NV = (z_q_NV * (1 / self.draft_GN[index][:, None])).log_softmax(-1)
         if isinstance(z_p_NV, SparseLogits):
             return z_p_NV.laws(self.target_GN[index], logq_NV)
-        logp_NV = (z_p_NV * (1 / self.target_GN[index][:, None])).log_softmax(-1)
-        if self.ids_R is None:
-            return logp_NV, logq_NV
-        return laws(logp_NV, logq_NV, self.ids_R, renormalised=renormalised)
+        logp_NC = self._target_law(z_p_NV, self.target_GN[index], renormalised=renormalised)
+        return logp_NC, logq_NV if self.ids_R is None else draft_law(logq_NV, renormalised=renormalised)
+
+    def _target_law(self, z_p_NV: Tensor | SharedLogits, target_N: Tensor, *, renormalised: bool) -> Tensor:
+        """The target's law on the draft's cells, `[N, C]`; that of a position once, for all tokens that read it."""
+        if isinstance(z_p_NV, SharedLogits):
+            # A temperature that is learned has a gradient at every token.
+            target_U = None if target_N.requires_grad else z_p_NV.of_positions(target_N)
+            if target_U is not None:
+                return self._target_law(z_p_NV.logits_UV, target_U, renormalised=renormalised)[z_p_NV.index_N]
+            z_p_NV = z_p_NV.logits_UV[z_p_NV.index_N]
+        logp_NV = (z_p_NV * (1 / target_N[:, None])).log_softmax(-1)
+        return logp_NV if self.ids_R is None else target_law(logp_NV, self.ids_R, renormalised=renormalised)
 
     def _label_loss(self, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
         assert self.context.label_BT is not None
@@ -128,8 +149,7 @@ def plain(logits_p_NV: TargetLogits, logits_q_NV: Tensor, objective: Objective) 
         logits_q_NV: the draft's.
         objective: what to minimise.
     """
-    z_p_NV = logits_p_NV if isinstance(logits_p_NV, SparseLogits) else wide(logits_p_NV)
-    z_q_NV = wide(logits_q_NV)
+    z_p_NV, z_q_NV = _wide_target(logits_p_NV), wide(logits_q_NV)
     loss_N = torch.stack([term(z_p_NV, z_q_NV) for term in objective.terms()]).sum(0)
     total, _ = masked_sum_and_count(loss_N, objective.weight_N > 0, objective.weight_N)
     return Result(total, loss_N.detach(), objective.overlap(z_p_NV, z_q_NV))
@@ -170,11 +190,11 @@ def summaries(pairs: LogitPairs, needs: frozenset[Summary]) -> Summaries:
     if isinstance(pairs.target, SparseLogits):
         raise UserError(f"a cached teacher has no {', '.join(sorted(needs))} for the temperature schedule")
     pairs = pairs.narrow()
-    parts = [_summarise(pairs, tokens, needs) for tokens in pairs.slices()]
+    parts = [_summarise(pairs, tokens, needs) for tokens in pairs.chunks()]
     return Summaries(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _summarise(pairs: LogitPairs, tokens: slice, needs: frozenset[Summary]) -> Summaries:
+def _summarise(pairs: LogitPairs, tokens: Tokens, needs: frozenset[Summary]) -> Summaries:
     target = pairs.of_target(tokens, pairs.common)
     assert isinstance(target, Tensor)
     z_p_NV, z_q_NV = wide(target), wide(pairs.of_draft(tokens, pairs.common))
@@ -215,9 +235,10 @@ class _Chunked(torch.autograd.Function):
         ctx.dtypes = [None if value is None else value.dtype for value in inputs]
         draft = narrow(HiddenStates(hidden_NH, weight_VH, bias_V))
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            results = [walk.step(draft, tokens, ctx.found) for tokens in walk.pairs.slices()]
+            chunks = list(walk.pairs.chunks())
+            results = [walk.step(draft, tokens, ctx.found) for tokens in chunks]
         totals, losses, overlaps = zip(*results, strict=True)
-        loss_N, overlap_N = torch.cat(losses), torch.cat(overlaps)
+        loss_N, overlap_N = _in_order(chunks, losses), _in_order(chunks, overlaps)
         ctx.mark_non_differentiable(loss_N, overlap_N)
         return torch.stack(totals).sum(), loss_N, overlap_N
 
@@ -247,7 +268,7 @@ class _Gradients(NamedTuple):
     def add(
         self,
         draft: HiddenStates,
-        tokens: slice,
+        tokens: Tokens,
         slope_NV: Tensor | None,
         target_GN: Tensor | None,
         draft_GN: Tensor | None,
@@ -259,7 +280,7 @@ class _Gradients(NamedTuple):
         if slope_NV is not None:
             self._through_the_head(draft, tokens, slope_NV)
 
-    def _through_the_head(self, draft: HiddenStates, tokens: slice, slope_NV: Tensor) -> None:
+    def _through_the_head(self, draft: HiddenStates, tokens: Tokens, slope_NV: Tensor) -> None:
         narrow_NV = slope_NV.to(draft.weight_VH.dtype)
         vocabulary = slope_NV.shape[-1]
         if self.hidden_NH is not None:
@@ -280,11 +301,10 @@ class _Walk(NamedTuple):
     pairs: LogitPairs
     objective: Objective
 
-    def step(self, draft: HiddenStates, tokens: slice, found: _Gradients) -> Result:
+    def step(self, draft: HiddenStates, tokens: Tokens, found: _Gradients) -> Result:
         """Value of one chunk of tokens; its gradients are added to `found`."""
         pairs = replace(self.pairs, draft=draft)
-        target = pairs.of_target(tokens, pairs.common)
-        z_p_NV = target if isinstance(target, SparseLogits) else wide(target)
+        z_p_NV = _wide_target(pairs.of_target(tokens, pairs.common))
         z_q_NV = wide(pairs.of_draft(tokens, pairs.common))
         part = self.objective.part(tokens)
         leaves = z_q_NV, part.target_GN.detach(), part.draft_GN.detach()
@@ -302,6 +322,21 @@ class _Walk(NamedTuple):
         loss_N = torch.stack(values).sum(0)
         total, _ = masked_sum_and_count(loss_N, part.weight_N > 0, part.weight_N)
         return Result(total, loss_N, part.overlap(z_p_NV, z_q_NV))
+
+
+def _wide_target(logits_NV: TargetLogits) -> TargetLogits:
+    """The target's logits in float32 or better; those of a cache are."""
+    if isinstance(logits_NV, SharedLogits):
+        return logits_NV._replace(logits_UV=wide(logits_NV.logits_UV))
+    return logits_NV if isinstance(logits_NV, SparseLogits) else wide(logits_NV)
+
+
+def _in_order(chunks: Sequence[Tokens], values: Sequence[Tensor]) -> Tensor:
+    """The chunks' values as those of all tokens, in the tokens' order."""
+    whole_N = torch.cat(list(values))
+    for tokens, value_N in zip(chunks, values, strict=True):
+        whole_N[tokens] = value_N
+    return whole_N
 
 
 def _zeros(value: Tensor) -> Tensor:

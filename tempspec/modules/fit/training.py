@@ -4,7 +4,7 @@ Axes: B batch, T positions.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -292,25 +292,17 @@ class DraftTraining:
             logged["generation_share"] = min(self._writer.seconds / max(elapsed, 1e-9), 1.0)
         if is_conditioned(draft):
             set_temperature(draft, self.loss.draft_temperature(batch, moment))
-        losses = [
-            self.loss(step.pairs, step.batch, moment, reference, mean)
-            for step, reference in self._read(draft, batch, source)
-        ]
-        sums = [each.sums for each in losses]
-        self._sums = [one + two for one, two in zip(self._sums, sums, strict=True)] if self._sums else sums
-        whole = reduce(add, sums)
-        loss = torch.stack([each.loss * each.sums.share(whole) for each in losses]).sum()
-        return Learned(loss, {**logged, **self._means()}, batch)
+        steps, reference = self._read(draft, batch, source)
+        found = self.loss(steps, moment, reference, mean)
+        self._sums = [one + two for one, two in zip(self._sums, found.sums, strict=True)] if self._sums else found.sums
+        return Learned(found.loss, {**logged, **self._means()}, batch)
 
-    def _read(
-        self, draft: DraftModel, batch: Batch, source: LogitSource
-    ) -> Iterator[tuple[DraftStep, LogitPairs | None]]:
+    def _read(self, draft: DraftModel, batch: Batch, source: LogitSource) -> tuple[list[DraftStep], LogitPairs | None]:
         """The draft's steps on a batch, and for selection the reference draft's logits at the same tokens."""
         if isinstance(draft, HeadModel):
             options = self.head_training
             found = head_steps(draft, self.pair.target_model, batch, source, options.steps, options.decay)
-            yield from ((step, None) for step in found)
-            return
+            return list(found), None
         keep_BT = response(batch)
         with torch.no_grad():
             if self.cache is not None:
@@ -319,7 +311,7 @@ class DraftTraining:
                 target = source.of(self.pair.target_model, batch, keep_BT)
             best = None if self.reference is None else source.of(self.reference(), batch, keep_BT)
         pairs = source.pairs(target, source.of(draft, batch, keep_BT))
-        yield DraftStep(batch, pairs), None if best is None else source.pairs(target, best)
+        return [DraftStep(batch, pairs)], None if best is None else source.pairs(target, best)
 
     def _means(self) -> dict[str, Tensor]:
         """What is logged of the step's batches so far; of a head its acceptance at each of its steps as well."""
