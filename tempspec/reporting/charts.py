@@ -197,7 +197,7 @@ def _shown(label: str) -> str:
 
 def _caption(found: Curves) -> str:
     count = counted(estimate for points in found.values() for estimate in points.values())
-    return f"{count} a point; 95% bootstrap intervals over prompts"
+    return f"{count} per point; 95% bootstrap intervals over prompts"
 
 
 def _alt(title: str, found: Curves, x: str) -> str:

@@ -137,5 +137,5 @@ def _caption(runs: Mapping[str, Estimates], metrics: Sequence[str], caption: str
         if cell.verifier != BASELINE and metric in estimates[cell]
     }
     prompts = "0" if not counts else "-".join(map(str, sorted({min(counts), max(counts)})))
-    bands = f"n = {prompts} prompts a point; bands are 95% bootstrap intervals over prompts"
+    bands = f"n = {prompts} prompts per point; bands are 95% bootstrap intervals over prompts"
     return f"{caption}; {bands}" if caption else bands

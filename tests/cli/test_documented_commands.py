@@ -1,5 +1,6 @@
 """Every command line that a page shows in a block runs, on a small pair and in the page's own order."""
 
+import json
 import re
 import shlex
 import shutil
@@ -58,9 +59,10 @@ def project(world, tmp_path_factory):
     for name in ("target", "draft"):
         shutil.copytree(world / name, folder / "models" / name)
     (folder / "data").mkdir()
-    texts = (world / "text.jsonl").read_text().splitlines()[:8]
+    texts = [json.loads(line)["text"].split() for line in (world / "text.jsonl").read_text().splitlines()[:8]]
+    rows = [json.dumps({"prompt": " ".join(words[:4]), "response": " ".join(words[4:])}) for words in texts]
     for name in ("train", "held"):
-        (folder / f"data/{name}.jsonl").write_text("\n".join(texts))
+        (folder / f"data/{name}.jsonl").write_text("\n".join(rows))
     (folder / "data/prompts.jsonl").write_text('{"prompt": "w1 w2 w3"}\n{"prompt": "w4 w5"}\n')
     shutil.copytree(ROOT / "configs", folder / "configs")
     (folder / "responses.jsonl").write_text('{"accepted": [2, 0, 4], "drafted": 4}\n')

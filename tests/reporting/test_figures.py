@@ -21,7 +21,7 @@ def test_each_metric_and_set_has_a_panel_each_run_a_curve(figure):
         assert list(axes.get_lines()[0].get_xdata()) == [0, 0.5, 1, 1.5]
     assert figure.axes[0].get_ylabel() == "acceptance rate\n(accepted / tested)"
     assert figure.axes[2].get_xlabel() == "target temperature T"
-    assert figure.get_supxlabel().startswith("a small pair; n = 24 prompts a point")
+    assert figure.get_supxlabel().startswith("a small pair; n = 24 prompts per point")
 
 
 def test_bands_are_the_intervals(figure, estimates):

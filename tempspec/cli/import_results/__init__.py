@@ -32,10 +32,10 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, an unknown file, or a run without rows.
     """
-    parser = errors.parser("tempspec import-results", "An engine's accepted lengths, beside ours.")
+    parser = errors.parser("tempspec import-results", "An engine's accepted lengths, next to ours.")
     parser.add_argument("files", nargs="+", type=str, help="What the engine wrote.")
     parser.add_argument("--since", type=str, help="An earlier page of vLLM's counters, to count from there on.")
-    parser.add_argument("--run", type=str, help="A run folder whose predict is set beside them.")
+    parser.add_argument("--run", type=str, help="A run folder whose predict is shown next to them.")
     options = parser.parse_args(list(arguments[1:]))
     quiet()
     table = Table("source", box=None, pad_edge=False)
