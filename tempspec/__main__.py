@@ -29,6 +29,7 @@ COMMANDS = {
     ),
     "check-head": ("tempspec.cli.check_head", "what vLLM and SGLang would read otherwise in an EAGLE-3 head"),
     "import-results": ("tempspec.cli.import_results", "an engine's accepted lengths (vLLM, SGLang), next to ours"),
+    "serve-check": ("tempspec.cli.serve_check", "whether a live engine accepts what predict measures here"),
     "study": ("tempspec.cli.study", "a grid of drafts, verifiers and temperatures, one command"),
     "plugins": ("tempspec.cli.plugins", "what is registered, with its origin and its doc line"),
     "quickstart": ("tempspec.cli.quickstart", "all of it in minutes, offline, on a laptop CPU"),

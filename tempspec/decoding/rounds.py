@@ -63,7 +63,7 @@ def draft_context(
 
     def law(logits_BMV: Tensor) -> Tensor:
         whole_BMV = over_vocabulary(logits_BMV, vocabulary)
-        return log_law(whole_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.truncation)
+        return log_law(whole_BMV, laws.draft_temperature_B, any_greedy=laws.greedy, **laws.draft_truncation)
 
     def sample(logits_BV: Tensor, offset: int) -> tuple[Tensor, Tensor]:
         logq_BV = law(logits_BV[:, None])[:, 0]

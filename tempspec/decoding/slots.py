@@ -68,12 +68,26 @@ class Laws:
     seed_B: Tensor
     greedy: bool
     most_k: int
+    cut_draft_B: Tensor | None = None
 
     @property
     def truncation(self) -> dict[str, Any]:
-        """The keywords of `core.sampling.log_law`."""
-        rows = {"top_k_B": self.top_k_B, "top_p_B": self.top_p_B, "min_p_B": self.min_p_B}
-        return rows | {"most_k": self.most_k}
+        """The keywords of `core.sampling.log_law`, for the target."""
+        return self._cuts | {"most_k": self.most_k}
+
+    @property
+    def _cuts(self) -> dict[str, Tensor | None]:
+        return {"top_k_B": self.top_k_B, "top_p_B": self.top_p_B, "min_p_B": self.min_p_B}
+
+    @property
+    def draft_truncation(self) -> dict[str, Any]:
+        """The same for the draft, whose law some rows leave whole."""
+        if self.cut_draft_B is None:
+            return self.truncation
+        whole = {"top_k_B": 0, "top_p_B": 1.0, "min_p_B": 0.0}
+        given = {name: cut_B for name, cut_B in self._cuts.items() if cut_B is not None}
+        left = {name: cut_B.where(self.cut_draft_B, whole[name]) for name, cut_B in given.items()}
+        return left | {"most_k": self.most_k}
 
 
 @dataclass(slots=True)
@@ -140,6 +154,7 @@ class Slots:
             self.integers([request.seed for request in requests]),
             greedy=0 in targets or 0 in drafts,
             most_k=max((request.top_k for request in requests), default=0),
+            cut_draft_B=optional([request.cut_draft for request in requests], True, torch.bool),
         )
 
     def last_round(self) -> LastRound:

@@ -23,6 +23,7 @@ class CutLaws:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    cut_draft: bool = True
 
     @property
     def truncation(self) -> Truncation:
@@ -45,6 +46,7 @@ class Sweep(CutLaws):
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of most likely tokens with this mass, in (0, 1].
         min_p: keep tokens at least this fraction as likely as the most likely one, in [0, 1].
+        cut_draft: cut the draft's law as the target's. vLLM leaves the draft's whole.
         stop_at_eos: end a completion with the model's end-of-sequence token.
         slots: rows decoded together in the pass that measures acceptance; full until the work runs out.
         write_every: seconds between two writes of finished rows: what an interruption loses at most of them.
@@ -87,6 +89,8 @@ class Sweep(CutLaws):
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not self.write_every >= 0:
             raise ValueError(f"write_every must be 0 (write every row at once) or more seconds, got {self.write_every}")
+        if self.fitted and not self.cut_draft:
+            raise ValueError("draft_temperatures: fitted expects a draft that is cut as the target, got cut_draft no")
         self._check_timing()
         for name in ("target_temperatures", "generation_temperatures"):
             values = set(getattr(self, name))
@@ -170,4 +174,5 @@ class Sweep(CutLaws):
             frozenset(stop_ids) if self.stop_at_eos else frozenset(),
             seed,
             key,
+            self.cut_draft,
         )

@@ -104,6 +104,7 @@ class WorkItem:
 def sweep_origin(sweep: Sweep, prompt_sets: Mapping[str, Sequence[PromptLike]]) -> dict[str, str | list[str]]:
     """What every completion depends on besides the models, entry by entry; prompts may be added to a set's end."""
     sampling = f"{sweep.max_new_tokens} {sweep.top_k} {sweep.top_p} {sweep.min_p} {sweep.stop_at_eos}"
+    sampling += "" if sweep.cut_draft else " uncut draft"  # rows of earlier versions have no such word
     prompts = {f"prompts {name}": [str(one.key) for one in members] for name, members in prompt_sets.items()}
     return {"sampling": sampling, "seed": str(sweep.seed)} | prompts
 

@@ -34,6 +34,7 @@ class Request:
         stop_ids: decoding ends with the first of these, which is kept as the last token.
         seed: all noise of this request derives from it; a signed integer of 64 bits.
         key: the caller's name for the request; the engine only hands it back.
+        cut_draft: whether the draft's law is cut as the target's is.
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +47,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     seed: int = 0
     key: str = ""
+    cut_draft: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no engine could decode.

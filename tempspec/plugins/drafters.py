@@ -3,7 +3,7 @@
 Axes: B batch, T positions, K drafted, V vocabulary, N tokens of an n-gram.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -70,23 +70,28 @@ class EarlyExit(Drafter):
 class PromptLookup(Drafter):
     """Copies what followed the last few tokens where they occurred before; no model, and next to no cost.
 
-    Finds the longest n-gram that ends the text and occurs earlier in it too, goes to its most recent earlier place and
-    copies on from there, never past the text's end: the draft is deterministic and q one-hot. Rows without a match
-    draft nothing. transformers' prompt lookup goes to the earliest place instead.
+    Finds the longest n-gram that ends the text and occurs earlier in it too, goes to that place and copies on from
+    there, never past the text's end: the draft is deterministic and q one-hot. Rows without a match draft nothing.
 
     Args:
-        longest_ngram: the most tokens to match, at least 1.
-        shortest_ngram: the fewest, from 1 to `longest_ngram`.
+        longest_ngram: the most tokens to match, at least 1. vLLM's `prompt_lookup_max`, which is 5 there by default.
+        shortest_ngram: the fewest, from 1 to `longest_ngram`. vLLM's `prompt_lookup_min`, 5 there, too.
+        match: of several places, the `latest` or the `earliest`, which vLLM and transformers take.
     """
 
     source: ClassVar[str] = "Saxena 2023, Prompt Lookup Decoding, github.com/apoorvumang/prompt-lookup-decoding"
 
-    def __init__(self, longest_ngram: int = 3, shortest_ngram: int = 1) -> None:
+    def __init__(
+        self, longest_ngram: int = 3, shortest_ngram: int = 1, match: Literal["latest", "earliest"] = "latest"
+    ) -> None:
+        if match not in ("latest", "earliest"):
+            raise UserError(f"PromptLookup: match must be latest or earliest, got {match!r}")
         if not 1 <= shortest_ngram <= longest_ngram:
             expected = "1 <= shortest_ngram <= longest_ngram"
             raise UserError(f"PromptLookup: expected {expected}, got {shortest_ngram} and {longest_ngram}")
         self.longest_ngram = longest_ngram
         self.shortest_ngram = shortest_ngram
+        self.match = match
 
     def propose(self, context: DraftContext) -> Draft:
         """See `Drafter.propose`."""
@@ -112,8 +117,9 @@ class PromptLookup(Drafter):
         equal_BTN = (gram_BTN == last_BN[:, None]) & (gram_BTN >= 0)
         matched_BT = equal_BTN.flip(-1).long().cumprod(-1).sum(-1)
         matched_BT = matched_BT.masked_fill(place_T >= length_B[:, None] - 1, 0)
-        # The longest match first, the most recent among equals.
-        best_B = (matched_BT * len(place_T) + place_T).argmax(-1)
+        # The longest match first, among equals the latest or the earliest.
+        rank_T = place_T if self.match == "latest" else place_T.flip(0)
+        best_B = (matched_BT * len(place_T) + rank_T).argmax(-1)
         found_B = matched_BT.gather(1, best_B[:, None]).squeeze(1) >= self.shortest_ngram
         return torch.where(found_B, best_B + 1, length_B)
 

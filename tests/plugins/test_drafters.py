@@ -102,6 +102,15 @@ def test_lookup_prefers_the_longest_match_then_the_most_recent():
     assert lookup([[1, 2, 3, 7, 2, 3, 8, 3, 6, 1, 2, 3]], [1], longest_ngram=1) == [[6]]
 
 
+def test_lookup_takes_the_earliest_match_where_asked():
+    text = [[9, 3, 7, 9, 3, 8, 9, 3]]
+    assert lookup(text, [2]) == [[8, 9]]
+    assert lookup(text, [2], match="earliest") == [[7, 9]]
+    assert lookup([[1, 2, 3, 7, 2, 3, 8, 3, 6, 1, 2, 3]], [1], match="earliest") == [[7]]  # the longest, all the same
+    with pytest.raises(UserError, match="match must be latest or earliest, got 'first'"):
+        PromptLookup(match="first")
+
+
 def test_lookup_never_reads_past_the_end():
     assert lookup([[4, 4, 4]], [8]) == [[4]]
     assert lookup([[5, 6, 5], [5, 6, 7, 8, 5]], [8, 8]) == [[6, 5], [6, 7, 8, 5]]

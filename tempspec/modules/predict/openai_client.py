@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from tempspec.errors import UserError
 
-__all__ = ["Form", "Refused", "Server", "call"]
+__all__ = ["Form", "Refused", "Server", "call", "page"]
 
 Form = Literal["engine", "transformers", "openai"]
 """How a request says top-k, min-p and stops: as vLLM and SGLang take it, as `transformers serve` does, or not."""
@@ -125,14 +125,37 @@ def call(server: Server, path: str, body: Mapping[str, Any] | None = None) -> di
     )
 
 
-def _once(server: Server, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+def page(server: Server, path: str) -> str:
+    """A page as text, asked for once.
+
+    Args:
+        server: whom to ask.
+        path: as `Server.address` takes it.
+
+    Raises:
+        Refused: there is none.
+        UserError: the server cannot be reached.
+    """
+    try:
+        return _read(server, path, None)[1].decode("utf-8", "replace")
+    except urllib.error.HTTPError as error:
+        raise Refused(error.code, _reason(error)) from error
+    except (OSError, HTTPException) as error:
+        raise UserError(f"{server.url} gives no {path}: {error}; see that it runs") from error
+
+
+def _read(server: Server, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(server.key_variable):
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(server.address(path), data, headers)
     with _OPENER.open(request, timeout=server.timeout) as answer:
-        status, text = answer.status, answer.read()
+        return answer.status, answer.read()
+
+
+def _once(server: Server, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    status, text = _read(server, path, body)
     try:
         content = json.loads(text)
     except ValueError:

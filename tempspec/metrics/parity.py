@@ -1,0 +1,154 @@
+"""Counts of the same prompts from two sources: an engine's, and ours under a hypothesis (floor 4).
+
+Both count the same of every request: in how many rounds each position was tested, in how many it was accepted. What
+one of them counts of the rounds at a request's end, or after a stop token, is no part of a ratio of the two.
+
+Axes: N requests, K positions of a round, W = 1 + replicates.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tempspec.metrics.bootstrap import Estimate, Sums, bootstrap_update, contrast_estimate, running_product
+from tempspec.metrics.ratio import to_estimate
+from tempspec.metrics.rows import DecodedRow
+
+__all__ = ["Counted", "Line", "agrees", "compare", "counted_row", "figures"]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What is counted of one request.
+
+    Attributes:
+        prompt_key: of its prompt, or of what else was counted together.
+        rounds: target calls, those of the last tokens left out where the length cut them.
+        drafting: of these, how many drafted something.
+        tested: rounds that tested each position, `[K]`.
+        accepted: of these, how many accepted it.
+    """
+
+    prompt_key: int
+    rounds: float
+    drafting: float
+    tested: tuple[float, ...]
+    accepted: tuple[float, ...]
+
+    @classmethod
+    def of_reached(cls, prompt_key: int, rounds: float, drafting: float, reached: Sequence[float]) -> "Counted":
+        """From the rounds that accepted all positions up to each, as engines count: a position is tested after these.
+
+        >>> Counted.of_reached(7, 12, 10, [6, 3]).tested
+        (10, 6)
+        """
+        return cls(prompt_key, rounds, drafting, (drafting, *reached[:-1]), tuple(reached))
+
+
+def counted_row(row: DecodedRow, longest: int) -> Counted:
+    """What a decoded row says.
+
+    Args:
+        row: of predict.
+        longest: K, the most tokens that a round drafts.
+
+    >>> row = {"prompt_key": 7, "finish": "length", "drafted": [2, 2, 0], "tested": [2, 1, 0], "accepted": [1, 0, 0]}
+    >>> counted_row(row, 2)
+    Counted(prompt_key=7, rounds=2, drafting=2, tested=(2, 1), accepted=(1, 0))
+    """
+    cut = row["finish"] == "length"  # the last round may draft less than it would, for want of room
+    drafted = row["drafted"][: -1 if cut else None]
+
+    def reached(lengths: Sequence[int]) -> tuple[int, ...]:
+        return tuple(sum(length >= position for length in lengths) for position in range(1, longest + 1))
+
+    drafting = sum(length > 0 for length in drafted)
+    return Counted(row["prompt_key"], len(drafted), drafting, reached(row["tested"]), reached(row["accepted"]))
+
+
+def figures(counted: Iterable[Counted]) -> dict[str, Sums]:
+    """Ratios by name, with their replicates: acceptance rate, block efficiency, and acceptance up to each position.
+
+    Block efficiency is `1 + d (a_1 + ... + a_K)`: d the share of rounds that draft, a_i that of these which accept all
+    positions up to i.
+
+    >>> found = figures([Counted.of_reached(7, 20, 10, [6, 3])])
+    >>> {name: round(float(sums.numerator_SW[0, 0] / sums.denominator_SW[0, 0]), 3) for name, sums in found.items()}
+    {'acceptance rate': 0.562, 'block efficiency': 1.45, 'position 1': 0.6, 'position 2': 0.3}
+    """
+    counted = list(counted)
+    key_N = torch.tensor([one.prompt_key for one in counted], dtype=torch.int64)
+    accepted_NK, tested_NK = (
+        torch.tensor([getattr(one, name) for one in counted], dtype=torch.float64) for name in ("accepted", "tested")
+    )
+    drafting_N1, rounds_N1 = (
+        torch.tensor([[getattr(one, name)] for one in counted], dtype=torch.float64) for name in ("drafting", "rounds")
+    )
+    rate = bootstrap_update(accepted_NK.sum(1, True), tested_NK.sum(1, True), key_N)
+    share = bootstrap_update(drafting_N1, rounds_N1, key_N)
+    joint = running_product(bootstrap_update(accepted_NK, tested_NK, key_N))
+    drafting_1W = share.numerator_SW / share.denominator_SW
+    length_1W = 1 + drafting_1W * joint.numerator_SW.nan_to_num(0.0).sum(0, True)
+    found = {"acceptance rate": rate, "block efficiency": Sums(length_1W, torch.ones_like(length_1W), share.seen_M2)}
+    for place in range(joint.numerator_SW.shape[0]):
+        at = slice(place, place + 1)
+        found[f"position {place + 1}"] = Sums(joint.numerator_SW[at], joint.denominator_SW[at], rate.seen_M2)
+    return found
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of both.
+
+    Attributes:
+        name: of the figure.
+        theirs: the engine's.
+        ours: under the hypothesis.
+        difference: theirs - ours, paired where both counted the same prompts.
+        simultaneous: the same with an interval that holds for all lines of a check at once.
+    """
+
+    name: str
+    theirs: Estimate
+    ours: Estimate
+    difference: Estimate
+    simultaneous: Estimate
+
+
+def compare(theirs: Mapping[str, Sums], ours: Mapping[str, Sums], among: int = 1) -> list[Line]:
+    """Every figure that both have.
+
+    Args:
+        theirs: `figures` of the engine.
+        ours: under a hypothesis.
+        among: how many lines are looked at in all.
+    """
+    return [
+        Line(
+            name,
+            _estimate((1.0, theirs[name])),
+            _estimate((1.0, ours[name])),
+            _estimate((1.0, theirs[name]), (-1.0, ours[name])),
+            _estimate((1.0, theirs[name]), (-1.0, ours[name]), among=among),
+        )
+        for name in theirs
+        if name in ours
+    ]
+
+
+def _estimate(*terms: tuple[float, Sums], among: int = 1) -> Estimate:
+    return to_estimate(contrast_estimate(*terms, among=among))[0]
+
+
+def agrees(lines: Sequence[Line]) -> bool | None:
+    """Whether no difference excludes 0; None where there are too few prompts to tell."""
+    if all(math.isnan(line.simultaneous.low) for line in lines):
+        return None
+    known = [line.simultaneous for line in lines if not math.isnan(line.simultaneous.low)]
+    return all(one.low <= _ROUNDING and one.high >= -_ROUNDING for one in known)
+
+
+_ROUNDING = 1e-9
+"""Differences of equal counts are 0 but for rounding, and then have no width."""

@@ -1,0 +1,154 @@
+"""Each verdict is reached from figures that an engine has truly produced, over HTTP."""
+
+import json
+
+import pytest
+import yaml
+
+from tempspec.cli.serve_check import _decoded, _due, check
+from tempspec.cli.serve_check.asking import LiveEngine
+from tempspec.errors import UserError
+from tempspec.models.loading import save_model
+from tempspec.modules.predict.openai_client import Server
+from tempspec.plugins.drafters import CausalLM, PromptLookup
+from tempspec.plugins.lengths import FixedLength
+from tests.serving import pages, serving
+from tests.tiny import llama, words
+
+from .server import speculating
+
+PARTS = {"drafter": CausalLM(), "length": FixedLength(3)}
+
+
+@pytest.fixture(scope="module")
+def models():
+    """A target, a draft that is near to it, and one that is not."""
+    target = llama(0, 24, 2, gain=12.0, eos_token_id=None)
+    near = llama(0, 24, 2, gain=9.0, eos_token_id=None)
+    return target, near, llama(5, 24, 1, gain=9.0, eos_token_id=None)
+
+
+@pytest.fixture(scope="module")
+def config(models, tmp_path_factory):
+    """A configuration of the target and the near draft, with a truncation."""
+    folder = tmp_path_factory.mktemp("served")
+    for name, model in zip(("target", "near", "far"), models, strict=True):
+        save_model(model, words(), folder / name)
+    rows = [{"prompt": " ".join(f"w{1 + (n * k) % 23}" for k in range(1, 6))} for n in range(1, 17)]
+    (folder / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    said = {
+        "run": str(folder / "run"),
+        "trainer": {"accelerator": "cpu", "enable_progress_bar": False},
+        "model": {
+            "target": str(folder / "target"),
+            "draft": str(folder / "near"),
+            "length": {"class_path": "FixedLength", "init_args": {"tokens": 3}},
+            "sweep": {
+                "target_temperatures": [0.0, 1.0],
+                "samples": 4,
+                "max_new_tokens": 24,
+                "top_k": 6,
+                "stop_at_eos": False,
+            },
+        },
+        "data": {"prompts": {"p": {"path": str(folder / "p.jsonl")}}, "cache_dir": str(folder / "cache")},
+    }
+    (folder / "c.yaml").write_text(yaml.safe_dump(said))
+    return folder / "c.yaml"
+
+
+@pytest.fixture(scope="module")
+def ours(config):
+    return _decoded(["--config", str(config)], 16, "TokenwiseRejection")
+
+
+def findings(ours, server):
+    server.answer.prepare([one for t in ours.sweep.target_temperatures for _, one in _due(ours, t)])
+    engine = LiveEngine(Server(server.url, concurrency=2, retries=0))
+    return {(one.about, one.agrees): one.says for one in check(ours, engine)}
+
+
+@pytest.mark.parametrize(
+    ("options", "agrees", "says"),
+    [
+        ({}, True, "agrees"),
+        ({"records": False}, True, "agrees"),
+        ({"draft_temperature": 0.0}, False, "the engine drafts by argmax"),
+        ({"cut_draft": False}, False, "the engine cuts the target's law alone"),
+    ],
+)
+def test_how_an_engine_samples_its_draft_is_named(models, ours, options, agrees, says):
+    target, near, _ = models
+    with speculating(target, near, PARTS, words(), **options) as server:
+        found = findings(ours, server)
+    assert found["T = 1", agrees].startswith(says)
+    assert found["T = 0", True] == "agrees"
+    assert found["tokenizer", True] == "agrees"
+    assert found["text at T = 0", True] == "agrees: 16 of 16 texts are equal"
+
+
+def test_another_draft_and_another_target_are_named(models, ours):
+    target, _, far = models
+    with speculating(target, far, PARTS, words()) as server:
+        found = findings(ours, server)
+    assert found["T = 1", False] == "another draft: its figures are those of none of our columns (same, argmax, uncut)"
+    with speculating(far, far, PARTS, words()) as server:
+        assert "nats less likely: another target, or a fault" in findings(ours, server)["text at T = 0", False]
+
+
+def test_other_lengths_and_tokenizers_are_named(models, ours):
+    target, near, _ = models
+    with speculating(target, near, PARTS | {"length": FixedLength(2)}, words()) as server:
+        server.answer.tokenized = lambda body: [7]
+        found = findings(ours, server)
+    assert found["length", False].startswith("the engine drafts 2 tokens per round, the configuration 3")
+    assert found["tokenizer", False].startswith(
+        "another tokenizer: a prompt's tokens differ from token 1 on (1 there, "
+    )
+
+
+def test_the_command_says_it_and_ends_with_0_or_1(models, config, run, tmp_path):
+    target, near, _ = models
+    for options, code, last in (({}, 0, "agrees"), ({"draft_temperature": 0.0}, 1, "differs")):
+        with speculating(target, near, PARTS, words(), **options) as server:
+            few = ("--prompts", 8, "--model.sweep.samples", 2, "--run", tmp_path / "run")
+            found, printed, error = run("serve-check", "--config", config, "--server", server.url, *few)
+        assert (found, printed.splitlines()[-1]) == (code, last), error
+        assert "position 3" in printed
+    kept = json.loads((tmp_path / "run/serve-check/serve_check.json").read_text())
+    assert kept["kind"] == "vLLM 0.32.0"
+    assert {one["about"] for one in kept["findings"]} >= {"T = 0", "T = 1", "text at T = 0", "speed"}
+
+
+@pytest.mark.parametrize(
+    ("said", "arguments", "says"),
+    [
+        ({"version": {"version": "0.32.0"}}, ["--prompts", "5"], "--prompts must be 6 or more"),
+        ({}, [], "is unknown: expected an engine that speculates"),
+        ({"version": {"version": "0.32.0"}}, ["--concurrency", "0"], "server.concurrency must be more than 0"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_line(said, arguments, says, config, run):
+    with serving(pages(**said)) as server:
+        code, _, error = run("serve-check", "--config", config, "--server", server.url, *arguments)
+    assert code == 2
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_an_engine_that_tells_nothing_is_one_line(models, ours):
+    answer = {"choices": [{"text": "", "token_ids": [1]}], "usage": {"completion_tokens": 1}, "metrics": None}
+    with serving(pages(version={"version": "0.32.0"}, v1__completions=answer)) as server:
+        with pytest.raises(UserError, match="does not speculate, or does not tell what it accepts; start vLLM with"):
+            list(check(ours, LiveEngine(Server(server.url))))
+
+
+def test_rounds_without_a_draft_are_named_as_a_definition(models, config):
+    target = models[0]
+    parts = {"drafter": PromptLookup(longest_ngram=3), "length": FixedLength(3)}
+    options = ["--config", str(config), "--model.drafter", "PromptLookup", "--model.sweep.top_k", "0"]
+    decoded = _decoded([*options, "--run", str(config.parent / "lookup")], 16, "TokenwiseRejection")
+    with speculating(target, None, parts, words()) as server:
+        found = findings(decoded, server)
+    assert found["T = 1", True].startswith("agrees")
+    assert found["counts", True].startswith("counts differ by definition: the engine's mean acceptance length, ")
