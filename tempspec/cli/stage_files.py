@@ -14,11 +14,11 @@ from tempspec.metrics.rows import Cell
 from tempspec.models.hub import weight_files
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.draft_temperatures import write_fitted
+from tempspec.modules.predict.identity import draft_identity, fitted_for
 from tempspec.modules.predict.openai_client import Server
 from tempspec.modules.predict.remote_generation import ServedGeneration
 from tempspec.modules.predict.row_metrics import sweep_metrics
 from tempspec.modules.predict.row_store import RowStore
-from tempspec.modules.predict.sweep_runner import draft_identity, fitted_for
 from tempspec.reporting.console_tables import DecodingTable, category_tables, validation_table
 from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
 

@@ -33,13 +33,14 @@ from tempspec.decoding.worklist import (
 from tempspec.errors import UserError
 from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Pass, Request, StepTimes, Verifier
 from tempspec.metrics.rows import DecodedRow, row_from_completion
-from tempspec.models.digests import file_digest, tokenizer_digest, weights_digest
+from tempspec.models.digests import tokenizer_digest
 from tempspec.models.head_draft import DraftModel
 from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length
 from tempspec.modules.draft_temperatures import read_fitted
 from tempspec.modules.predict.dealing import FAILED, Dealer
 from tempspec.modules.predict.earlier_rows import refuse_earlier_rows
+from tempspec.modules.predict.identity import describe, draft_identity, fitted_for, pair_identity, target_identity
 from tempspec.modules.predict.pulse import PassProgress, Pulse
 from tempspec.modules.predict.row_store import Origin, RowStore
 from tempspec.modules.predict.row_writer import RowWriter
@@ -51,9 +52,6 @@ WARM_UP_TOKENS = 8
 
 _ANSWER = "."
 """In place of an answer where only the length of a conversation is asked for."""
-
-_WITHOUT_EFFECT = {"shard_target", "trust_remote_code", "export_dtype"}
-"""Options of loading that no logit depends on."""
 
 PromptSets = Mapping[str, Sequence[PromptLike]]
 
@@ -247,7 +245,7 @@ class SweepRunner:
         return self._together(work, pulse)
 
     def _together(self, work: Work, pulse: Pulse) -> int:
-        """The exit code to stop with behind a pass, 0 to go on; the same for all behind the last.
+        """The exit code to stop with after a pass, 0 to continue; the same for all after the last.
 
         Raises:
             UserError: another process has failed.
@@ -387,7 +385,7 @@ class SweepRunner:
     def _origin(self, prompt_sets: PromptSets, checkpoint: str | None) -> Origin:
         """What the rows are made from, entry by entry."""
         pair = self.pair
-        origin: dict[str, str | Sequence[str]] = {**_target_identity(pair), **sweep_origin(self.sweep, prompt_sets)}
+        origin: dict[str, str | Sequence[str]] = {**target_identity(pair), **sweep_origin(self.sweep, prompt_sets)}
         if self.sweep.stop_at_eos:  # a generation_config.json names them, which is no part of the weights
             origin["stop tokens"] = str(sorted(pair.stop_ids))
         if self.generating:
@@ -425,37 +423,6 @@ def generated_row(item: WorkItem, pair: Pair, digest: str, text: str, ids: list[
         "seed": item.request.seed,
         "finish": finish,
     }
-
-
-def draft_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
-    """Which draft it is, in words that change with its weights, and not with where they lie."""
-    made = f"{pair.draft_layers} {pair.spacing} layers of {pair.width}" if pair.head is None else describe(pair.head)
-    return {
-        "draft": weights_digest(pair.draft, pair.options.draft_revision) if pair.draft else made,
-        "checkpoint": file_digest(checkpoint) if checkpoint else pair.draft_in_memory,
-    }
-
-
-def pair_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
-    """Which target and which draft it is, and how they are loaded: in which dtype, with which attention."""
-    return _target_identity(pair) | draft_identity(pair, checkpoint)
-
-
-def _target_identity(pair: Pair) -> dict[str, str]:
-    """Which target it is, and how both models are loaded."""
-    loading = {name: value for name, value in vars(pair.options).items() if name not in _WITHOUT_EFFECT}
-    return {"target": weights_digest(pair.target, pair.options.target_revision), "loading": str(loading)}
-
-
-def fitted_for(pair: Pair, checkpoint: str | None, sweep: Sweep) -> dict[str, str]:
-    """What a fitted draft temperature belongs to: the pair, and how its laws are cut."""
-    return pair_identity(pair, checkpoint) | {"truncation": str(sweep.truncation)}
-
-
-def describe(plugin: object) -> str:
-    """A plugin's class and options, as one stable line."""
-    options = ", ".join(f"{name}={value!r}" for name, value in sorted(vars(plugin).items()))
-    return f"{type(plugin).__module__}.{type(plugin).__qualname__}({options})"
 
 
 def _barrier() -> None:
