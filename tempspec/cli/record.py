@@ -74,7 +74,8 @@ class RunRecord(Callback):
     def text(self) -> str:
         """The resolved configuration, which every subcommand can read again."""
         config = self._config.clone()
-        config.pop("cache_teacher", None)  # generate's alone
+        for option in ("cache_teacher", "cache_features"):  # generate's alone
+            config.pop(option, None)
         return cast(str, self._parser.dump(config, skip_none=False))
 
     def resolved(self) -> Mapping[str, Any]:
