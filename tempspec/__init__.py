@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.modules.callbacks.acceptance import AcceptanceCallback as AcceptanceCallback
     from tempspec.modules.callbacks.trainer_acceptance import AcceptanceTrainerCallback as AcceptanceTrainerCallback
     from tempspec.modules.distillation import DistillationModule as DistillationModule
+    from tempspec.modules.fit.features import CachedFeatures as CachedFeatures
     from tempspec.modules.fit.loss import TokenSelection as TokenSelection
     from tempspec.modules.fit.online_text import OnlineText as OnlineText
     from tempspec.modules.fit.teacher_cache import CachedTeacher as CachedTeacher
@@ -91,6 +92,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
 _PLACES = {
     "AcceptanceCallback": "modules.callbacks.acceptance",
     "AcceptanceTrainerCallback": "modules.callbacks.trainer_acceptance",
+    "CachedFeatures": "modules.fit.features",
     "CachedTeacher": "modules.fit.teacher_cache",
     "Completion": "interfaces",
     "DecodingMetrics": "metrics.collection",

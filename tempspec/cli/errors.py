@@ -27,7 +27,7 @@ PHRASES = {
 }
 """How jsonargparse begins to say that an argument or a key is unknown, an option is missing, or a value is wrong."""
 
-_OF_GENERATE = ("cache_teacher",)
+_OF_GENERATE = ("cache_teacher", "cache_features")
 """Options that generate has alone."""
 
 _SOURCES = {"train": "{path: FILE}, or a list of these"} | dict.fromkeys(

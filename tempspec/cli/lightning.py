@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from tempspec.cli.checkpoint import checkpoint_of
 from tempspec.cli.failures import as_user_error, refused_options
-from tempspec.cli.options import Ahead, look_ahead
+from tempspec.cli.options import CACHES, Ahead, caches, look_ahead
 from tempspec.cli.parser import (
     Parser,
     add_shared_options,
@@ -102,7 +102,7 @@ def _command(
     quiet()
     register_fsdp2()
     allow_imports()
-    arguments = ["--cache_teacher=true" if argument == "--cache-teacher" else argument for argument in arguments]
+    arguments = [CACHES.get(argument, argument) for argument in arguments]
     ahead = look_ahead(list(arguments))
     if ahead.task not in (None, *TASKS):
         raise UserError(f"task must be one of {', '.join(TASKS)}, got {ahead.task!r}")
@@ -302,8 +302,8 @@ class CommandLine(LightningCLI):
             raise told from error
 
     def _finish_record(self) -> None:
-        """Write what is not written yet of a run that came to its end; a trial run and a teacher's cache leave none."""
-        if not self._options.trainer.fast_dev_run and not self._options.get("cache_teacher"):
+        """Write what is not written yet of a run that came to its end; a trial run and a cache leave none."""
+        if not self._options.trainer.fast_dev_run and not caches(self._options):
             self.record.finish(self.trainer, self.datamodule)
 
     def _keep_what_made_it(self, draft: Path) -> None:
@@ -360,7 +360,7 @@ class CommandLine(LightningCLI):
             self._results().generate_served(self.model, self.datamodule, server, self.folder)
             return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)
-        if kwargs.get("cache_teacher"):
+        if caches(kwargs):
             return
         self._results().report_generated(self.model, self.datamodule, self.folder)
 

@@ -17,7 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from tempspec.cli.renamed import new_name, rename_keys
 from tempspec.errors import UserError
 
-__all__ = ["Ahead", "given", "look_ahead"]
+__all__ = ["CACHES", "Ahead", "caches", "given", "look_ahead"]
 
 _CONFIG = ("-c", "--config")
 
@@ -34,11 +34,16 @@ _ALTERNATIVES = (
     ("model.teacher", "model.online"),
     ("model.teacher", "model.selection"),
     ("server", "cache_teacher"),
+    ("server", "cache_features"),
+    ("cache_features", "cache_teacher"),
 )
 """Pairs of options that exclude each other."""
 
-_NOTHING = {"cache_teacher": "false"}
+_NOTHING = {"cache_teacher": "false", "cache_features": "false"}
 """What takes an option back, where that is not null."""
+
+CACHES = {"--cache-teacher": "--cache_teacher=true", "--cache-features": "--cache_features=true"}
+"""Flags of generate, and the options that they are."""
 
 _GOES_WITH = {"model.draft_layers": "model.draft_width"}
 """What says nothing without another option."""
@@ -65,6 +70,11 @@ class Ahead:
     def names(self, *options: str) -> bool:
         """Whether the command line itself gives one of these options, or a part of one."""
         return any(given == name or given.startswith(f"{name}.") for given in self.options for name in options)
+
+
+def caches(options: Any) -> bool:
+    """Whether generate is to write a cache of the target instead of text; options of any command."""
+    return bool(options.get("cache_teacher") or options.get("cache_features"))
 
 
 def look_ahead(arguments: list[str]) -> Ahead:

@@ -125,8 +125,11 @@ def check_options(options: Any, command: str, ahead: Ahead) -> None:
         raise UserError(f"trainer: expected options, such as {{max_steps: 100}}, got {options.trainer}")
     if (batches := options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
         raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
-    if options.get("cache_teacher") and options.server is not None:
-        raise UserError("expected --cache-teacher or a server, got both: a server gives no logits; add --server null")
+    for kind, gives in (("teacher", "logits"), ("features", "states")):
+        if options.get(f"cache_{kind}") and options.server is not None:
+            raise UserError(
+                f"expected --cache-{kind} or a server, got both: a server gives no {gives}; add --server null"
+            )
     if options.trainer.default_root_dir is not None:
         raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
 

@@ -76,7 +76,8 @@ class RunRecord(Callback):
         """The resolved configuration, which every subcommand can read again."""
         if not self._text:
             config = self._config.clone()
-            config.pop("cache_teacher", None)  # generate's alone
+            for option in ("cache_teacher", "cache_features"):  # generate's alone
+                config.pop(option, None)
             self._text = cast(str, self._parser.dump(config, skip_none=False))
         return self._text
 

@@ -22,6 +22,7 @@ class GeneratingTrainer(Trainer):
         datamodule: LightningDataModule | None = None,
         ckpt_path: str | None = None,
         cache_teacher: bool = False,
+        cache_features: bool = False,
     ) -> None:
         """Write the target's own text at the sweep's generation temperatures, or what `model.teacher` keeps of it.
 
@@ -30,17 +31,20 @@ class GeneratingTrainer(Trainer):
             datamodule: where the prompts come from.
             ckpt_path: a checkpoint file, or `last`.
             cache_teacher: cache the target's logits on the training rows, as model.teacher says; no text is written.
+            cache_features: cache the target's states on the training rows for a head, as model.features says; no text
+                is written.
 
         Raises:
             UserError: a cache is to be written by several processes.
         """
-        if cache_teacher:
+        if cache_teacher or cache_features:
+            kind = "teacher" if cache_teacher else "features"
             if self.world_size > 1:
                 raise UserError(
-                    f"--cache-teacher expected one process, got {self.world_size}: set trainer.num_nodes and "
+                    f"--cache-{kind} expected one process, got {self.world_size}: set trainer.num_nodes and "
                     "trainer.devices to 1"
                 )
-            model.cache_teacher(datamodule, self.strategy.root_device)  # type: ignore[operator]
+            model.cache_target(kind, datamodule, self.strategy.root_device)  # type: ignore[operator]
             return
         model.begin_generation()  # type: ignore[operator]
         if isinstance(datamodule, TextDataModule):

@@ -35,7 +35,8 @@ def logit_source(
     make_ids_readable(pair, models)
     whole = training.chunk_tokens == 0 or sharded or not linear_heads(models)
     cache = training.cache if cached else None
-    reading = reading_of(models, _data(trainer), cache is None or cache.apart)
+    kept = cache or (training.feature_cache if trainer.state.fn == "fit" else None)
+    reading = reading_of(models, _data(trainer), kept is None or kept.apart)
     vocabulary = pair.vocabulary if cache is None else cache.vocabulary
     return LogitSource(vocabulary, training.chunk_tokens, whole, reading)
 

@@ -36,7 +36,7 @@ from tempspec.modules.callbacks.precision import PrecisionNotes
 from tempspec.modules.draft_vocabulary import head_ids
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
-from tempspec.modules.fit.training import DraftTraining
+from tempspec.modules.fit.training import Cached, DraftTraining
 from tempspec.modules.head_steps import head_steps
 from tempspec.modules.named import DrafterLike, HeadLike, LengthLike, VerifierLike, plugin
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
@@ -213,18 +213,19 @@ class DistillationModule(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if stage != "predict" and data is not None:
             self.pair.check_rows(data.max_length)
-        if stage == "fit" and self.draft_training.teacher is not None:
-            self.draft_training.take_up_cache(data)
-            self.trainer.limit_val_batches = 0  # nothing is validated without a target
+        if stage == "fit":
+            self.draft_training.take_up_caches(data)
+            if self._from_cache:
+                self.trainer.limit_val_batches = 0  # nothing is validated without a target
 
     @property
     def _from_cache(self) -> bool:
         """Whether this stage learns from a cached teacher, without the target."""
         return self.draft_training.teacher is not None and self.stage == "fit"
 
-    def cache_teacher(self, data: Any, device: torch.device) -> None:
-        """Write the cache that `teacher` describes; see `DraftTraining.write_cache`."""
-        self.draft_training.write_cache(data, device)
+    def cache_target(self, kind: Cached, data: Any, device: torch.device) -> None:
+        """Write the cache of the target that `teacher` or `features` describes; see `DraftTraining.write_cache`."""
+        self.draft_training.write_cache(kind, data, device)
 
     def _needs_draft(self) -> bool:
         return self.stage != "predict" or self.runner.needs_draft

@@ -6,7 +6,7 @@ step is a batch in which fewer tokens count, so that the loss and the measuremen
 Axes: B batch, T positions, N the step's response tokens, H hidden, X hidden or vocabulary, R a head's vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -70,7 +70,13 @@ def kept_entries(hidden_BNH: Tensor, batch: Batch, number: int) -> Tensor:
 
 
 def head_steps(
-    head: HeadModel, target: PreTrainedModel, batch: Batch, source: LogitSource, steps: int, decay: float = 1.0
+    head: HeadModel,
+    target: PreTrainedModel,
+    batch: Batch,
+    source: LogitSource,
+    steps: int,
+    decay: float = 1.0,
+    cached: Callable[[Batch, torch.dtype], tuple[tuple[Tensor, ...], Tensor]] | None = None,
 ) -> Iterator[DraftStep]:
     """A head's unrolled steps over the text's own tokens; each may be left once its loss is known.
 
@@ -81,9 +87,14 @@ def head_steps(
         source: runs the target.
         steps: J.
         decay: as in `step_batch`.
+        cached: knows the target's states and last hidden states of the batch, in a dtype; None lets the target read.
     """
     with torch.no_grad():
-        states, output_BTX = source.tapped(target, batch, head.states)
+        if cached is None:
+            states, output_BTX = source.tapped(target, batch, head.states)
+        else:
+            states, last_BTH = cached(batch, target.dtype)
+            output_BTX = target.get_output_embeddings()(last_BTH) if source.whole else last_BTH
     document_BT, position_BT = _documents(batch, source)
     embed = target.get_input_embeddings()
     ids_R = None if head.ids_R is None else head.ids_R[head.ids_R < source.vocabulary]

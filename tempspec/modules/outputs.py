@@ -248,13 +248,13 @@ def reading_of(models: Sequence[PreTrainedModel], data: Any, cache_apart: bool =
     Args:
         models: on their devices. They are tried, by all processes at once.
         data: the data module, which says whether rows hold several documents; None for none.
-        cache_apart: whether a cached teacher, if one takes part, kept the documents of a row from each other.
+        cache_apart: whether a cache of the target, if one takes part, kept the documents of a row from each other.
     """
     found = reading(models)
     able = {type(model).__name__: reading([model]).apart for model in models} if not found.apart else {}
     names = [name for name, apart in able.items() if not apart]
     if not cache_apart:
-        found, names = replace(found, apart=False), [*names, "the cached teacher"]
+        found, names = replace(found, apart=False), [*names, "the cache of the target"]
     if getattr(data, "packed", False) and names:
         rank_zero_info(
             f"the documents of a packed row see each other: {' and '.join(names)} cannot separate them; "

@@ -117,6 +117,17 @@ def test_a_teacher_is_cached_once_and_fit_learns_from_it(run, world, tmp_path):
     assert (code, err) == (2, "error: --cache-teacher needs model.teacher: name at least its folder\n")
 
 
+def test_features_are_cached_and_a_head_learns_from_them(run, world, tmp_path):
+    head = ("--model.head", "Eagle3", "--model.head.states", "[0,1,2]", "--model.draft", "null")
+    features = ("--model.features.folder", tmp_path / "features", *head, "--server", "null")
+    code, _, err = run("generate", "--config", world / "pair.yaml", *features, "--cache-features")
+    assert code == 0, err
+    assert list((tmp_path / "features").glob("*.safetensors"))
+    code, _, err = run("fit", "--config", world / "pair.yaml", *features[:-2], "--run", tmp_path / "cached")
+    assert code == 0, err
+    assert (tmp_path / "cached" / "fit" / "head" / "model.safetensors").is_file()
+
+
 def test_print_config_shows_plugins_by_their_path(run, world):
     options = "--model.divergence", "JensenShannon", "--model.divergence.beta", 0.3
     verifiers = "{block: BlockVerification, typical_03: {class_path: Typical, init_args: {epsilon: 0.3}}}"

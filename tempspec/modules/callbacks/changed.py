@@ -25,6 +25,7 @@ _REFUSED = (
     "model.head_training",
     "model.online",
     "model.teacher",
+    "model.features",
     "model.optimizer",
     "model.lr_scheduler",
 )

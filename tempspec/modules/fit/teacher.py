@@ -15,11 +15,12 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.digests import has_weights, tokenizer_digest, weights_digest
 from tempspec.models.pair import Pair
-from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache, TeacherOrigin, rows_digest
+from tempspec.modules.fit.cache_folder import CacheOrigin, rows_digest
+from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache
 from tempspec.modules.ids import check_ids, make_ids_readable
 from tempspec.modules.outputs import reading_of, response
 
-__all__ = ["open_cache", "write_cache"]
+__all__ = ["cache_origin", "open_cache", "write_cache"]
 
 _REMEDY = {
     "top": "keep the whole vocabulary, or take a divergence of probabilities, as ForwardKL or NegativeLogAcceptance",
@@ -49,7 +50,7 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     make_ids_readable(pair, [target])
     check_ids(pair, {"train": data.train_rows})
     origin = replace(
-        _origin(pair, data),
+        cache_origin(pair, data),
         apart=data.packed and reading.apart,
         vocabulary=pair.vocabulary,
         weights=weights_digest(pair.target),
@@ -93,7 +94,7 @@ def open_cache(
         UserError: the cache is not there, is of something else, or cannot give what is asked.
     """
     kept = options.keep
-    cache = TeacherCache(options, _origin(pair, data))
+    cache = TeacherCache(options, cache_origin(pair, data))
     asked: Mapping[str, tuple[bool, str]] = {
         "model.draft": (pair.draft is not None, "draft_layers cuts them from the target: cut and save them first"),
         "data.pack_attention: separate": (
@@ -114,8 +115,14 @@ def open_cache(
     return cache
 
 
-def _origin(pair: Pair, data: Any) -> TeacherOrigin:
+def cache_origin(pair: Pair, data: Any) -> CacheOrigin:
+    """What a cache of this run would be made of, as far as no model says it.
+
+    Args:
+        pair: whose target reads.
+        data: set up for fit.
+    """
     text, tokens = rows_digest(data.train_rows)
     weights = weights_digest(pair.target) if has_weights(pair.target) else ""
     tokenizer = tokenizer_digest(pair.tokenizer)
-    return TeacherOrigin(text, tokenizer, len(data.train_rows), tokens, target=pair.target, weights=weights)
+    return CacheOrigin(text, tokenizer, len(data.train_rows), tokens, target=pair.target, weights=weights)

@@ -6,19 +6,15 @@ cache knows which rows, tokenizer and target it was made of, and is refused for 
 Axes: B batch, T positions, N the rows' response tokens, K kept tokens, H temperatures, V vocabulary.
 """
 
-import hashlib
-import json
 import math
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -26,18 +22,16 @@ from tempspec.core.noise import fold, uniform
 from tempspec.core.sparse import SparseLogits, draw, top_k
 from tempspec.decoding.sweep import Temperatures
 from tempspec.errors import UserError
-from tempspec.files import replacing, write_atomically
 from tempspec.interfaces import Kept
-from tempspec.models.digests import of_earlier_version
+from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, record_of
 
-__all__ = ["CacheWriter", "CachedTeacher", "TeacherCache", "TeacherOrigin", "rows_digest"]
+__all__ = ["CacheWriter", "CachedTeacher", "TeacherCache"]
 
-RECORD = "teacher.json"
 _SCHEMA = pa.schema(
     [("token", pa.list_(pa.int32())), ("logit", pa.list_(pa.float32())), ("logsum", pa.list_(pa.float32()))]
 )
-_SLACK = 1.02
-"""Arrow's own share of a shard."""
+_OPTIONS = ("keep", "tokens_kept", "temperatures", "drawn_at", "shard_rows")
+"""What of a record must be as fit asks for it."""
 
 
 @dataclass
@@ -88,9 +82,9 @@ class CachedTeacher:
                 raise UserError(f"teacher.{name} must be {expected}, got {got}")
 
     @property
-    def path(self) -> Path:
-        """The folder, with `~` resolved."""
-        return Path(self.folder).expanduser()
+    def place(self) -> CacheFolder:
+        """Where it is, with `~` resolved."""
+        return CacheFolder(Path(self.folder).expanduser(), "teacher", "cached teacher", ".arrow", self.shard_rows)
 
     @property
     def token_bytes(self) -> int:
@@ -106,44 +100,6 @@ class CachedTeacher:
         return draw(uniform(int(fold(seed, row)), 4, place_NK), logits_NV, self.drawn_at, self.temperatures)
 
 
-@dataclass(frozen=True)
-class TeacherOrigin:
-    """What a cache was made of; fit must ask for the same.
-
-    Attributes:
-        text: a digest of the training rows.
-        tokenizer: a digest of the tokenizer.
-        rows: how many rows there are.
-        tokens: their response tokens.
-        vocabulary: V, the real ids.
-        target: the target's folder or hub name.
-        weights: a digest of its weights; empty where they are not at hand, and the target's name must do.
-        seed: of the samples.
-        apart: whether the documents of a packed row were kept from each other.
-    """
-
-    text: str
-    tokenizer: str
-    rows: int
-    tokens: int
-    vocabulary: int = 0
-    target: str = ""
-    weights: str = ""
-    seed: int = 0
-    apart: bool = False
-
-
-def rows_digest(rows: datasets.Dataset) -> tuple[str, int]:
-    """A digest of encoded rows, and the number of tokens that the loss counts in them."""
-    digest, tokens = hashlib.sha256(), 0
-    for name in ("input_ids", "loss_mask"):
-        for chunk in rows.data.column(name).chunks:
-            values = chunk.flatten().to_numpy(zero_copy_only=False)
-            digest.update(pc.list_value_length(chunk).to_numpy(zero_copy_only=False).tobytes() + values.tobytes())
-            tokens += int(values.sum()) if name == "loss_mask" else 0
-    return digest.hexdigest()[:16], tokens
-
-
 @dataclass
 class CacheWriter:
     """Writes a cache, from where it stopped.
@@ -157,54 +113,29 @@ class CacheWriter:
     """
 
     options: CachedTeacher
-    origin: TeacherOrigin
+    origin: CacheOrigin
 
     def __post_init__(self) -> None:
         """Claim the folder."""
-        folder, record = self.options.path, _record(self.options, self.origin)
-        folder.mkdir(parents=True, exist_ok=True)
-        held = _read_record(folder) if (folder / RECORD).exists() else record
-        changed = sorted(name for name in record if record[name] != held.get(name))
-        if changed:
-            raise UserError(
-                f"{folder} holds a cached teacher of another configuration (changed: {', '.join(changed)}): remove it, "
-                "or name another teacher.folder"
-            )
-        free = shutil.disk_usage(folder).free
-        if self.bytes_left > free:
-            raise UserError(
-                f"the cached teacher needs {_size(self.bytes_left)} more in {folder}, but the disk has {_size(free)}: "
-                "lower teacher.tokens, or name another teacher.folder"
-            )
-        write_atomically(folder / RECORD, json.dumps(record, indent=1))
+        record = _record(self.options, self.origin)
+        self.options.place.claim(record, self.origin.rows, self._bytes, "lower teacher.tokens")
+
+    @property
+    def _bytes(self) -> int:
+        return self.origin.tokens * self.options.token_bytes
 
     @property
     def begun(self) -> int:
         """Rows that are written."""
-        return min(len(_shards(self.options.path)) * self.options.shard_rows, self.origin.rows)
-
-    @property
-    def bytes_left(self) -> int:
-        """About what is still to be written."""
-        share = 1 - self.begun / max(self.origin.rows, 1)
-        return int(_SLACK * share * self.origin.tokens * self.options.token_bytes)
+        return self.options.place.begun(self.origin.rows)
 
     def __str__(self) -> str:
         """The estimate, in one line."""
-        whole = int(_SLACK * self.origin.tokens * self.options.token_bytes)
-        return (
-            f"cached teacher: {self.origin.rows} rows, {self.origin.tokens} tokens, about {_size(whole)} in "
-            f"{self.options.path}; {self.begun} rows are there"
-        )
+        return self.options.place.estimate(self.origin.rows, self.origin.tokens, self._bytes)
 
     def write(self, rows: Iterator[SparseLogits]) -> None:
-        """Write what is left; `rows` begins after those that are written."""
-        folder, begun = self.options.path, self.begun
-        for start in range(begun, self.origin.rows, self.options.shard_rows):
-            count = min(self.options.shard_rows, self.origin.rows - start)
-            shard = folder / f"shard-{start // self.options.shard_rows:06d}.arrow"
-            with replacing(shard) as file:
-                _arrow(file, _table(list(islice(rows, count))))
+        """Write what is left; `rows` begins behind those that are written."""
+        self.options.place.write(self.origin.rows, lambda file, count: _arrow(file, _table(list(islice(rows, count)))))
 
 
 class TeacherCache:
@@ -218,17 +149,10 @@ class TeacherCache:
         UserError: there is none, it is unfinished, or it was made of something else.
     """
 
-    def __init__(self, options: CachedTeacher, origin: TeacherOrigin) -> None:
-        folder = options.path
+    def __init__(self, options: CachedTeacher, origin: CacheOrigin) -> None:
         self.options = options
-        held = _read_record(folder)
-        _same(folder, held, _record(options, origin))
-        shards = _shards(folder)
-        if len(shards) * options.shard_rows < origin.rows:
-            raise UserError(
-                f"the cached teacher in {folder} is unfinished ({len(shards) * options.shard_rows} of {origin.rows} "
-                "rows): run the same `tempspec generate --cache-teacher` again, which resumes where it stopped"
-            )
+        held = options.place.finished(_record(options, origin), _OPTIONS)
+        shards = options.place.shards()
         self.vocabulary = int(held["vocabulary"])
         self.apart = bool(held["apart"])
         rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(shard)) for shard in shards])
@@ -258,54 +182,8 @@ class TeacherCache:
         return self.options.keep == "top" and self.options.tokens >= self.vocabulary
 
 
-def _same(folder: Path, held: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Refuse a cache of other rows, another tokenizer, another target, or other options."""
-    if of_earlier_version(str(held.get("weights"))):
-        raise UserError(
-            f"the cached teacher in {folder} is of an earlier version of tempspec, which knew its target by the ends "
-            "of its files: cache it again"
-        )
-    reasons = {
-        "tokenizer": "it was made with another tokenizer",
-        "text": "it was made for another text (data.train, max_length or the held-out share differ)",
-    }
-    for name, reason in reasons.items():
-        if held.get(name) != asked[name]:
-            raise UserError(f"the cached teacher in {folder} does not fit: {reason}; cache it again")
-    known = "weights" if asked["weights"] else "target"
-    if held.get(known) != asked[known]:
-        made, got = (f"{one.get('target')} ({one.get('weights') or 'no weights here'})" for one in (held, asked))
-        raise UserError(
-            f"the cached teacher in {folder} does not fit: it was made of the target {made}, got {got}; name that "
-            "target, or cache it again"
-        )
-    for name in ("keep", "tokens_kept", "temperatures", "drawn_at", "shard_rows"):
-        if held.get(name) != asked[name]:
-            raise UserError(
-                f"the cached teacher in {folder} does not fit: its {name} is {held.get(name)}, expected {asked[name]}; "
-                "cache it again, or take its own options"
-            )
-
-
-def _record(options: CachedTeacher, origin: TeacherOrigin) -> dict[str, Any]:
-    own = asdict(options)
-    own["tokens_kept"] = own.pop("tokens")
-    return {name: value for name, value in own.items() if name != "folder"} | asdict(origin)
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    try:
-        # Earlier versions let the documents of a row see each other, and did not say so.
-        found: dict[str, Any] = {"apart": False} | json.loads((folder / RECORD).read_text())
-    except FileNotFoundError as error:
-        raise UserError(
-            f"there is no cached teacher in {folder}: make it with `tempspec generate --cache-teacher`"
-        ) from error
-    return found
-
-
-def _shards(folder: Path) -> Sequence[Path]:
-    return sorted(folder.glob("shard-*.arrow"))
+def _record(options: CachedTeacher, origin: CacheOrigin) -> dict[str, Any]:
+    return record_of(options, origin) | {"tokens_kept": options.tokens}
 
 
 def _table(rows: Sequence[SparseLogits]) -> pa.Table:
@@ -324,15 +202,3 @@ def _lists(parts: Sequence[Tensor]) -> pa.ListArray:
 def _arrow(file: Path, table: pa.Table) -> None:
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-
-
-def _size(count: int) -> str:
-    """Bytes for a reader.
-
-    >>> _size(3_500_000), _size(12)
-    ('3.5 MB', '12 B')
-    """
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -24,6 +24,7 @@ from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import StepClock
+from tempspec.modules.fit.features import CachedFeatures, FeatureCache, write_features
 from tempspec.modules.fit.loss import FitLoss, LossSums, Moment, TokenSelection
 from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
 from tempspec.modules.fit.teacher import open_cache, write_cache
@@ -36,7 +37,10 @@ from tempspec.modules.processes import of_all
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.schedules import Constant
 
-__all__ = ["DraftTraining", "HeadTraining", "Learned"]
+__all__ = ["Cached", "DraftTraining", "HeadTraining", "Learned"]
+
+Cached = Literal["teacher", "features"]
+"""What a cache of the target holds: its logits, or its states."""
 
 
 class Learned(NamedTuple):
@@ -92,6 +96,8 @@ class DraftTraining:
             temperatures, which `tempspec export` merges into an ordinary one; 0 for an ordinary draft.
         online: rows whose response is written while training, by the draft or the target; none by default.
         teacher: a cache of the target's logits: `generate --cache-teacher` writes it, and fit then loads no target.
+        features: a cache of the target's states: `generate --cache-features` writes it, and fit of a head then needs no
+            forward pass of the target.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         gradient_checkpointing: keep only the input of each of the draft's layers in fit, and compute the rest again in
             the backward pass: a third more time for a fraction of the activations.
@@ -114,6 +120,7 @@ class DraftTraining:
         conditioning_rank: int = 0,
         online: OnlineText | None = None,
         teacher: CachedTeacher | None = None,
+        features: CachedFeatures | None = None,
         chunk_tokens: int | None = None,
         gradient_checkpointing: bool = False,
         head_training: HeadTraining | None = None,
@@ -132,12 +139,16 @@ class DraftTraining:
         self.conditioning_rank = conditioning_rank
         self.online = online
         self.teacher = teacher
+        self.features = features
         self.chunk_tokens = chunk_tokens
         self.gradient_checkpointing = gradient_checkpointing
         self.head_training = HeadTraining() if head_training is None else head_training
         if pair.head is not None:
             self._check_head(pair.head)
+        elif features is not None:
+            raise UserError("model.features is for a head, got it with a language model: take model.teacher")
         self.cache: TeacherCache | None = None
+        self.feature_cache: FeatureCache | None = None
         self.total_steps: int | None = None
         self._writer: OnlineWriter | None = None
         self._began = 0.0
@@ -163,16 +174,19 @@ class DraftTraining:
 
     # -- before training ----------------------------------------------------------------------------------------------
 
-    def take_up_cache(self, data: Any) -> None:
-        """Learn from the cached teacher.
+    def take_up_caches(self, data: Any) -> None:
+        """Learn from what is cached of the target, where anything is.
 
         Args:
             data: the data module, set up for fit.
 
         Raises:
-            UserError: see `tempspec.modules.fit.teacher.open_cache`.
+            UserError: see `FeatureCache` and `tempspec.modules.fit.teacher.open_cache`.
         """
-        assert self.teacher is not None
+        if self.features is not None:
+            self.feature_cache = FeatureCache(self.features, self.pair, data)
+        if self.teacher is None:
+            return
         self.cache = open_cache(
             self.teacher,
             self.pair,
@@ -186,19 +200,23 @@ class DraftTraining:
             "fit learns from a cached teacher, without a target: validate afterwards, with `tempspec validate`"
         )
 
-    def write_cache(self, data: Any, device: torch.device) -> None:
-        """Write the cache that `teacher` describes, from where it stopped.
+    def write_cache(self, kind: Cached, data: Any, device: torch.device) -> None:
+        """Write the cache that `teacher` or `features` describes, from where it stopped.
 
         Args:
+            kind: which of them.
             data: the data module whose training rows the target reads.
             device: where to compute.
 
         Raises:
-            UserError: no `teacher`, another cache in its folder, or a disk that is too small.
+            UserError: it is not described, another cache is in its folder, or the disk is too small.
         """
-        if self.teacher is None:
-            raise UserError("--cache-teacher needs model.teacher: name at least its folder")
-        write_cache(self.teacher, self.pair, data, self.seed, device)
+        if (self.teacher if kind == "teacher" else self.features) is None:
+            raise UserError(f"--cache-{kind} needs model.{kind}: name at least its folder")
+        if kind == "teacher" and self.teacher is not None:
+            write_cache(self.teacher, self.pair, data, self.seed, device)
+        elif self.features is not None:
+            write_features(self.features, self.pair, data, device)
 
     def prepare(self, draft: DraftModel) -> None:
         """Make a draft one that can be trained as asked, in train mode: transformers loads in eval mode.
@@ -301,7 +319,8 @@ class DraftTraining:
         """The draft's steps on a batch, and for selection the reference draft's logits at the same tokens."""
         if isinstance(draft, HeadModel):
             options = self.head_training
-            found = head_steps(draft, self.pair.target_model, batch, source, options.steps, options.decay)
+            place = draft, self.pair.target_model, batch, source
+            found = head_steps(*place, options.steps, options.decay, self.feature_cache)
             return list(found), None
         keep_BT = response(batch)
         with torch.no_grad():

@@ -27,7 +27,7 @@ def make(pair, tmp_path):
 
 
 def write(module, data):
-    module.cache_teacher(data, torch.device("cpu"))
+    module.cache_target("teacher", data, torch.device("cpu"))
 
 
 def fit(module, data, trainer, steps=3, resume=None, callbacks=()):
@@ -83,7 +83,7 @@ def test_a_cache_that_read_across_documents_is_learned_from_so(make, packed, tra
     )
     packed.encoding.separate = True
     cached = fit(make(whole), packed, trainer)
-    assert "see each other: the cached teacher cannot separate them" in caplog.text
+    assert "see each other: the cache of the target cannot keep them apart" in caplog.text
     for name, value in cached.items():
         torch.testing.assert_close(value, across[name], atol=1e-6, rtol=0)
 

@@ -1,0 +1,216 @@
+"""The target's hidden states on disk: a head learns from them without a forward pass of the target (floor 5).
+
+`generate --cache-features` writes them shard by shard, each whole or not at all; fit reads them by the number of a row.
+The states that a head reads are kept of every token, the last hidden state where the target's law is learned.
+
+Axes: B batch, T positions, L tokens of a shard, S states, H hidden, N response tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate, islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tempspec.errors import UserError
+from tempspec.models.digests import weights_digest
+from tempspec.models.loading import load_config
+from tempspec.models.pair import Pair
+from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, record_of
+from tempspec.modules.fit.teacher import cache_origin
+from tempspec.modules.ids import check_ids, make_ids_readable
+from tempspec.modules.outputs import Batch, LogitSource, linear_heads, reading_of, response
+
+__all__ = ["CachedFeatures", "FeatureCache", "write_features"]
+
+
+@dataclass
+class CachedFeatures:
+    """What is kept of the target's states: `tempspec generate --cache-features` writes it, a head's fit learns from it.
+
+    Args:
+        folder: where the cache is.
+        dtype: what states are kept in; float32 is as exact as a forward pass in float32, at twice the size.
+        shard_rows: rows of a file; an interrupted run loses at most so many.
+
+    Raises:
+        UserError: an option is out of its range.
+    """
+
+    folder: str
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    shard_rows: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse empty shards."""
+        if self.shard_rows < 1:
+            raise UserError(f"features.shard_rows must be 1 or more, got {self.shard_rows}")
+
+    @property
+    def place(self) -> CacheFolder:
+        """Where it is, with `~` resolved."""
+        return CacheFolder(Path(self.folder).expanduser(), "features", "feature cache", ".safetensors", self.shard_rows)
+
+
+class RowFeatures(NamedTuple):
+    """What is kept of one row.
+
+    Attributes:
+        states_LSH: the states that a head reads, of all its tokens.
+        last_NH: the last hidden states that predict response tokens.
+    """
+
+    states_LSH: Tensor
+    last_NH: Tensor
+
+
+@torch.no_grad()
+def write_features(options: CachedFeatures, pair: Pair, data: Any, device: torch.device) -> None:
+    """Write the target's states on the training rows, from where it stopped.
+
+    Args:
+        options: what is kept, and where.
+        pair: whose target reads; its draft is a head, which says what states.
+        data: the data module whose training rows it reads.
+        device: where to compute.
+
+    Raises:
+        UserError: the draft is no head, the target's logits are no linear map of its states, another cache is in the
+            folder, or the disk is too small.
+    """
+    pair.check_rows(data.max_length)
+    data.setup("fit")
+    pair.use(device, decoding=False)
+    target = pair.target_model
+    states = _states(pair)
+    if not linear_heads([target]):
+        raise UserError(f"a feature cache needs logits that are a linear map of states, which {pair.target} lacks")
+    reading = reading_of([target], data)
+    make_ids_readable(pair, [target])
+    check_ids(pair, {"train": data.train_rows})
+    origin = replace(
+        cache_origin(pair, data),
+        apart=data.packed and reading.apart,
+        vocabulary=pair.vocabulary,
+        weights=weights_digest(pair.target),
+    )
+    place, tokens = options.place, _tokens(data.train_rows)
+    width = target.config.get_text_config().hidden_size
+    size = getattr(torch, options.dtype).itemsize * width * (len(states) * tokens + origin.tokens)
+    place.claim(_record(options, origin, states), origin.rows, size, "set features.dtype: bfloat16")
+    rank_zero_info(place.estimate(origin.rows, tokens, size))
+    source = LogitSource(pair.vocabulary, reading=reading)
+    rows = _rows(source, target, data.in_order(place.begun(origin.rows)), states, device)
+    place.write(origin.rows, lambda file, count: _save(file, list(islice(rows, count)), options.dtype))
+
+
+class FeatureCache:
+    """A finished cache, read by the numbers of rows.
+
+    Args:
+        options: where it is, and what it should hold.
+        pair: whose head learns.
+        data: the data module, set up for fit.
+
+    Raises:
+        UserError: there is none, it is unfinished, or it was made of something else.
+    """
+
+    def __init__(self, options: CachedFeatures, pair: Pair, data: Any) -> None:
+        place = options.place
+        self.states = _states(pair)
+        record = _record(options, cache_origin(pair, data), self.states)
+        held = place.finished(record, ("states", "dtype", "shard_rows"))
+        self.apart = bool(held["apart"])
+        self._shards, self._rows = place.shards(), options.shard_rows
+        self._open: dict[int, _Shard] = {}
+
+    def __call__(self, batch: Batch, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The states of a batch's text, `[B, T, H]` each, and the last hidden states; 0 where nothing is kept."""
+        ids_BT, keep_BT = batch["input_ids"], response(batch)
+        found = [
+            self._row(int(row)) if weight > 0 else None
+            for row, weight in zip(batch["row"].tolist(), batch["weight"].tolist(), strict=True)
+        ]
+        known = next((row for row in found if row is not None), self._row(0))
+        count, width = known.states_LSH.shape[1:]
+        states_SBTH = torch.zeros(count, *ids_BT.shape, width, dtype=dtype)
+        last_BTH = torch.zeros(*ids_BT.shape, width, dtype=dtype)
+        for number, row in enumerate(found):
+            if row is not None:
+                states_SBTH[:, number, : len(row.states_LSH)] = row.states_LSH.transpose(0, 1)
+                last_BTH[number, :-1][keep_BT[number].cpu()] = row.last_NH.to(dtype)
+        return tuple(states_SBTH.to(ids_BT.device).unbind()), last_BTH.to(ids_BT.device)
+
+    def _row(self, number: int) -> RowFeatures:
+        shard, place = divmod(number, self._rows)
+        if shard not in self._open:
+            self._open[shard] = _Shard(self._shards[shard])
+        return self._open[shard].row(place)
+
+
+class _Shard:
+    """A file whose states stay on the disk until a row is asked for."""
+
+    def __init__(self, file: Path) -> None:
+        self._file: Any = safe_open(file, "pt")
+        self._ends = {name: self._file.get_tensor(f"{name}_ends").tolist() for name in ("states", "last")}
+
+    def row(self, place: int) -> RowFeatures:
+        """One of its rows."""
+        parts = self._ends.items()
+        return RowFeatures(*(self._file.get_slice(name)[ends[place] : ends[place + 1]] for name, ends in parts))
+
+
+def _states(pair: Pair) -> tuple[int, ...]:
+    """The states that the pair's head reads: a folder's own, or those of a new one."""
+    if pair.head is None:
+        raise UserError("a feature cache is for heads: name one by model.head, such as Eagle3")
+    if pair.draft is not None:
+        draft: Any = pair.load_draft("auto")
+        return draft.states
+    options = pair.options
+    config = load_config(pair.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
+    return pair.head.states(config.get_text_config().num_hidden_layers)
+
+
+def _tokens(rows: Any) -> int:
+    """How many tokens rows have."""
+    return sum(chunk.flatten().__len__() for chunk in rows.data.column("input_ids").chunks)
+
+
+def _record(options: CachedFeatures, origin: CacheOrigin, states: tuple[int, ...]) -> dict[str, Any]:
+    return record_of(options, origin) | {"states": list(states)}
+
+
+def _rows(
+    source: LogitSource, target: PreTrainedModel, batches: Any, states: tuple[int, ...], device: torch.device
+) -> Iterator[RowFeatures]:
+    """What is kept of each row, in order."""
+    for batch in batches:
+        batch = {name: value.to(device) for name, value in batch.items()}
+        tapped, last_BTH = source.tapped(target, batch, states)
+        states_BTSH, keep_BT = torch.stack(tapped, 2), response(batch)
+        for number, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+            yield RowFeatures(states_BTSH[number, :length], last_BTH[number, :-1][keep_BT[number]])
+
+
+def _save(file: Path, rows: list[RowFeatures], dtype: str) -> None:
+    """A shard: rows one after the other, and where each begins."""
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        return torch.cat(parts).to(getattr(torch, dtype)).cpu().contiguous()
+
+    def ends(parts: list[Tensor]) -> Tensor:
+        return torch.tensor(list(accumulate(map(len, parts), initial=0)))
+
+    states, last = [row.states_LSH for row in rows], [row.last_NH for row in rows]
+    tensors = {"states": joined(states), "last": joined(last)}
+    save_file(tensors | {"states_ends": ends(states), "last_ends": ends(last)}, file)
