@@ -65,7 +65,7 @@ class GracefulStop(Callback):
         return self._code
 
     def settle(self, code: int) -> None:
-        """Stop behind the batch of predict with this exit code, or go on for 0, whatever was asked for since."""
+        """Stop after the batch of predict with this exit code, or continue for 0, whatever was asked for since."""
         self._settled = code
 
     def _install(self, trainer: Trainer) -> None:
@@ -167,7 +167,7 @@ def stop_code(trainer: Trainer) -> int:
 
 
 def settle_stop(trainer: Trainer, code: int) -> None:
-    """Let this process stop behind its batch with an exit code, or go on where it is 0, as all processes will."""
+    """Let this process stop after its batch with an exit code, or continue where it is 0, as all processes will."""
     for one in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(one, GracefulStop):
             one.settle(code)

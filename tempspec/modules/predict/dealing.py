@@ -101,12 +101,12 @@ class Dealer:
                 raise UserError(f"{world - arrived} of {world} processes are silent: see their messages")
 
     def settle(self, code: int) -> int:
-        """Whether all stop or all go on: the first that asks says so for all, and this process' own code is no more.
+        """Whether all stop or all continue: the first that asks says so for all, and this process' own code is no more.
 
         One that was told to stop while the last of the others arrived would leave, and they would wait for it.
 
         Args:
-            code: the exit code that this process would stop with; 0 to go on.
+            code: the exit code that this process would stop with; 0 to continue.
 
         Raises:
             UserError: the first process is gone.

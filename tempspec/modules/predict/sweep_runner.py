@@ -247,7 +247,7 @@ class SweepRunner:
         return self._together(work, pulse)
 
     def _together(self, work: Work, pulse: Pulse) -> int:
-        """The exit code to stop with behind a pass, 0 to go on; the same for all behind the last.
+        """The exit code to stop with after a pass, 0 to continue; the same for all after the last.
 
         Raises:
             UserError: another process has failed.
