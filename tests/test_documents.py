@@ -10,6 +10,7 @@ import yaml
 
 import tempspec
 from tempspec.__main__ import main
+from tempspec.cli.quickstart import steps
 from tempspec.registry import FAMILIES, scan
 from tempspec.testing import ConformanceError
 from tests.tiny import save_pair, words
@@ -133,6 +134,13 @@ def test_the_quickstarts_configuration_is_the_one_that_it_runs():
     packaged = (ROOT / "tempspec/cli/quickstart/distilled.yaml").read_text(encoding="utf-8")
     shown = (ROOT / "configs/quickstart.yaml").read_text(encoding="utf-8")
     assert shown.partition("\n")[2] == packaged.replace("$folder", "runs/quickstart")
+
+
+def test_the_page_on_the_quickstart_has_its_steps_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the configurations are written
+    page = (ROOT / "docs/quickstart.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| \d+ \| (.+) \| `(.+)` \| `.+` \|$", page, re.MULTILINE)
+    assert shown == [(step.title, step.command) for step in steps(Path("runs/quickstart"))]
 
 
 @pytest.mark.parametrize("page", ["README.md", *(page for page in PAGES if blocks(page, "yaml"))])
