@@ -80,7 +80,7 @@ class CacheFolder:
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def claim(self, record: Mapping[str, Any], rows: int, whole: int, remedy: str) -> None:
-        """Begin a cache, or go on with the same.
+        """Begin a cache, or continue the same.
 
         Args:
             record: what it is of.

@@ -134,7 +134,7 @@ class CacheWriter:
         return self.options.place.estimate(self.origin.rows, self.origin.tokens, self._bytes)
 
     def write(self, rows: Iterator[SparseLogits]) -> None:
-        """Write what is left; `rows` begins behind those that are written."""
+        """Write what is left; `rows` begins after those that are written."""
         self.options.place.write(self.origin.rows, lambda file, count: _arrow(file, _table(list(islice(rows, count)))))
 
 
