@@ -83,7 +83,7 @@ def test_a_cache_that_read_across_documents_is_learned_from_so(make, packed, tra
     )
     packed.encoding.separate = True
     cached = fit(make(whole), packed, trainer)
-    assert "see each other: the cache of the target cannot keep them apart" in caplog.text
+    assert "see each other: the cache of the target cannot separate them" in caplog.text
     for name, value in cached.items():
         torch.testing.assert_close(value, across[name], atol=1e-6, rtol=0)
 
