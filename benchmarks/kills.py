@@ -58,7 +58,7 @@ class Command:
 def rows(path: Path) -> list[dict[str, object]]:
     """The rows of a Parquet file without their clock times and closed forms."""
     table = pq.read_table(path).to_pylist()
-    left_out = ("seconds_", "expected_acceptance", "expected_length")
+    left_out = ("seconds_", "timed_in", "expected_acceptance", "expected_length")
     return [{key: value for key, value in row.items() if not key.startswith(left_out)} for row in table]
 
 

@@ -13,6 +13,7 @@ from tempspec.data.digest import digest_path
 from tempspec.data.provenance import now, versions
 from tempspec.data.sources import Source
 from tempspec.files import write_atomically
+from tempspec.models.machine import processor
 
 __all__ = ["ENVIRONMENT_FILE", "data_digests", "describe_environment", "hardware", "write_environment"]
 
@@ -58,22 +59,12 @@ def data_digests(sources: Mapping[str, Sequence[Source]]) -> dict[str, str | Non
 def hardware() -> dict[str, Any]:
     """The machine: its processor, cores, memory in GiB, system, and accelerators by name."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gib": _memory_gib(),
         "system": platform.platform(),
         "accelerators": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
     }
-
-
-def _processor() -> str:
-    """The processor's own name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _memory_gib() -> float | None:

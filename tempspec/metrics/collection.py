@@ -1,11 +1,9 @@
 """The decoding metrics of a whole sweep: all of them in every cell, and two sweeps compared (floor 4)."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from torch import nn
 
-from tempspec.interfaces import BASELINE
 from tempspec.metrics.bootstrap import (
     REPLICATES,
     Estimate,
@@ -39,6 +37,7 @@ from tempspec.metrics.decoding import (
 )
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import Cell, DecodedRow, at_slots, cell_of, timed_together
+from tempspec.metrics.timing import TimingPlaces, baseline_cell, places_of
 
 __all__ = ["DecodingMetrics", "SweepMetrics", "compare"]
 
@@ -145,6 +144,7 @@ class SweepMetrics(nn.Module):
         replicates: bootstrap replicates.
         cell: the cell of a row: `category_cell_of` has one for each category of a set.
         timing_slots: the batch sizes of the timing pass.
+        places: where all rows were timed, those of other ranks, too; all on one machine where it is left out.
     """
 
     def __init__(
@@ -156,9 +156,11 @@ class SweepMetrics(nn.Module):
         replicates: int = REPLICATES,
         cell: Callable[[DecodedRow], Cell] = cell_of,
         timing_slots: Sequence[int] = (1,),
+        places: TimingPlaces | None = None,
     ) -> None:
         super().__init__()
         self.timing_slots = tuple(timing_slots)
+        self.places = TimingPlaces() if places is None else places
         self._cell = cell
         self.cells = tuple(dict.fromkeys(cells))
         self.metrics = nn.ModuleList(
@@ -200,6 +202,7 @@ class SweepMetrics(nn.Module):
             parameter_ratio=parameter_ratio,
             cell=cell,
             timing_slots=sorted({timed_together(row) for row in rows if row["pass"] == "timing"} or {1}),
+            places=places_of((cell(row), row) for row in rows),
         )
         metrics.update(*rows[rank::world])
         return metrics
@@ -227,7 +230,7 @@ class SweepMetrics(nn.Module):
 
     def baseline_of(self, cell: Cell) -> Cell | None:
         """The plain decoding of the same prompts at the same target temperature, if declared."""
-        plain = replace(cell, verifier=BASELINE, draft_temperature=cell.target_temperature)
+        plain = baseline_cell(cell)
         return plain if plain in self else None
 
     def estimates(self) -> dict[Cell, dict[str, Estimate]]:
@@ -244,7 +247,7 @@ class SweepMetrics(nn.Module):
     def speedup_sums(self, cell: Cell) -> dict[str, Sums]:
         """Speed-ups by name, one per batch size: tokens per second over those of plain decoding at the same size.
 
-        Without those that were not timed on the same prompts.
+        Without those that were not timed on the same prompts, and each prompt on the same machine.
         """
         plain = self.baseline_of(cell)
         if plain is None or plain == cell:
@@ -252,7 +255,7 @@ class SweepMetrics(nn.Module):
         found = {}
         for slots in self.timing_slots:
             fast, slow = (self[which].timed("tokens_per_second", slots).sums() for which in (cell, plain))
-            if same_prompts(fast, slow):
+            if same_prompts(fast, slow) and self.places.comparable(cell, slots):
                 found[at_slots("speedup", slots)] = paired_quotient(fast, slow)
         return found
 

@@ -37,6 +37,8 @@ DecodedRow = TypedDict(
         "category": str,  # what the prompt is among those of its set; empty where the set has none
         "turn": int,  # of a conversation, from 1
         "timing_slots": NotRequired[int | None],  # of the timing pass: rows decoded together; 1 where it is missing
+        "timed_on": NotRequired[str],  # of the timing pass: the machine; empty in the other
+        "timed_in": NotRequired[str],  # likewise: when the session began, in UTC
         "sample": int,  # which of the samples of the same prompt
         "target_temperature": float,
         "draft_temperature": float,  # the target's for plain decoding
@@ -62,14 +64,14 @@ DecodedRow = TypedDict(
 
 
 PLACE_COLUMNS = (
-    *("pass", "timing_slots", "verifier", "prompt_set", "category"),
+    *("pass", "timing_slots", "timed_on", "timed_in", "verifier", "prompt_set", "prompt_key", "category"),
     *("target_temperature", "draft_temperature"),
 )
-"""What says which cell and which metrics a row belongs to."""
+"""What says which cell and which metrics a row belongs to, and which rows it may be compared with."""
 
 METRIC_COLUMNS = (
     *PLACE_COLUMNS,
-    *("prompt_key", "tokens", "drafted", "tested", "accepted"),
+    *("tokens", "drafted", "tested", "accepted"),
     *("expected_acceptance", "expected_length", "optimum", "total_variation", "kl"),
     *("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead"),
 )
@@ -155,6 +157,7 @@ def row_from_completion(
     category: str = "",
     turn: int = 1,
     timing_slots: int = 0,
+    timed: tuple[str, str] = ("", ""),
 ) -> DecodedRow:
     """The row of a finished request.
 
@@ -170,6 +173,7 @@ def row_from_completion(
         category: what the prompt is among those of its set.
         turn: which turn of a conversation, from 1.
         timing_slots: of the timing pass, how many rows were decoded together; 0 in the other.
+        timed: of the timing pass, on which machine, and when the session began.
     """
     request, seconds = completion.request, completion.seconds
     return {
@@ -182,6 +186,8 @@ def row_from_completion(
         "category": category,
         "turn": turn,
         "timing_slots": timing_slots,
+        "timed_on": timed[0],
+        "timed_in": timed[1],
         "sample": sample,
         "target_temperature": request.target_temperature,
         "draft_temperature": request.target_temperature if label == BASELINE else request.proposal_temperature,

@@ -16,7 +16,8 @@ from tempspec.errors import UserError
 from tempspec.metrics.bootstrap import Sums
 from tempspec.metrics.collection import SweepMetrics
 from tempspec.metrics.prefixes import PromptSums
-from tempspec.metrics.rows import DecodedRow
+from tempspec.metrics.rows import DecodedRow, cell_of
+from tempspec.metrics.timing import places_of
 from tempspec.own_yaml import read_own_yaml
 from tempspec.reporting.decoded_rows import decoded_rows, parquet_rows
 from tempspec.reporting.measured import MEASURING, fit_of_measured, of_other_drafts, of_unknown_drafts
@@ -218,7 +219,8 @@ def collect(folders: Sequence[str | Path]) -> Collection:
             f"{', '.join(map(str, paths))}: expected a finished validate or predict, got none; "
             + (reasons or "run `tempspec validate` or `tempspec predict` first")
         )
-    return replace(merged, notes=[*merged.notes, *_conflicts(parts, merged), *_version_notes(merged.runs)])
+    more = [*_conflicts(parts, merged), *_version_notes(merged.runs), *_machine_notes(merged.runs)]
+    return replace(merged, notes=[*merged.notes, *more])
 
 
 def read_run(folder: Path, name: str = "") -> MeasuredRun:
@@ -262,7 +264,11 @@ def read_run(folder: Path, name: str = "") -> MeasuredRun:
         analytic_rows=analytic,
         parameter_ratio=facts.get("parameter_ratio"),
         fitted=[(fit["target_temperature"], fit["draft_temperature"]) for fit in fits.get("fits", [])],
-        notes=notes + of_unknown_drafts(folder, [stage for stage in MEASURING if stage in finished], configs),
+        notes=[
+            *notes,
+            *of_unknown_drafts(folder, [stage for stage in MEASURING if stage in finished], configs),
+            *(f"{folder / 'predict'}: {note}" for note in places_of((cell_of(row), row) for row in rows).notes()),
+        ],
     )
 
 
@@ -350,6 +356,16 @@ def _version_notes(runs: Sequence[MeasuredRun]) -> list[str]:
         if isinstance(environment.get("versions"), Mapping)
     }
     return [f"made with different versions of tempspec: {', '.join(sorted(found))}"] if len(found) > 1 else []
+
+
+def _machine_notes(runs: Sequence[MeasuredRun]) -> list[str]:
+    """Where the speeds of different runs are of different machines."""
+    found = {run.name: places_of((cell_of(row), row) for row in run.rows).machines for run in runs}
+    several = {name: machines for name, machines in found.items() if machines}
+    if len(set(map(tuple, several.values()))) < 2:
+        return []
+    each = "; ".join(f"{name}: {', '.join(machines)}" for name, machines in several.items())
+    return [f"timed on different machines ({each}): their tokens/s cannot be compared"]
 
 
 def _inside(folder: Path) -> str:

@@ -25,7 +25,7 @@ for command in json.loads(sys.argv[1]):
     if code:
         sys.exit(code)
 """
-TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
+TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead", "timed_in")
 DECODING = ["--model.sweep.max_new_tokens", "5", "--model.sweep.timing_prompts", "1", "--model.sweep.slots", "2"]
 FITTED = ["--model.sweep.draft_temperatures", "fitted", "--model.sweep.target_temperatures", "[0.7, 1.5]"]
 FIT = ["--trainer.max_steps", "20", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]

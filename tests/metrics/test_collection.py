@@ -88,6 +88,44 @@ def test_speedup_needs_the_same_prompts(sweep_rows):
     assert all("speedup" not in found for found in make_sweep(short).estimates().values())
 
 
+def timed_where(rows, place):
+    return [row | {"timed_in": "Monday", "timed_on": "CPU"} | place(row) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda row: {"timed_on": "GPU" if row["verifier"] == BASELINE else "CPU"},
+        lambda row: {"timed_on": "GPU" if row["verifier"] == BASELINE and row["prompt_index"] == 3 else "CPU"},
+        lambda row: {} if row["verifier"] != BASELINE else {"timed_on": None, "timed_in": None},
+    ],
+)
+def test_speedup_needs_the_same_machine(sweep_rows, place):
+    sweep = SweepMetrics.of_rows(timed_where(sweep_rows, place))
+    assert all("speedup" not in found for found in sweep.estimates().values())
+    (note,) = sweep.places.notes()
+    assert note.startswith("timed on 2 machines (CPU; ")
+
+
+def test_prompts_of_two_machines_are_paired_each_on_its_own(sweep_rows):
+    half = timed_where(sweep_rows, lambda row: {"timed_on": "GPU" if row["prompt_index"] % 2 else "CPU"})
+    before, after = (SweepMetrics.of_rows(rows) for rows in (sweep_rows, half))
+    assert any("speedup" in found for found in before.estimates().values())
+    assert repr(after.estimates()) == repr(before.estimates())
+    assert before.places.notes() == []
+    assert len(after.places.notes()) == 1
+
+
+def test_speedup_over_another_day_is_told(sweep_rows):
+    later = timed_where(sweep_rows, lambda row: {"timed_in": "Monday" if row["verifier"] == BASELINE else "Friday"})
+    sweep = SweepMetrics.of_rows(later)
+    assert any("speedup" in found for found in sweep.estimates().values())
+    (note,) = sweep.places.notes()
+    assert "different sessions (begun Friday, Monday)" in note
+    days = timed_where(sweep_rows, lambda row: {"timed_in": str(row["prompt_index"] % 2)})
+    assert SweepMetrics.of_rows(days).places.notes() == []
+
+
 def test_plain_decoding_emits_one_token_a_call(sweep_rows):
     found = make_sweep(sweep_rows).estimates()[Cell(BASELINE, "code", 0.0, 0.0)]
     assert found["block_efficiency"].value == 1

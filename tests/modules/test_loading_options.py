@@ -19,7 +19,7 @@ from tempspec.modules.fit.online_text import OnlineText
 from tempspec.modules.language_model import LanguageModelModule
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided")
-TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
+TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead", "timed_in")
 
 
 @pytest.fixture(scope="module")

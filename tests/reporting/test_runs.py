@@ -1,8 +1,11 @@
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tempspec.errors import UserError
+from tempspec.interfaces import BASELINE
 from tempspec.reporting.page import sections
 from tempspec.reporting.runs import MeasuredDraft, collect, read_run
 from tempspec.reporting.sections.common import groups
@@ -53,6 +56,31 @@ def test_nothing_finished_is_an_error(tmp_path):
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     runs = [write_predict(tmp_path / name / "run", {1.0: 0.5}) for name in "ab"]
     assert [draft.name for draft in collect([*runs, runs[0]]).drafts] == ["a/run", "b/run", "a/run (2)"]
+
+
+def timed_on(folder, place):
+    """Say of every timed row where it was timed."""
+    file = folder / "predict" / "predictions.parquet"
+    rows = [row | {"timed_on": place(row), "timed_in": "today"} for row in pq.read_table(file).to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    return folder
+
+
+def test_a_speed_of_two_machines_is_no_speedup_and_is_told(tmp_path):
+    run = write_predict(tmp_path / "run", {1.0: 0.5})
+    (cell,) = (cell for cell in collect([run]).drafts[0].estimates if cell.verifier != BASELINE)
+    assert "speedup" in collect([run]).drafts[0].estimates[cell]
+    assert not collect([run]).notes
+    timed_on(run, lambda row: "CPU" if row["verifier"] == BASELINE else "GPU")
+    torn = collect([run])
+    assert "speedup" not in torn.drafts[0].estimates[cell]
+    assert [note for note in torn.notes if "timed on 2 machines (CPU; GPU)" in note]
+
+
+def test_runs_of_different_machines_are_told(tmp_path):
+    runs = [timed_on(write_predict(tmp_path / name, {1.0: 0.5}), lambda row, at=name: at) for name in "ab"]
+    assert collect([runs[0]]).notes == []
+    assert collect(runs).notes == ["timed on different machines (a: a; b: b): their tokens/s cannot be compared"]
 
 
 def test_a_study_is_read_with_what_it_lacks(tmp_path):

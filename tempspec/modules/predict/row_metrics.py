@@ -16,6 +16,7 @@ from tempspec.metrics.rows import (
     cell_of,
     timed_together,
 )
+from tempspec.metrics.timing import TimingPlaces
 from tempspec.modules.predict.row_store import RowStore
 
 __all__ = ["sweep_metrics"]
@@ -35,19 +36,26 @@ def sweep_metrics(
     """
     cells: dict[Cell, None] = {}
     named: dict[Cell, None] = {}
-    longest, sizes = 0, set()
+    longest, sizes, places = 0, set(), TimingPlaces()
     for table in store.tables([*PLACE_COLUMNS, "drafted"], keys):
         longest = max(longest, pc.max(pc.list_flatten(table["drafted"])).as_py() or 0)
         for row in _rows(table.drop_columns("drafted")):
             cells[cell_of(row)] = None
+            places.add(cell_of(row), row)
             if row["category"]:
                 named[category_cell_of(row)] = None
+                places.add(category_cell_of(row), row)
             if row["pass"] == "timing":
                 sizes.add(timed_together(row))
 
     def metrics(found: dict[Cell, None], cell: Callable[[DecodedRow], Cell]) -> SweepMetrics:
         made = SweepMetrics(
-            found, longest=longest, parameter_ratio=parameter_ratio, cell=cell, timing_slots=sorted(sizes) or (1,)
+            found,
+            longest=longest,
+            parameter_ratio=parameter_ratio,
+            cell=cell,
+            timing_slots=sorted(sizes) or (1,),
+            places=places,
         )
         return made.alone()
 

@@ -8,6 +8,7 @@ first turn without a row.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
@@ -35,6 +36,7 @@ from tempspec.interfaces import BASELINE, Completion, Drafter, DraftLength, Pass
 from tempspec.metrics.rows import DecodedRow, row_from_completion
 from tempspec.models.digests import tokenizer_digest
 from tempspec.models.head_draft import DraftModel
+from tempspec.models.machine import machine
 from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length
 from tempspec.modules.draft_temperatures import read_fitted
@@ -84,6 +86,7 @@ class SweepRunner:
     _passes: dict[Pass, PassProgress] = field(default_factory=dict)
     _timed: DraftLength | None = None
     _checkpoint: str | None = None
+    _session: str = ""
     _longest_row: int = 0
     _shortest_prompt: tuple[int, ...] = ()
 
@@ -133,6 +136,7 @@ class SweepRunner:
         answers = self._answers(items)
         _barrier()  # nobody writes a row before all have seen which are there
         self._dealer = Dealer()
+        self._session = of_all(datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))[0]
         left = [work.left(answers, self._context) for work in works(items)]
         for pass_ in dict.fromkeys(item.pass_ for item in items):
             rows = sum(len(item.keys()) for item in items if item.pass_ == pass_)
@@ -371,12 +375,17 @@ class SweepRunner:
             category=item.prompt.category,
             turn=item.turn,
             timing_slots=item.timing_slots,
+            timed=(self._machine, self._session) if item.timing_slots else ("", ""),
         )
         row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return row
 
     def _generated(self, item: WorkItem, row: DecodedRow) -> dict[str, Any]:
         return generated_row(item, self.pair, self._tokenizer_digest, row["text"], row["tokens"], row["finish"])
+
+    @cached_property
+    def _machine(self) -> str:
+        return machine(self.pair.target_model.device, compiled=self.sweep.compile)
 
     @cached_property
     def _tokenizer_digest(self) -> str:

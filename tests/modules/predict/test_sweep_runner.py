@@ -44,7 +44,7 @@ def predict(module, data, trainer):
     return module.runner.store.rows(module.runner.order)
 
 
-TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
+TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead", "timed_in")
 
 
 CLOSED_FORMS = ("expected_acceptance", "expected_length")
@@ -72,6 +72,10 @@ def test_every_cell_of_the_sweep_gets_its_rows(make, data, trainer):
     timing = [row for row in rows if row["pass"] == "timing"]
     # one prompt of each set; at 0: baseline and three rules; at 1: baseline and two
     assert len(timing) == 2 * (4 + 3)
+    assert {(row["timed_on"], row["timed_in"]) for row in acceptance} == {("", "")}
+    ((machine, session),) = {(row["timed_on"], row["timed_in"]) for row in timing}
+    assert "threads, torch" in machine
+    assert session.endswith("UTC")
     assert all(bool(row["text"]) == (row["tokens"] != [0]) for row in rows)
 
 
