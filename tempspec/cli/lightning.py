@@ -357,7 +357,8 @@ class CommandLine(LightningCLI):
         """Write the target's own text and where it comes from."""
         server = self._server()
         if server is not None:
-            self._results().generate_served(self.model, self.datamodule, server, self.folder)
+            shown = self._options.trainer.enable_progress_bar is not False
+            self._results().generate_served(self.model, self.datamodule, server, self.folder, shown)
             return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)
         if caches(kwargs):

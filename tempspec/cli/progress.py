@@ -1,18 +1,21 @@
 """The progress of all stages: a bar on a terminal, and for decoding lines where there is none (floor 6)."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
 from typing import Any, TextIO
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn, ProcessingSpeedColumn
-from rich.progress import BarColumn, ProgressColumn
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn
+from rich.progress import Progress as Bar
 
 from tempspec.decoding.pace import Pace
 
-__all__ = ["PaceLines", "Progress"]
+__all__ = ["PaceLines", "Progress", "watching"]
 
 FIRST_LINE = 5.0
 """Seconds from the first token to the first line."""
@@ -39,7 +42,7 @@ class PaceLines:
         """Write a line if it is time for one."""
         if pace.name != self._name:
             self._name, self._due = pace.name, None
-        if not pace.counts.tokens:
+        if not pace.counts.tokens and not pace.trouble:
             return
         now = self._clock()
         if self._due is None:
@@ -98,14 +101,33 @@ class Progress(RichProgressBar):
             return
         if self.predict_progress_bar_id is None:
             self.predict_progress_bar_id = self._add_task(pace.all_rows, pace.name)
-        figures = "  ".join(f"{name} {value}" for name, value in pace.figures().items())
-        self.progress.update(
-            self.predict_progress_bar_id,
-            total=pace.all_rows,
-            completed=pace.rows,
-            description=f"{pace.name}  {figures}",
-        )
+        self.progress.update(self.predict_progress_bar_id, **_state(pace))
         self.refresh()
+
+
+@contextmanager
+def watching(shown: bool = True) -> Iterator[Callable[[Pace], None] | None]:
+    """What shows a pass that no Trainer runs: a bar on a terminal, lines where there is none.
+
+    Args:
+        shown: whether to show anything.
+    """
+    console = get_console()
+    if not shown:
+        yield None
+    elif not console.is_terminal:
+        yield PaceLines().show
+    else:
+        with Bar(TextColumn("{task.description}"), BarColumn(6), MofNCompleteColumn(), console=console) as bar:
+            task = bar.add_task("")
+            yield lambda pace: bar.update(task, **_state(pace))
+
+
+def _state(pace: Pace) -> dict[str, Any]:
+    """What a bar shows of a pace."""
+    figures = (f"{name} {value}" for name, value in pace.figures().items())
+    description = "  ".join([pace.name, *figures, *[pace.trouble] * bool(pace.trouble)])
+    return {"total": pace.all_rows, "completed": pace.rows, "description": description}
 
 
 def _label(name: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tempspec.cli.progress import watching
 from tempspec.data.digest import digest_file, digest_folder, digest_path
 from tempspec.data.module import TextDataModule
 from tempspec.data.provenance import Provenance, write_provenance
@@ -68,6 +69,8 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
     whole, named = sweep_metrics(runner.store, runner.order, ratio)
     estimates, by_category = whole.estimates(), named.estimates()
     Console().print(*category_tables(by_category), DecodingTable(estimates), sep="\n\n")  # what matters most last
+    for note in whole.places.notes():
+        print(note)
     none = {"draft": "", "checkpoint": ""}
     measured = draft_identity(module.pair, _checkpoint(module)) if runner.needs_draft else none
     facts = {
@@ -91,7 +94,9 @@ def report_generated(module: DistillationModule, data: TextDataModule, folder: P
         _report_rows(module.runner.store, module.runner.order, module, data, None)
 
 
-def generate_served(module: DistillationModule, data: TextDataModule, server: Server, folder: Path) -> None:
+def generate_served(
+    module: DistillationModule, data: TextDataModule, server: Server, folder: Path, shown: bool = True
+) -> None:
     """Take the target's text from a server, and write where it comes from.
 
     Args:
@@ -99,10 +104,12 @@ def generate_served(module: DistillationModule, data: TextDataModule, server: Se
         data: where the prompts come from.
         server: where the target is served.
         folder: the stage's folder.
+        shown: whether progress is.
     """
-    served = ServedGeneration(module.pair, module.runner.sweep, server)
     data.begin_generation()
-    store, keys = served.run(data.prompt_sets(folder), folder)
+    with watching(shown) as watch:
+        served = ServedGeneration(module.pair, module.runner.sweep, server, watch)
+        store, keys = served.run(data.prompt_sets(folder), folder)
     _report_rows(store, keys, module, data, served.facts)
 
 

@@ -35,12 +35,14 @@ class Pace:
         all_rows: its rows, those of earlier runs included.
         old_rows: rows of earlier runs.
         clock: seconds.
+        trouble: what holds it up, in words; empty for nothing.
     """
 
     name: str
     all_rows: int
     old_rows: int = 0
     clock: Callable[[], float] = perf_counter
+    trouble: str = ""
 
     def __post_init__(self) -> None:
         """Nothing is done yet."""
@@ -88,7 +90,8 @@ class Pace:
     def __str__(self) -> str:
         """One line."""
         figures = ", ".join(f"{name} {value}" for name, value in self.figures().items())
-        return f"{self.name}: {self.rows} of {self.all_rows} rows, {figures}"
+        trouble = f"; {self.trouble}" if self.trouble else ""
+        return f"{self.name}: {self.rows} of {self.all_rows} rows, {figures}{trouble}"
 
 
 def clock_time(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """generate from a server: a real `transformers serve`, and a stand-in that fails on purpose."""
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pyarrow.parquet as pq
 import pytest
+import rich
+
+from tempspec.cli.progress import PaceLines
 
 OPTIONS = ("--model.sweep.max_new_tokens", 6, "--model.sweep.generation_temperatures", "[0.0, 1.0]")
 SERVE = "from transformers.cli.transformers import main; main()"
@@ -143,6 +147,52 @@ def test_a_server_that_goes_away_loses_nothing(run, world, engine, tmp_path):
     rows = generated(run, world, tmp_path / "run", *options)
     assert len(rows) == 6
     assert len(engine.seen) - asked == 6 - 3 + 1  # one of the four answers was the first question of the form
+
+
+SHOWN = ("--trainer.enable_progress_bar", "true")
+
+
+def test_progress_of_a_server_is_shown_by_rows_and_tokens(run, world, engine, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempspec.cli.progress.FIRST_LINE", 0)
+    monkeypatch.setattr("tempspec.cli.progress.LINE_EVERY", 0)
+    command = ("generate", "--config", world / "pair.yaml", "--run", tmp_path / "run", *OPTIONS, "--server", engine.url)
+    code, _, error = run(*command, *SHOWN)
+    assert code == 0, error
+    assert re.fullmatch(r"generate: 6 of 6 rows, tokens/s \d+, left 0:00", error.splitlines()[-1])
+    assert "generate: " not in run(*command)[2]
+    code, _, error = run(*command, *SHOWN)  # nothing is left
+    assert (code, "generate: " in error) == (0, False)
+
+
+def test_progress_of_a_server_is_a_bar_on_a_terminal(run, world, engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(rich, "_console", None)
+    command = ("generate", "--config", world / "pair.yaml", "--run", tmp_path / "run", *OPTIONS, "--server", engine.url)
+    code, out, error = run(*command, *SHOWN)
+    assert code == 0, error
+    assert re.search(r"generate  tokens/s \d+  left 0:00.*6/6", out)
+
+
+def test_what_is_asked_again_is_shown_while_nothing_comes(run, world, engine, tmp_path, monkeypatch):
+    seen, show, sleep = threading.Event(), PaceLines.show, time.sleep
+
+    def shown(lines, pace):
+        show(lines, pace)
+        if pace.trouble:
+            seen.set()
+
+    monkeypatch.setattr(PaceLines, "show", shown)
+    monkeypatch.setattr("tempspec.cli.progress.FIRST_LINE", 0)
+    monkeypatch.setattr("tempspec.modules.predict.openai_client.time.sleep", lambda _: sleep(0.01))
+    engine.fate = lambda _: 200 if seen.is_set() else 503
+    server = ("--server", f"{{url: '{engine.url}', retries: 100000, concurrency: 1}}")
+    command = ("generate", "--config", world / "pair.yaml", "--run", tmp_path / "run", *OPTIONS, *server, *SHOWN)
+    code, _, error = run(*command)
+    assert code == 0, error
+    expected = f"0 of 6 rows, tokens/s 0; 1 request is sent again, last after {engine.url}: HTTP 503"
+    assert expected in error
 
 
 def test_a_conversation_is_asked_turn_by_turn(run, world, engine, tmp_path):

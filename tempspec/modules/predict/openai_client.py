@@ -9,15 +9,17 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPException
+from itertools import count
+from threading import Lock, get_ident
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from tempspec.errors import UserError
 
-__all__ = ["Form", "Refused", "Server", "call", "page"]
+__all__ = ["Form", "Refused", "Server", "Trouble", "call", "page"]
 
 Form = Literal["engine", "transformers", "openai"]
 """How a request says top-k, min-p and stops: as vLLM and SGLang take it, as `transformers serve` does, or not."""
@@ -34,7 +36,7 @@ class Server:
         url: the server, such as `http://localhost:8000`.
         model: the name that it serves the target under; by default the only one it lists, or the target's own.
         concurrency: requests in flight at a time.
-        timeout: seconds that one request may take.
+        timeout: seconds that one request may take, waits and repetitions included.
         retries: how often a request is sent again after a failure that may pass, after 1, 2, 4, ... seconds.
         key_variable: the environment variable with the API key, if the server wants one.
         form: how it is asked, for a server that does not say what it is, such as one with a gateway before it.
@@ -74,6 +76,50 @@ class Server:
         return f"{self.url.rstrip('/').removesuffix('/v1')}{path if path.startswith('/') else f'/v1/{path}'}"
 
 
+class Trouble:
+    """Requests that have failed and are sent again; threads share it.
+
+    Args:
+        tell: given a line about the first of them, once.
+
+    >>> trouble = Trouble(print)
+    >>> trouble.begin("http://host: connection refused")
+    http://host: connection refused; asking again
+    >>> print(trouble)
+    1 request is sent again, last after http://host: connection refused
+    >>> trouble.end()
+    >>> bool(str(trouble))
+    False
+    """
+
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self._tell: Callable[[str], object] | None = tell
+        self._lock = Lock()
+        self._waiting: set[int] = set()
+        self._last = ""
+
+    def begin(self, failure: str) -> None:
+        """This thread's request has failed and will be sent again."""
+        with self._lock:
+            self._waiting.add(get_ident())
+            self._last = failure
+            tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(f"{failure}; asking again")
+
+    def end(self) -> None:
+        """This thread's request was answered, or given up."""
+        with self._lock:
+            self._waiting.discard(get_ident())
+
+    def __str__(self) -> str:
+        """What is sent again, and why; empty for nothing."""
+        with self._lock:
+            count, last = len(self._waiting), self._last
+        requests = "1 request is" if count == 1 else f"{count} requests are"
+        return f"{requests} sent again, last after {last}" if count else ""
+
+
 class Refused(Exception):
     """The server understood the request and will not do it.
 
@@ -95,21 +141,34 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 _OPENER = urllib.request.build_opener(_NoRedirect)
 
 
-def call(server: Server, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def call(
+    server: Server, path: str, body: Mapping[str, Any] | None = None, trouble: Trouble | None = None
+) -> dict[str, Any]:
     """The JSON answer to a request.
 
     Args:
         server: whom to ask.
         path: as `Server.address` takes it.
         body: posted as JSON; None to get.
+        trouble: told of failures after which the request is sent again.
 
     Raises:
         Refused: it answers that it will not.
         UserError: it cannot be reached, or fails, again and again.
     """
-    for attempt in range(server.retries + 1):
+    try:
+        return _answered(server, path, body, trouble)
+    finally:
+        if trouble is not None:
+            trouble.end()
+
+
+def _answered(server: Server, path: str, body: Mapping[str, Any] | None, trouble: Trouble | None) -> dict[str, Any]:
+    """See `call`."""
+    end = time.monotonic() + server.timeout
+    for attempt in count():
         try:
-            return _once(server, path, body)
+            return _once(server, path, body, max(end - time.monotonic(), 0.001))
         except urllib.error.HTTPError as error:
             reason = _reason(error)
             if error.code not in _AGAIN:
@@ -117,11 +176,15 @@ def call(server: Server, path: str, body: Mapping[str, Any] | None = None) -> di
             failure, wait = f"HTTP {error.code}: {reason}", _retry_after(error)
         except (OSError, HTTPException, ValueError) as error:
             failure, wait = str(getattr(error, "reason", "") or error) or type(error).__name__, 0.0
-        if attempt < server.retries:
-            time.sleep(min(max(2.0**attempt, wait), _LONGEST_WAIT))
+        wait = min(max(2.0**attempt, wait), _LONGEST_WAIT)
+        if attempt == server.retries or time.monotonic() + wait >= end:
+            break
+        if trouble is not None:
+            trouble.begin(f"{server.url}: {failure}")
+        time.sleep(wait)
     raise UserError(
-        f"{server.url} failed {server.retries + 1} times, last with: {failure}; see that it runs, then run the same "
-        "command again: it resumes where it stopped"
+        f"{server.url} failed {attempt + 1} times, last with: {failure}; see that it runs, then run the same command "
+        "again: it resumes where it stopped"
     )
 
 
@@ -137,25 +200,25 @@ def page(server: Server, path: str) -> str:
         UserError: the server cannot be reached.
     """
     try:
-        return _read(server, path, None)[1].decode("utf-8", "replace")
+        return _read(server, path, None, server.timeout)[1].decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         raise Refused(error.code, _reason(error)) from error
     except (OSError, HTTPException) as error:
         raise UserError(f"{server.url} gives no {path}: {error}; see that it runs") from error
 
 
-def _read(server: Server, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
+def _read(server: Server, path: str, body: Mapping[str, Any] | None, seconds: float) -> tuple[int, bytes]:
     headers = {"Content-Type": "application/json"}
     if key := os.environ.get(server.key_variable):
         headers["Authorization"] = f"Bearer {key}"
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(server.address(path), data, headers)
-    with _OPENER.open(request, timeout=server.timeout) as answer:
+    with _OPENER.open(request, timeout=seconds) as answer:
         return answer.status, answer.read()
 
 
-def _once(server: Server, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-    status, text = _read(server, path, body)
+def _once(server: Server, path: str, body: Mapping[str, Any] | None, seconds: float) -> dict[str, Any]:
+    status, text = _read(server, path, body, seconds)
     try:
         content = json.loads(text)
     except ValueError:

@@ -4,18 +4,20 @@ No weights are loaded here: the tokenizer and the configuration alone. Which tok
 exactly where it takes and returns ids (vLLM); elsewhere prompts go as text, and ids are those of our tokenizer.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import TimeoutError as NothingYet
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import GenerationConfig
 
+from tempspec.decoding.pace import Counts, Pace
 from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.worklist import PromptLike, WorkItem, generation_list, next_turn, sweep_origin, unanswered
 from tempspec.errors import UserError
@@ -25,7 +27,7 @@ from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
 from tempspec.models.ragged import made_for
 from tempspec.models.tokens import Tokeniser
-from tempspec.modules.predict.openai_client import Refused, Server, call
+from tempspec.modules.predict.openai_client import Refused, Server, Trouble, call
 from tempspec.modules.predict.row_store import RowStore
 from tempspec.modules.predict.row_writer import RowWriter
 from tempspec.modules.predict.served_tokens import check_truncation
@@ -33,6 +35,8 @@ from tempspec.modules.predict.server_kind import Kind, listed_models, recognise,
 from tempspec.modules.predict.sweep_runner import generated_row
 
 __all__ = ["ServedGeneration"]
+
+Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -43,13 +47,17 @@ class ServedGeneration:
         pair: names the target; its tokenizer and configuration are read.
         sweep: temperatures, samples, lengths.
         server: whom to ask.
+        watch: called about once a second while answers are waited for.
     """
 
     pair: Pair
     sweep: Sweep
     server: Server
+    watch: Callable[[Pace], None] | None = None
+    _done: list[int] = field(default_factory=list, init=False)
     _kind: Kind | None = field(default=None, init=False)
     _failed: Event = field(default_factory=Event, init=False)
+    _trouble: Trouble = field(default_factory=lambda: Trouble(rank_zero_info), init=False)
 
     @cached_property
     def model(self) -> str:
@@ -81,34 +89,44 @@ class ServedGeneration:
         answers = dict.fromkeys(store.keys(), "")
         answers |= store.values("response", {key for key in order if key in answers})
         due = unanswered(items, answers, self._context)
-        if due:
-            self._begin([item.request for item in due])
         writer = RowWriter(store, self.sweep.write_every)
+        pace = Pace("generate", len(order), sum(key in answers for key in order))
+        pace.start()
         with ThreadPool(self.server.concurrency) as pool:  # its threads end with the process, whatever they wait for
             try:
-                self._ask_all(pool, due, writer)
+                if due:
+                    begun = pool.apply_async(self._begin, ([item.request for item in due],))
+                    self._awaited(begun.get, writer, pace)
+                self._ask_all(pool, due, writer, pace)
             finally:
                 writer.flush()
         store.finish(order)
         return store, order
 
-    def _ask_all(self, pool: ThreadPool, due: Sequence[WorkItem], writer: RowWriter) -> None:
+    def _ask_all(self, pool: ThreadPool, due: Sequence[WorkItem], writer: RowWriter, pace: Pace) -> None:
         """Whole conversations, as they come; after a failure what is being asked is still waited for."""
         failures: list[UserError] = []
         self._failed.clear()
+        self._done.clear()
         conversations = pool.imap_unordered(self._converse, due)
-        while True:
-            try:
-                answered, failure = conversations.next(timeout=1.0)
-            except StopIteration:
-                break
-            except NothingYet:
-                writer.tick()
-                continue
-            writer.add(*answered)
-            failures += [failure] if failure is not None else []
+        with suppress(StopIteration):
+            while True:
+                answered, failure = self._awaited(conversations.next, writer, pace)
+                writer.add(*answered)
+                failures += [failure] if failure is not None else []
         if failures:
             raise failures[0]
+
+    def _awaited(self, result: Callable[[float], Answer], writer: RowWriter, pace: Pace) -> Answer:
+        """A result of the pool; while it is waited for, rows are written and progress is shown."""
+        while True:
+            tokens = sum(self._done)
+            pace.counts, pace.trouble = Counts(len(self._done), tokens, tokens), str(self._trouble)
+            if self.watch is not None:
+                self.watch(pace)
+            with suppress(NothingYet):
+                return result(1.0)
+            writer.tick()
 
     def _converse(self, opening: WorkItem) -> tuple[list[dict[str, Any]], UserError | None]:
         """The rows of a conversation from this turn on, and what ended it too early; none once one has failed."""
@@ -117,6 +135,7 @@ class ServedGeneration:
         while item is not None and not self._failed.is_set():
             try:
                 rows.append(self._row(item))
+                self._done.append(len(rows[-1]["response_ids"]))
             except UserError as error:
                 self._failed.set()
                 return rows, error
@@ -180,7 +199,7 @@ class ServedGeneration:
         Raises:
             UserError: it refuses, cannot say what the sweep asks for, or samples what the truncation excludes.
         """
-        self._kind = recognise(self.server)
+        self._kind = recognise(self.server, self._trouble)
         neutral = self.sweep.top_k == 0 and self.sweep.min_p == 0 and self.sweep.stop_at_eos
         if self._kind.form == "openai":
             if not neutral:
@@ -198,7 +217,7 @@ class ServedGeneration:
             check_truncation(self.server.url, self._post, [(self._body(one), one) for one in due])
 
     def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return call(self.server, "completions", body)
+        return call(self.server, "completions", body, self._trouble)
 
     def _ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tempspec.errors import UserError
-from tempspec.modules.predict.openai_client import Form, Refused, Server, call
+from tempspec.modules.predict.openai_client import Form, Refused, Server, Trouble, call
 
 __all__ = ["Kind", "listed_models", "recognise", "refusal"]
 
@@ -25,6 +25,10 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
 """Fields of an engine's request: the option that they come from, and the value that asks for nothing."""
 
 
+_LISTING = 10.0
+"""Seconds that the list of models is waited for: it is a courtesy."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a server says that it is.
@@ -38,24 +42,28 @@ class Kind:
     form: Form
 
 
-def recognise(server: Server) -> Kind:
+def recognise(server: Server, trouble: Trouble | None = None) -> Kind:
     """The kind of a server, by its own pages; one that says nothing is asked with OpenAI's fields alone.
+
+    Args:
+        server: whom to ask.
+        trouble: as `call` takes it.
 
     Raises:
         UserError: it cannot be reached.
     """
     if server.form is not None:
         return Kind("as server.form says", server.form)
-    version = _page(server, "/version").get("version")
+    version = _page(server, "/version", trouble).get("version")
     if isinstance(version, str):
         return Kind(f"vLLM {version}", "engine")
     for path in ("/get_server_info", "/server_info"):
-        if "model_path" in (info := _page(server, path)):
+        if "model_path" in (info := _page(server, path, trouble)):
             return Kind(f"SGLang {info.get('version', '')}".strip(), "engine")
     owners = [OWNERS.get(str(model.get("owned_by"))) for model in listed_models(server)]
     if owners and owners[0]:
         return Kind(owners[0], "engine")
-    if "/load_model" in _page(server, "/openapi.json").get("paths", {}):
+    if "/load_model" in _page(server, "/openapi.json", trouble).get("paths", {}):
         return Kind("transformers serve", "transformers")
     return Kind("unknown", "openai")
 
@@ -63,20 +71,20 @@ def recognise(server: Server) -> Kind:
 def listed_models(server: Server) -> list[Mapping[str, Any]]:
     """The entries of `/v1/models`; none where the list fails, as that of `transformers serve` does without a hub."""
     try:
-        listed = call(replace(server, retries=0), "models").get("data") or []
+        listed = call(replace(server, retries=0, timeout=min(server.timeout, _LISTING)), "models").get("data") or []
     except (Refused, UserError):
         return []
     return [entry for entry in listed if isinstance(entry, Mapping)]
 
 
-def _page(server: Server, path: str) -> dict[str, Any]:
+def _page(server: Server, path: str, trouble: Trouble | None) -> dict[str, Any]:
     """What a page says; nothing where the server has none.
 
     Raises:
         UserError: the server cannot be reached.
     """
     try:
-        return call(server, path)
+        return call(server, path, trouble=trouble)
     except Refused:
         return {}
 
