@@ -350,7 +350,7 @@ def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if not pa.types.is_list(kind) or pa.types.is_string(kind.value_type):
         return pa.array(values, kind)
     ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    joined = np.concatenate([np.asarray(each, dtype=kind.value_type.to_pandas_dtype()) for each in values])
+    joined = np.concatenate(values, dtype=kind.value_type.to_pandas_dtype(), casting="same_kind")
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(joined, kind.value_type))
 
 

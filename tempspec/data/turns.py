@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 from jinja2 import TemplateError
@@ -96,7 +96,7 @@ class ChatTemplate:
                 f"the tokenizer {self.tokenizer.name_or_path} has no chat template, which `messages` need; "
                 "use prompt and response columns, or a chat model's tokenizer"
             )
-        return bool(_GENERATION_MARK.search(self.tokenizer.get_chat_template(tools=tools)))
+        return _marks(self.tokenizer.get_chat_template(tools=tools))
 
     def render(self, messages: Messages, tools: Tools | None = None, **options: Any) -> Any:
         """What the template makes of messages: text, or what `options` of `apply_chat_template` ask for.
@@ -231,6 +231,11 @@ class ChatTemplate:
         return _Skeleton([*glues, rest], turns, found.unlearned)
 
 
+@lru_cache
+def _marks(template: str) -> bool:
+    return bool(_GENERATION_MARK.search(template))
+
+
 def check(messages: Messages) -> None:
     """Refuse a conversation that nothing can be learned from.
 
@@ -256,14 +261,17 @@ def _fit(skeleton: _Skeleton, said: Sequence[str], text: str) -> list[Span] | No
     if not text.startswith(skeleton.glues[0]):
         return None
     for content, glue in zip(said, skeleton.glues[1:], strict=True):
-        for form in (content, content.strip()):
-            end = position + len(form)
-            if text.startswith(form, position) and text.startswith(glue, end):
-                break
-        else:
+        end = _end_of(content, glue, text, position) or _end_of(content.strip(), glue, text, position)
+        if end is None:
             return None
         places.append((position, end))
         position = end + len(glue)
     if position != len(text):
         return None
     return [(places[index][0] - back, places[index][1] + ahead) for index, back, ahead in skeleton.turns]
+
+
+def _end_of(said: str, glue: str, text: str, position: int) -> int | None:
+    """Where in a text something ends that was said at a position, if it and then the template's own follow there."""
+    end = position + len(said)
+    return end if text.startswith(said, position) and text.startswith(glue, end) else None

@@ -105,13 +105,12 @@ class Tokeniser:
 
     def _last_added(self, ids: np.ndarray) -> int:
         """Where the last token is that texts are split at before all else: what follows cannot change what precedes."""
-        places = np.flatnonzero(np.isin(ids, self._added))
-        return int(places[-1]) if len(places) else 0
+        return next((at for at in range(len(ids) - 1, -1, -1) if int(ids[at]) in self._added), 0)
 
     @cached_property
-    def _added(self) -> np.ndarray:
+    def _added(self) -> set[int]:
         added = self.tokenizer.added_tokens_decoder.items()
-        return _array([token for token, each in added if each.special and not each.normalized])
+        return {token for token, each in added if each.special and not each.normalized}
 
     def _by_pieces(self, marked: Marked) -> Encoded:
         """What a tokenizer without character positions makes of the parts of a text, one by one."""
@@ -168,7 +167,7 @@ class Tokeniser:
 
 
 def _array(ids: Sequence[int]) -> np.ndarray:
-    return np.asarray(ids, dtype=np.int32)
+    return np.fromiter(ids, dtype=np.int32, count=len(ids))  # `asarray` looks at every number twice
 
 
 class _Borders:
