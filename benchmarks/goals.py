@@ -49,13 +49,18 @@ def finish(goals: list[Goal]) -> None:
     sys.exit(0 if all(goal.met for goal in goals) else 1)
 
 
-def parse(parser: ArgumentParser) -> Namespace:
-    """Arguments of a benchmark: its own, `--quick` and `--assets`."""
+def parse(parser: ArgumentParser, assets: str = "a folder with weights/ and data/") -> Namespace:
+    """Arguments of a benchmark: its own, `--quick` and `--assets`.
+
+    Args:
+        parser: with its own.
+        assets: what `--assets` names.
+    """
     parser.add_argument("--quick", action="store_true", help="under a minute, and therefore rough")
     parser.add_argument(
         "--assets",
         type=Path,
         default=os.environ.get("TEMPSPEC_ASSETS"),
-        help="a folder with weights/ and data/ (or the environment variable TEMPSPEC_ASSETS)",
+        help=f"{assets} (or the environment variable TEMPSPEC_ASSETS)",
     )
     return parser.parse_args()

@@ -33,6 +33,7 @@ CHATML = (
 ASKED, ANSWERED = 250, 1400
 """Mean characters of a question and of an answer, of which a conversation has 3.3 on average."""
 AT_ONCE = 1000
+ROUNDS = 5
 LONGEST = 4096
 
 
@@ -45,12 +46,7 @@ def encoding(quick: bool) -> list[Goal]:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer = a_tokenizer()
     rows = conversations(600 if quick else 100_000)
-    few = rows.select(range(min(len(rows), 3000)))
-    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in plain_messages(few)]
-    tokens = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) / len(texts)
-    rounds = 9 if quick else 3  # a few rows are timed more often: other work on the machine moves each time by a tenth
-    pairs = [(timed_plain(tokenizer, texts), timed_rows(tokenizer, few, 1)) for _ in range(rounds)]
-    plain, one = (len(few) / median(seconds) for seconds in zip(*pairs, strict=True))
+    ratio, plain, one, tokens = on_one_core(tokenizer, rows.select(range(min(len(rows), 3000))))
     began = perf_counter()
     timed_rows(tokenizer, rows, 2)
     two = len(rows) / (perf_counter() - began)
@@ -58,11 +54,35 @@ def encoding(quick: bool) -> list[Goal]:
         f"{len(rows):,} conversations of {tokens:.0f} tokens, rows/s: the plain call {plain:.0f}, one core {one:.0f}, "
         f"two {two:.0f}"
     )
-    ratio = median(plainly / ours for plainly, ours in pairs)
     goals = [Goal("encoding on one core over a plain batched tokenizer call", ratio, low=0.9)]
     if (os.cpu_count() or 1) > 1 and not quick:  # starting two processes takes longer than a few rows
         goals.append(Goal("encoding on two cores over a plain call on each", two / (2 * plain), low=0.9))
     return goals
+
+
+def on_one_core(tokenizer: PreTrainedTokenizerFast, rows: datasets.Dataset) -> tuple[float, float, float, float]:
+    """How fast conversations become rows on one core.
+
+    Pieces of them are timed in turn with the plain call on the same texts: other work on the machine moves every time
+    by a tenth, and both by the same.
+
+    Args:
+        tokenizer: with a chat template.
+        rows: conversations.
+
+    Returns:
+        The share of the plain call's speed, rows/s of that call and of ours, and tokens a row.
+    """
+    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in plain_messages(rows)]
+    tokens = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) / len(texts)
+    pairs = []
+    for start in [*range(0, len(rows), AT_ONCE)] * ROUNDS:
+        members = range(start, min(start + AT_ONCE, len(rows)))
+        share = rows.select(members)
+        times = timed_plain(tokenizer, [texts[index] for index in members]), timed_rows(tokenizer, share, 1)
+        pairs.append([seconds / len(members) for seconds in times])
+    plain, ours = (median(seconds) for seconds in zip(*pairs, strict=True))
+    return median(one / other for one, other in pairs), 1 / plain, 1 / ours, tokens
 
 
 def a_tokenizer() -> PreTrainedTokenizerFast:
