@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import GenerationConfig
 
-from tempspec.decoding.pace import Counts, Pace
+from tempspec.decoding.pace import Pace, PassCounts
 from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.worklist import PromptLike, WorkItem, generation_list, next_turn, sweep_origin, unanswered
 from tempspec.errors import UserError
@@ -121,7 +121,7 @@ class ServedGeneration:
         """A result of the pool; while it is waited for, rows are written and progress is shown."""
         while True:
             tokens = sum(self._done)
-            pace.counts, pace.trouble = Counts(len(self._done), tokens, tokens), str(self._trouble)
+            pace.counts, pace.trouble = PassCounts(len(self._done), tokens, tokens), str(self._trouble)
             if self.watch is not None:
                 self.watch(pace)
             with suppress(NothingYet):
