@@ -100,6 +100,21 @@ def expected_tokens(alpha: Value, drafted: int) -> Value:
     return 1.0 + expected_accepted(alpha, drafted)
 
 
+def expected_tokens_by_position(alpha_K: Sequence[float]) -> float:
+    """Tokens a round, the extra one included, of tokens that are accepted at rates of their own: `1 + a1 + a1 a2 + ..`.
+
+    Args:
+        alpha_K: the acceptance rate of each drafted token, given that those before it were accepted.
+
+    >>> expected_tokens_by_position([0.5, 0.5]), expected_tokens_by_position([])
+    (1.75, 1.0)
+    """
+    total = 1.0
+    for alpha in reversed(alpha_K):
+        total = 1.0 + alpha * total
+    return total
+
+
 def speedup(alpha: Value, drafted: int, cost: float, verify_cost: float = 1.0) -> Value:
     """The gain over plain decoding: `expected_tokens / (c K + v)`.
 

@@ -33,6 +33,7 @@ from tempspec.models.pair import Pair
 from tempspec.modules.begin_reading import check_batch_ids, logit_source
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, lacking, settle_stop, stop_code
 from tempspec.modules.callbacks.precision import PrecisionNotes
+from tempspec.modules.callbacks.served import BestServed
 from tempspec.modules.draft_vocabulary import head_ids
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
@@ -98,8 +99,6 @@ class DistillationModule(pl.LightningModule):
         super().__init__()
         temperatures = [0.0, 0.5, 1.0, 1.5] if validation_temperatures is None else validation_temperatures
         temperatures = temperatures if isinstance(temperatures, list) else [temperatures]
-        if not temperatures or min(temperatures) < 0:
-            raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
         rules = {"token": TokenwiseRejection()} if verifiers is None else verifiers
         options, kind = ModelOptions() if loading is None else loading, None if head is None else plugin("heads", head)
         self.pair = Pair(target, draft, draft_layers, options, draft_spacing, draft_width, kind)
@@ -107,7 +106,7 @@ class DistillationModule(pl.LightningModule):
         # Registered here as well, so that what these two learn is trained and saved.
         self.divergence = self.draft_training.divergence
         self.temperature = self.draft_training.temperature
-        self.measurement = Measurement(list(dict.fromkeys(temperatures)))
+        self.measurement = Measurement.of(temperatures, self.draft_training.serve_temperatures)
         self.runner = SweepRunner(
             self.pair,
             Sweep() if sweep is None else sweep,
@@ -215,8 +214,8 @@ class DistillationModule(pl.LightningModule):
             self.pair.check_rows(data.max_length)
         if stage == "fit":
             self.draft_training.take_up_caches(data)
-            if self._from_cache:
-                self.trainer.limit_val_batches = 0  # nothing is validated without a target
+        if self._from_cache:
+            self.trainer.limit_val_batches = 0  # nothing is validated without a target
 
     @property
     def _from_cache(self) -> bool:
@@ -253,7 +252,8 @@ class DistillationModule(pl.LightningModule):
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves that every training wants, a stop when the loss is no number, a word where laws are not exact."""
-        return lacking(self, TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes())
+        best = [BestServed()] if self.measurement.served and self.stage == "fit" else []
+        return lacking(self, TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes(), *best)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""
@@ -391,10 +391,10 @@ class DistillationModule(pl.LightningModule):
         self._log_grids("test")
 
     def _log_grids(self, prefix: str) -> None:
-        values, mean = self.measurement.means()
-        for name, value in values.items():
-            self.log(f"{prefix}/{name}", value, rank_zero_only=True)
-        self.log(f"{prefix}/acceptance", mean, prog_bar=True)
+        values, acceptance, tokens = self.measurement.means()
+        self.log_dict({f"{prefix}/{name}": value for name, value in values.items()}, rank_zero_only=True)
+        self.log(f"{prefix}/acceptance", acceptance, prog_bar=True)
+        self.log(f"{prefix}/block_efficiency", tokens)
 
     # -- predict, generate --------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from tempspec.modules.callbacks import PretrainedExport
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.fit.loss import TokenSelection
 from tempspec.modules.fit.training import HeadTraining
+from tempspec.modules.validate.analytic import Measurement
 from tempspec.plugins.divergences import NegativeLogAcceptance
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.schedules import Grid, Uniform
@@ -241,3 +242,45 @@ def test_what_a_head_cannot_be_trained_with_is_refused(pair, options, says):
 def test_steps_out_of_range_are_refused(options):
     with pytest.raises(UserError, match="head_training"):
         HeadTraining(**options)
+
+
+# -- the best by what is served ----------------------------------------------------------------------------------------
+
+
+def test_tokens_a_round_are_of_each_drafted_token(pair, data, trainer):
+    module = module_of(pair, length=FixedLength(2), serve_temperatures=[0.7, 1.3])
+    run = trainer()
+    run.validate(module, data, verbose=False)
+    found = run.callback_metrics
+    rounds = [
+        1 + found[f"val/{name}/acceptance_T{heat}"] * (1 + found[f"val/{name}/2/acceptance_T{heat}"])
+        for name in ("held", "again")
+        for heat in ("0.7", "1.3")
+    ]
+    torch.testing.assert_close(found["val/block_efficiency"], torch.stack(rounds).mean(), rtol=1e-5, atol=1e-6)
+
+
+def test_fit_leaves_the_weights_that_serve_best(pair, data, trainer, tmp_path, monkeypatch):
+    scores, exported, means = iter([1.2, 1.9, 1.5]), {}, Measurement.means
+    monkeypatch.setattr(Measurement, "means", lambda self: means(self)._replace(block_efficiency=next(scores)))
+    module = module_of(pair, serve_temperatures=[1.0], length=FixedLength(1))
+    run = trainer(max_steps=3, val_check_interval=1, num_sanity_val_steps=0, callbacks=[PretrainedExport(tmp_path)])
+    ended = module.on_validation_epoch_end
+
+    def keeping():
+        exported[run.global_step] = state(module)
+        ended()
+
+    module.on_validation_epoch_end = keeping
+    run.fit(module, data)
+    held = load_file(tmp_path / "head" / "model.safetensors")
+    assert sorted(exported) == [1, 2, 3]
+    assert all(torch.equal(value, held[name]) for name, value in exported[2].items())
+    assert not torch.equal(exported[3]["fc.weight"], held["fc.weight"])
+
+
+def test_weights_that_serve_best_need_a_validation(pair, data, trainer):
+    with pytest.raises(UserError, match="chooses weights by validation, and there is none"):
+        trainer(max_steps=1, limit_val_batches=0).fit(module_of(pair, serve_temperatures=[1.0]), data)
+    with pytest.raises(UserError, match="serve_temperatures must be 0 or more"):
+        module_of(pair, serve_temperatures=[-1.0])

@@ -102,6 +102,8 @@ class DraftTraining:
         gradient_checkpointing: keep only the input of each of the draft's layers in fit, and compute the rest again in
             the backward pass: a third more time for a fraction of the activations.
         head_training: the unrolled steps of a head; 3 by default. A language model has none.
+        serve_temperatures: fit leaves the weights of the validation that expects most tokens a round at these
+            temperatures; the last ones where none is named.
 
     Raises:
         UserError: an option is out of its range, or not for a head.
@@ -124,11 +126,15 @@ class DraftTraining:
         chunk_tokens: int | None = None,
         gradient_checkpointing: bool = False,
         head_training: HeadTraining | None = None,
+        serve_temperatures: list[float] | None = None,
     ) -> None:
         if not 0 <= label_weight <= 1:
             raise UserError(f"label_weight must be in [0, 1], got {label_weight}")
         if chunk_tokens is not None and chunk_tokens < 0:
             raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
+        self.serve_temperatures = [] if serve_temperatures is None else serve_temperatures
+        if min(self.serve_temperatures, default=0) < 0:
+            raise UserError(f"serve_temperatures must be 0 or more, got {self.serve_temperatures}")
         self.pair = pair
         self.seed = seed
         self.divergence = ForwardKL() if divergence is None else plugin("divergences", divergence)

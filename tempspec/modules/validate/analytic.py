@@ -3,13 +3,14 @@
 Axes: B batch, T positions, N the batch's response tokens, A target and D draft temperatures, C candidates.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tempspec.core.acceptance import Survey, Truncation, acceptance_grid, survey
+from tempspec.core.acceptance import Survey, Truncation, acceptance_grid, expected_tokens_by_position, survey
 from tempspec.core.vocabulary import coverage
 from tempspec.errors import UserError
 from tempspec.interfaces import HeadModel
@@ -21,7 +22,22 @@ from tempspec.models.head_draft import DraftModel
 from tempspec.modules.head_steps import DraftStep
 from tempspec.modules.outputs import Batch, LogitPairs, response
 
-__all__ = ["Measurement"]
+__all__ = ["Means", "Measurement"]
+
+
+class Means(NamedTuple):
+    """What a run logs of a validation.
+
+    Attributes:
+        values: acceptance at equal temperatures and coverage, by set.
+        acceptance: the mean of all acceptance.
+        block_efficiency: tokens a round at the served temperatures, the extra one included, if each drafted token is
+            accepted as often as behind the text's own tokens.
+    """
+
+    values: dict[str, float]
+    acceptance: float
+    block_efficiency: float
 
 
 @dataclass
@@ -37,6 +53,8 @@ class Measurement:
         fitted_on: the sets that it is fitted on, by their numbers.
         truncation: how laws are cut where it is to serve.
         steps: drafted tokens whose acceptance is counted: of a language model the first one, which is like all.
+        served: the temperatures whose tokens a round are counted; all where none is named.
+        drafted: tokens of a round.
     """
 
     temperatures: list[float]
@@ -46,7 +64,20 @@ class Measurement:
     fitted_on: list[int] = field(default_factory=list)
     truncation: Truncation = field(default_factory=Truncation)
     steps: int = 1
+    served: list[float] = field(default_factory=list)
+    drafted: int = 1
     _sets: int = 0
+
+    @classmethod
+    def of(cls, temperatures: Sequence[float], served: Sequence[float]) -> "Measurement":
+        """One over some temperatures and those that are served, each once.
+
+        Raises:
+            UserError: there is none, or one is negative.
+        """
+        if not temperatures or min(temperatures) < 0:
+            raise UserError(f"validation_temperatures must be 0 or more, at least one, got {temperatures}")
+        return cls(list(dict.fromkeys([*temperatures, *served])), served=list(served))
 
     def start(
         self, names: Sequence[str], device: torch.device, draft: DraftModel | None = None, drafted: int = 1
@@ -57,9 +88,10 @@ class Measurement:
             names: of the sets.
             device: where to count.
             draft: what is measured.
-            drafted: tokens that a head drafts a round, each with grids of its own.
+            drafted: tokens of a round; those of a head have grids of their own.
         """
-        self.steps = max(1, drafted) if isinstance(draft, HeadModel) else 1
+        self.drafted = max(1, drafted)
+        self.steps = self.drafted if isinstance(draft, HeadModel) else 1
         covers = isinstance(draft, HeadModel) and draft.ids_R is not None
         places = [*names, *(f"{name}/{number}" for number in range(2, self.steps + 1) for name in names)]
         self.grids = {place: AcceptanceGrid(self.temperatures, self.temperatures).to(device) for place in places}
@@ -143,21 +175,31 @@ class Measurement:
                     weight_N[here],
                 )
 
-    def means(self) -> tuple[dict[str, float], float]:
-        """What a run logs: acceptance at equal temperatures and coverage, by set; and the mean of all acceptance.
-
-        A collective under DDP: every rank must call it.
-        """
+    def means(self) -> Means:
+        """What a run logs. A collective under DDP: every rank must call it."""
         values: dict[str, float] = {}
-        means = []
-        for name in self.grids:
-            same = self.diagonal(name)
-            means.append(sum(same.values()) / len(same))
+        found = {name: self.diagonal(name) for name in self.grids}
+        for name, same in found.items():
             values |= {f"{name}/acceptance_T{temperature:g}": value for temperature, value in same.items()}
         for name, covered in self.coverage.items():
-            found = covered.compute()
-            values |= {f"{name}/coverage_T{temperature:g}": value for temperature, value in found.items()}
-        return values, sum(means) / max(len(means), 1)
+            shares = covered.compute()
+            values |= {f"{name}/coverage_T{temperature:g}": value for temperature, value in shares.items()}
+        means = [sum(same.values()) / len(same) for same in found.values()]
+        return Means(values, sum(means) / max(len(means), 1), self._tokens_a_round(found))
+
+    def _tokens_a_round(self, found: Mapping[str, Mapping[float, float]]) -> float:
+        """The mean over sets and served temperatures of the tokens that a round is expected to give."""
+        rounds = [
+            expected_tokens_by_position(
+                [
+                    found[name if number == 1 or self.steps == 1 else f"{name}/{number}"][temperature]
+                    for number in range(1, self.drafted + 1)
+                ]
+            )
+            for name in list(found)[: self._sets]
+            for temperature in self.served or self.temperatures
+        ]
+        return sum(rounds) / max(len(rounds), 1)
 
     def diagonal(self, name: str) -> dict[float, float]:
         """A set's acceptance at equal temperatures. A collective under DDP: every rank must call it."""
