@@ -31,6 +31,9 @@ from tempspec.modules.predict.openai_client import Server
 
 __all__ = ["Ours", "check", "main"]
 
+WIDTH = 100
+"""Columns of the table: a narrower file or terminal would break every figure in two."""
+
 VERIFIER = "engine"
 """The label of the verifier that is used for the engine's."""
 
@@ -247,7 +250,7 @@ def _show(verdicts: Sequence[Verdict], url: str, engine: LiveEngine) -> None:
     for finding in verdicts:
         for line in finding.lines:
             table.add_row(finding.about, line.name, str(line.theirs), str(line.ours), f"{line.difference:+}")
-    Console(soft_wrap=True).print(table)
+    Console(width=max(Console().width, WIDTH)).print(table)
     print(f"{url}: {engine.kind.name}; 95% intervals over prompts, the verdicts' hold for all lines at once")
     for finding in verdicts:
         print(f"{finding.about}: {finding.says}")

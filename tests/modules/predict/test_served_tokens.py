@@ -77,3 +77,30 @@ def test_what_cannot_go_wrong_asks_nothing(nothing):
     engine = Engine(obeys=False)
     check_truncation("URL", engine, nothing)
     assert engine.asked == 0
+
+
+def entry(**tokens):
+    return {name.lstrip("t"): {"logprob": value, "rank": rank} for rank, (name, value) in enumerate(tokens.items(), 1)}
+
+
+RECORDED = [
+    None,
+    entry(t1095=-0.1357467770576477, t658=-2.256681203842163),
+    entry(t266=-0.019881494343280792, t487=-5.1453471183776855),
+    entry(t543=-0.0009110590908676386, t658=-8.75735855102539),
+]
+"""What vLLM 0.32 told of the prompt 1057 1095 266 543 with `prompt_logprobs: 2`."""
+
+
+@pytest.mark.parametrize(("written", "wrong"), [((1095, 266, 543), 0), ((1095, 266, 658), 1)])
+def test_what_vllm_tells_of_a_prompt_is_read(written, wrong):
+    def post(body):
+        told = {"prompt_logprobs": RECORDED} if "prompt_logprobs" in body else {"token_ids": list(written)}
+        return {"choices": [told]}
+
+    due = [({"model": "m", "prompt": [1057], "max_tokens": 3}, Request((1057,), 1.0, top_k=1, max_new_tokens=3))]
+    if not wrong:
+        assert check_truncation("URL", post, due) is None
+        return
+    with pytest.raises(UserError, match=r"URL ignores model.sweep.top_k: 1 of 3 tokens"):
+        check_truncation("URL", post, due)
