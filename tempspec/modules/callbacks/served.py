@@ -1,4 +1,4 @@
-"""The best checkpoint by what is served: tokens a round at the temperatures of serving (floor 5)."""
+"""The best checkpoint by what is served: tokens per round at the temperatures of serving (floor 5)."""
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -9,11 +9,11 @@ from tempspec.files import stage_folder
 __all__ = ["SERVED", "BestServed"]
 
 SERVED = "val/block_efficiency"
-"""What is logged of a validation: expected tokens a round."""
+"""What is logged of a validation: expected tokens per round."""
 
 
 class BestServed(ModelCheckpoint):
-    """Keeps the checkpoint of the validation with the most tokens a round, whose weights fit then leaves."""
+    """Keeps the checkpoint of the validation with the most tokens per round, whose weights fit then leaves."""
 
     def __init__(self) -> None:
         super().__init__(

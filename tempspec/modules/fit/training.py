@@ -102,7 +102,7 @@ class DraftTraining:
         gradient_checkpointing: keep only the input of each of the draft's layers in fit, and compute the rest again in
             the backward pass: a third more time for a fraction of the activations.
         head_training: the unrolled steps of a head; 3 by default. A language model has none.
-        serve_temperatures: fit leaves the weights of the validation that expects most tokens a round at these
+        serve_temperatures: fit leaves the weights of the validation that expects most tokens per round at these
             temperatures; the last ones where none is named.
 
     Raises:

@@ -31,8 +31,8 @@ class Means(NamedTuple):
     Attributes:
         values: acceptance at equal temperatures and coverage, by set.
         acceptance: the mean of all acceptance.
-        block_efficiency: tokens a round at the served temperatures, the extra one included, if each drafted token is
-            accepted as often as behind the text's own tokens.
+        block_efficiency: tokens per round at the served temperatures, the extra one included, if each drafted token is
+            accepted as often as after the text's own tokens.
     """
 
     values: dict[str, float]
@@ -53,7 +53,7 @@ class Measurement:
         fitted_on: the sets that it is fitted on, by their numbers.
         truncation: how laws are cut where it is to serve.
         steps: drafted tokens whose acceptance is counted: of a language model the first one, which is like all.
-        served: the temperatures whose tokens a round are counted; all where none is named.
+        served: the temperatures whose tokens per round are counted; all where none is named.
         drafted: tokens of a round.
     """
 

@@ -24,7 +24,7 @@ def test_a_silent_server_ends_a_request_within_its_timeout(silent, retries):
     assert 0.25 < time.monotonic() - began < 1
 
 
-def test_a_server_that_refuses_is_asked_again_no_longer_than_the_timeout():
+def test_a_refusing_server_is_asked_no_longer_than_the_timeout():
     with socket.create_server(("127.0.0.1", 0)) as gone:
         dead = f"http://127.0.0.1:{gone.getsockname()[1]}"
     told = []
@@ -39,7 +39,7 @@ def test_a_server_that_refuses_is_asked_again_no_longer_than_the_timeout():
     assert str(trouble) == ""
 
 
-def test_only_the_first_trouble_is_told_and_all_that_wait_are_counted():
+def test_the_first_trouble_is_told_and_all_that_wait_counted():
     told = []
     trouble = Trouble(told.append)
     trouble.begin("HTTP 503")
