@@ -101,7 +101,7 @@ def expected_tokens(alpha: Value, drafted: int) -> Value:
 
 
 def expected_tokens_by_position(alpha_K: Sequence[float]) -> float:
-    """Tokens per round, the extra one included, of tokens that are accepted at rates of their own: `1 + a1 + a1 a2 + ..`.
+    """Tokens per round, the extra one included, of tokens accepted at rates of their own: `1 + a1 + a1 a2 + ..`.
 
     Args:
         alpha_K: the acceptance rate of each drafted token, given that those before it were accepted.
