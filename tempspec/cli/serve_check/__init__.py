@@ -46,6 +46,7 @@ class Ours:
         pair: the models.
         sweep: temperatures and lengths.
         drafted: tokens that a round drafts at most.
+        samples_draft: whether the draft is sampled from a model, at a temperature.
         prompts: of all sets, the first turns.
         rows: by the name of a hypothesis.
         folder: of this check.
@@ -54,6 +55,7 @@ class Ours:
     pair: Pair
     sweep: Sweep
     drafted: int
+    samples_draft: bool
     prompts: list[Prompt]
     rows: dict[str, list[DecodedRow]] = field(default_factory=dict)
     folder: Path = Path()
@@ -87,7 +89,8 @@ class _Decoding(CommandLine):
         wanted = set(runner.order)
         rows = [row for row in rows if row["key"] in wanted and row["turn"] == 1 and row["verifier"] == VERIFIER]
         prompts = [prompt for members in self.datamodule.prompt_sets().values() for prompt in members]
-        ours = Ours(self.model.pair, runner.sweep, runner.length.longest, prompts, folder=self.folder.parents[1])
+        decoded = (self.model.pair, runner.sweep, runner.length.longest, runner.needs_draft, prompts)
+        ours = Ours(*decoded, folder=self.folder.parents[1])
         ours.rows[self.column] = cast(list[DecodedRow], rows)
         self.kept.append(ours)
 
@@ -162,7 +165,7 @@ def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
     if len(ours.prompts) < FEWEST:
         raise UserError(f"expected {FEWEST} prompts or more, which an interval needs, got {len(ours.prompts)}")
     yield from _of_tokens(ours, engine)
-    temperatures = ours.sweep.target_temperatures
+    temperatures, alike = sorted(ours.sweep.target_temperatures), True
     among = (ours.drafted + 2) * len(temperatures)
     for temperature in temperatures:
         answers = engine.answer(_due(ours, temperature))
@@ -172,11 +175,13 @@ def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
         if (finding := of_drafted(answers.drafted, ours.drafted)) is not None:
             yield finding
         theirs = figures(answers.counted(max(answers.drafted, ours.drafted)))
-        yield verdict(temperature, theirs, _columns(ours, temperature), among)
+        found = verdict(temperature, theirs, _columns(ours, temperature), among, alike=alike)
+        yield found
         length = theirs["block efficiency"]
         if finding := of_own_count(*answers.own, float(length.numerator_SW[0, 0] / length.denominator_SW[0, 0])):
             yield finding
         if temperature == 0:
+            alike = found.agrees is not False
             yield _of_text(ours, answers)
         if answers.seconds > 0:
             yield Verdict("speed", f"T = {temperature:g}: {answers.tokens / answers.seconds:.0f} tokens/s", True)
@@ -203,7 +208,7 @@ def _rows(ours: Ours, column: str, temperature: float, draft: float) -> list[Dec
 def _columns(ours: Ours, temperature: float) -> dict[str, dict[str, Sums]]:
     """Our figures under each hypothesis that differs from `same` at this temperature."""
     rows = {"same": _rows(ours, "same", temperature, temperature)}
-    if temperature > 0:
+    if temperature > 0 and ours.samples_draft:
         rows["argmax"] = _rows(ours, "same", temperature, 0.0)
         if "uncut" in ours.rows:
             rows["uncut"] = _rows(ours, "uncut", temperature, temperature)

@@ -40,7 +40,12 @@ class Verdict:
 
 
 def verdict(
-    temperature: float, theirs: Mapping[str, Sums], columns: Mapping[str, Mapping[str, Sums]], among: int
+    temperature: float,
+    theirs: Mapping[str, Sums],
+    columns: Mapping[str, Mapping[str, Sums]],
+    among: int,
+    *,
+    alike: bool = True,
 ) -> Verdict:
     """Which hypothesis an engine's figures at a temperature fit.
 
@@ -49,6 +54,7 @@ def verdict(
         theirs: `parity.figures` of the engine.
         columns: the same of ours, by the names of `HYPOTHESES`; `same` always.
         among: lines that the whole check looks at.
+        alike: whether the figures at temperature 0 agreed: they do not depend on how a draft is sampled.
     """
     about = f"T = {temperature:g}"
     compared = {name: compare(theirs, column, among) for name, column in columns.items()}
@@ -60,6 +66,8 @@ def verdict(
         also = [name for name, fit in fits.items() if fit and name != "same"]
         more = f"; so does our {' and '.join(also)} column, which more prompts would tell from it" if also else ""
         return Verdict(about, HYPOTHESES["same"] + more, True, lines)
+    if not alike:
+        return Verdict(about, "another draft, as at T = 0, where nothing is sampled", False, lines)
     named = [name for name, fit in fits.items() if fit]
     if named:
         closest = min(named, key=lambda name: _distance(compared[name]))

@@ -91,7 +91,8 @@ def test_another_draft_and_another_target_are_named(models, ours):
     target, _, far = models
     with speculating(target, far, PARTS, words()) as server:
         found = findings(ours, server)
-    assert found["T = 1", False] == "another draft: its figures are those of none of our columns (same, argmax, uncut)"
+    assert found["T = 0", False] == "another draft: its figures are those of none of our columns (same)"
+    assert found["T = 1", False] == "another draft, as at T = 0, where nothing is sampled"
     with speculating(far, far, PARTS, words()) as server:
         assert "nats less likely: another target, or a fault" in findings(ours, server)["text at T = 0", False]
 

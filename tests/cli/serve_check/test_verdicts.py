@@ -28,6 +28,12 @@ def test_an_engine_is_what_its_figures_fit(share, agrees, says):
     assert found.lines[2].difference.value == pytest.approx(share - 0.7)
 
 
+def test_a_draft_that_differs_at_0_is_another_at_every_t():
+    found = verdict(1.0, column(0.4), COLUMNS, among=8, alike=False)
+    assert (found.agrees, found.says) == (False, "another draft, as at T = 0, where nothing is sampled")
+    assert verdict(1.0, column(0.7), COLUMNS, among=8, alike=False).agrees
+
+
 def test_columns_that_cannot_be_told_from_each_other_are_named():
     found = verdict(1.0, column(0.7), {"same": column(0.7), "argmax": column(0.7)}, among=8)
     assert found.agrees
