@@ -55,7 +55,7 @@ OPTIONS = {
     "Speculator": {},
     "DynamicTree": {"width": 4, "depth": 4, "nodes": 16},
     "EarlyExit": {"layers": 1},
-    "PromptLookup": {"longest_ngram": 3, "shortest_ngram": 1},
+    "PromptLookup": {"longest_ngram": 3, "shortest_ngram": 1, "match": "latest"},
     "StaticTree": {"levels": None, "parents": None, "siblings": "distinct"},
     "AdaEDL": {"coefficient": 0.2, "threshold": 0.3, "longest": 8, "goal": 0.7, "gain": 0.5},
     "ConfidenceThreshold": {"threshold": 0.4, "longest": 8},

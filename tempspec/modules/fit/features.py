@@ -209,7 +209,7 @@ def _save(file: Path, rows: list[RowFeatures], dtype: str) -> None:
         return torch.cat(parts).to(getattr(torch, dtype)).cpu().contiguous()
 
     def ends(parts: list[Tensor]) -> Tensor:
-        return torch.tensor(list(accumulate(map(len, parts), initial=0)))
+        return torch.tensor(list(accumulate(map(len, parts), initial=0)), dtype=torch.int64)
 
     states, last = [row.states_LSH for row in rows], [row.last_NH for row in rows]
     tensors = {"states": joined(states), "last": joined(last)}
