@@ -238,9 +238,8 @@ def _of_text(ours: Ours, answers: Answers) -> Verdict:
         if place >= min(len(theirs), len(mine)):
             return float("inf")
         target = ours.pair.target_model
-        text = torch.tensor(
-            [[*prompts[row["prompt_set"], row["prompt_index"]], *mine[:place]]], dtype=torch.int64, device=target.device
-        )
+        ids = [*prompts[row["prompt_set"], row["prompt_index"]], *mine[:place]]
+        text = torch.tensor([ids], dtype=torch.int64, device=target.device)
         with evaluating(target):
             logp_V = target(input_ids=text, use_cache=False).logits[0, -1].double().log_softmax(-1)
         return float(logp_V[mine[place]] - logp_V[theirs[place]])
