@@ -41,19 +41,21 @@ def mapped(
     shown = len(dataset) >= _MANY and sys.stderr.isatty()
     speaking = _Speaking(make, name, max(1, len(dataset) // workers), silent=shown or len(dataset) < _MANY)
     with tempfile.TemporaryDirectory(prefix=".encoding-", dir=scratch) as folder, _bars(shown):
-        yield dataset.map(
-            speaking,
-            batched=True,
-            batch_size=_ROWS_AT_ONCE,
-            with_indices=True,
-            with_rank=True,
-            num_proc=workers if workers > 1 else None,
-            remove_columns=dataset.column_names,
-            load_from_cache_file=False,
-            cache_file_name=str(Path(folder) / "made.arrow"),
-            new_fingerprint="made",
-            desc=name,
-        )
+        with _environment_kept():
+            made = dataset.map(
+                speaking,
+                batched=True,
+                batch_size=_ROWS_AT_ONCE,
+                with_indices=True,
+                with_rank=True,
+                num_proc=workers if workers > 1 else None,
+                remove_columns=dataset.column_names,
+                load_from_cache_file=False,
+                cache_file_name=str(Path(folder) / "made.arrow"),
+                new_fingerprint="made",
+                desc=name,
+            )
+        yield made
 
 
 class _Speaking:
@@ -76,6 +78,22 @@ class _Speaking:
             self.next += _SECONDS
             rank_zero_info(f"{self.name}: {min(1.0, (numbers[-1] + 1) / self.rows):.0%}")
         return made
+
+
+@contextmanager
+def _environment_kept() -> Iterator[None]:
+    """`os.environ` as it was, and the same object: `datasets` puts a copy in its place when it starts processes.
+
+    Whoever holds the object itself, as rich does, would see no later change.
+    """
+    environment, held = os.environ, dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ = environment  # noqa: B003 - the very object, which `environ.clear()` alone would not bring back
+        for name in environment.keys() - held.keys():
+            del environment[name]
+        environment.update(held)
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+import os
+
 import datasets
 import pyarrow as pa
 
@@ -38,3 +40,11 @@ def test_nothing_is_left_on_disk_and_bars_are_as_before(tmp_path):
         assert datasets.are_progress_bars_disabled()
     assert list(tmp_path.iterdir()) == []
     assert datasets.are_progress_bars_disabled() == before
+
+
+def test_several_processes_leave_the_environment_as_it_was():
+    rows = datasets.Dataset.from_dict({"value": list(range(600))})
+    before, held = os.environ, dict(os.environ)
+    with mapped(rows, doubled, "doubling", workers=2):
+        assert os.environ is before  # whoever holds it, as rich does, sees what is set from now on
+        assert dict(os.environ) == held
