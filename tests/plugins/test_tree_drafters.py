@@ -11,7 +11,7 @@ from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
 from tempspec.testing import ConformanceError, check_drafter
 from tempspec.testing.drafters import HashModel
 
-from .test_drafters import turn
+from .test_drafters import context
 
 SIBLINGS = ("independent", "distinct", "top", "greedy")
 DRAFTERS = {
@@ -35,14 +35,14 @@ def test_levels_and_parents_say_the_same():
 
 def test_a_level_costs_one_call_and_leaves_are_not_fed():
     model = HashModel(10)
-    StaticTree([3, 2, 2]).propose(turn([[1, 2]], [3], FixedLength(3), model))
+    StaticTree([3, 2, 2]).propose(context([[1, 2]], [3], FixedLength(3), model))
     assert model.calls == 3
 
 
 def test_the_beam_is_the_best_of_all_paths():
     """With a beam as wide as the vocabulary nothing is cut before the end: the best nodes of the full tree."""
     vocabulary, depth = 3, 3
-    text = turn([[1, 2]], [depth], FixedLength(depth), HashModel(vocabulary), vocabulary=vocabulary)
+    text = context([[1, 2]], [depth], FixedLength(depth), HashModel(vocabulary), vocabulary=vocabulary)
     draft = DynamicTree(width=27, depth=depth, nodes=8).propose(text)
     paths = {(): 0.0}
     for length in range(1, depth + 1):
@@ -60,8 +60,8 @@ def test_the_beam_is_the_best_of_all_paths():
 class Forgetful(StaticTree):
     """Hands on q where it drew without replacement."""
 
-    def propose(self, turn):
-        draft = super().propose(turn)
+    def propose(self, given):
+        draft = super().propose(given)
         if draft.token_BK.shape[1] > 1:
             draft.logq_BKV[:, 1] = draft.logq_BKV[:, 0]
         return draft
@@ -94,4 +94,4 @@ def test_options_out_of_range_are_refused(make, message):
 @pytest.mark.parametrize("drafter", [StaticTree(), DynamicTree()], ids=lambda drafter: type(drafter).__name__)
 def test_a_tree_without_a_model_is_refused(drafter):
     with pytest.raises(ValueError, match="needs a draft model"):
-        drafter.propose(turn([[1]], [2], FixedLength(2)))
+        drafter.propose(context([[1]], [2], FixedLength(2)))
