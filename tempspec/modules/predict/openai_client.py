@@ -176,7 +176,7 @@ def _answered(server: Server, path: str, body: Mapping[str, Any] | None, trouble
             failure, wait = f"HTTP {error.code}: {reason}", _retry_after(error)
         except (OSError, HTTPException, ValueError) as error:
             failure, wait = str(getattr(error, "reason", "") or error) or type(error).__name__, 0.0
-        wait = min(max(2.0**attempt, wait), _LONGEST_WAIT)
+        wait = min(max(2.0 ** min(attempt, 10), wait), _LONGEST_WAIT)
         if attempt == server.retries or time.monotonic() + wait >= end:
             break
         if trouble is not None:
