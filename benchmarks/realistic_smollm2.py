@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fit_memory import measured
 from goals import Goal, finish, parse
 from realistic_encoding import conversations, messages_of, on_one_core
 
@@ -31,25 +31,6 @@ ROWS = (2, 512)
 QUICK_ROWS = (1, 128)
 """Rows of a batch and their tokens."""
 FACTOR = 1.2
-
-FITS = r"""
-import ctypes, gc, json, re, resource, sys
-from tempspec.__main__ import main
-def held():
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as pages:
-        return int(pages.read().split()[1]) * resource.getpagesize()
-first, *others = json.loads(sys.argv[1])
-assert main(first) == 0
-for command in others:
-    before = held()
-    with open("/proc/self/clear_refs", "w") as file:  # 5: the peak begins anew
-        file.write("5")
-    assert main(command) == 0
-    with open("/proc/self/status") as status:
-        print("bytes", int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1]) * 1024 - before)
-"""
 
 
 def smollm2(assets: Path | None, quick: bool) -> list[Goal]:
@@ -75,10 +56,10 @@ def estimate(folder: Path, quick: bool) -> Goal:
         lines = [json.dumps({"text": " ".join(texts)})] * 2
         Path(name, "text.jsonl").write_text("\n".join(lines))
         first, fit = (_fit(Path(name), each, model, rows, length) for each in ("first", "second"))
-        (measured,) = _measured_bytes([first, fit])
+        (taken,) = measured([first, fit])
         said = _expected_bytes(fit)
-    print(f"fit of {DRAFT_LAYERS} layers of SmolLM2, {rows} x {length}: {measured / 2**20:.0f} MiB measured")
-    return Goal(f"fit --estimate over measured, SmolLM2, {rows} x {length}", said / measured, 1 / FACTOR, FACTOR)
+    print(f"fit of {DRAFT_LAYERS} layers of SmolLM2, {rows} x {length}: {taken / 2**20:.0f} MiB measured")
+    return Goal(f"fit --estimate over measured, SmolLM2, {rows} x {length}", said / taken, 1 / FACTOR, FACTOR)
 
 
 def _expected_bytes(command: list[str]) -> int:
@@ -88,18 +69,6 @@ def _expected_bytes(command: list[str]) -> int:
     pair = Pair(model["target"], model.get("draft"), model.get("draft_layers"), ModelOptions(**model["loading"]))
     found = memory.sizes(pair, batch_size=data["batch_size"], length=data["max_length"])
     return memory.estimate(found, memory.Way("one device", 1)).total
-
-
-def _measured_bytes(commands: list[list[str]]) -> list[int]:
-    """What the memory of a process rises by in each of these fits but the first, which loads every library."""
-    done = subprocess.run(
-        [sys.executable, "-c", FITS, json.dumps(commands)],
-        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("bytes ")]
 
 
 def _fit(folder: Path, name: str, model: dict, batch: int, length: int) -> list[str]:

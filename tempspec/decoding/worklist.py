@@ -141,13 +141,7 @@ def generation_list(
     sweep: Sweep, prompt_sets: Mapping[str, Sequence[PromptLike]], stop_ids: Collection[int] = ()
 ) -> list[WorkItem]:
     """The items of generate: plain decoding of every prompt at every generation temperature."""
-    return [
-        _item(sweep, "acceptance", BASELINE, name, prompt, temperature, temperature, sample, stop_ids)
-        for name, prompts in prompt_sets.items()
-        for prompt in prompts
-        for temperature in dict.fromkeys(sweep.generation_temperatures)
-        for sample in range(sweep.samples if temperature > 0 else 1)
-    ]
+    return list(_Grid(sweep, (), {}, prompt_sets, stop_ids).generation())
 
 
 def next_turn(item: WorkItem, answer: str, context: int) -> WorkItem | None:
@@ -185,13 +179,21 @@ def unanswered(openings: Iterable[WorkItem], answers: Mapping[str, str], context
 
 @dataclass(frozen=True)
 class _Grid:
-    """What is crossed with what, in the two passes of predict."""
+    """What is crossed with what, in generate and in the two passes of predict."""
 
     sweep: Sweep
     pairs: Sequence[tuple[float, float]]
     verifiers: Mapping[str, Verifier]
     prompt_sets: Mapping[str, Sequence[PromptLike]]
     stop_ids: Collection[int]
+
+    def generation(self) -> Iterator[WorkItem]:
+        """Of generate."""
+        for name, prompts in self.prompt_sets.items():
+            for prompt in prompts:
+                for temperature in dict.fromkeys(self.sweep.generation_temperatures):
+                    for sample in range(self.sweep.samples if temperature > 0 else 1):
+                        yield self._item("acceptance", BASELINE, name, prompt, temperature, temperature, sample)
 
     def acceptance(self) -> Iterator[WorkItem]:
         """Of the batched pass."""
@@ -232,30 +234,15 @@ class _Grid:
         sample: int,
         timing_slots: int = 0,
     ) -> WorkItem:
-        return _item(self.sweep, pass_, label, name, prompt, target, draft, sample, self.stop_ids, timing_slots)
+        kind = f"{pass_}{timing_slots}" if timing_slots > 1 else pass_
+        key = f"{kind}/{label}/{name}/{prompt.index}/t{target:g}/d{draft:g}/s{sample}"
+        seed = int(fold(self.sweep.seed, prompt.key, sample))
+        request = self.sweep.request(prompt.ids, target, draft, seed=seed, key=key, stop_ids=self.stop_ids)
+        return WorkItem(pass_, label, name, prompt, sample, request, timing_slots=timing_slots)
 
 
 def _allowed(pairs: Sequence[tuple[float, float]], verifier: Verifier) -> list[tuple[float, float]]:
     return [(target, draft) for target, draft in pairs if target == 0 or not verifier.greedy_only]
-
-
-def _item(
-    sweep: Sweep,
-    pass_: Pass,
-    label: str,
-    name: str,
-    prompt: PromptLike,
-    target: float,
-    draft: float,
-    sample: int,
-    stop_ids: Collection[int],
-    timing_slots: int = 0,
-) -> WorkItem:
-    kind = f"{pass_}{timing_slots}" if timing_slots > 1 else pass_
-    key = f"{kind}/{label}/{name}/{prompt.index}/t{target:g}/d{draft:g}/s{sample}"
-    seed = int(fold(sweep.seed, prompt.key, sample))
-    request = sweep.request(prompt.ids, target, draft, seed=seed, key=key, stop_ids=stop_ids)
-    return WorkItem(pass_, label, name, prompt, sample, request, timing_slots=timing_slots)
 
 
 def _turn_key(opening: str, turn: int) -> str:

@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: `serve-check`, its options, and those of predict.
 
     Returns:
-        0 where everything agrees, else 1.
+        0 where everything agrees, else 1: something differs, or cannot be told.
 
     Raises:
         UserError: a wrong option, a server that cannot be asked, or too few prompts.
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> int:
     verdicts = list(check(ours, engine))
     _show(verdicts, server.url, engine)
     write_atomically(ours.folder / "serve_check.json", _as_json(verdicts, server.url, engine))
-    return 0 if all(one.agrees for one in verdicts) else 1
+    return 0 if _outcome(verdicts) == "agrees" else 1
 
 
 def _server(url: str, model: str | None, concurrency: int) -> Server:
@@ -260,7 +260,17 @@ def _show(verdicts: Sequence[Verdict], url: str, engine: LiveEngine) -> None:
     print(f"{url}: {engine.kind.name}; 95% intervals over prompts, the verdicts' hold for all lines at once")
     for finding in verdicts:
         print(f"{finding.about}: {finding.says}")
-    print("agrees" if all(one.agrees for one in verdicts) else "differs")
+    print(_outcome(verdicts))
+
+
+def _outcome(verdicts: Sequence[Verdict]) -> str:
+    """What all findings come to.
+
+    >>> [_outcome([Verdict("a", "", True), Verdict("b", "", said)]) for said in (True, False, None)]
+    ['agrees', 'differs', 'undecided']
+    """
+    said = {finding.agrees for finding in verdicts}
+    return "differs" if False in said else "undecided" if None in said else "agrees"
 
 
 def _as_json(verdicts: Sequence[Verdict], url: str, engine: LiveEngine) -> str:

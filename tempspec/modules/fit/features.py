@@ -7,7 +7,7 @@ Axes: B batch, T positions, L tokens of a shard, S states, H hidden, N response 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,13 +20,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.errors import UserError
-from tempspec.models.digests import weights_digest
 from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
 from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, record_of
-from tempspec.modules.fit.teacher import cache_origin
-from tempspec.modules.ids import check_ids, make_ids_readable
-from tempspec.modules.outputs import Batch, LogitSource, linear_heads, reading_of, response
+from tempspec.modules.fit.teacher import cache_origin, cached_target
+from tempspec.modules.outputs import Batch, LogitSource, linear_heads, response
 
 __all__ = ["CachedFeatures", "FeatureCache", "write_features"]
 
@@ -85,22 +83,10 @@ def write_features(options: CachedFeatures, pair: Pair, data: Any, device: torch
         UserError: the draft is no head, the target's logits are no linear map of its states, another cache is in the
             folder, or the disk is too small.
     """
-    pair.check_rows(data.max_length)
-    data.setup("fit")
-    pair.use(device, decoding=False)
-    target = pair.target_model
     states = _states(pair)
+    target, reading, origin = cached_target(pair, data, device)
     if not linear_heads([target]):
         raise UserError(f"a feature cache needs logits that are a linear map of states, which {pair.target} lacks")
-    reading = reading_of([target], data)
-    make_ids_readable(pair, [target])
-    check_ids(pair, {"train": data.train_rows})
-    origin = replace(
-        cache_origin(pair, data),
-        apart=data.packed and reading.apart,
-        vocabulary=pair.vocabulary,
-        weights=weights_digest(pair.target),
-    )
     place, tokens = options.place, _tokens(data.train_rows)
     width = target.config.get_text_config().hidden_size
     size = getattr(torch, options.dtype).itemsize * width * (len(states) * tokens + origin.tokens)

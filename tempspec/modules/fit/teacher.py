@@ -9,18 +9,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedModel
 
 from tempspec.core.sparse import SparseLogits
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.digests import has_weights, tokenizer_digest, weights_digest
 from tempspec.models.pair import Pair
+from tempspec.models.reading import Reading
 from tempspec.modules.fit.cache_folder import CacheOrigin, rows_digest
 from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache
 from tempspec.modules.ids import check_ids, make_ids_readable
 from tempspec.modules.outputs import reading_of, response
 
-__all__ = ["cache_origin", "open_cache", "write_cache"]
+__all__ = ["cache_origin", "cached_target", "open_cache", "write_cache"]
 
 _REMEDY = {
     "top": "keep the whole vocabulary, or take a divergence of probabilities, as ForwardKL or NegativeLogAcceptance",
@@ -42,20 +44,8 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     Raises:
         UserError: another cache is in the folder, or the disk is too small.
     """
-    pair.check_rows(data.max_length)
-    data.setup("fit")
-    pair.use(device, decoding=False)
-    target = pair.target_model
-    reading = reading_of([target], data)
-    make_ids_readable(pair, [target])
-    check_ids(pair, {"train": data.train_rows})
-    origin = replace(
-        cache_origin(pair, data),
-        apart=data.packed and reading.apart,
-        vocabulary=pair.vocabulary,
-        weights=weights_digest(pair.target),
-        seed=seed,
-    )
+    target, reading, origin = cached_target(pair, data, device)
+    origin = replace(origin, seed=seed)
     writer = CacheWriter(options, origin)
     rank_zero_info(str(writer))
 
@@ -113,6 +103,32 @@ def open_cache(
         if not fine:
             raise UserError(f"a cached teacher needs {expected}: {reason}")
     return cache
+
+
+def cached_target(pair: Pair, data: Any, device: torch.device) -> tuple[PreTrainedModel, Reading, CacheOrigin]:
+    """The target of a cache that is written, ready to read the training rows.
+
+    Args:
+        pair: whose target reads.
+        data: the data module; it is set up for fit.
+        device: where to compute.
+
+    Returns:
+        The model, how it is called, and what the cache is made of.
+
+    Raises:
+        UserError: the target cannot read rows of this length, or their ids.
+    """
+    pair.check_rows(data.max_length)
+    data.setup("fit")
+    pair.use(device, decoding=False)
+    target = pair.target_model
+    reading = reading_of([target], data)
+    make_ids_readable(pair, [target])
+    check_ids(pair, {"train": data.train_rows})
+    apart, weights = data.packed and reading.apart, weights_digest(pair.target)
+    origin = replace(cache_origin(pair, data), apart=apart, vocabulary=pair.vocabulary, weights=weights)
+    return target, reading, origin
 
 
 def cache_origin(pair: Pair, data: Any) -> CacheOrigin:

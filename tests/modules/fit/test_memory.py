@@ -1,9 +1,6 @@
 """The estimate against the memory that a fit really takes, and its laws."""
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -13,6 +10,7 @@ import yaml
 from lightning.pytorch import LightningModule
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.fit_memory import measured
 from tempspec import registry
 from tempspec.errors import UserError
 from tempspec.interfaces import LossContext
@@ -29,27 +27,6 @@ FACTOR = 1.2
 """How far the estimate may be off, as docs/scale.md says."""
 WORDS = 8000
 ROWS = {"short": (16, 64), "long": (1, 1024)}
-
-FIT = r"""
-import ctypes, gc, json, re, resource, sys
-from tempspec.__main__ import main
-def peak():  # getrusage would count what the process that started this one held
-    with open("/proc/self/status") as status:
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read())[1]) * 1024
-def held():
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/statm") as pages:
-        return int(pages.read().split()[1]) * resource.getpagesize()
-first, *others = json.loads(sys.argv[1])
-assert main(first) == 0
-for command in others:
-    before = held()
-    with open("/proc/self/clear_refs", "w") as file:  # 5: the peak begins anew
-        file.write("5")
-    assert main(command) == 0
-    print("bytes", peak() - before)
-"""
 
 
 def llama(layers, hidden):
@@ -112,13 +89,7 @@ def test_a_fit_takes_what_was_estimated_within_the_factor(folder):
         commands.append(command(folder, "target", "draft", length, batch, *more))
         found = sizes(pair(folder, attn_implementation=attention), batch_size=batch, length=length)
         expected[rows, attention] = estimate(found, Way("one device", 1)).total
-    # Blocks of their own, given back when they are freed: what the C library keeps for later is nobody's tensor.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    line = [sys.executable, "-c", FIT, json.dumps(commands)]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    measured = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("bytes ")]
-    quotients = {case: expected[case] / got for case, got in zip(cases, measured, strict=True)}
+    quotients = {case: expected[case] / got for case, got in zip(cases, measured(commands), strict=True)}
     assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
     matrices = 2 * 8 * 1024**2 * 4  # of both layers' heads, which only eager attention keeps
     assert expected["long", "eager"] - expected["long", "sdpa"] == pytest.approx(matrices, rel=0.2)
