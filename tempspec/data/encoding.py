@@ -97,13 +97,14 @@ class Encoder:
         made: list[Encoded | Unusable | None] = [None] * len(conversations)
         texts: dict[int, Marked] = {}
         unlearned: dict[int, list[str]] = {}
-        for index, each in enumerate(conversations):
-            messages = self._folded(each.messages)
+        folded = [self._folded(each.messages) for each in conversations]
+        rendered = self._rendered(conversations, folded)
+        for index, (each, messages) in enumerate(zip(conversations, folded, strict=True)):
             try:
                 if self._template.marks_answers(each.tools):
                     made[index] = self._marked_by_template(messages, each.tools)
                 else:
-                    text, spans, unlearned[index] = self._template.find(messages, each.tools)
+                    text, spans, unlearned[index] = self._template.find(messages, each.tools, rendered.get(index))
                     texts[index] = Marked(text, spans)
             except Unusable as reason:
                 made[index] = reason
@@ -170,6 +171,14 @@ class Encoder:
             turn | {"content": on_one_line(turn["content"])} if isinstance(turn.get("content"), str) else turn
             for turn in messages
         ]
+
+    def _rendered(self, conversations: Sequence[Conversation], folded: Sequence[Messages]) -> dict[int, str]:
+        """The texts that one call of the template gives, by the conversation's number."""
+        plain = [index for index, each in enumerate(conversations) if each.tools is None and each.messages]
+        if not plain or self._template.marks_answers():
+            return {}
+        texts = self._template.render_plain([folded[index] for index in plain])
+        return {} if texts is None else dict(zip(plain, texts, strict=True))
 
     def _marked_by_template(self, messages: Messages, tools: Tools | None) -> Encoded:
         """As transformers' own mask says."""

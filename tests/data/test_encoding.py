@@ -301,3 +301,20 @@ def test_the_digest_follows_what_the_tokenizer_does(tokenizer, tokenizer_without
     digests = [tokenizer_digest(each) for each in (tokenizer, tokenizer_without_bos, chat("plain"), chat("marked"))]
     assert len(set(digests)) == 4
     assert tokenizer_digest(reloaded) == tokenizer_digest(tokenizer)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("broken", [False, True], ids=["whole", "one is broken"])
+def test_many_conversations_are_what_each_is_alone(shape, broken):
+    make, template, _ = SHAPES[shape]
+    encoder = Encoder(make(template))
+    asked = [Conversation(talk(*said)) for said in (("the fox", "ran"), ("a", " hill\n"), ("red", "a", "fox", "over"))]
+    asked += [Conversation(TURNS[:3])] * broken + [Conversation([{"role": "assistant", "content": None}])] * broken
+    together, alone = encoder.conversations(asked), [encoder.conversations([each])[0] for each in asked]
+    for one, other in zip(together, alone, strict=True):
+        assert type(one) is type(other)
+        if isinstance(one, Unusable):
+            assert one.reason == other.reason
+        else:
+            assert (one.ids.tolist(), one.spans) == (other.ids.tolist(), other.spans)
+    assert sum(isinstance(each, Unusable) for each in together) == 2 * broken
