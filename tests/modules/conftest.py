@@ -1,16 +1,13 @@
 """A real pair on disk: tiny Llamas over a word-level tokenizer, and a corpus that their chain wrote."""
 
 import json
-import warnings
+from functools import partial
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
 import torch
 
-from tempspec.data.module import TextDataModule
-from tempspec.data.prompts import PromptSource
-from tempspec.data.sources import Source
+from tests.modules.runs import data_module, quiet_trainer
 from tests.tiny import WORDS, save_pair, words
 
 
@@ -33,36 +30,10 @@ def pair(tmp_path_factory) -> Path:
 @pytest.fixture
 def data(pair, tmp_path):
     """A data module over the pair's files."""
-    return TextDataModule(
-        tokenizer=str(pair / "target"),
-        train=Source(str(pair / "corpus.jsonl")),
-        validation={"held": Source(str(pair / "prompts.jsonl")), "again": Source(str(pair / "prompts.jsonl"))},
-        prompts={
-            "chat": PromptSource(str(pair / "prompts.jsonl")),
-            "few": PromptSource(str(pair / "prompts.jsonl"), limit=2),
-        },
-        max_length=24,
-        batch_size=10,
-        cache_dir=str(tmp_path / "cache"),
-    )
+    return data_module(pair, tmp_path / "cache")
 
 
 @pytest.fixture
 def trainer(tmp_path):
     """Makes quiet CPU trainers with a run folder."""
-
-    def make(**options):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return pl.Trainer(
-                accelerator="cpu",
-                default_root_dir=options.pop("default_root_dir", str(tmp_path / "run")),
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                enable_checkpointing=False,
-                logger=False,
-                use_distributed_sampler=False,
-                **options,
-            )
-
-    return make
+    return partial(quiet_trainer, tmp_path / "run")

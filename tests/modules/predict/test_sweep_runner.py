@@ -3,6 +3,8 @@ import json
 import math
 import shutil
 import weakref
+from functools import partial
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
@@ -25,23 +27,41 @@ from tempspec.plugins.lengths import Goodput
 from tempspec.plugins.lossy_verifiers import MARS, Ensemble
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, TokenwiseRejection
 from tempspec.reporting.records import write_metrics_json
+from tests.modules.runs import data_module, quiet_trainer
 
 VERIFIERS = {"token": TokenwiseRejection(), "block": BlockVerification(), "greedy": GreedyMatch()}
 
 
+def module_of(pair, sweep=None, **options):
+    default = Sweep([0.0, 1.0], max_new_tokens=12, slots=3, timing_prompts=1, samples=2)
+    options = {"draft": str(pair / "draft"), "verifiers": VERIFIERS} | options
+    return DistillationModule(str(pair / "target"), sweep=sweep or default, **options)
+
+
 @pytest.fixture
 def make(pair):
-    def make(sweep=None, **options):
-        default = Sweep([0.0, 1.0], max_new_tokens=12, slots=3, timing_prompts=1, samples=2)
-        options = {"draft": str(pair / "draft"), "verifiers": VERIFIERS} | options
-        return DistillationModule(str(pair / "target"), sweep=sweep or default, **options)
-
-    return make
+    return partial(module_of, pair)
 
 
 def predict(module, data, trainer):
     trainer().predict(module, data, return_predictions=False)
     return module.runner.store.rows(module.runner.order)
+
+
+@pytest.fixture(scope="module")
+def whole(pair, tmp_path_factory):
+    """The default sweep, done once: its module, run folder and rows, which nobody may change."""
+    folder = tmp_path_factory.mktemp("whole")
+    module, data = module_of(pair), data_module(pair, folder / "cache")
+    rows = predict(module, data, partial(quiet_trainer, folder / "run"))
+    return SimpleNamespace(module=module, run=folder / "run", rows=rows)
+
+
+@pytest.fixture
+def done(whole, tmp_path):
+    """The same in the run folder of this test."""
+    shutil.copytree(whole.run, tmp_path / "run")
+    return whole
 
 
 TIMES = ("seconds_prefill", "seconds_draft", "seconds_verify", "seconds_overhead")
@@ -62,8 +82,8 @@ def assert_same_rows(found, whole):
             assert left[name] == pytest.approx(right[name], abs=1e-4)
 
 
-def test_every_cell_of_the_sweep_gets_its_rows(make, data, trainer):
-    rows = predict(make(), data, trainer)
+def test_every_cell_of_the_sweep_gets_its_rows(whole):
+    rows = whole.rows
     keys = [row["key"] for row in rows]
     assert len(keys) == len(set(keys))
     acceptance = [row for row in rows if row["pass"] == "acceptance"]
@@ -79,10 +99,9 @@ def test_every_cell_of_the_sweep_gets_its_rows(make, data, trainer):
     assert all(bool(row["text"]) == (row["tokens"] != [0]) for row in rows)
 
 
-def test_rows_hold_what_the_engine_alone_gives(make, data, trainer):
-    module = make()
-    rows = predict(module, data, trainer)
-    row = next(row for row in rows if row["key"].startswith("acceptance/block/chat/3/t1/d1/s1"))
+def test_rows_hold_what_the_engine_alone_gives(whole, data):
+    module = whole.module
+    row = next(row for row in whole.rows if row["key"].startswith("acceptance/block/chat/3/t1/d1/s1"))
     prompt = data.prompt_sets()["chat"][3]
     request = Request(prompt.ids, 1.0, max_new_tokens=12, seed=row["seed"], stop_ids=frozenset({0}))
     engine = Engine(
@@ -99,10 +118,9 @@ def test_rows_hold_what_the_engine_alone_gives(make, data, trainer):
     assert row["prompt_key"] == prompt.key
 
 
-def test_verifiers_agree_at_temperature_zero(make, data, trainer):
-    rows = predict(make(), data, trainer)
+def test_verifiers_agree_at_temperature_zero(whole):
     texts = {}
-    for row in rows:
+    for row in whole.rows:
         if row["target_temperature"] == 0:
             texts.setdefault((row["prompt_set"], row["prompt_index"]), set()).add(tuple(row["tokens"]))
     assert all(len(found) == 1 for found in texts.values())
@@ -125,10 +143,8 @@ class Power(Exception):
 
 
 @pytest.mark.parametrize("parts", [0, 1, 7, 12])
-def test_an_interrupted_sweep_loses_and_repeats_no_row(make, data, trainer, monkeypatch, tmp_path, parts):
+def test_an_interrupted_sweep_loses_and_repeats_no_row(make, data, trainer, monkeypatch, whole, parts):
     at_once = Sweep([0.0, 1.0], max_new_tokens=12, slots=3, timing_prompts=1, samples=2, write_every=0)
-    whole = predict(make(at_once), data, trainer)
-    (tmp_path / "run").rename(tmp_path / "whole")
     written, append = [], RowStore.append
 
     def fail_after(store, rows):
@@ -149,16 +165,15 @@ def test_an_interrupted_sweep_loses_and_repeats_no_row(make, data, trainer, monk
 
     monkeypatch.setattr(RowStore, "append", record)
     rows = predict(make(at_once), data, trainer)
-    assert_same_rows(rows, whole)
+    assert_same_rows(rows, whole.rows)
     decoded = [key for keys in written for key in keys]
-    assert len(decoded) == len(set(decoded)) == len(whole)
+    assert len(decoded) == len(set(decoded)) == len(whole.rows)
     assert first <= set(decoded)
 
 
-def test_a_finished_sweep_decodes_nothing_more(make, data, trainer, monkeypatch):
-    rows = predict(make(), data, trainer)
+def test_a_finished_sweep_decodes_nothing_more(make, data, trainer, monkeypatch, done):
     monkeypatch.setattr(Engine, "run", None)
-    assert predict(make(), data, trainer) == rows
+    assert predict(make(), data, trainer) == done.rows
 
 
 def test_more_temperatures_and_verifiers_may_join_later(make, data, trainer):
@@ -182,8 +197,8 @@ def test_more_temperatures_and_verifiers_may_join_later(make, data, trainer):
         ({"sweep": Sweep([0.0], max_new_tokens=12, seed=5)}, "seed"),
     ],
 )
+@pytest.mark.usefixtures("done")
 def test_rows_of_another_configuration_are_not_continued(make, data, trainer, changed, what):
-    predict(make(), data, trainer)
     with pytest.raises(UserError, match=rf"another configuration \(changed: [^)]*{what}"):
         predict(make(**changed), data, trainer)
 
@@ -223,11 +238,10 @@ def test_a_longer_prompt_set_goes_on_and_another_is_refused(make, data, trainer,
         predict(make(sweep), others, trainer)
 
 
-def test_metrics_from_disk_are_those_of_the_rows(make, data, trainer):
-    module = make()
-    rows = predict(module, data, trainer)
-    whole, named = sweep_metrics(module.runner.store, module.runner.order, 0.5)
-    assert repr(whole.estimates()) == repr(SweepMetrics.of_rows(rows, parameter_ratio=0.5).estimates())
+def test_metrics_from_disk_are_those_of_the_rows(whole):
+    runner = whole.module.runner
+    metrics, named = sweep_metrics(runner.store, runner.order, 0.5)
+    assert repr(metrics.estimates()) == repr(SweepMetrics.of_rows(whole.rows, parameter_ratio=0.5).estimates())
     assert not named.cells
 
 
@@ -317,7 +331,7 @@ def test_the_engines_of_a_pass_are_gone_before_the_next(make, data, trainer, mon
 
     engines = []
     monkeypatch.setattr(Engine, "__init__", count)
-    predict(make(), data, trainer)
+    predict(make(Sweep([0.0], max_new_tokens=3, timing_prompts=1)), data, trainer)
     # the reader of prompts; three rules, one after the other; then the baseline and the three rules, timed side by side
     assert alive == [0, 0, 0, 0, 0, 1, 2, 3]
 
@@ -345,9 +359,8 @@ def test_draft_temperatures_are_crossed_with_the_targets(make, data, trainer):
     assert cells == {(0.5, 0.5), (0.5, 0.0), (0.5, 1.0), (1.0, 1.0), (1.0, 0.0)}
 
 
-def test_estimates_of_a_sweep_cover_every_cell(make, data, trainer):
-    rows = predict(make(), data, trainer)
-    metrics = SweepMetrics.of_rows(rows, parameter_ratio=0.5)
+def test_estimates_of_a_sweep_cover_every_cell(whole):
+    metrics = SweepMetrics.of_rows(whole.rows, parameter_ratio=0.5)
     estimates = metrics.estimates()
     timed = [cell for cell in estimates if cell.verifier != BASELINE]
     assert len(timed) == 2 * (2 + 2 + 1)
@@ -355,11 +368,10 @@ def test_estimates_of_a_sweep_cover_every_cell(make, data, trainer):
         assert 0 <= estimates[cell]["acceptance_rate"].value <= 1
         assert estimates[cell]["block_efficiency"].value >= 1
         assert estimates[cell]["speedup"].value > 0
-    split = SweepMetrics.of_rows(rows, rank=0, world=2), SweepMetrics.of_rows(rows, rank=1, world=2)
+    split = [SweepMetrics.of_rows(whole.rows, rank=rank, world=2) for rank in range(2)]
     for cell in timed:
         sums = [share[cell].acceptance_rate.sums() for share in split]
-        whole = metrics[cell].acceptance_rate.sums()
-        torch.testing.assert_close((sums[0] + sums[1]).numerator_SW, whole.numerator_SW)
+        torch.testing.assert_close((sums[0] + sums[1]).numerator_SW, metrics[cell].acceptance_rate.sums().numerator_SW)
 
 
 def test_goodput_measures_the_pair_once_and_the_run_keeps_it(make, data, trainer, tmp_path, monkeypatch):
