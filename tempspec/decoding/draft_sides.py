@@ -58,6 +58,10 @@ class LanguageModelSide:
         if begin < end:
             self._model.fill(token_ST[index_R, begin:end], torch.full_like(index_R, begin), longest=begin, rows=index_R)
 
+    def copy(self, from_R: Tensor, to_R: Tensor, length: int) -> None:
+        """Give rows what others were filled with, so many tokens of each."""
+        self._model.copy(from_R, to_R, min(length, self.context))
+
     def steps(self, start: RoundStart, vocabulary: int) -> DraftSteps:
         """The draft of one round, as a drafter sees it."""
         cached = [row.draft_cached if row else 1 for row in start.rows]
@@ -120,6 +124,12 @@ class HeadSide:
                 place = index_R.new_tensor([lengths[at] - 2 - begin for at in ending])
                 row = index_R.new_tensor(ending)
                 self._keep(HeadStep(*(value[row, place] for value in step)), index_R[row])
+
+    def copy(self, from_R: Tensor, to_R: Tensor, length: int) -> None:
+        """Give rows what others were filled with, so many entries of each, and the step of the last one."""
+        self.keys.copy(from_R, to_R, length)
+        assert self._last is not None
+        self._keep(HeadStep(*(value[from_R] for value in self._last)), to_R)
 
     def steps(self, start: RoundStart, vocabulary: int) -> "HeadSteps":
         """The head of one round, as a drafter sees it."""

@@ -275,11 +275,12 @@ class Engine:
         return bool(classes)
 
     def _prefill(self, slots: Slots, members: list[int]) -> None:
-        """Feed all prompt tokens but the last to both models, in chunks."""
+        """Feed all prompt tokens but the last to both models, in chunks; a prompt of several rows is fed once."""
         began = perf_counter()
-        rows = [row for index in members if (row := slots.rows[index]) is not None]
+        first = slots.first_alike(members, conditioned=self._conditioned)
+        rows = [row for index in dict.fromkeys(first.values()) if (row := slots.rows[index]) is not None]
         longest = max(row.length for row in rows) - 1
-        index_R = slots.integers(members)
+        index_R = slots.integers(list(dict.fromkeys(first.values())))
         temperatures = [row.request.proposal_temperature for row in rows]
         self._condition(torch.tensor(temperatures, dtype=torch.float32))
         for start in range(0, longest, PREFILL_CHUNK):
@@ -288,12 +289,16 @@ class Engine:
             self._target.fill(token_RN, torch.full_like(index_R, start), longest=start, rows=index_R)
             if self._draft is not None:
                 self._draft.fill(slots.token_ST, index_R, span, [row.length for row in rows], self._target.states)
+        twins = [index for index in members if first[index] != index and longest > 0]
         for side in (self._target, self._draft):
             if side is not None:
+                if twins:
+                    side.copy(slots.integers([first[index] for index in twins]), slots.integers(twins), longest)
                 side.stopwatch.take()  # waits for the device
-        share = (perf_counter() - began) / len(rows)
-        for row in rows:
-            row.completion.seconds.prefill += share
+        share = (perf_counter() - began) / len(members)
+        for index in members:
+            if (row := slots.rows[index]) is not None:
+                row.completion.seconds.prefill += share
 
     # -- one round ----------------------------------------------------------------------------------------------------
 

@@ -157,6 +157,21 @@ class Slots:
             cut_draft_B=optional([request.cut_draft for request in requests], True, torch.bool),
         )
 
+    def first_alike(self, members: Sequence[int], *, conditioned: bool) -> dict[int, int]:
+        """For each of some slots the first one with the same prompt, itself where there is none before it.
+
+        Args:
+            members: slots that are filled.
+            conditioned: whether the draft reads a prompt otherwise at another temperature.
+        """
+        first: dict[tuple[tuple[int, ...], float], int] = {}
+        found = {}
+        for index in members:
+            if (row := self.rows[index]) is not None:
+                temperature = row.request.proposal_temperature if conditioned else 0.0
+                found[index] = first.setdefault((tuple(row.request.prompt), temperature), index)
+        return found
+
     def last_round(self) -> LastRound:
         """How the batch's last round went; on the host, where limits are decided."""
         counts = [row.last if row else RoundCounts() for row in self.batch]

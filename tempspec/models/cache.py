@@ -88,6 +88,12 @@ class RaggedLayer(CacheLayerMixin):
             flat = store.view(-1, store.shape[-1])
             flat.index_copy_(0, goal, flat.index_select(0, source))
 
+    def copy(self, from_R: Tensor, to_R: Tensor, length: int) -> None:
+        """Copy the first keys and values of rows to others."""
+        for store in (self.keys, self.values):
+            assert store is not None
+            store[to_R, :, :length] = store[from_R, :, :length]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length and offset of the keys that a mask must cover."""
         return self.call.view, 0
@@ -135,6 +141,11 @@ class RaggedCache(Cache):
         """Copy keys and values within rows, from places to places."""
         for layer in self.layers:
             layer.move(from_RM, to_RM, rows)
+
+    def copy(self, from_R: Tensor, to_R: Tensor, length: int) -> None:
+        """Copy the first keys and values of rows, so many places of each, to other rows."""
+        for layer in self.layers:
+            layer.copy(from_R, to_R, length)
 
     @property
     def nbytes(self) -> int:

@@ -65,6 +65,10 @@ class RaggedKeys:
             self._seen_R1NL = ~hidden_RNL[:, None]
         self._cache.begin(place_RN, rows, view)
 
+    def copy(self, from_R: Tensor, to_R: Tensor, length: int) -> None:
+        """Copy the first entries of rows, so many of each, to other rows."""
+        self._cache.copy(from_R, to_R, length)
+
     def attend(self, query_BAND: Tensor, key_BGND: Tensor, value_BGND: Tensor, layer: int = 0) -> Tensor:
         """See `Keys.attend`."""
         key_RGLD, value_RGLD = self._cache.layers[layer].update(key_BGND, value_BGND)

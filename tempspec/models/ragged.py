@@ -239,6 +239,10 @@ class RaggedModel:
         """As `forward`, for the cache's sake alone: no logits but one row's width are computed."""
         self._call(token_RN, start_R, longest, rows, keep=1)
 
+    def copy(self, from_R: Tensor, to_R: Tensor, length: int) -> None:
+        """Give rows the keys that others were filled with, so many of each; all int64 `[R]`."""
+        self.cache.copy(from_R, to_R, length)
+
     def _call(
         self,
         token_RN: Tensor,

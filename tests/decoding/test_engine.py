@@ -8,6 +8,7 @@ import torch
 from tempspec.decoding.engine import PREFILL_CHUNK, Engine
 from tempspec.interfaces import Request
 from tempspec.models.cutting import first_layers
+from tempspec.models.ragged import RaggedModel
 from tempspec.plugins.drafters import EarlyExit
 
 from .conftest import tiny_llama
@@ -113,6 +114,22 @@ def test_beyond_the_drafts_context_nothing_is_drafted():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("length", [1, 2, 40])
+def test_rows_of_one_prompt_share_its_prefill(wide_pair, monkeypatch, length):
+    target, draft = wide_pair
+    prompt = tuple(range(40))[-length:]
+    other = (*prompt[:-1], 3, 4)
+    pairs = [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (1.5, 1.5)]
+    requests = [Request(p, *t, max_new_tokens=9, seed=i, key=f"{p}{t}")
+                for i, t in enumerate(pairs) for p in (prompt, other)]  # fmt: skip
+    alone = [run(speculative(target, draft, SAMPLING["BlockVerification"]), [request])[0] for request in requests]
+    fed, fill = [], RaggedModel.fill
+    monkeypatch.setattr(RaggedModel, "fill", lambda *args, **how: (fed.append(len(args[1])), fill(*args, **how))[1])
+    together = run(speculative(target, draft, SAMPLING["BlockVerification"], slots=8), requests)
+    assert [c.tokens for c in together] == [c.tokens for c in alone]
+    assert sum(fed) == 4  # two prompts, two models
+
+
 def test_prompts_longer_than_a_chunk_are_prefilled_whole():
     target, draft = tiny_llama(0, 40, context=2048), tiny_llama(1, 40, context=2048)
     prompt = tuple(torch.randint(0, 40, (2 * PREFILL_CHUNK + 30,), generator=torch.Generator().manual_seed(1)).tolist())

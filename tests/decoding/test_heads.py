@@ -243,8 +243,9 @@ def test_a_row_of_one_token_drafts_from_its_second_round_on(wide):
 
 
 def test_rows_are_decoded_as_if_they_were_alone(wide):
-    requests = [Request(p, 1.2, max_new_tokens=12, seed=i, key=str(i)) for i, p in enumerate(prompts(5, 40))]
-    together = run(engine_of(wide, SAMPLING["BlockVerification"], slots=5), requests)
+    texts = [*prompts(5, 40), *prompts(3, 40), (7,), (7,)]  # a prompt that two rows begin with is read once
+    requests = [Request(p, 1.2, max_new_tokens=12, seed=i, key=str(i)) for i, p in enumerate(texts)]
+    together = run(engine_of(wide, SAMPLING["BlockVerification"], slots=10), requests)
     for request, completion in zip(requests, together, strict=True):
         (alone,) = run(engine_of(wide, SAMPLING["BlockVerification"], slots=1), [request])
         assert (alone.tokens, alone.accepted) == (completion.tokens, completion.accepted)

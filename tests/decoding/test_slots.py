@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from tempspec.core.acceptance import Truncation
@@ -28,6 +29,16 @@ def test_each_row_says_whether_its_draft_is_cut():
     torch.testing.assert_close(law_BV[0], CUT.laws(logits_BV[:1], [0.8])[0, 0])
     torch.testing.assert_close(law_BV[1], (logits_BV[1] / 0.8).softmax(-1))
     assert (law_BV[0] == 0).any()
+
+
+@pytest.mark.parametrize(
+    ("conditioned", "first"), [(False, {0: 0, 1: 0, 2: 2, 3: 0}), (True, {0: 0, 1: 1, 2: 2, 3: 0})]
+)
+def test_rows_begin_alike_if_both_models_read_them_alike(conditioned, first):
+    slots = Slots(4, 8, torch.device("cpu"))
+    requests = [Request((1, 2), 0.5), Request((1, 2), 0.5, 1.0), Request((1, 3), 0.5), Request((1, 2), 1.0, 0.5)]
+    slots.rows = [ActiveRow(one, Completion(one), 2, 8, 2) for one in requests]
+    assert slots.first_alike(range(4), conditioned=conditioned) == first
 
 
 def test_an_uncut_draft_leaves_the_texts_law_alone(wide_pair):

@@ -86,7 +86,6 @@ def open_cache(
     kept = options.keep
     cache = TeacherCache(options, cache_origin(pair, data))
     asked: Mapping[str, tuple[bool, str]] = {
-        "model.draft": (pair.draft is not None, "draft_layers cuts them from the target: cut and save them first"),
         "data.pack_attention: separate": (
             data.packed or not cache.apart,
             "its target kept the documents of a row from each other",

@@ -49,6 +49,14 @@ def test_a_whole_cache_trains_as_the_target_does(make, data, trainer, chunk, tem
         torch.testing.assert_close(value, plain[name], atol=1e-6, rtol=0)
 
 
+def test_a_draft_of_the_targets_layers_learns_from_a_cache(make, data, trainer):
+    whole, cut = {"tokens": VOCABULARY}, {"draft": None, "draft_layers": 1}
+    write(make(whole, **cut), data)
+    cached, plain = (fit(make(each, **cut), data, trainer) for each in (whole, None))
+    for name, value in cached.items():
+        torch.testing.assert_close(value, plain[name], atol=1e-6, rtol=0)
+
+
 @pytest.fixture
 def packed(data):
     """The data, each row of which holds documents that begin at 0, 4 and 9."""
@@ -180,10 +188,9 @@ def test_other_options_and_a_small_disk_are_refused(make, data, monkeypatch, tmp
         ({"divergence": divergences.AlphaBeta()}, "another divergence: AlphaBeta cannot be had from top tokens"),
         ({"temperature": schedules.TeacherEntropy()}, "another schedule: TeacherEntropy looks at whole distributions"),
         ({"online": OnlineText(writer="target")}, "no model.online"),
-        ({"draft": None, "draft_layers": 1}, "needs model.draft"),
         ({"temperature": 3.0}, "must be between those of the cached teacher"),
     ],
-    ids=["divergence", "schedule", "online", "draft", "temperature"],
+    ids=["divergence", "schedule", "online", "temperature"],
 )
 def test_what_a_cache_cannot_give_is_refused_in_one_line(make, data, trainer, options, what):
     write(make({"tokens": 4}), data)
