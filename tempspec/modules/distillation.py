@@ -39,6 +39,7 @@ from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
 from tempspec.modules.fit.training import Cached, DraftTraining
 from tempspec.modules.head_steps import head_steps
+from tempspec.modules.kept import Kept
 from tempspec.modules.named import DrafterLike, HeadLike, LengthLike, VerifierLike, plugin
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
 from tempspec.modules.predict.sweep_runner import PromptSets, SweepRunner
@@ -368,15 +369,16 @@ class DistillationModule(pl.LightningModule):
         """One forward of each model gives the acceptance at every pair of temperatures."""
         assert self.draft is not None
         assert self.source is not None
-        draft, source, keep_BT = self.draft, self.source, response(batch)
+        draft, source = self.draft, self.source
         if isinstance(draft, HeadModel):
             steps = head_steps(draft, self.pair.target_model, batch, source, self.measurement.steps)
             self.measurement.count_steps(steps, draft)
             return
-        target = source.of(self.pair.target_model, batch, keep_BT)
+        kept = Kept.of(response(batch))
+        target = source.of(self.pair.target_model, batch, kept)
 
         def pairs() -> LogitPairs:
-            return source.pairs(target, source.of(draft, batch, keep_BT))
+            return source.pairs(target, source.of(draft, batch, kept))
 
         self.measurement.count(batch, draft, pairs)
 

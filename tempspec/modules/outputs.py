@@ -20,6 +20,7 @@ from tempspec.core.vocabulary import widened
 from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.reading import Reading, reading
 from tempspec.models.tapping import Taps
+from tempspec.modules.kept import Kept
 
 __all__ = [
     "Batch",
@@ -174,13 +175,13 @@ class LogitSource:
     whole: bool = False
     reading: Reading = field(default_factory=Reading)
 
-    def of(self, model: nn.Module, batch: Batch, keep_BT: Tensor) -> HiddenStates | Tensor:
-        """A model's side at the positions that predict kept tokens, bool `[B, T-1]`."""
+    def of(self, model: nn.Module, batch: Batch, kept: Kept) -> HiddenStates | Tensor:
+        """A model's side at the positions that predict kept tokens, of `[B, T-1]`."""
         inputs = self.reading.inputs(batch)
         if self.whole or not isinstance(model, PreTrainedModel):
-            return model(**inputs).logits[:, :-1][keep_BT]
+            return kept.outputs(model(**inputs).logits)
         head = model.get_output_embeddings()
-        return HiddenStates(hidden_states(model, **inputs)[:, :-1][keep_BT], head.weight, head.bias)
+        return HiddenStates(kept.outputs(hidden_states(model, **inputs)), head.weight, head.bias)
 
     def tapped(self, model: PreTrainedModel, batch: Batch, states: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Some states of a model, `[B, T, H]` each, and its hidden states or logits `[B, T, X]`, of the same pass."""

@@ -6,6 +6,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from tempspec.models.reading import Reading
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.kept import Kept
 from tempspec.modules.language_model import LanguageModelModule
 from tempspec.modules.outputs import LogitSource, reading_of
 from tests import tiny
@@ -48,11 +49,11 @@ def packed():
 @pytest.mark.parametrize("whole", [False, True])
 def test_packed_documents_give_what_rows_of_their_own_give(llama, packed, whole):
     outputs = LogitSource(24, None, whole, reading_of([llama], SimpleNamespace(packed=True)))
-    together, alone = (outputs.of(llama, batch, batch["loss_mask"][:, 1:]) for batch in packed)
+    together, alone = (outputs.of(llama, batch, Kept.of(batch["loss_mask"][:, 1:])) for batch in packed)
     if not whole:
         together, alone = together.hidden_NH, alone.hidden_NH
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    across = LogitSource(24, None, True).of(llama, packed[0], packed[0]["loss_mask"][:, 1:])
+    across = LogitSource(24, None, True).of(llama, packed[0], Kept.of(packed[0]["loss_mask"][:, 1:]))
     if whole:
         assert (across - alone).abs().max() > 0.1
 
@@ -62,7 +63,7 @@ def test_gradients_need_no_padding_mask(llama):
 
     def gradients(reading):
         llama.zero_grad()
-        LogitSource(24, None, True, reading).of(llama, batch, batch["loss_mask"][:, 1:]).log_softmax(-1)[
+        LogitSource(24, None, True, reading).of(llama, batch, Kept.of(batch["loss_mask"][:, 1:])).log_softmax(-1)[
             :, 3
         ].sum().backward()
         return [parameter.grad.clone() for parameter in llama.parameters()]

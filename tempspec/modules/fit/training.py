@@ -31,6 +31,7 @@ from tempspec.modules.fit.teacher import open_cache, write_cache
 from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
 from tempspec.modules.fit.temperature_check import Span, inconsistency
 from tempspec.modules.head_steps import DraftStep, head_steps
+from tempspec.modules.kept import Kept
 from tempspec.modules.named import DivergenceLike, ScheduleLike, plugin
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
 from tempspec.modules.processes import of_all
@@ -328,15 +329,15 @@ class DraftTraining:
             place = draft, self.pair.target_model, batch, source
             found = head_steps(*place, options.steps, options.decay, self.feature_cache)
             return list(found), None
-        keep_BT = response(batch)
+        kept = Kept.of(response(batch))
         with torch.no_grad():
             if self.cache is not None:
                 target: Any = self.cache(batch["row"], batch["weight"])
             else:
-                target = source.of(self.pair.target_model, batch, keep_BT)
-            best = None if self.reference is None else source.of(self.reference(), batch, keep_BT)
-        pairs = source.pairs(target, source.of(draft, batch, keep_BT))
-        return [DraftStep(batch, pairs)], None if best is None else source.pairs(target, best)
+                target = source.of(self.pair.target_model, batch, kept)
+            best = None if self.reference is None else source.of(self.reference(), batch, kept)
+        pairs = source.pairs(target, source.of(draft, batch, kept))
+        return [DraftStep(batch, pairs, kept)], None if best is None else source.pairs(target, best)
 
     def _means(self) -> dict[str, Tensor]:
         """What is logged of the step's batches so far; of a head its acceptance at each of its steps as well."""
