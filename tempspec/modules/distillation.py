@@ -254,7 +254,8 @@ class DistillationModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves that every training wants, a stop when the loss is no number, a word where laws are not exact."""
         best = [BestServed()] if self.measurement.served and self.stage == "fit" else []
-        return lacking(self, TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes(), *best)
+        finite = FiniteLoss(self.draft_training.forgets)
+        return lacking(self, TrainingMonitor(), finite, BatchSeed(), PrecisionNotes(), *best)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""
@@ -293,9 +294,8 @@ class DistillationModule(pl.LightningModule):
         """The divergence at the scheduled temperature over the response tokens, and how many tokens were read."""
         assert self.draft is not None
         assert self.source is not None
-        trainer = self.trainer
-        place = trainer.global_step, trainer.global_rank
-        learned = self.draft_training.learn(self.draft, batch, self.source, *place, trainer.strategy.reduce)
+        place = self.trainer.global_step, self.trainer.global_rank
+        learned = self.draft_training.learn(self.draft, batch, self.source, *place)
         for name, value in learned.logged.items():
             self.log(f"train/{name}", value, prog_bar=name in ("loss", "acceptance"))
         seen_BT = learned.batch["attention_mask"]

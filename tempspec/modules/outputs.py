@@ -34,6 +34,7 @@ __all__ = [
     "chunk_length",
     "generation_temperature",
     "linear_heads",
+    "memory_of",
     "reading_of",
     "response",
     "wide",
@@ -67,6 +68,10 @@ Tokens = slice | Tensor
 
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 """Tokens x vocabulary of one chunk: 32 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
+
+
+_BYTES_OF_WHOLE = 6 * 8 * 4
+"""Bytes of a GPU for each of tokens x vocabulary where these are not cut: a sixth of it for eight float32 tensors."""
 
 
 class HiddenStates(NamedTuple):
@@ -123,7 +128,9 @@ class LogitPairs:
         if hidden is None:
             yield slice(0, len(self.draft))
             return
-        chunk = chunk_length(self.vocabulary, hidden.device.type) if self.chunk is None else self.chunk
+        chunk = self.chunk
+        if chunk is None:
+            chunk = chunk_length(self.vocabulary, hidden.device.type, len(hidden), memory_of(hidden.device))
         if self.place_N is not None:
             yield from self.place_N.argsort(stable=True).split(chunk)
             return
@@ -202,13 +209,29 @@ class LogitSource:
         return LogitPairs(target, draft, self.vocabulary, self.chunk, ids_R)
 
 
-def chunk_length(vocabulary: int, device: str = "cpu") -> int:
+def chunk_length(vocabulary: int, device: str = "cpu", tokens: int | None = None, memory: int = 0) -> int:
     """Tokens at a time: enough for the matrix products, few enough for the memory; at least 16.
 
-    >>> chunk_length(32_000), chunk_length(128_256, "cuda")
-    (262, 1046)
+    All of them where eight float32 tensors of all their logits take a sixth of a GPU's memory or less.
+
+    Args:
+        vocabulary: logits of a token.
+        device: its kind.
+        tokens: how many there are; None where nobody knows yet.
+        memory: of the GPU, in bytes.
+
+    >>> chunk_length(32_000), chunk_length(128_256, "cuda"), chunk_length(49_152, "cuda", 8192, 80 * 10**9)
+    (262, 1046, 8192)
     """
+    if tokens is not None and device == "cuda" and tokens * vocabulary <= memory // _BYTES_OF_WHOLE:
+        return max(tokens, 16)
     return max(_CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // vocabulary, 16)
+
+
+def memory_of(device: torch.device | str) -> int:
+    """A GPU's memory in bytes; 0 of a CPU, and where there is no GPU."""
+    cuda = torch.device(device).type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(device).total_memory if cuda else 0
 
 
 def response(batch: Batch) -> Tensor:

@@ -35,6 +35,10 @@ def rows(*ids, position=None):
     return batch if position is None else batch | {"position_ids": torch.tensor(position)}
 
 
+RIGHT = rows(range(1, 12), range(5, 9), range(2, 10))
+"""Rows that are padded on the right."""
+
+
 @pytest.fixture
 def packed():
     """A row of three documents beside a shorter row, and the four documents as rows of their own."""
@@ -71,6 +75,21 @@ def test_gradients_need_no_padding_mask(llama):
     assert reading_of([llama], None) == Reading(masked=False, apart=True)
     for bare, masked in zip(gradients(Reading(False)), gradients(Reading(True)), strict=True):
         torch.testing.assert_close(bare, masked, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["target", "draft"])
+def test_no_mask_changes_no_bit_where_padding_is_right(name):
+    model = tiny.llama(0 if name == "target" else 1, 24, 2, gain=6, inner=6, num_key_value_heads=2).eval()
+    kept = Kept.of(RIGHT["loss_mask"][:, 1:])
+    bare, masked = (LogitSource(24, None, True, Reading(way)).of(model, RIGHT, kept) for way in (False, True))
+    assert torch.equal(bare, masked)
+
+
+def test_padding_on_the_left_needs_its_mask(llama):
+    left = {name: value.flip(1) for name, value in RIGHT.items()}
+    kept = Kept.of(left["loss_mask"][:, 1:] & left["attention_mask"].bool()[:, :-1])
+    bare, masked = (LogitSource(24, None, True, Reading(way)).of(llama, left, kept) for way in (False, True))
+    assert (bare - masked).abs().max() > 0.1
 
 
 def test_models_that_cannot_part_documents_are_named_in_one_line(llama, bloom, caplog):
