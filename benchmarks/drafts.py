@@ -28,6 +28,7 @@ from tempspec.models.pair import Pair
 from tempspec.modules.fit.loss import FitLoss, Moment
 from tempspec.modules.fit.optim import WarmupCosine
 from tempspec.modules.head_steps import DraftStep
+from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import LogitPairs, response
 from tempspec.plugins import divergences, schedules
 
@@ -110,9 +111,10 @@ class Distillery:
             moment = Moment(step, steps, int(fold(seed, step, 0, 0)))
             if rank:
                 set_temperature(draft, loss.draft_temperature(batch, moment))
-            logits_q_NV = logits(draft, batch["input_ids"])[:, :-1][response(batch)]
+            kept = Kept.of(response(batch))
+            logits_q_NV = kept.outputs(logits(draft, batch["input_ids"]))
             real = self.pair.vocabulary
-            report = loss([DraftStep(batch, LogitPairs(logits_p_NV, logits_q_NV, real))], moment)
+            report = loss([DraftStep(batch, LogitPairs(logits_p_NV, logits_q_NV, real), kept)], moment)
             optimizer.zero_grad()
             report.loss.backward()
             torch.nn.utils.clip_grad_norm_(learned, 1.0)

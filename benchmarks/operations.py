@@ -1,4 +1,4 @@
-"""Single operations of a decoding round against what they replace: masked attention of grouped queries, and truncation.
+"""Single operations against what they replace: attention of grouped queries, truncation, training without a mask.
 
 OMP_NUM_THREADS=1 python benchmarks/operations.py
 """
@@ -11,14 +11,17 @@ from time import process_time
 import torch
 from goals import Goal, finish, parse
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tempspec.core.sampling import truncate
 from tempspec.models.attention import grouped_sdpa
+from tempspec.models.reading import Reading
 
 HEADS, SHARED, SIZE = 16, 2, 64
 CONTEXT = 4096
 ROWS, VOCABULARY = 8, 128_256
+TEXT = 2048
 
 
 class Layer(nn.Module):
@@ -78,12 +81,35 @@ def truncation(repetitions: int) -> Iterator[Goal]:
     yield Goal("top-p 0.9, whole, over sorting", times, low=4.0)
 
 
+def padding(repetitions: int) -> Iterator[Goal]:
+    """A training pass over two rows, one of them half padding on the right: with its mask, and without."""
+    config = Qwen2Config(
+        vocab_size=512,
+        hidden_size=HEADS * SIZE // 2,
+        intermediate_size=3 * HEADS * SIZE // 2,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS // 2,
+        num_key_value_heads=SHARED,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    seen = torch.ones(2, TEXT, dtype=torch.int64)
+    seen[1, TEXT // 2 :] = 0
+    batch = {"input_ids": torch.randint(512, (2, TEXT)), "attention_mask": seen}
+
+    def train(masked: bool) -> None:
+        out = model.base_model(**Reading(masked).inputs(batch)).last_hidden_state
+        out[seen.bool()].square().mean().backward()
+
+    times = ratio(repetitions, lambda: train(True), lambda: train(False))
+    yield Goal(f"training on rows of {TEXT} with a padding mask, over none", times, low=1.5)
+
+
 def main() -> None:
     """Measure, print, and exit 1 where a goal is missed."""
     args = parse(ArgumentParser(description=__doc__))
     torch.manual_seed(0)
     repetitions = 3 if args.quick else 15
-    finish([*attention(repetitions), *truncation(repetitions)])
+    finish([*attention(repetitions), *truncation(repetitions), *padding(repetitions)])
 
 
 if __name__ == "__main__":

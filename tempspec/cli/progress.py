@@ -23,6 +23,9 @@ FIRST_LINE = 5.0
 LINE_EVERY = 30.0
 """Seconds between two lines."""
 
+_LOOK_EVERY = 0.5
+"""Seconds between two looks at the metrics of a training: each waits for the GPU."""
+
 
 class PaceLines:
     """One line now and then about a pass that is being decoded.
@@ -58,6 +61,11 @@ class Progress(RichProgressBar):
     Predict and generate count rows, not Lightning's batches.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._looked_at = 0.0
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
+
     def configure_columns(self, trainer: Trainer) -> list[ProgressColumn]:
         """Lightning's columns, short enough that the metrics fit on the same line of 80 columns."""
         # Of decoding we know more than how many rows are done: its time left goes by tokens.
@@ -71,7 +79,16 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What is shown beside the bar."""
+        """What is shown beside the bar; in the middle of training read twice a second."""
+        now, midway = monotonic(), trainer.training and not trainer.is_last_batch
+        if midway and now - self._looked_at < _LOOK_EVERY:
+            return self._shown
+        self._looked_at, self._shown = now, self._read_metrics(trainer, pl_module)
+        return self._shown
+
+    def _read_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         return {_label(name): _short(value) for name, value in shown.items()}

@@ -39,6 +39,7 @@ from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
 from tempspec.modules.fit.training import Cached, DraftTraining
 from tempspec.modules.head_steps import head_steps
+from tempspec.modules.kept import Kept
 from tempspec.modules.named import DrafterLike, HeadLike, LengthLike, VerifierLike, plugin
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
 from tempspec.modules.predict.sweep_runner import PromptSets, SweepRunner
@@ -253,7 +254,8 @@ class DistillationModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """The curves that every training wants, a stop when the loss is no number, a word where laws are not exact."""
         best = [BestServed()] if self.measurement.served and self.stage == "fit" else []
-        return lacking(self, TrainingMonitor(), FiniteLoss(), BatchSeed(), PrecisionNotes(), *best)
+        finite = FiniteLoss(self.draft_training.forgets)
+        return lacking(self, TrainingMonitor(), finite, BatchSeed(), PrecisionNotes(), *best)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser over the draft's parameters, and without decay over what a schedule or a divergence learns."""
@@ -292,9 +294,8 @@ class DistillationModule(pl.LightningModule):
         """The divergence at the scheduled temperature over the response tokens, and how many tokens were read."""
         assert self.draft is not None
         assert self.source is not None
-        trainer = self.trainer
-        place = trainer.global_step, trainer.global_rank
-        learned = self.draft_training.learn(self.draft, batch, self.source, *place, trainer.strategy.reduce)
+        place = self.trainer.global_step, self.trainer.global_rank
+        learned = self.draft_training.learn(self.draft, batch, self.source, *place)
         for name, value in learned.logged.items():
             self.log(f"train/{name}", value, prog_bar=name in ("loss", "acceptance"))
         seen_BT = learned.batch["attention_mask"]
@@ -368,15 +369,16 @@ class DistillationModule(pl.LightningModule):
         """One forward of each model gives the acceptance at every pair of temperatures."""
         assert self.draft is not None
         assert self.source is not None
-        draft, source, keep_BT = self.draft, self.source, response(batch)
+        draft, source = self.draft, self.source
         if isinstance(draft, HeadModel):
             steps = head_steps(draft, self.pair.target_model, batch, source, self.measurement.steps)
             self.measurement.count_steps(steps, draft)
             return
-        target = source.of(self.pair.target_model, batch, keep_BT)
+        kept = Kept.of(response(batch))
+        target = source.of(self.pair.target_model, batch, kept)
 
         def pairs() -> LogitPairs:
-            return source.pairs(target, source.of(draft, batch, keep_BT))
+            return source.pairs(target, source.of(draft, batch, kept))
 
         self.measurement.count(batch, draft, pairs)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.interfaces import HeadModel
+from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import Batch, HiddenStates, LogitPairs, LogitSource, response
 
 __all__ = ["DraftStep", "head_steps", "joined", "kept_entries", "kept_positions", "step_batch"]
@@ -26,10 +27,12 @@ class DraftStep(NamedTuple):
     Attributes:
         batch: the batch with the tokens that count at this step.
         pairs: both models' logits at them.
+        kept: which they are.
     """
 
     batch: Batch
     pairs: LogitPairs
+    kept: Kept
 
 
 def step_batch(batch: Batch, number: int, decay: float = 1.0) -> dict[str, Tensor]:
@@ -47,26 +50,27 @@ def step_batch(batch: Batch, number: int, decay: float = 1.0) -> dict[str, Tenso
     return {**batch, "loss_mask": mask_BT, "weight": batch["weight"] * decay**number}
 
 
-def kept_positions(output_BTX: Tensor, batch: Batch) -> Tensor:
+def kept_positions(output_BTX: Tensor, kept: Kept) -> Tensor:
     """The target's hidden states, or logits, `[N, X]` whose laws a step is to learn.
 
     Args:
         output_BTX: of the text.
-        batch: of the step.
+        kept: the tokens of the step.
     """
-    return output_BTX[:, :-1][response(batch)]
+    return kept.outputs(output_BTX)
 
 
-def kept_entries(hidden_BNH: Tensor, batch: Batch, number: int) -> Tensor:
+def kept_entries(hidden_BNH: Tensor, kept: Kept, number: int) -> Tensor:
     """The head's hidden states `[N, H]` of the same tokens, in the same order.
 
     Args:
         hidden_BNH: of the step's entries, as `HeadModel.unrolled` gives them.
-        batch: of the step.
+        kept: the tokens of the step.
         number: j.
     """
-    keep_BN = response(batch)[:, 1 + number :]
-    return hidden_BNH[:, : keep_BN.shape[1]][keep_BN]
+    width, entries = max(kept.mask_BT.shape[1], 1), hidden_BNH.shape[1]
+    row_N, position_N = kept.place_N // width, kept.place_N % width
+    return hidden_BNH.flatten(0, 1).index_select(0, row_N * entries + position_N - 1 - number)
 
 
 def head_steps(
@@ -103,9 +107,10 @@ def head_steps(
     chunk = source.chunk if source.chunk != 0 else batch["loss_mask"].numel()  # no more logits than one step has
     for number, hidden_BNH in enumerate(steps_BNH):
         step = step_batch(batch, number, decay)
-        side = HiddenStates(kept_entries(hidden_BNH, step, number), output_RH)
-        pairs = source.pairs(source.side(target, kept_positions(output_BTX, step)), side, ids_R)
-        yield DraftStep(step, replace(pairs, chunk=chunk))
+        kept = Kept.of(response(step))
+        side = HiddenStates(kept_entries(hidden_BNH, kept, number), output_RH)
+        pairs = source.pairs(source.side(target, kept_positions(output_BTX, kept)), side, ids_R)
+        yield DraftStep(step, replace(pairs, chunk=chunk), kept)
 
 
 def joined(steps: Sequence[DraftStep]) -> LogitPairs:
@@ -114,11 +119,11 @@ def joined(steps: Sequence[DraftStep]) -> LogitPairs:
     Args:
         steps: of one batch, the first of which counts every token that a later one does.
     """
-    first, keep_BT = steps[0].pairs, response(steps[0].batch)
+    first, keep_BT = steps[0].pairs, steps[0].kept.mask_BT
     if len(steps) == 1:
         return first
     number_BT = keep_BT.flatten().cumsum(0).view_as(keep_BT) - 1
-    place_N = torch.cat([number_BT[response(step.batch)] for step in steps])
+    place_N = torch.cat([step.kept.values(number_BT) for step in steps])
     drafts = [step.pairs.draft for step in steps]
     hidden_NH = torch.cat([draft.hidden_NH for draft in drafts if isinstance(draft, HiddenStates)])
     assert isinstance(first.draft, HiddenStates)

@@ -28,6 +28,7 @@ from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, lacking
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.outputs import reading_of
+from tempspec.modules.processes import all_reduced
 
 __all__ = ["LanguageModelModule", "ModelShape", "NatsPerToken", "token_nats"]
 
@@ -229,7 +230,7 @@ class LanguageModelModule(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What every training wants: the usual curves, and a stop when the loss is no longer a number."""
-        return lacking(self, TrainingMonitor(), FiniteLoss(), BatchSeed())
+        return lacking(self, TrainingMonitor(), FiniteLoss(late=True), BatchSeed())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The configured optimiser and schedule over all parameters."""
@@ -263,7 +264,7 @@ class LanguageModelModule(LightningModule):
         total = (nats_BT * weight_BT).sum()
         # Of all processes: gradients are averaged over them, and one with fewer tokens must count less.
         sums = torch.stack([total.detach(), weight_BT.sum()])
-        sums = sums if self._trainer is None else self.trainer.strategy.reduce(sums)
+        sums = all_reduced(sums)
         self._sums = sums if self._sums is None else self._sums + sums
         self.log("train/loss", self._sums[0] / or_one(self._sums[1]), prog_bar=True, batch_size=len(nats_BT))
         return total / or_one(sums[1])

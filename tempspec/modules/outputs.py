@@ -20,6 +20,7 @@ from tempspec.core.vocabulary import widened
 from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.reading import Reading, reading
 from tempspec.models.tapping import Taps
+from tempspec.modules.kept import Kept
 
 __all__ = [
     "Batch",
@@ -33,6 +34,7 @@ __all__ = [
     "chunk_length",
     "generation_temperature",
     "linear_heads",
+    "memory_of",
     "reading_of",
     "response",
     "wide",
@@ -66,6 +68,10 @@ Tokens = slice | Tensor
 
 _CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**27}
 """Tokens x vocabulary of one chunk: 32 MiB a float32 tensor on a CPU, where larger ones gain nothing; 512 on a GPU."""
+
+
+_BYTES_OF_WHOLE = 6 * 8 * 4
+"""Bytes of a GPU for each of tokens x vocabulary where these are not cut: a sixth of it for eight float32 tensors."""
 
 
 class HiddenStates(NamedTuple):
@@ -122,7 +128,9 @@ class LogitPairs:
         if hidden is None:
             yield slice(0, len(self.draft))
             return
-        chunk = chunk_length(self.vocabulary, hidden.device.type) if self.chunk is None else self.chunk
+        chunk = self.chunk
+        if chunk is None:
+            chunk = chunk_length(self.vocabulary, hidden.device.type, len(hidden), memory_of(hidden.device))
         if self.place_N is not None:
             yield from self.place_N.argsort(stable=True).split(chunk)
             return
@@ -174,13 +182,13 @@ class LogitSource:
     whole: bool = False
     reading: Reading = field(default_factory=Reading)
 
-    def of(self, model: nn.Module, batch: Batch, keep_BT: Tensor) -> HiddenStates | Tensor:
-        """A model's side at the positions that predict kept tokens, bool `[B, T-1]`."""
+    def of(self, model: nn.Module, batch: Batch, kept: Kept) -> HiddenStates | Tensor:
+        """A model's side at the positions that predict kept tokens, of `[B, T-1]`."""
         inputs = self.reading.inputs(batch)
         if self.whole or not isinstance(model, PreTrainedModel):
-            return model(**inputs).logits[:, :-1][keep_BT]
+            return kept.outputs(model(**inputs).logits)
         head = model.get_output_embeddings()
-        return HiddenStates(hidden_states(model, **inputs)[:, :-1][keep_BT], head.weight, head.bias)
+        return HiddenStates(kept.outputs(hidden_states(model, **inputs)), head.weight, head.bias)
 
     def tapped(self, model: PreTrainedModel, batch: Batch, states: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Some states of a model, `[B, T, H]` each, and its hidden states or logits `[B, T, X]`, of the same pass."""
@@ -201,13 +209,29 @@ class LogitSource:
         return LogitPairs(target, draft, self.vocabulary, self.chunk, ids_R)
 
 
-def chunk_length(vocabulary: int, device: str = "cpu") -> int:
+def chunk_length(vocabulary: int, device: str = "cpu", tokens: int | None = None, memory: int = 0) -> int:
     """Tokens at a time: enough for the matrix products, few enough for the memory; at least 16.
 
-    >>> chunk_length(32_000), chunk_length(128_256, "cuda")
-    (262, 1046)
+    All of them where eight float32 tensors of all their logits take a sixth of a GPU's memory or less.
+
+    Args:
+        vocabulary: logits of a token.
+        device: its kind.
+        tokens: how many there are; None where nobody knows yet.
+        memory: of the GPU, in bytes.
+
+    >>> chunk_length(32_000), chunk_length(128_256, "cuda"), chunk_length(49_152, "cuda", 8192, 80 * 10**9)
+    (262, 1046, 8192)
     """
+    if tokens is not None and device == "cuda" and tokens * vocabulary <= memory // _BYTES_OF_WHOLE:
+        return max(tokens, 16)
     return max(_CHUNK_ELEMENTS.get(device, _CHUNK_ELEMENTS["cuda"]) // vocabulary, 16)
+
+
+def memory_of(device: torch.device | str) -> int:
+    """A GPU's memory in bytes; 0 of a CPU, and where there is no GPU."""
+    cuda = torch.device(device).type == "cuda" and torch.cuda.is_available()
+    return torch.cuda.get_device_properties(device).total_memory if cuda else 0
 
 
 def response(batch: Batch) -> Tensor:

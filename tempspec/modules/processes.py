@@ -4,12 +4,13 @@ import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
 
-__all__ = ["RaisedByAll", "lost_another", "of_all", "orderly_end", "raised_by_all"]
+__all__ = ["RaisedByAll", "all_reduced", "lost_another", "of_all", "orderly_end", "raised_by_all"]
 
 Value = TypeVar("Value")
 
@@ -55,6 +56,21 @@ def of_all(value: Value) -> list[Value]:
     values: list[Value] = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def all_reduced(value: Tensor, how: Literal["mean", "max"] = "mean") -> Tensor:
+    """The mean, or the largest, of every process' tensor; a collective.
+
+    Unlike Lightning's own, which begins with a barrier, it makes no host wait for its GPU.
+
+    >>> all_reduced(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
+    if not torch.distributed.is_initialized():
+        return value
+    found, largest = value.clone(), how == "max"
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX if largest else torch.distributed.ReduceOp.SUM)
+    return found if largest else found / torch.distributed.get_world_size()
 
 
 @contextmanager

@@ -326,11 +326,11 @@ class TAID(Divergence, Exact):
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
         """See `tempspec.core.divergences.interpolated_kl`; the share is the one reached so far."""
-        return core.interpolated_kl(logp_BTV, logq_BTV, share=float(self.share))
+        return core.interpolated_kl(logp_BTV, logq_BTV, share=self.share)
 
     def in_context(self, logp_BTV: Tensor, logq_BTV: Tensor, context: LossContext) -> Tensor:
         """As `per_position`, with at least the straight line's share."""
-        return core.interpolated_kl(logp_BTV, logq_BTV, share=max(float(self.share), self._line(context)))
+        return core.interpolated_kl(logp_BTV, logq_BTV, share=self.share.clamp(min=self._line(context)))
 
     def observe(self, loss: Tensor, context: LossContext) -> None:
         """Raise the share by the paper's adaptive step."""

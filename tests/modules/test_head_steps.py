@@ -16,6 +16,7 @@ from tempspec.models.tapping import head_target, tapped
 from tempspec.modules.fit.loss import FitLoss, Moment
 from tempspec.modules.fit.objective import Objective
 from tempspec.modules.head_steps import DraftStep, head_steps, joined, kept_entries, kept_positions, step_batch
+from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import HiddenStates, LogitPairs, LogitSource, response
 from tempspec.plugins.divergences import ForwardKL, LabelCrossEntropy, NegativeLogAcceptance, ReverseKL, TotalVariation
 from tempspec.plugins.schedules import Constant, Grid, TokenDifficulty
@@ -40,7 +41,8 @@ def batch(rows=3, length=10):
 def test_entries_and_positions_are_those_of_the_same_tokens(number):
     step = step_batch(batch(), number)
     place = torch.arange(10).expand(3, -1)[..., None]
-    positions, entries = kept_positions(place, step), kept_entries(place[:, :-1], step, number)
+    kept = Kept.of(response(step))
+    positions, entries = kept_positions(place, kept), kept_entries(place[:, :-1], kept, number)
     assert torch.equal(positions, entries + 1 + number)
     tokens = [(row, token) for row in range(3) for token in range(2 + number, 10) if batch()["loss_mask"][row, token]]
     assert positions.flatten().tolist() == [token - 1 for _, token in tokens]
@@ -115,9 +117,10 @@ def test_an_entry_that_is_off_by_one_has_another_loss(world):
     target, head, out = world
     own = step_batch(batch(), 1)
     hidden = list(head.unrolled(out.states, own["input_ids"], target.get_input_embeddings(), 2))[1]
-    early = HiddenStates(kept_entries(hidden.roll(1, 1), own, 1), head.output_RH)
-    side = HiddenStates(kept_positions(out.hidden_BTH, own), target.lm_head.weight)
-    wrong = loss([DraftStep(own, LogitPairs(side, early, VOCABULARY))], Moment(0, 1, 0))
+    kept = Kept.of(response(own))
+    early = HiddenStates(kept_entries(hidden.roll(1, 1), kept, 1), head.output_RH)
+    side = HiddenStates(kept_positions(out.hidden_BTH, kept), target.lm_head.weight)
+    wrong = loss([DraftStep(own, LogitPairs(side, early, VOCABULARY), kept)], Moment(0, 1, 0))
     assert not torch.isclose(right, wrong.loss)
     assert int(response(own).sum()) == len(early.hidden_NH)
 
@@ -264,9 +267,9 @@ def reduced(world):
 def first_laws(world, reduced, temperature):
     """Both laws of the first step by definition: the target's over everything, the head's widened."""
     step = step_batch(batch(), 0)
-    target = world[0].lm_head(kept_positions(world[2].hidden_BTH, step)).detach() / temperature
+    target = world[0].lm_head(kept_positions(world[2].hidden_BTH, Kept.of(response(step)))).detach() / temperature
     hidden = next(iter(reduced.unrolled(world[2].states, batch()["input_ids"], world[0].get_input_embeddings(), 1)))
-    logits = reduced.target_logits(kept_entries(hidden, step, 0)) / temperature
+    logits = reduced.target_logits(kept_entries(hidden, Kept.of(response(step)), 0)) / temperature
     weight = step["weight"].double()[:, None].expand(3, 9)[response(step)]
     return target.log_softmax(-1), logits.log_softmax(-1), weight
 

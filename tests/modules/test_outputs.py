@@ -6,6 +6,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 from tempspec.models.reading import Reading
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.kept import Kept
 from tempspec.modules.language_model import LanguageModelModule
 from tempspec.modules.outputs import LogitSource, reading_of
 from tests import tiny
@@ -34,6 +35,10 @@ def rows(*ids, position=None):
     return batch if position is None else batch | {"position_ids": torch.tensor(position)}
 
 
+RIGHT = rows(range(1, 12), range(5, 9), range(2, 10))
+"""Rows that are padded on the right."""
+
+
 @pytest.fixture
 def packed():
     """A row of three documents beside a shorter row, and the four documents as rows of their own."""
@@ -48,11 +53,11 @@ def packed():
 @pytest.mark.parametrize("whole", [False, True])
 def test_packed_documents_give_what_rows_of_their_own_give(llama, packed, whole):
     outputs = LogitSource(24, None, whole, reading_of([llama], SimpleNamespace(packed=True)))
-    together, alone = (outputs.of(llama, batch, batch["loss_mask"][:, 1:]) for batch in packed)
+    together, alone = (outputs.of(llama, batch, Kept.of(batch["loss_mask"][:, 1:])) for batch in packed)
     if not whole:
         together, alone = together.hidden_NH, alone.hidden_NH
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    across = LogitSource(24, None, True).of(llama, packed[0], packed[0]["loss_mask"][:, 1:])
+    across = LogitSource(24, None, True).of(llama, packed[0], Kept.of(packed[0]["loss_mask"][:, 1:]))
     if whole:
         assert (across - alone).abs().max() > 0.1
 
@@ -62,7 +67,7 @@ def test_gradients_need_no_padding_mask(llama):
 
     def gradients(reading):
         llama.zero_grad()
-        LogitSource(24, None, True, reading).of(llama, batch, batch["loss_mask"][:, 1:]).log_softmax(-1)[
+        LogitSource(24, None, True, reading).of(llama, batch, Kept.of(batch["loss_mask"][:, 1:])).log_softmax(-1)[
             :, 3
         ].sum().backward()
         return [parameter.grad.clone() for parameter in llama.parameters()]
@@ -70,6 +75,21 @@ def test_gradients_need_no_padding_mask(llama):
     assert reading_of([llama], None) == Reading(masked=False, apart=True)
     for bare, masked in zip(gradients(Reading(False)), gradients(Reading(True)), strict=True):
         torch.testing.assert_close(bare, masked, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["target", "draft"])
+def test_no_mask_changes_no_bit_where_padding_is_right(name):
+    model = tiny.llama(0 if name == "target" else 1, 24, 2, gain=6, inner=6, num_key_value_heads=2).eval()
+    kept = Kept.of(RIGHT["loss_mask"][:, 1:])
+    bare, masked = (LogitSource(24, None, True, Reading(way)).of(model, RIGHT, kept) for way in (False, True))
+    assert torch.equal(bare, masked)
+
+
+def test_padding_on_the_left_needs_its_mask(llama):
+    left = {name: value.flip(1) for name, value in RIGHT.items()}
+    kept = Kept.of(left["loss_mask"][:, 1:] & left["attention_mask"].bool()[:, :-1])
+    bare, masked = (LogitSource(24, None, True, Reading(way)).of(llama, left, kept) for way in (False, True))
+    assert (bare - masked).abs().max() > 0.1
 
 
 def test_models_that_cannot_part_documents_are_named_in_one_line(llama, bloom, caplog):

@@ -49,7 +49,8 @@ class TrainingMonitor(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Log the gradient's norm and the learning rate of the step."""
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        pl_module.log("train/lr", optimizer.param_groups[0]["lr"])
+        # As a tensor of the host: Lightning would send a number to the device, and wait until it is there.
+        pl_module.log("train/lr", torch.as_tensor(optimizer.param_groups[0]["lr"], dtype=torch.float32))
         norm = torch.nn.utils.get_total_norm(gradients)
         pl_module.log("train/grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
 

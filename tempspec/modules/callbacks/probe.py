@@ -23,6 +23,7 @@ from tempspec.models.heads import linear_head
 from tempspec.models.loading import load_model, load_tokenizer, real_vocabulary
 from tempspec.models.reading import Reading, reading
 from tempspec.models.tokens import Marked, Tokeniser
+from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import LogitPairs, LogitSource
 from tempspec.modules.results import acceptance_table
 
@@ -122,11 +123,11 @@ class AcceptanceProbe:
                 break
             batch = _completed(given, rows, _device(draft))
             rows += len(batch["input_ids"])
-            keep_BT = batch["loss_mask"][:, 1:]
-            key_N = batch["key"][:, None].expand_as(keep_BT)[keep_BT]
+            kept = Kept.of(batch["loss_mask"][:, 1:])
+            key_N = kept.rows(batch["key"])
             if not len(key_N):
                 continue
-            pairs = source.pairs(source.of(target, batch, keep_BT), source.of(draft, batch, keep_BT))
+            pairs = source.pairs(source.of(target, batch, kept), source.of(draft, batch, kept))
             for found, tokens in _surveys(pairs, self.temperatures):
                 grid.update(
                     found.acceptance_NAD,

@@ -21,6 +21,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
 from tempspec.modules.fit.objective import Objective, Summaries, summaries
 from tempspec.modules.head_steps import DraftStep, joined
+from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import Batch, LogitPairs, generation_temperature, response
 
 __all__ = ["BatchLoss", "FitLoss", "LossSums", "Moment", "TokenSelection"]
@@ -164,7 +165,7 @@ class FitLoss:
         sizes = [len(objective.weight_N) for objective in objectives]
         tokens = zip(result.loss_N.split(sizes), result.overlap_N.split(sizes), strict=True)
         sums = [
-            self._sums(*values, objective, response(step.batch)).over(mean)
+            self._sums(*values, objective, step.kept).over(mean)
             for values, objective, step in zip(tokens, objectives, steps, strict=True)
         ]
         return BatchLoss(result.total / or_one(torch.stack([each.weight for each in sums]).sum()), sums)
@@ -176,25 +177,24 @@ class FitLoss:
         Raises:
             UserError: the schedule looks at tokens, or gives more than one temperature to a row.
         """
-        keep_BT = response(batch)
+        kept = Kept.of(response(batch))
         none = Summaries()
-        got = None if self.temperature.needs else self._scheduled(none, batch, keep_BT, moment)
+        got = None if self.temperature.needs else self._scheduled(none, batch, kept, moment)
         if got is None or got.weight_G is not None or (got.draft.ndim and got.draft.shape[1] != 1):
             raise UserError(
                 "a conditioned draft expected one loss temperature for each row, got a schedule of another kind, "
                 f"{type(self.temperature).__name__}: take one per batch or per sequence, such as Uniform"
             )
-        return got.draft.detach().expand(len(keep_BT), 1)[:, 0]
+        return got.draft.detach().expand(len(kept.mask_BT), 1)[:, 0]
 
     def _objective(self, step: DraftStep, reference: LogitPairs | None, moment: Moment) -> Objective:
-        batch, pairs = step
-        keep_BT = response(batch)
-        learned_BT = keep_BT if reference is None else self._selected(pairs, reference, keep_BT)
-        target_GN, draft_GN, share_G = self._temperatures(pairs, batch, keep_BT, moment)
-        label_1N = batch["input_ids"][:, 1:][keep_BT][None]
+        batch, pairs, kept = step
+        learned_BT = kept.mask_BT if reference is None else self._selected(pairs, reference, kept)
+        target_GN, draft_GN, share_G = self._temperatures(pairs, batch, kept, moment)
+        label_1N = kept.values(batch["input_ids"][:, 1:])[None]
         label_1N = label_1N if pairs.ids_R is None else draft_ids(label_1N, pairs.ids_R)
         context = LossContext(moment.step, moment.total_steps, label_1N)
-        weight_N = self._weights(batch, learned_BT)[keep_BT]
+        weight_N = kept.values(self._weights(batch, learned_BT))
         whole = self.divergence, target_GN, draft_GN, share_G, weight_N, context, self.label_weight
         return Objective(*whole, pairs.ids_R, renormalised=self.infinite_at_zeros)
 
@@ -208,31 +208,30 @@ class FitLoss:
         return weight_BT if self.average == "token" else weight_BT / learned_BT.sum(1, keepdim=True).clamp(min=1)
 
     def _temperatures(
-        self, pairs: LogitPairs, batch: Batch, keep_BT: Tensor, moment: Moment
+        self, pairs: LogitPairs, batch: Batch, kept: Kept, moment: Moment
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Target's and draft's loss temperatures at each kept token, `[G, N]` each, and their shares, `[G]`."""
         needs = self.temperature.needs
         found = summaries(pairs, needs) if needs else Summaries()
-        got = self._scheduled(found, batch, keep_BT, moment)
+        got = self._scheduled(found, batch, kept, moment)
         share_G = torch.ones(1, dtype=torch.float32) if got.weight_G is None else got.weight_G
-        target_GN, draft_GN = (
-            side.to(keep_BT.device).expand(len(share_G), *keep_BT.shape)[:, keep_BT] for side in (got.target, got.draft)
-        )
-        return target_GN, draft_GN, share_G.to(keep_BT.device)
+        sides = [_sent(side, kept.mask_BT.device) for side in (got.target, got.draft)]
+        target_GN, draft_GN = (kept.values(side.expand(len(share_G), *kept.mask_BT.shape)) for side in sides)
+        return target_GN, draft_GN, _sent(share_G, kept.mask_BT.device)
 
-    def _scheduled(self, found: Summaries, batch: Batch, keep_BT: Tensor, moment: Moment) -> Temperatures:
+    def _scheduled(self, found: Summaries, batch: Batch, kept: Kept, moment: Moment) -> Temperatures:
         context = ScheduleContext(
             moment.step,
             moment.total_steps,
-            len(keep_BT),
+            len(kept.mask_BT),
             torch.Generator().manual_seed(moment.key),
             generation_temperature(batch),
-            keep_BT,
-            *(None if value_N is None else _spread(value_N, keep_BT) for value_N in found),
+            kept.mask_BT,
+            *(None if value_N is None else kept.spread(value_N) for value_N in found),
         )
         return self.temperature(context)
 
-    def _selected(self, pairs: LogitPairs, reference: LogitPairs, keep_BT: Tensor) -> Tensor:
+    def _selected(self, pairs: LogitPairs, reference: LogitPairs, kept: Kept) -> Tensor:
         """Which positions are learned: those where the draft loses most to the reference."""
         needs: frozenset[Summary] = frozenset({"loss"})
         own_N, best_N = summaries(pairs, needs).loss_N, summaries(reference, needs).loss_N
@@ -240,15 +239,15 @@ class FitLoss:
         assert best_N is not None
         learned_N = torch.zeros_like(own_N, dtype=torch.bool)
         learned_N[(own_N - best_N).topk(math.ceil(len(own_N) * self.fraction)).indices] = True
-        return _spread(learned_N, keep_BT, False)
+        return kept.spread(learned_N, False)
 
     @torch.no_grad()
-    def _sums(self, loss_N: Tensor, overlap_N: Tensor, objective: Objective, keep_BT: Tensor) -> LossSums:
+    def _sums(self, loss_N: Tensor, overlap_N: Tensor, objective: Objective, kept: Kept) -> LossSums:
         weight_N = objective.weight_N
         kept_N = weight_N > 0
         loss, _ = masked_sum_and_count(loss_N, kept_N, weight_N)
         token_loss, count = masked_sum_and_count(loss_N, kept_N)
-        loss_BT, kept_BT = _spread(loss_N, keep_BT), _spread(kept_N, keep_BT, False)
+        loss_BT, kept_BT = kept.spread(loss_N), kept.spread(kept_N, False)
         own_B = torch.where(kept_BT, loss_BT, 0.0).sum(1) / kept_BT.sum(1).clamp(min=1)
         acceptance, _ = masked_sum_and_count(overlap_N, kept_N)
         mean_N = (objective.share_G[:, None] * objective.draft_GN).sum(0) / or_one(objective.share_G.sum())
@@ -257,6 +256,6 @@ class FitLoss:
         return LossSums(*(value.to(loss.dtype) for value in found))
 
 
-def _spread(value_N: Tensor, keep_BT: Tensor, fill: float = torch.nan) -> Tensor:
-    """Values of the kept positions back at their places, `[B, T]`."""
-    return torch.full(keep_BT.shape, fill, dtype=value_N.dtype, device=keep_BT.device).masked_scatter(keep_BT, value_N)
+def _sent(value: Tensor, device: torch.device) -> Tensor:
+    """A small tensor on its way to a device; the host does not wait until it is there."""
+    return value.to(device, non_blocking=True)

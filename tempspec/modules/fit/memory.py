@@ -18,7 +18,7 @@ from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
 from tempspec.modules.fit.optim import default_optimizer
 from tempspec.modules.fit.rehearsal import InMemory, StepPlan, Unknowable, rehearse
-from tempspec.modules.outputs import chunk_length
+from tempspec.modules.outputs import chunk_length, memory_of
 from tempspec.plugins.divergences import ForwardKL
 
 __all__ = ["Memory", "Sizes", "Way", "estimate", "sizes", "ways"]
@@ -177,11 +177,12 @@ def sizes(
     other = None if reference is None else _built(reference, None, pair, pair.options.dtype)
     vocabulary = min(model.get_output_embeddings().weight.shape[0] for model in (draft, target))
     mixed = _MIXED.get(str(precision))
+    chunk = chunk_length(vocabulary, device, batch_size * length, memory_of(device))
     step = StepPlan(
         batch_size,
         length,
         vocabulary,
-        chunk_length(vocabulary, device) if chunk_tokens is None else chunk_tokens,
+        chunk if chunk_tokens is None else chunk_tokens,
         ForwardKL() if divergence is None else divergence,
         label_weight,
         autocast=mixed,

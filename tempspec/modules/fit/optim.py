@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import ParamsT
@@ -83,7 +84,24 @@ def default_optimizer(parameters: ParamsT, pretrained: bool = False) -> Optimize
         parameters: what is trained.
         pretrained: whether it was trained before.
     """
-    return AdamW(parameters, lr=_FINE_RATE if pretrained else _RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    groups: list[Any] = list(parameters)
+    rate = _FINE_RATE if pretrained else _RATE
+    optimizer = AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.1, fused=all(map(_fusible, _tensors(groups))))
+    # Lightning would refuse to clip gradients of one that says it divides them itself, as fused ones do.
+    optimizer._step_supports_amp_scaling = False
+    return optimizer
+
+
+def _tensors(groups: Iterable[Any]) -> list[Tensor]:
+    """The parameters in a list of them, of named ones or of groups."""
+    found = [one["params"] if isinstance(one, dict) else [one] for one in groups]
+    return [one[1] if isinstance(one, tuple) else one for group in found for one in group]
+
+
+def _fusible(parameter: Tensor) -> bool:
+    """Whether torch updates a parameter in one pass: whole ones, on a GPU or CPU."""
+    whole = not isinstance(parameter, DTensor)
+    return whole and parameter.device.type in ("cuda", "cpu") and parameter.is_floating_point()
 
 
 def optimizers(

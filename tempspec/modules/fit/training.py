@@ -4,7 +4,6 @@ Axes: B batch, T positions.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -17,7 +16,7 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import fold
 from tempspec.errors import UserError
-from tempspec.interfaces import DraftHead, HeadModel, LossContext, TemperatureSchedule
+from tempspec.interfaces import Divergence, DraftHead, HeadModel, LossContext, TemperatureSchedule
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.head_draft import DraftModel
 from tempspec.models.pair import Pair
@@ -31,9 +30,10 @@ from tempspec.modules.fit.teacher import open_cache, write_cache
 from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
 from tempspec.modules.fit.temperature_check import Span, inconsistency
 from tempspec.modules.head_steps import DraftStep, head_steps
+from tempspec.modules.kept import Kept
 from tempspec.modules.named import DivergenceLike, ScheduleLike, plugin
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
-from tempspec.modules.processes import of_all
+from tempspec.modules.processes import all_reduced, of_all
 from tempspec.plugins.divergences import ForwardKL
 from tempspec.plugins.schedules import Constant
 
@@ -294,7 +294,6 @@ class DraftTraining:
         source: LogitSource,
         step: int,
         rank: int,
-        mean: Callable[[Tensor], Tensor] | None,
     ) -> Learned:
         """The divergence at the scheduled temperature over the batch's response tokens.
 
@@ -305,7 +304,6 @@ class DraftTraining:
             step: optimiser steps taken.
             rank: this process's number. With seed and step it decides what is random: a resumed run draws what an
                 unbroken one draws.
-            mean: the mean of a vector over all processes; None where there is one.
         """
         number = self._steps.number(step)
         moment = Moment(step, self.total_steps, int(fold(self.seed, step, number, rank)))
@@ -317,7 +315,7 @@ class DraftTraining:
         if is_conditioned(draft):
             set_temperature(draft, self.loss.draft_temperature(batch, moment))
         steps, reference = self._read(draft, batch, source)
-        found = self.loss(steps, moment, reference, mean)
+        found = self.loss(steps, moment, reference, all_reduced)
         self._sums = [one + two for one, two in zip(self._sums, found.sums, strict=True)] if self._sums else found.sums
         return Learned(found.loss, {**logged, **self._means()}, batch)
 
@@ -328,20 +326,25 @@ class DraftTraining:
             place = draft, self.pair.target_model, batch, source
             found = head_steps(*place, options.steps, options.decay, self.feature_cache)
             return list(found), None
-        keep_BT = response(batch)
+        kept = Kept.of(response(batch))
         with torch.no_grad():
             if self.cache is not None:
                 target: Any = self.cache(batch["row"], batch["weight"])
             else:
-                target = source.of(self.pair.target_model, batch, keep_BT)
-            best = None if self.reference is None else source.of(self.reference(), batch, keep_BT)
-        pairs = source.pairs(target, source.of(draft, batch, keep_BT))
-        return [DraftStep(batch, pairs)], None if best is None else source.pairs(target, best)
+                target = source.of(self.pair.target_model, batch, kept)
+            best = None if self.reference is None else source.of(self.reference(), batch, kept)
+        pairs = source.pairs(target, source.of(draft, batch, kept))
+        return [DraftStep(batch, pairs, kept)], None if best is None else source.pairs(target, best)
 
     def _means(self) -> dict[str, Tensor]:
         """What is logged of the step's batches so far; of a head its acceptance at each of its steps as well."""
         own = {f"acceptance_{number}": sums.means()["acceptance"] for number, sums in enumerate(self._sums, 1)}
         return {**reduce(add, self._sums).means(), **(own if len(own) > 1 else {})}
+
+    @property
+    def forgets(self) -> bool:
+        """Whether the divergence takes no note of its loss: one that does must never see a broken one."""
+        return type(self.divergence).observe is Divergence.observe
 
     def observe_step(self, step: int) -> None:
         """Tell the divergence how the step went, and begin another."""

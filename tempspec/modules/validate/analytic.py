@@ -20,6 +20,7 @@ from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.head_draft import DraftModel
 from tempspec.modules.head_steps import DraftStep
+from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import Batch, LogitPairs, response
 
 __all__ = ["Means", "Measurement"]
@@ -130,14 +131,14 @@ class Measurement:
             steps: those of the batch.
             head: the head.
         """
-        for number, (batch, pairs) in enumerate(steps):
+        for number, (batch, pairs, _) in enumerate(steps):
             self.count({**batch, "set_index": batch["set_index"] + number * self._sets}, head, lambda: pairs)  # noqa: B023
             if number == 0 and pairs.ids_R is not None:
                 self._cover(batch, pairs, pairs.ids_R)
 
     def _cover(self, batch: Batch, pairs: LogitPairs, ids_R: Tensor) -> None:
-        keep_BT = response(batch)
-        weight_N, set_N = (batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("weight", "set_index"))
+        kept = Kept.of(response(batch))
+        weight_N, set_N = (kept.rows(batch[name]) for name in ("weight", "set_index"))
         found_NT = torch.cat([coverage(p_NV, ids_R, self.temperatures) for p_NV, _ in pairs.pieces()])
         for index, counted in enumerate(self.coverage.values()):
             here = set_N == index
@@ -151,10 +152,8 @@ class Measurement:
             draft: the draft, whose temperature is set where it is conditioned on one.
             pairs: runs the draft; both models' logits at the positions that `response` keeps.
         """
-        keep_BT = response(batch)
-        key_N, weight_N, set_N = (
-            batch[name][:, None].expand_as(keep_BT)[keep_BT] for name in ("key", "weight", "set_index")
-        )
+        kept = Kept.of(response(batch))
+        key_N, weight_N, set_N = (kept.rows(batch[name]) for name in ("key", "weight", "set_index"))
         fitting_N = weight_N * torch.isin(set_N, set_N.new_tensor(self.fitted_on))
 
         if is_conditioned(draft):

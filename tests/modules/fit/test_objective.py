@@ -176,3 +176,9 @@ def test_summaries_are_computed_where_asked(needs):
 
 def test_a_chunk_is_never_tiny():
     assert chunk_length(10**9) == 16
+
+
+@pytest.mark.parametrize(("memory", "whole"), [(80 * 10**9, True), (24 * 10**9, False)])
+def test_what_a_gpu_has_room_for_is_not_cut(memory, whole):
+    assert (chunk_length(49_152, "cuda", 8192, memory) == 8192) == whole
+    assert chunk_length(49_152, "cpu", 8192, memory) == chunk_length(49_152, "cpu")
