@@ -25,7 +25,7 @@ COMMANDS = {
     "report": ("tempspec.cli.report", "a page with figures and tables of finished runs or studies"),
     "export": (
         "tempspec.cli.export",
-        "a conditioned draft at one temperature, or a head in another format",
+        "a conditioned draft or head at one temperature, or a head in another format",
     ),
     "check-head": ("tempspec.cli.check_head", "what vLLM and SGLang would read otherwise in an EAGLE-3 head"),
     "import-results": ("tempspec.cli.import_results", "an engine's accepted lengths (vLLM, SGLang), next to ours"),

@@ -39,8 +39,12 @@ def report(options: Any, module: DistillationModule) -> None:
         label_weight=training.loss.label_weight,
         precision=options.trainer.precision,
         gradient_checkpointing=training.gradient_checkpointing,
+        head_steps=training.head_training.steps,
+        from_features=training.features is not None,
     )
-    Console().print(_table(found, ways(_devices(options.trainer))))
+    # A head is never in parts.
+    possible = [way for way in ways(_devices(options.trainer)) if found.whole or not way.shard_draft]
+    Console().print(_table(found, possible))
     if training.online is not None:
         print("not counted: model.online")
 

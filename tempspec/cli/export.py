@@ -1,4 +1,4 @@
-"""`tempspec export`: a conditioned draft at one temperature, or a head in another format, as a folder (floor 6)."""
+"""`tempspec export`: a conditioned draft or head at one temperature, or a head in a format, as a folder (floor 6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from tempspec.errors import UserError
 from tempspec.models.conditioning import FILE, at_temperature, is_conditioned
 from tempspec.models.eagle3 import Eagle3
 from tempspec.models.eagle3.files import is_head_folder
+from tempspec.models.head_draft import make_head
 from tempspec.models.loading import load_config, load_draft, load_model, load_tokenizer, save_model
 from tempspec.models.tapping import head_target
 from tempspec.modules.callbacks.serving_defaults import misread_note
@@ -27,10 +28,10 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, no such folder, a draft that is not conditioned, or an output that holds other files.
     """
-    description = "Fold a conditioned draft into an ordinary checkpoint, or write an EAGLE-3 head in another format."
+    description = "Fold a conditioned draft or head into an ordinary one, or write an EAGLE-3 head in another format."
     parser = errors.parser("tempspec export", description)
     parser.add_argument("--draft", type=str, required=True, help="The folder of a draft that fit wrote, or of a head.")
-    parser.add_argument("--temperature", type=float | None, default=None, help="The draft temperature to merge at.")
+    parser.add_argument("--temperature", type=float | None, default=None, help="The draft temperature to fold at.")
     parser.add_argument("--format", type=Literal["plain", "speculators"] | None, default=None, help="Of a head.")
     parser.add_argument("--target", type=str | None, default=None, help="The target of a head.")
     parser.add_argument("--output", type=str, required=True, help="The folder to write.")
@@ -41,8 +42,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _draft(options: Any) -> int:
     """Fold a draft."""
-    if options.temperature is None or not 0 <= options.temperature < float("inf"):
-        raise UserError(f"--temperature must be 0 or more and finite, got {options.temperature}")
+    _check_temperature(options)
     _check_unused(options, "a draft", "format", "target")
     draft = load_draft(options.draft, dtype="float32")
     if not is_conditioned(draft):
@@ -60,23 +60,38 @@ def _draft(options: Any) -> int:
 
 
 def _head(options: Any) -> int:
-    """Write a head in a format, in its own dtype."""
-    _check_unused(options, "a head", "temperature")
-    if options.target is None:
-        raise UserError(f"{options.draft} is a head, which is written for its target: add --target MODEL")
+    """Write a head in a format, in its own dtype; one that is conditioned at one temperature."""
     folder, output = Path(options.draft).expanduser().resolve(), Path(options.output).resolve()
+    conditioned = (folder / FILE).is_file()
+    _check_head(options, conditioned)
     _check_output(output, folder)
-    head, target = Eagle3(), head_target(load_model(options.target))
-    model = head.load(folder, target)
-    format = options.format or head.formats[0]
-    head.save(model, target, output, format, model.output_RH.dtype)
+    head, loaded = Eagle3(), load_model(options.target)
+    model, target = make_head(head, loaded, str(folder), None), head_target(loaded)
+    own, format = model.dtype, options.format or head.formats[0]
+    # The sum of the weights and their change is rounded once.
+    written = at_temperature(model.float(), options.temperature) if conditioned else model
+    head.save(written, target, output, format, own)
     rows = model.output_RH.shape[0]
     vocabulary = rows if rows < target.config.vocab_size else None
     kind = {"class_path": "Eagle3", "init_args": {"draft_vocabulary": vocabulary}}
-    told = f"This is the head in the {format} format."
-    _finish(options, folder, output, told, {"target": options.target, "head": kind})
-    print(f"{options.output}: the head in the {format} format")
+    told = f"the head in the {format} format" + (f" at temperature {options.temperature:g}" if conditioned else "")
+    _finish(options, folder, output, f"This is {told}.", {"target": options.target, "head": kind})
+    print(f"{options.output}: {told}")
     return 0
+
+
+def _check_head(options: Any, conditioned: bool) -> None:
+    """Refuse a head without its target, and one that is conditioned without a temperature; or the other way round.
+
+    Raises:
+        UserError: naming what is missing, or too much.
+    """
+    if options.target is None:
+        raise UserError(f"{options.draft} is a head, which is written for its target: add --target MODEL")
+    if not conditioned:
+        _check_unused(options, "a head that is not conditioned on it", "temperature")
+    else:
+        _check_temperature(options)
 
 
 def _finish(options: Any, draft: Path, output: Path, what: str, otherwise: dict[str, Any]) -> None:
@@ -84,6 +99,16 @@ def _finish(options: Any, draft: Path, output: Path, what: str, otherwise: dict[
     write_exported_card(draft, output, what, otherwise)
     if note := misread_note(options.output, head="head" in otherwise):
         print(note)
+
+
+def _check_temperature(options: Any) -> None:
+    """Refuse to fold at no temperature.
+
+    Raises:
+        UserError: it is missing, negative or infinite.
+    """
+    if options.temperature is None or not 0 <= options.temperature < float("inf"):
+        raise UserError(f"--temperature must be 0 or more and finite, got {options.temperature}")
 
 
 def _check_unused(options: Any, what: str, *names: str) -> None:

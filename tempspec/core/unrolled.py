@@ -42,6 +42,12 @@ class UnrolledKeys:
         self._kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
         self._mask: Tensor | None = None
 
+    def copy(self) -> "UnrolledKeys":
+        """The same keys, to which a step may be added that these do not get."""
+        made = UnrolledKeys(self.position_BN, self._document_BN)
+        made._step, made._kept = self._step, {layer: list(kept) for layer, kept in self._kept.items()}
+        return made
+
     def advance(self) -> None:
         """Begin the next step: every entry is one token on."""
         self._step += 1

@@ -111,13 +111,14 @@ class ChatTemplate:
         return made
 
     def render_plain(self, conversations: Sequence[Messages]) -> list[str] | None:
-        """The texts of conversations without tools by one call, which takes less time than one each.
+        """The texts of conversations without tools, at least one, by one call: it takes less time than one each.
 
         Returns:
             One text for each; None where the template refuses one of them, and rendering one by one says which.
         """
+        batch: Any = [list(messages) for messages in conversations]
         try:
-            return self.render([list(messages) for messages in conversations]) if conversations else []  # type: ignore[arg-type]
+            return self.render(batch)
         except Unusable:
             return None
 

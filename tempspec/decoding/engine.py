@@ -370,13 +370,13 @@ class Engine:
     def _propose(self, start: RoundStart) -> tuple[Draft, DraftSteps | HeadSteps | None]:
         """The drafts of this round, and what the draft model was fed for them, if it was."""
         longest = max(start.limits)
+        self._condition(start.laws.draft_temperature_B)  # what a head takes in of this round, too
         if self._drafter is None or start.rule is None or longest == 0:
             none_B0 = start.token_BT[:, :0]
             law_B0V = torch.empty(*none_B0.shape, self._vocabulary, dtype=torch.float32, device=none_B0.device)
             return Draft(none_B0, start.limit_B, law_B0V), None
         steps = None
         if self._draft is not None:
-            self._condition(start.laws.draft_temperature_B)
             steps = self._draft.steps(start, self._vocabulary)
         coupled = self._verifier is not None and self._verifier.shared_noise
         given = draft_context(start, longest, self._vocabulary, steps, coupled=coupled)

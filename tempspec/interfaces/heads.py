@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from tempspec.core.unrolled import UnrolledKeys
 from tempspec.core.vocabulary import widened
@@ -77,6 +78,8 @@ class HeadModel(torch.nn.Module, ABC):
     ids_R: Tensor | None
     key_layers: int = 1
     """How many layers keep keys and values."""
+    recomputes: bool = False
+    """Whether training keeps only the input of each step and its keys, and takes it again in the backward pass."""
 
     def __init__(self, states: Sequence[int], vocabulary: int, ids_R: Tensor | None = None) -> None:
         super().__init__()
@@ -148,10 +151,28 @@ class HeadModel(torch.nn.Module, ABC):
         place_N = torch.arange(1, entries + 1, device=token_BT.device)
         for number in range(steps):
             token_BN = token_BT[:, place_N.clamp(max=entries)]
-            hidden_BNH, carry_BNC = self.step(carry_BNC, token_BN, embed(token_BN), keys, number)
+            (hidden_BNH, carry_BNC), keys = self._unrolled_step(carry_BNC, token_BN, embed, keys, number)
             yield hidden_BNH
             keys.advance()
             place_N = place_N + 1
+
+    def _unrolled_step(
+        self,
+        carry_BNC: Tensor,
+        token_BN: Tensor,
+        embed: Callable[[Tensor], Tensor],
+        keys: UnrolledKeys,
+        number: int,
+    ) -> tuple[HeadStep, UnrolledKeys]:
+        """A step, and the keys with what it added; each time it is taken anew from the keys before."""
+
+        def take(carry_BNC: Tensor) -> tuple[HeadStep, UnrolledKeys]:
+            longer = keys.copy()
+            return self.step(carry_BNC, token_BN, embed(token_BN), longer, number), longer
+
+        if not (self.recomputes and self.training and torch.is_grad_enabled()):
+            return take(carry_BNC)
+        return checkpoint(take, carry_BNC, use_reentrant=False)
 
 
 class DraftHead(ABC):

@@ -1,8 +1,9 @@
 """One draft for all temperatures: low-rank changes of its weights, scaled by functions of log tau (floor 3).
 
-`condition` gives every linear layer below the head a change that is 0 at tau = 1; rows of one batch may have different
-temperatures. `at_temperature` adds the change at one temperature to the weights: an ordinary model. On disk a
-conditioned draft is the ordinary checkpoint of tau = 1, with one more file beside it that only tempspec reads.
+`condition` gives every linear layer below the output matrix a change that is 0 at tau = 1, in a language model or in a
+head on the target's states; rows of one batch may have different temperatures. `at_temperature` adds the change at one
+temperature to the weights: an ordinary model. On disk a conditioned draft is the ordinary checkpoint of tau = 1, with
+one more file beside it that only tempspec reads.
 
 A model knows the range of temperatures that it was trained at, and takes the nearest of them for any other: nothing
 holds its changes outside, and a draft trained from 0.5 upwards is useless at the changes that 0.1 would give it.
@@ -13,16 +14,18 @@ Axes: B batch, F functions of log tau, R rank.
 import copy
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as distributed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from tempspec.errors import UserError
-from tempspec.interfaces import Exact
+from tempspec.interfaces import Exact, HeadModel
+
+if TYPE_CHECKING:  # it takes seconds to import, and a head's folder is looked at without it
+    from transformers import PreTrainedModel
 
 __all__ = [
     "COLDEST",
@@ -35,11 +38,14 @@ __all__ = [
     "features",
     "is_conditioned",
     "load_conditioning",
+    "ordinary",
     "plain_state",
     "save_conditioning",
     "set_temperature",
     "trained_range",
 ]
+
+Model = TypeVar("Model", "PreTrainedModel", HeadModel)
 
 FILE = "conditioning.safetensors"
 COLDEST = 0.1
@@ -116,8 +122,10 @@ class _Conditioned(nn.Linear):
         narrow = nn.functional.linear(input, self.down) * scale_B.view(-1, *[1] * (input.ndim - 2), scale_B.shape[-1])
         return plain + nn.functional.linear(narrow, self.up)
 
-    def changed(self, features_F: Tensor) -> Tensor:
-        """The weight at one temperature."""
+    def changed(self, features_F: Tensor | None) -> Tensor:
+        """The weight at one temperature; None is tau = 1."""
+        if features_F is None:
+            return self.weight.clone()
         scale = features_F.to(self.weight).repeat_interleave(self.rank)
         return self.weight + (self.up * scale) @ self.down
 
@@ -131,30 +139,31 @@ class _Place(NamedTuple):
     layer: _Conditioned
 
 
-def condition(model: PreTrainedModel, rank: int) -> PreTrainedModel:
-    """Give every linear layer below the head a change that is 0 at tau = 1, and everywhere until it is trained.
+def condition(model: Model, rank: int) -> Model:
+    """Give every linear layer below the output matrix a change: 0 at tau = 1, and everywhere until it is trained.
 
     Args:
         model: changed in place, and returned.
         rank: R, at least 1.
 
     Raises:
-        UserError: the rank is below 1, or the model has no linear layer below its head.
+        UserError: the rank is below 1, or the model has no such layer.
     """
     if rank < 1:
         raise UserError(f"conditioning_rank must be 1 or more, got {rank}; 4 to 16 are usual")
     dial = _Dial()
+    below, output = (model, model.output_RH) if isinstance(model, HeadModel) else (model.base_model, None)
     places = [
         (parent, child, module)
-        for parent in model.base_model.modules()
+        for parent in below.modules()
         for child, module in parent.named_children()
-        if type(module) is nn.Linear
+        if type(module) is nn.Linear and module.weight is not output
     ]
     if not places:
-        raise UserError(f"a {model.config.model_type} has no linear layers to condition on the temperature")
+        raise UserError(f"a {type(model).__name__} has no linear layers to condition on the temperature")
     for parent, child, module in places:
         setattr(parent, child, _Conditioned(module, rank, dial))
-    model.add_module(RANGE, TrainedRange(model.device))
+    model.add_module(RANGE, TrainedRange(places[0][2].weight.device))
     return model
 
 
@@ -194,8 +203,7 @@ def trained_range(model: nn.Module) -> TrainedRange:
     return known
 
 
-@torch.no_grad()
-def at_temperature(model: PreTrainedModel, temperature: float) -> PreTrainedModel:
+def at_temperature(model: Model, temperature: float) -> Model:
     """An ordinary copy of a conditioned model, with the weights of one temperature.
 
     Args:
@@ -210,10 +218,20 @@ def at_temperature(model: PreTrainedModel, temperature: float) -> PreTrainedMode
             "expected a draft that is conditioned on the temperature, got an ordinary one, which is the same at "
             "every temperature"
         )
+    known = trained_range(model)
+    asked = torch.tensor(temperature, dtype=torch.float32, device=known.range_2.device)
+    return _folded(model, features(known.nearest(asked)))
+
+
+def ordinary(model: Model) -> Model:
+    """A model without what conditions it, a copy with the weights of tau = 1; an ordinary one as it is."""
+    return _folded(model, None) if is_conditioned(model) else model
+
+
+@torch.no_grad()
+def _folded(model: Model, features_F: Tensor | None) -> Model:
     merged = copy.deepcopy(model)
-    known = trained_range(merged)
     delattr(merged, RANGE)
-    features_F = features(known.nearest(torch.tensor(temperature, dtype=torch.float32, device=known.range_2.device)))
     for place in _places(merged):
         layer = place.layer
         size = layer.in_features, layer.out_features
@@ -223,13 +241,13 @@ def at_temperature(model: PreTrainedModel, temperature: float) -> PreTrainedMode
     return merged
 
 
-def plain_state(model: PreTrainedModel) -> dict[str, Tensor]:
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
     """The weights of tau = 1, by the names of the ordinary model."""
     changes = {f"{RANGE}.range_2"} | {f"{place.name}.{part}" for place in _places(model) for part in ("down", "up")}
     return {name: value for name, value in model.state_dict().items() if name not in changes}
 
 
-def save_conditioning(model: PreTrainedModel, folder: Path) -> None:
+def save_conditioning(model: nn.Module, folder: Path) -> None:
     """Write what the ordinary checkpoint lacks; nothing for an ordinary model."""
     changes = {
         f"{place.name}.{part}": getattr(place.layer, part).detach().contiguous()
@@ -237,11 +255,12 @@ def save_conditioning(model: PreTrainedModel, folder: Path) -> None:
         for part in ("down", "up")
     }
     if changes:
-        save_file(changes | {RANGE: trained_range(model).range_2.detach()}, folder / FILE)
+        # safetensors' own writer lets nobody else read the file.
+        (folder / FILE).write_bytes(save(changes | {RANGE: trained_range(model).range_2.detach()}))
 
 
 @torch.no_grad()
-def load_conditioning(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+def load_conditioning(model: Model, folder: str | Path) -> Model:
     """Condition a model that was just loaded, if its folder says so; changed in place, and returned.
 
     Args:

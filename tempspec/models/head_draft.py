@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.errors import UserError
 from tempspec.files import replacing_folder
 from tempspec.interfaces import DraftHead, HeadModel
+from tempspec.models.conditioning import FILE, load_conditioning, ordinary, save_conditioning
 from tempspec.models.eagle3.files import is_head_folder
-from tempspec.models.loading import cast_weights
+from tempspec.models.loading import cast_weights, weights_of
 from tempspec.models.tapping import head_target
 
 __all__ = [
@@ -39,7 +41,7 @@ _IDS = "draft_ids"
 
 
 def make_head(head: DraftHead, target: PreTrainedModel, folder: str | None, ids_R: Tensor | None) -> HeadModel:
-    """A head on the target's device: what a folder holds, or a new one in float32.
+    """A head on the target's device: what a folder holds, conditioned if it was saved so, or a new one in float32.
 
     Args:
         head: its kind, and the options of a new one.
@@ -50,12 +52,20 @@ def make_head(head: DraftHead, target: PreTrainedModel, folder: str | None, ids_
     Raises:
         UserError: no such head, or a head for another target.
     """
-    known = head_target(target)
     if folder is not None:
-        return head.load(Path(folder).expanduser(), known)
+        return _loaded(head, Path(folder).expanduser(), target)
     if head.draft_vocabulary is not None and ids_R is None:
         ids_R = torch.arange(head.draft_vocabulary)
-    return head.build(known, ids_R)
+    return head.build(head_target(target), ids_R).requires_grad_(True)
+
+
+def _loaded(head: DraftHead, folder: Path, target: PreTrainedModel) -> HeadModel:
+    """A trained head; that it may be conditioned is no matter of its kind."""
+    model = head.load(folder, head_target(target)).requires_grad_(True)
+    try:
+        return load_conditioning(model, folder)
+    except SafetensorError as error:
+        raise UserError(f"cannot read {folder / FILE}: {str(error).splitlines()[0]}; write the head again") from error
 
 
 def check_head_folder(folder: str | None) -> None:
@@ -106,7 +116,8 @@ def save_head(head: DraftHead, model: HeadModel, target: PreTrainedModel, folder
         dtype: what its weights are rounded to.
     """
     with replacing_folder(folder) as fresh:
-        head.save(model, head_target(target), fresh, head.formats[0], dtype)
+        head.save(ordinary(model), head_target(target), fresh, head.formats[0], dtype)
+        save_conditioning(model, fresh)
 
 
 def head_state(draft: DraftModel | None) -> dict[str, Any]:
@@ -128,5 +139,5 @@ def take_up_head(model: HeadModel, checkpoint: dict[str, Any], dtype: torch.dtyp
         return
     model.to(dtype)
     state = checkpoint["state_dict"]
-    for name, _ in model.named_parameters():
+    for name, _ in weights_of(model):
         state[f"draft.{name}"] = state[f"draft.{name}"].to(dtype)

@@ -269,7 +269,7 @@ def cast_weights(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def weights_of(model: PreTrainedModel) -> Iterator[tuple[str, Parameter]]:
+def weights_of(model: torch.nn.Module) -> Iterator[tuple[str, Parameter]]:
     """A model's parameters by all their names, without numbers of ours that keep their own dtype (`Exact`)."""
     exact = {id(one) for part in model.modules() if isinstance(part, Exact) for one in part.parameters()}
     return ((name, one) for name, one in model.named_parameters(remove_duplicate=False) if id(one) not in exact)

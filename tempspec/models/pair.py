@@ -222,7 +222,7 @@ class Pair:
         self._ids_known = ids_R is not None or self.draft is not None or head.draft_vocabulary is None
         own = self.target_model.dtype if self.draft is None else model.dtype
         self._own_dtype = own
-        return model.to(own if dtype == "auto" else getattr(torch, dtype)).requires_grad_(True)
+        return model.to(own if dtype == "auto" else getattr(torch, dtype))
 
     def _made_draft(self) -> PreTrainedModel:
         assert self.draft_layers is not None

@@ -3,18 +3,28 @@
 from transformers import PreTrainedModel
 
 from tempspec.errors import UserError
+from tempspec.interfaces import HeadModel
 
 __all__ = ["recompute_activations"]
 
 
-def recompute_activations(model: PreTrainedModel) -> None:
+def recompute_activations(model: PreTrainedModel | HeadModel) -> None:
     """Keep only each layer's input in train mode, and run the layer again in the backward pass.
 
-    Without gradients and in eval mode nothing changes, caches included.
+    Of a head it is the input of each unrolled step. Without gradients and in eval mode nothing changes, caches
+    included.
 
     Raises:
         UserError: the architecture does not support it.
     """
+    if isinstance(model, HeadModel):
+        if type(model).unrolled is not HeadModel.unrolled:
+            raise UserError(
+                f"gradient_checkpointing is not for a {type(model).__name__}, which unrolls its steps itself: set it "
+                "to false"
+            )
+        model.recomputes = True
+        return
     # transformers renames it, and warns of the old name.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     try:

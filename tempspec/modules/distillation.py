@@ -38,7 +38,7 @@ from tempspec.modules.draft_vocabulary import head_ids
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
 from tempspec.modules.fit.training import Cached, DraftTraining
-from tempspec.modules.head_steps import head_steps
+from tempspec.modules.head_steps import head_steps, read_target
 from tempspec.modules.kept import Kept
 from tempspec.modules.named import DrafterLike, HeadLike, LengthLike, VerifierLike, plugin
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
@@ -317,12 +317,12 @@ class DistillationModule(pl.LightningModule):
         Raises:
             UserError: another number of processes wrote it, or the draft is conditioned by changes of another rank.
         """
+        if self.draft is not None:
+            self.draft_training.condition(self.draft)
         if isinstance(self.draft, HeadModel):
             self.pair.take_up_head(self.draft, checkpoint, fit=self.stage == "fit")
-        elif self.draft is not None:
-            self.draft_training.condition(self.draft)
-            if self.stage != "fit":
-                round_as_exported(self.draft, checkpoint["state_dict"], self.pair.exported_dtype, self.pair.options)
+        elif self.draft is not None and self.stage != "fit":
+            round_as_exported(self.draft, checkpoint["state_dict"], self.pair.exported_dtype, self.pair.options)
         self.draft_training.take_up(checkpoint, self.trainer.global_rank, self.trainer.world_size)
 
     def _begin_reading(self) -> None:
@@ -371,8 +371,9 @@ class DistillationModule(pl.LightningModule):
         assert self.source is not None
         draft, source = self.draft, self.source
         if isinstance(draft, HeadModel):
-            steps = head_steps(draft, self.pair.target_model, batch, source, self.measurement.steps)
-            self.measurement.count_steps(steps, draft)
+            place = draft, self.pair.target_model, batch, source
+            read = read_target(*place)
+            self.measurement.count_steps(lambda: head_steps(*place, self.measurement.steps, read=read), draft)
             return
         kept = Kept.of(response(batch))
         target = source.of(self.pair.target_model, batch, kept)

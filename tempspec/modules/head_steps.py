@@ -18,7 +18,19 @@ from tempspec.interfaces import HeadModel
 from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import Batch, HiddenStates, LogitPairs, LogitSource, response
 
-__all__ = ["DraftStep", "head_steps", "joined", "kept_entries", "kept_positions", "step_batch"]
+__all__ = [
+    "DraftStep",
+    "TargetRead",
+    "head_steps",
+    "joined",
+    "kept_entries",
+    "kept_positions",
+    "read_target",
+    "step_batch",
+]
+
+Features = Callable[[Batch, torch.dtype], tuple[tuple[Tensor, ...], Tensor]]
+"""Knows the target's states and last hidden states of a batch, in a dtype."""
 
 
 class DraftStep(NamedTuple):
@@ -73,6 +85,37 @@ def kept_entries(hidden_BNH: Tensor, kept: Kept, number: int) -> Tensor:
     return hidden_BNH.flatten(0, 1).index_select(0, row_N * entries + position_N - 1 - number)
 
 
+class TargetRead(NamedTuple):
+    """What a target makes of a batch.
+
+    Attributes:
+        states: those that a head reads, `[B, T, H]` each.
+        output_BTX: its hidden states, or logits.
+    """
+
+    states: Sequence[Tensor]
+    output_BTX: Tensor
+
+
+@torch.no_grad()
+def read_target(
+    head: HeadModel, target: PreTrainedModel, batch: Batch, source: LogitSource, cached: Features | None = None
+) -> TargetRead:
+    """The target's part of a head's steps: one pass, however many steps and temperatures follow.
+
+    Args:
+        head: which states it reads.
+        target: the target.
+        batch: as the data module makes it.
+        source: runs the target.
+        cached: as in `head_steps`.
+    """
+    if cached is None:
+        return TargetRead(*source.tapped(target, batch, head.states))
+    states, last_BTH = cached(batch, target.dtype)
+    return TargetRead(states, target.get_output_embeddings()(last_BTH) if source.whole else last_BTH)
+
+
 def head_steps(
     head: HeadModel,
     target: PreTrainedModel,
@@ -80,7 +123,8 @@ def head_steps(
     source: LogitSource,
     steps: int,
     decay: float = 1.0,
-    cached: Callable[[Batch, torch.dtype], tuple[tuple[Tensor, ...], Tensor]] | None = None,
+    cached: Features | None = None,
+    read: TargetRead | None = None,
 ) -> Iterator[DraftStep]:
     """A head's unrolled steps over the text's own tokens; each may be left once its loss is known.
 
@@ -92,13 +136,9 @@ def head_steps(
         steps: J.
         decay: as in `step_batch`.
         cached: knows the target's states and last hidden states of the batch, in a dtype; None lets the target read.
+        read: what `read_target` gave for the batch, where it was read before.
     """
-    with torch.no_grad():
-        if cached is None:
-            states, output_BTX = source.tapped(target, batch, head.states)
-        else:
-            states, last_BTH = cached(batch, target.dtype)
-            output_BTX = target.get_output_embeddings()(last_BTH) if source.whole else last_BTH
+    states, output_BTX = read_target(head, target, batch, source, cached) if read is None else read
     document_BT, position_BT = _documents(batch, source)
     embed = target.get_input_embeddings()
     ids_R = None if head.ids_R is None else head.ids_R[head.ids_R < source.vocabulary]

@@ -135,11 +135,11 @@ _REFUSED = {
 
 def _use(model: Mapping[str, Any]) -> str:
     """How the draft is used: by transformers, or, as a head, by serving engines."""
+    folded = _FOLDED if model.get("conditioning_rank") else ""
     if not model.get("head"):
-        folded = _FOLDED if model.get("conditioning_rank") else ""
         return _USE.format(arguments=_arguments(model["target"]), target=_name(model["target"]), folded=folded)
     return _SERVE.format(
-        target=_name(model["target"]), refused=_REFUSED[bool(_head_options(model)["draft_vocabulary"])]
+        target=_name(model["target"]), refused=_REFUSED[bool(_head_options(model)["draft_vocabulary"])] + folded
     )
 
 

@@ -5,12 +5,13 @@ Axes: B rows, T positions, N entries, H hidden, V vocabulary, R the head's own v
 
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tempspec.interfaces import DraftHead, HeadModel, HeadTarget
 from tempspec.testing.eagle3 import Eagle3Reading
@@ -32,6 +33,7 @@ def check_head(head: DraftHead, *, vocabulary: int = 24, rows: int = 3, steps: i
     - its training steps equal decoding: what step j gives an entry is what a cache gives that was fed the text up to
       that entry, an entry at a time, and then j further tokens;
     - a row of a batch gets what it gets alone, whatever comes after its end;
+    - so it does where every row has weights of its own, which `conditioning_rank` needs;
     - the loss of the steps reaches every weight that is trained, and none of the target's;
     - `load` gives back what `save` wrote, bit for bit, in every format;
     - a head whose format `plain` names `LlamaForCausalLMEagle3` means by its tensors what engines read in them.
@@ -57,6 +59,7 @@ def check_head(head: DraftHead, *, vocabulary: int = 24, rows: int = 3, steps: i
         text = _Texts.random(model, target, rows)
         _check_steps(model, text, steps)
         _check_rows(model, text, steps)
+        _check_own_weights(model, text, steps)
         _check_gradients(model, text, steps)
         with tempfile.TemporaryDirectory() as folder:
             _check_files(head, model, target, text, steps, Path(folder))
@@ -180,8 +183,41 @@ def _check_steps(model: HeadModel, text: _Texts, steps: int) -> None:
 def _check_rows(model: HeadModel, text: _Texts, steps: int) -> None:
     found = text.unrolled(model, steps)
     alone = [text.row(row).unrolled(model, steps) for row in range(len(text.length))]
+    _check_alike(found, alone, text, steps, "a row gets alone what it gets in a batch")
+
+
+def _check_own_weights(model: HeadModel, text: _Texts, steps: int) -> None:
+    scale_B = 1 + torch.arange(len(text.length), dtype=torch.float64) / 4
+    with _scaled(model, scale_B):
+        found = text.unrolled(model, steps)
+    alone = []
+    for row, scale in enumerate(scale_B):
+        with _scaled(model, scale[None]):
+            alone.append(text.row(row).unrolled(model, steps))
+    _check_alike(found, alone, text, steps, "a row of its own weights gets alone what it gets in a batch")
+
+
+@contextmanager
+def _scaled(model: HeadModel, scale_B: Tensor) -> Iterator[None]:
+    """The weights of every linear layer but the output matrix times a number of each row's own."""
+
+    def scale(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if len(output) != len(scale_B):
+            raise ConformanceError("linear layers read a batch row by row", str(layer), f"{len(output)} rows")
+        return output * scale_B.view(-1, *[1] * (output.ndim - 1))
+
+    layers = [one for one in model.modules() if type(one) is nn.Linear and one.weight is not model.output_RH]
+    handles = [layer.register_forward_hook(scale) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_alike(found: list[Tensor], alone: list[list[Tensor]], text: _Texts, steps: int, law: str) -> None:
+    """Whether every step of a batch is that of its rows alone."""
     for row, step, entry in text.places(steps):
-        law = "a row gets alone what it gets in a batch"
         _check_near(found[step][row, entry], alone[row][step][0, entry], law, f"step {step}, entry {entry}, row {row}")
 
 

@@ -1,4 +1,4 @@
-"""A head in another format; what is written of drafts is tested with the conditioned ones."""
+"""A head in another format, or at one temperature; of drafts it is tested with the conditioned ones."""
 
 import json
 
@@ -7,9 +7,11 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 
+from tempspec.models.conditioning import condition, is_conditioned, set_temperature
 from tempspec.models.eagle3 import Eagle3
+from tempspec.models.head_draft import save_head
 from tempspec.models.loading import load_model
-from tempspec.models.tapping import head_target
+from tempspec.models.tapping import head_target, tapped
 
 
 @pytest.fixture
@@ -33,6 +35,53 @@ def test_a_head_is_written_in_another_format_and_back(run, world, folder, tmp_pa
     assert all(torch.equal(first[name], last[name]) for name in first)
 
 
+@pytest.fixture
+def conditioned(world, tmp_path):
+    """A head's folder whose changes by temperature are large, trained from 0.5 to 2, and the head."""
+    target, kind = load_model(str(world / "target")), Eagle3(states=[0, 1, 2])
+    head = condition(kind.build(head_target(target)), 2).train()
+    for name, value in head.named_parameters():
+        value.data.normal_(std=0.3) if name.endswith((".up", "lm_head.weight")) else None
+    set_temperature(head, torch.tensor([0.5, 2.0]))
+    save_head(kind, head.eval(), target, tmp_path / "eagle3-conditioned", torch.float32)
+    return tmp_path / "eagle3-conditioned", head, target
+
+
+def logits(head, target, temperature=None):
+    torch.manual_seed(0)
+    set_temperature(head, temperature)
+    text = torch.arange(14).view(2, 7)
+    with torch.no_grad():
+        out = tapped(target, head.states, input_ids=text, use_cache=False)
+        return torch.stack(list(map(head.logits, head.unrolled(out.states, text, target.get_input_embeddings(), 2))))
+
+
+@pytest.mark.parametrize(("temperature", "format"), [(0.7, "plain"), (2.0, "speculators"), (9.0, "plain")])
+def test_a_conditioned_head_is_folded(run, world, conditioned, tmp_path, temperature, format):
+    folder, head, target = conditioned
+    options = ("--target", world / "target", "--temperature", temperature, "--format", format)
+    code, printed, _ = run("export", "--draft", folder, *options, "--output", tmp_path / "eagle3-folded")
+    assert (code, printed.strip()) == (0, f"{tmp_path}/eagle3-folded: the head in the {format} format at temperature "
+                                          f"{temperature:g}")  # fmt: skip
+    folded = Eagle3().load(tmp_path / "eagle3-folded", head_target(target))
+    assert not is_conditioned(folded)
+    assert run("check-head", tmp_path / "eagle3-folded", "--target", world / "target", "--tokens", "0")[0] == 0
+    found = logits(folded, target)
+    torch.testing.assert_close(found, logits(head, target, temperature), rtol=1e-5, atol=1e-5)
+    for other in (0.5, 1.0, 1.4):
+        assert not torch.allclose(found, logits(head, target, other), atol=1e-2)
+
+
+def test_a_conditioned_head_is_not_served_as_it_is(run, world, conditioned, tmp_path):
+    folder, *_ = conditioned
+    options = ("--target", world / "target", "--output", tmp_path / "out")
+    code, _, error = run("export", "--draft", folder, *options)
+    assert (code, "--temperature must be 0 or more and finite, got None" in error) == (2, True)
+    code, printed, _ = run("check-head", folder, "--target", world / "target", "--tokens", "0")
+    assert (code, printed.count("fault: ")) == (1, 1)
+    assert "conditioning.safetensors is in the folder: no engine knows a head that is conditioned" in printed
+
+
 def test_an_exported_folder_has_a_card(run, world, folder, tmp_path):
     options = ("--draft", folder, "--target", world / "target", "--output", tmp_path / "plain")
     assert run("export", *options)[0] == 0
@@ -54,7 +103,7 @@ def test_a_path_that_vllm_takes_for_another_method_is_named(run, world, folder, 
     ("arguments", "says"),
     [
         (["--output", "o"], "is written for its target: add --target MODEL"),
-        (["--target", "WORLD/target", "--output", "o", "--temperature", "1"], "--temperature is not for a head"),
+        (["--target", "WORLD/target", "--output", "o", "--temperature", "1"], "--temperature is not for a head that"),
         (["--target", "WORLD/target", "--output", "eagle3"], "--output is the draft's own folder"),
         (["--target", "WORLD/target", "--output", "o", "--format", "gguf"], "format: "),
         (["--target", "WORLD/target", "--output", "held"], "must be a new folder or hold an earlier export"),

@@ -60,6 +60,13 @@ def test_a_head_is_fitted_measured_and_served(run, world, config, tmp_path):
     assert code == 0
 
 
+def test_a_heads_memory_is_estimated(run, config):
+    code, printed, _ = run("fit", "--config", config, "--estimate", "--trainer.devices", "2")
+    assert code == 0
+    assert "ddp" in printed
+    assert "fsdp2" not in printed  # a head is never in parts
+
+
 def test_a_new_head_is_measured_before_training(run, config, tmp_path):
     options = "--config", config, "--run", tmp_path / "run"
     assert run("validate", *options, "--before")[0] == 0

@@ -62,3 +62,18 @@ def test_documents_of_a_row_do_not_see_each_other():
             torch.testing.assert_close(found[:, :, places], own, rtol=1e-12, atol=1e-12)
             part.advance()
         whole.advance()
+
+
+def test_a_copy_gets_a_step_that_the_keys_do_not():
+    torch.manual_seed(0)
+    entries, keys = 4, UnrolledKeys(torch.arange(4).expand(2, -1), torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]]))
+    keys.attend(*random_step(entries))
+    keys.advance()
+    step = random_step(entries)
+    found = [keys.copy().attend(*step) for _ in range(2)]
+    assert torch.equal(*found)
+    assert torch.equal(keys.attend(*step), found[0])
+    later = keys.copy()
+    later.advance()
+    assert keys.position_BN[0].tolist() == [1, 2, 3, 4]
+    assert later.position_BN[0].tolist() == [2, 3, 4, 5]

@@ -10,6 +10,7 @@ from tempspec.decoding.draft_sides import HeadSide
 from tempspec.decoding.engine import PREFILL_CHUNK, Engine
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
+from tempspec.models.conditioning import at_temperature, condition
 from tempspec.models.eagle3 import Eagle3
 from tempspec.models.tapping import head_target, tapped
 from tempspec.plugins.drafters import CausalLM, PromptLookup, Speculator
@@ -296,6 +297,49 @@ class Misreported(Speculator):
 
 def test_a_law_that_was_not_drawn_from_fails_it(small):
     assert min(p_values(*small, SAMPLING["TokenwiseRejection"], 2000, drafter=Misreported())) < 1e-6
+
+
+# -- one head for all temperatures -------------------------------------------------------------------------------------
+
+
+def conditioned(pair, gain=0.3):
+    """The pair with a head that is another one at every temperature."""
+    head = condition(copy.deepcopy(pair[1]), 2)
+    torch.manual_seed(5)
+    for name, parameter in head.named_parameters():
+        if name.endswith(".up"):
+            torch.nn.init.normal_(parameter, std=gain)
+    return pair[0], head.eval()
+
+
+@pytest.mark.parametrize("drafter", [Speculator(), StaticTree([2, 1])])
+def test_rows_draft_with_the_head_of_their_temperature(wide, drafter):
+    """In a ragged batch of four temperatures, one row of which drafts nothing in its first round."""
+    pair = conditioned(wide)
+    verifier = RecursiveRejection() if isinstance(drafter, StaticTree) else SAMPLING["TokenwiseRejection"]
+    texts = [*prompts(5, 40), (7,)]
+    heats = [0.0, 0.5, 1.5, 1.0, 0.5, 1.5]
+    requests = [
+        Request(text, heat, max_new_tokens=10, seed=number, key=str(number))
+        for number, (text, heat) in enumerate(zip(texts, heats, strict=True))
+    ]
+
+    def found(head, rows, slots):
+        completions = run(engine_of((pair[0], head), verifier, drafter=drafter, slots=slots), rows)
+        return [(each.tokens, each.accepted) for each in completions]
+
+    together, plain = found(pair[1], requests, 4), found(wide[1], requests, 4)
+    for request, own in zip(requests, together, strict=True):
+        assert found(at_temperature(pair[1], request.proposal_temperature), [request], 1) == [own]
+    assert together != plain
+
+
+def test_the_joint_law_survives_a_conditioned_head(small):
+    """Rows of temperatures 0.7, 1 and 1.5 in one batch, each drafted by another head."""
+    pair = conditioned(small)
+    assert min(p_values(*pair, SAMPLING["TokenwiseRejection"], 2500, drafter=Speculator())) > 1e-4
+    with pytest.raises(UserError, match="conditioned on the temperature cannot be compiled"):
+        engine_of(pair, LOSSLESS["TokenwiseRejection"], compile=True)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------

@@ -12,12 +12,15 @@ from tempspec.models.conditioning import (
     condition,
     is_conditioned,
     load_conditioning,
+    ordinary,
     plain_state,
     save_conditioning,
     set_temperature,
     trained_range,
 )
+from tempspec.models.eagle3 import Eagle3
 from tempspec.models.loading import load_draft, load_model, save_model
+from tempspec.models.tapping import head_target
 from tests.tiny import llama
 
 IDS = torch.arange(12).view(2, 6)
@@ -118,6 +121,61 @@ def test_rows_of_one_batch_have_their_own_temperatures():
     for row, temperature in enumerate((0.5, 2.0)):
         alone = logits(model, temperature, IDS[row : row + 1])
         torch.testing.assert_close(both[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def head_laws(head, temperature=None, rows=slice(None)):
+    """The logits of two unrolled steps over two texts, with states that do not depend on the head."""
+    torch.manual_seed(1)
+    states = [torch.randn(2, 6, 16) for _ in head.states]
+    embedding = torch.nn.Embedding(24, 16).requires_grad_(False)
+    set_temperature(head, temperature)
+    with torch.no_grad():
+        steps = head.unrolled([state[rows] for state in states], IDS[rows], embedding, 2)
+        return torch.stack([head.logits(hidden) for hidden in steps], 1)
+
+
+def conditioned_head(rank=3):
+    head = condition(Eagle3(states=[0, 1, 2]).build(head_target(tiny())), rank)
+    for name, parameter in head.named_parameters():
+        if name.endswith((".up", "lm_head.weight")):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return head
+
+
+def test_a_head_is_conditioned_below_its_output_matrix():
+    head = conditioned_head()
+    plain = Eagle3(states=[0, 1, 2]).build(head_target(tiny()))
+    assert plain_state(head).keys() == plain.state_dict().keys()
+    changed = {name.removesuffix(".up") for name, _ in head.named_parameters() if name.endswith(".up")}
+    linear = {name for name, module in plain.named_modules() if type(module) is torch.nn.Linear}
+    assert changed == linear - {"lm_head"}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 1.5])
+def test_folding_a_head_is_conditioning_it(temperature):
+    head = conditioned_head()
+    folded, expected = at_temperature(head, temperature), head_laws(head, temperature)
+    assert not is_conditioned(folded)
+    torch.testing.assert_close(head_laws(folded), expected, rtol=1e-5, atol=1e-5)
+    for other in (0.0, 0.5, 1.0, 1.5):
+        if other != temperature:
+            assert not torch.allclose(expected, head_laws(head, other), atol=1e-2)
+
+
+def test_rows_of_a_heads_batch_have_their_own_temperatures():
+    head = conditioned_head()
+    both = head_laws(head, torch.tensor([0.5, 2.0]))
+    for row, temperature in enumerate((0.5, 2.0)):
+        alone = head_laws(head, temperature, slice(row, row + 1))
+        torch.testing.assert_close(both[row : row + 1], alone, rtol=1e-5, atol=1e-5)
+
+
+def test_an_ordinary_copy_has_the_weights_of_one():
+    head = conditioned_head()
+    assert torch.equal(head_laws(ordinary(head)), head_laws(head, None))
+    assert not is_conditioned(ordinary(head))
+    assert is_conditioned(head)
+    assert ordinary(plain := tiny()) is plain
 
 
 def test_at_one_and_before_training_it_is_the_ordinary_model():

@@ -11,8 +11,10 @@ from tempspec.core.acceptance import overlap
 from tempspec.core.vocabulary import coverage
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
+from tempspec.models.conditioning import FILE, at_temperature, conditioned_rank, trained_range
 from tempspec.models.eagle3 import Eagle3
 from tempspec.models.eagle3.faults import head_faults
+from tempspec.models.head_draft import save_head
 from tempspec.models.loading import load_config, load_model
 from tempspec.models.tapping import head_target, tapped
 from tempspec.modules.callbacks import PretrainedExport
@@ -22,7 +24,7 @@ from tempspec.modules.fit.training import HeadTraining
 from tempspec.modules.validate.analytic import Measurement
 from tempspec.plugins.divergences import NegativeLogAcceptance
 from tempspec.plugins.lengths import FixedLength
-from tempspec.plugins.schedules import Grid, Uniform
+from tempspec.plugins.schedules import Grid, Linear, Uniform
 
 STATES = [0, 1, 2]
 
@@ -205,6 +207,88 @@ def test_training_goes_on_from_a_head(pair, data, trainer, tmp_path):
     assert 0 < max(moved.values()) < 1e-3
 
 
+# -- one head for all temperatures -------------------------------------------------------------------------------------
+
+
+def conditioned(pair, **options):
+    options = {"conditioning_rank": 2, "temperature": Uniform(0.3, 2.0, per="sequence")} | options
+    return module_of(pair, validation_temperatures=[0.5, 1.5], length=FixedLength(2), **options)
+
+
+@pytest.mark.parametrize("schedule", [Uniform(0.3, 2.0, per="sequence"), Uniform(0.3, 2.0), 0.7, Linear(2.0, 0.5)])
+def test_a_head_is_conditioned_under_any_schedule(pair, data, trainer, schedule):
+    module = conditioned(pair, temperature=schedule)
+    trainer(max_steps=2, limit_val_batches=0).fit(module, data)
+    changed = {name: float(value.abs().max()) for name, value in state(module).items() if name.endswith(".up")}
+    assert len(changed) == 8
+    assert min(changed.values()) > 0
+    low, high = trained_range(module.draft).range_2.tolist()
+    assert 0.3 <= low <= high <= 2.0
+
+
+def test_one_temperature_a_row_is_needed(pair, data, trainer):
+    with pytest.raises(UserError, match="a conditioned draft expected one loss temperature for each row"):
+        trainer(max_steps=1, limit_val_batches=0).fit(conditioned(pair, temperature=Grid([0.5, 1.0])), data)
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
+def test_a_conditioned_head_is_measured_as_its_folded_ones(pair, data, trainer, tmp_path):
+    """From its folder and from a checkpoint, at every temperature of the draft."""
+    run = trainer(max_steps=4, limit_val_batches=0, callbacks=[PretrainedExport(tmp_path)])
+    run.callbacks.append(ModelCheckpoint(tmp_path / "kept", filename="last", every_n_train_steps=4))
+    run.fit(conditioned(pair, optimizer=lambda parameters: torch.optim.Adam(parameters, 0.02)), data)
+
+    def measured(path=None, **options):
+        module = conditioned(pair, **options)
+        trainer().validate(module, data, ckpt_path=path, verbose=False)
+        return module, {
+            (row["set"], row["draft_temperature"], row["target_temperature"]): row["acceptance"]
+            for row in module.acceptance().rows
+        }
+
+    module, folder = measured(draft=str(tmp_path / "head"))
+    assert measured(tmp_path / "kept" / "last.ckpt")[1] == folder
+    assert len(folder) == 2 * 2 * 4  # sets, drafted tokens, pairs of temperatures
+    target, kind = module.pair.target_model, module.pair.head
+    for temperature in (0.5, 1.5):
+        save_head(kind, at_temperature(module.draft, temperature), target, tmp_path / "folded", torch.float32)
+        _, alone = measured(draft=str(tmp_path / "folded"), conditioning_rank=0)
+        assert alone.keys() == folder.keys()
+        same = {place for place in alone if alone[place] == pytest.approx(folder[place], abs=1e-5)}
+        own = {place for place in alone if place[1] == temperature}
+        assert own <= same
+        assert len(same) < len(alone)
+
+
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
+def test_a_conditioned_run_resumes_with_the_same_bits(pair, data, trainer, tmp_path):
+    def fit(resume=None, callbacks=()):
+        module = conditioned(pair)
+        run = trainer(max_steps=3, limit_val_batches=0)
+        run.callbacks += list(callbacks)
+        run.fit(module, data, ckpt_path=resume)
+        return state(module)
+
+    whole = fit(callbacks=[ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)])
+    resumed = fit(str(tmp_path / "kept" / "step=1.ckpt"))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+def test_a_conditioned_folder_keeps_its_rank(pair, data, trainer, tmp_path):
+    run = trainer(max_steps=1, limit_val_batches=0, callbacks=[PretrainedExport(tmp_path)])
+    run.fit(conditioned(pair), data)
+    folder = str(tmp_path / "head")
+    again = conditioned(pair, draft=folder, conditioning_rank=0)
+    trainer(max_steps=1, limit_val_batches=0).fit(again, data)
+    assert conditioned_rank(again.draft) == 2
+    assert trained_range(again.draft).range_2.requires_grad is False
+    with pytest.raises(UserError, match=r"must be 2, that of the draft in .*, got 4: leave it out"):
+        trainer(max_steps=1).fit(conditioned(pair, draft=folder, conditioning_rank=4), data)
+    (tmp_path / "head" / FILE).write_text("torn")
+    with pytest.raises(UserError, match=rf"cannot read .*{FILE}: .*; write the head again"):
+        trainer().validate(conditioned(pair, draft=folder), data)
+
+
 # -- predict -----------------------------------------------------------------------------------------------------------
 
 
@@ -228,8 +312,6 @@ def test_predict_decodes_with_the_head(pair, data, trainer, tmp_path):
     ("options", "says"),
     [
         ({"draft_layers": 1}, "got both model.head and model.draft_layers"),
-        ({"conditioning_rank": 2}, "model.conditioning_rank is not for a head yet"),
-        ({"gradient_checkpointing": True}, "model.gradient_checkpointing is not for a head yet"),
         ({"selection": TokenSelection("x")}, "model.selection is not for a head yet"),
     ],
 )

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from tempspec.errors import UserError
+from tempspec.models.eagle3 import Eagle3, Eagle3Model
+from tempspec.models.loading import load_model
 from tempspec.models.recomputing import recompute_activations
+from tempspec.models.tapping import head_target
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.fit.online_text import OnlineText
 from tempspec.modules.language_model import LanguageModelModule, ModelShape
@@ -29,7 +32,7 @@ class Kept(DistillationModule):
 
 
 def stepped(pair, data, trainer, **options):
-    module = Kept(str(pair / "target"), draft_layers=2, **options)
+    module = Kept(str(pair / "target"), **{"draft_layers": 2} | options)
     trainer(max_steps=1, limit_val_batches=0).fit(module, data)
     return module
 
@@ -53,6 +56,28 @@ def test_gradients_are_equal_and_fewer_activations_are_kept(pair, data, trainer,
     assert again.kept[0] < 0.7 * plain.kept[0]
     for name, value in plain.gradients.items():
         torch.testing.assert_close(again.gradients[name], value, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_tokens": 5}], ids=["plain", "chunks"])
+def test_a_heads_gradients_are_bit_for_bit_equal(pair, data, trainer, options):
+    options |= {"draft_layers": None, "head": Eagle3(states=[0, 1, 2])}
+    torch.manual_seed(0)
+    plain = stepped(pair, data, trainer, **options)
+    torch.manual_seed(0)
+    again = stepped(pair, data, trainer, gradient_checkpointing=True, **options)
+    assert again.kept[0] < 0.4 * plain.kept[0]
+    assert plain.gradients.keys() == again.gradients.keys()
+    assert all(torch.equal(value, again.gradients[name]) for name, value in plain.gradients.items())
+
+
+def test_a_head_that_unrolls_itself_is_refused(pair):
+    class Own(Eagle3Model):
+        def unrolled(self, *args):
+            return iter(())
+
+    head = Eagle3(states=[0, 1, 2]).build(head_target(load_model(str(pair / "target"))))
+    with pytest.raises(UserError, match="gradient_checkpointing is not for a Own, which unrolls its steps itself"):
+        recompute_activations(Own(head.config))
 
 
 def test_measuring_and_decoding_compute_nothing_again(pair, data, trainer):

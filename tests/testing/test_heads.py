@@ -115,6 +115,21 @@ class RowMean(Eagle3Model):
         return g - g.mean(0, keepdim=True)
 
 
+class FlatRows(Eagle3Model):
+    """Applies fc to all tokens of a batch at once."""
+
+    def start(self, states):
+        joined = torch.cat(list(states), -1)
+        return self.fc(joined.flatten(0, 1)).unflatten(0, joined.shape[:2])
+
+
+class RowOfAll(Eagle3Model):
+    """Reads the rows in reverse order and puts them back: right as long as all rows have the same weights."""
+
+    def start(self, states):
+        return super().start([state.flip(0) for state in states]).flip(0)
+
+
 DECODING, MEANING = "a training step equals decoding", "tensors mean what engines read"
 
 
@@ -125,6 +140,8 @@ DECODING, MEANING = "a training step equals decoding", "tensors mean what engine
         (EarlyFeature, DECODING),
         (WrongMask, DECODING),
         (RowMean, DECODING),
+        (FlatRows, "linear layers read a batch row by row"),
+        (RowOfAll, "a row of its own weights gets alone"),
         (SwappedParts, MEANING),
         (PositionsStand, MEANING),
         (NormedCarry, MEANING),

@@ -12,6 +12,7 @@ import torch
 
 from tempspec.core.vocabulary import from_differences, members
 from tempspec.errors import UserError
+from tempspec.models.conditioning import FILE as CONDITIONING
 from tempspec.models.eagle3.config import ROPE, default_states
 from tempspec.models.eagle3.files import ARCHITECTURES, EMBEDDING, OUTPUT, STATE_IDS, UNREAD, HeadFolder, read_folder
 
@@ -35,7 +36,7 @@ def head_faults(folder: Path, target_config: Any) -> list[str]:
     """
     found, target = read_folder(folder), target_config.get_text_config()
     checks = (_kind, _sizes, _tensors, _vocabulary, _states, _norms)
-    return [line for check in checks for line in check(found, target)]
+    return [*_conditioned(folder), *(line for check in checks for line in check(found, target))]
 
 
 def head_notes(folder: Path) -> list[str]:
@@ -59,6 +60,15 @@ def head_notes(folder: Path) -> list[str]:
     if found.config.get("norm_output"):
         notes.append("norm_output is EAGLE 3.1: an engine that does not know it drafts with another network")
     return notes
+
+
+def _conditioned(folder: Path) -> Iterator[str]:
+    """Whether its weights depend on the temperature, which engines do not know."""
+    if (folder / CONDITIONING).is_file():
+        yield (
+            f"{CONDITIONING} is in the folder: no engine knows a head that is conditioned on the temperature; fold it "
+            "at one, with `tempspec export --temperature`"
+        )
 
 
 def _verifier(found: HeadFolder) -> str:

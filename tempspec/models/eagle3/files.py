@@ -17,6 +17,7 @@ from torch import Tensor
 from tempspec.core.vocabulary import differences, from_differences, members
 from tempspec.errors import UserError
 from tempspec.interfaces import HeadTarget
+from tempspec.models.conditioning import FILE as CONDITIONING
 from tempspec.models.eagle3.config import Eagle3Config, default_states
 from tempspec.models.eagle3.network import Eagle3Model
 
@@ -92,7 +93,7 @@ def read_folder(folder: Path) -> HeadFolder:
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        files = sorted(folder.glob("*.safetensors"))
+        files = sorted(file for file in folder.glob("*.safetensors") if file.name != CONDITIONING)
         tensors = {plain_name(name): value for file in files for name, value in load_file(file).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{folder} holds no EAGLE-3 head: {str(error).splitlines()[0]}") from error
@@ -142,7 +143,9 @@ def _whole(config: Eagle3Config) -> Eagle3Config:
 
 def _check_embedding(folder: Path, found: HeadFolder, target: HeadTarget) -> None:
     own = found.tensors.get(EMBEDDING)
-    if own is not None and not torch.equal(own.to(target.embedding_VH), target.embedding_VH):
+    if own is None or target.embedding_VH.is_meta:  # a target without contents is one that is only estimated
+        return
+    if not torch.equal(own.to(target.embedding_VH), target.embedding_VH):
         raise UserError(
             f"{folder} has an embedding of its own, which SGLang drops and which is not read: train with the target's"
         )
@@ -169,7 +172,7 @@ def _assembled(
         expected, got = (list(one) if one is not None else "none" for one in (shapes.get(name), _shape(tensors, name)))
         raise UserError(f"{folder} is no EAGLE-3 head of these sizes: {name} must be {expected}, got {got}")
     model = model.to(next(iter(tensors.values())).dtype)
-    model.load_state_dict(tensors)
+    model.load_state_dict({name: value.to(device) for name, value in tensors.items()})
     return model
 
 

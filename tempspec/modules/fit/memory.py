@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tempspec.errors import UserError
-from tempspec.interfaces import Divergence
+from tempspec.interfaces import Divergence, HeadModel
 from tempspec.models.conditioning import condition
 from tempspec.models.cutting import first_layers
+from tempspec.models.head_draft import DraftModel, make_head
 from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
+from tempspec.models.recomputing import recompute_activations
+from tempspec.modules.fit.head_rehearsal import HeadPlan, rehearse_head
 from tempspec.modules.fit.optim import default_optimizer
 from tempspec.modules.fit.rehearsal import InMemory, StepPlan, Unknowable, rehearse
 from tempspec.modules.outputs import chunk_length, memory_of
@@ -41,7 +44,7 @@ class Sizes:
         target_layer: the largest of its layers.
         reference: a reference draft's parameters, and what its forward pass has at a time.
         moments: what a step has besides, at the times that may be the fullest.
-        whole: the same with whole logits.
+        whole: the same with whole logits; empty where the draft is never in parts.
     """
 
     draft_weights: int
@@ -146,6 +149,8 @@ def sizes(
     label_weight: float = 0.0,
     precision: str | int | None = None,
     gradient_checkpointing: bool = False,
+    head_steps: int = 1,
+    from_features: bool = False,
 ) -> Sizes:
     """The sizes of a pair, from its configurations.
 
@@ -163,6 +168,8 @@ def sizes(
         label_weight: as `DistillationModule` takes it.
         precision: the Trainer's.
         gradient_checkpointing: whether the draft's layers are computed anew in the backward pass.
+        head_steps: unrolled steps of a head.
+        from_features: whether a head learns from the target's states in files, without its forward pass.
 
     Raises:
         UserError: no such model, no draft is named, or code that must know what is in a tensor.
@@ -173,9 +180,10 @@ def sizes(
         condition(draft, conditioning_rank)
     draft = draft.to(_TRUE.get(str(precision), _training_dtype(pair)))
     if gradient_checkpointing:
-        getattr(draft, "activation_checkpointing_enable", draft.gradient_checkpointing_enable)()
+        recompute_activations(draft)
     other = None if reference is None else _built(reference, None, pair, pair.options.dtype)
-    vocabulary = min(model.get_output_embeddings().weight.shape[0] for model in (draft, target))
+    models = [target] if isinstance(draft, HeadModel) else [draft, target]
+    vocabulary = min(model.get_output_embeddings().weight.shape[0] for model in models)
     mixed = _MIXED.get(str(precision))
     chunk = chunk_length(vocabulary, device, batch_size * length, memory_of(device))
     step = StepPlan(
@@ -186,7 +194,7 @@ def sizes(
         ForwardKL() if divergence is None else divergence,
         label_weight,
         autocast=mixed,
-        math=device != "cpu" and mixed is None and _unfused(draft),
+        math=device != "cpu" and mixed is None and _unfused(draft, target),
     )
     trained, layers = _bytes(draft), _layers(target)
     found = Sizes(
@@ -200,15 +208,20 @@ def sizes(
         moments=(),
         whole=(),
     )
+    whole: list[InMemory] = []
     stepping = InMemory(gradients=trained, activations=_stepping(draft, device))
     try:
-        moments, whole = rehearse(draft, None if from_cache else target, other, step)
+        if isinstance(draft, HeadModel):
+            plan = HeadPlan(head_steps, from_features, step.divergence.infinite_at_zeros())
+            moments = rehearse_head(draft, target, step, plan)
+        else:
+            moments, whole = rehearse(draft, None if from_cache else target, other, step)
     except Unknowable as error:
         raise UserError(
             "expected a model and a divergence whose memory does not depend on what is in a tensor, got one where it "
             f"does ({error}): leave --estimate out"
         ) from error
-    return replace(found, moments=(*moments, stepping), whole=(*whole, stepping))
+    return replace(found, moments=(*moments, stepping), whole=(*whole, stepping) if whole else ())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -233,11 +246,12 @@ def _target(pair: Pair) -> PreTrainedModel:
     return _built(pair.target, pair.options.target_revision, pair, pair.options.dtype)
 
 
-def _draft(pair: Pair, target: PreTrainedModel) -> PreTrainedModel:
+def _draft(pair: Pair, target: PreTrainedModel) -> DraftModel:
     if pair.draft_layers is not None:
         return first_layers(target, pair.draft_layers, spacing=pair.spacing, width=pair.width)
     if pair.head is not None:
-        raise UserError("--estimate is not for a head yet, got model.head: estimate a draft of one layer in its place")
+        ids_R = None if pair.head.draft_vocabulary is None else torch.arange(pair.head.draft_vocabulary)
+        return make_head(pair.head, target, pair.draft, ids_R).to("meta")
     if pair.draft is None:
         raise UserError("this needs a draft, got none: set model.draft to a folder or model.draft_layers to a number")
     return _built(pair.draft, pair.options.draft_revision, pair, pair.options.dtype)
@@ -252,7 +266,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def _layers(model: PreTrainedModel) -> list[nn.Module]:
+def _layers(model: nn.Module) -> list[nn.Module]:
     return list(next((part for part in model.modules() if isinstance(part, nn.ModuleList)), nn.ModuleList()))
 
 
@@ -262,15 +276,17 @@ def _hidden(model: PreTrainedModel, step: StepPlan) -> int:
     return step.batch_size * (step.length - 1) * weight_VH.shape[1] * weight_VH.element_size()
 
 
-def _unfused(model: PreTrainedModel) -> bool:
-    """Whether CUDA has no fused kernel for a model's attention in float32: the one that takes it needs equal heads."""
-    config = model.config.get_text_config()
+def _unfused(draft: DraftModel, target: PreTrainedModel) -> bool:
+    """Whether CUDA has no fused kernel for a draft's attention in float32: the one that takes it needs equal heads."""
+    shaped = target if isinstance(draft, HeadModel) else draft  # a head's own heads are the target's
+    config = shaped.config.get_text_config()
     heads = getattr(config, "num_attention_heads", 1)
     grouped = (getattr(config, "num_key_value_heads", None) or heads) != heads
-    return model.config._attn_implementation == "sdpa" and grouped and model.dtype == torch.float32
+    sdpa = isinstance(draft, HeadModel) or draft.config._attn_implementation == "sdpa"
+    return sdpa and grouped and draft.dtype == torch.float32
 
 
-def _stepping(model: PreTrainedModel, device: str) -> int:
+def _stepping(model: nn.Module, device: str) -> int:
     """Bytes of the optimiser's own tensors within a step: a CPU goes parameter by parameter, CUDA takes all at once."""
     each = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
     return 2 * max(each) if device == "cpu" else sum(each)

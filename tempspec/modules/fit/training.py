@@ -99,8 +99,8 @@ class DraftTraining:
         features: a cache of the target's states: `generate --cache-features` writes it, and fit of a head then needs no
             forward pass of the target.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
-        gradient_checkpointing: keep only the input of each of the draft's layers in fit, and compute the rest again in
-            the backward pass: a third more time for a fraction of the activations.
+        gradient_checkpointing: keep only the input of each of the draft's layers in fit, or of each of a head's steps,
+            and compute the rest again in the backward pass: a third more time for a fraction of the activations.
         head_training: the unrolled steps of a head; 3 by default. A language model has none.
         serve_temperatures: fit leaves the weights of the validation that expects most tokens per round at these
             temperatures; the last ones where none is named.
@@ -168,11 +168,9 @@ class DraftTraining:
             UserError: naming it.
         """
         refused = {
-            "model.conditioning_rank": self.conditioning_rank,
             "model.online": self.online,
             "model.selection": self.reference,
             "model.teacher": self.teacher,
-            "model.gradient_checkpointing": self.gradient_checkpointing,
         }
         for name, given in refused.items():
             if given:
@@ -230,17 +228,14 @@ class DraftTraining:
         Raises:
             UserError: the draft is conditioned by changes of another rank, or cannot write.
         """
-        if isinstance(draft, HeadModel):
-            draft.train()
-            return
         self.condition(draft)
         if self.gradient_checkpointing:
             recompute_activations(draft)
         draft.train()
-        if self.online is not None:
+        if self.online is not None and isinstance(draft, PreTrainedModel):
             self._writer = self._online_writer(self.online, draft)
 
-    def condition(self, draft: PreTrainedModel) -> None:
+    def condition(self, draft: DraftModel) -> None:
         """Let the draft's weights depend on its temperature, where that is asked for and they do not.
 
         Raises:

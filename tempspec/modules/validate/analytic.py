@@ -5,6 +5,7 @@ Axes: B batch, T positions, N the batch's response tokens, A target and D draft 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -124,15 +125,19 @@ class Measurement:
         self.truncation = truncation
         self.fit = DraftTemperatureFit(target_temperatures).to(device)
 
-    def count_steps(self, steps: Iterable[DraftStep], head: HeadModel) -> None:
+    def count_steps(self, steps: Callable[[], Iterable[DraftStep]], head: HeadModel) -> None:
         """Count a batch of a head, drafted token by drafted token.
 
         Args:
-            steps: those of the batch.
+            steps: takes those of the batch; a conditioned head takes them anew at every temperature.
             head: the head.
         """
-        for number, (batch, pairs, _) in enumerate(steps):
-            self.count({**batch, "set_index": batch["set_index"] + number * self._sets}, head, lambda: pairs)  # noqa: B023
+        for number, (batch, pairs, _) in enumerate(steps()):
+
+            def again(number: int = number, pairs: LogitPairs = pairs) -> LogitPairs:
+                return next(islice(steps(), number, None)).pairs if is_conditioned(head) else pairs
+
+            self.count({**batch, "set_index": batch["set_index"] + number * self._sets}, head, again)
             if number == 0 and pairs.ids_R is not None:
                 self._cover(batch, pairs, pairs.ids_R)
 

@@ -15,8 +15,10 @@ from tempspec import registry
 from tempspec.errors import UserError
 from tempspec.interfaces import LossContext
 from tempspec.models.conditioning import condition
+from tempspec.models.eagle3 import Eagle3
 from tempspec.models.loading import ModelOptions, load_model, save_model
 from tempspec.models.pair import Pair
+from tempspec.models.tapping import head_target
 from tempspec.modules.fit.memory import Way, estimate, sizes, ways
 from tempspec.modules.fit.objective import Objective, chunked
 from tempspec.modules.fit.rehearsal import Live
@@ -40,7 +42,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("estimate")
     words = ["</s>", *(f"w{number}" for number in range(1, WORDS))]
     tokenizer = tiny.tokenizer(words, unknown="w1", eos_token="</s>", unk_token="w1")
-    for name, shape in {"target": (4, 320), "draft": (2, 320), "tiny": (1, 16)}.items():
+    for name, shape in {"target": (7, 320), "draft": (2, 320), "tiny": (7, 16)}.items():
         save_model(llama(*shape), tokenizer, folder / name)
     text = " ".join(f"w{1 + 3 * number % (WORDS - 1)}" for number in range(2047))  # two whole long rows, with the end
     (folder / "text.jsonl").write_text((json.dumps({"text": text}) + "\n") * 3)
@@ -56,7 +58,7 @@ def most(found, kind):
     return max(getattr(moment, kind) for moment in found.moments)
 
 
-def command(folder, target, draft, length, batch, *more):
+def command(folder, target, length, batch, *more, stage="fit", **draft):
     config = {
         "run": f"{folder}/run-{target}",
         "trainer": {
@@ -65,7 +67,7 @@ def command(folder, target, draft, length, batch, *more):
             "enable_progress_bar": False,
             "enable_checkpointing": False,
         },
-        "model": {"target": f"{folder}/{target}", "draft": f"{folder}/{draft}"},
+        "model": {"target": f"{folder}/{target}", **draft},
         "data": {
             "train": {"path": f"{folder}/text.jsonl"},
             "max_length": length,
@@ -74,25 +76,78 @@ def command(folder, target, draft, length, batch, *more):
             "cache_dir": f"{folder}/cache",
         },
     }
-    path = folder / f"{target}-{length}.yaml"
+    path = folder / f"{len(list(folder.glob('*.yaml')))}.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
-    return ["fit", "--config", str(path), *more]
+    return [stage, "--config", str(path), *more]
 
 
 def test_a_fit_takes_what_was_estimated_within_the_factor(folder):
     cases = [(rows, attention) for rows in ROWS for attention in ("eager", "sdpa")]
-    commands = [command(folder, "tiny", "tiny", 8, 1)]
+    commands = [command(folder, "tiny", 8, 1, draft=f"{folder}/tiny")]
     expected = {}
     for rows, attention in cases:
         batch, length = ROWS[rows]
         more = "--model.loading.attn_implementation", attention
-        commands.append(command(folder, "target", "draft", length, batch, *more))
+        commands.append(command(folder, "target", length, batch, *more, draft=f"{folder}/draft"))
         found = sizes(pair(folder, attn_implementation=attention), batch_size=batch, length=length)
         expected[rows, attention] = estimate(found, Way("one device", 1)).total
     quotients = {case: expected[case] / got for case, got in zip(cases, measured(commands), strict=True)}
     assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
     matrices = 2 * 8 * 1024**2 * 4  # of both layers' heads, which only eager attention keeps
     assert expected["long", "eager"] - expected["long", "sdpa"] == pytest.approx(matrices, rel=0.2)
+
+
+HEADS = {
+    "one step": ("short", 1, None, False),
+    "three steps": ("short", 3, None, False),
+    "a draft vocabulary": ("short", 3, 2000, False),
+    "features": ("short", 3, None, True),
+    "long rows": ("long", 3, None, False),
+}
+
+
+def test_a_heads_fit_takes_what_was_estimated(folder):
+    features, expected = ("--model.features.folder", f"{folder}/features"), {}
+    commands = [
+        command(folder, "tiny", 8, 1, head="Eagle3"),
+        command(folder, "target", 64, 16, *features, "--cache-features", stage="generate", head="Eagle3"),
+    ]
+    for name, (rows, steps, vocabulary, cached) in HEADS.items():
+        batch, length = ROWS[rows]
+        kind = {"class_path": "Eagle3", "init_args": {"draft_vocabulary": vocabulary}}
+        options = {"head": kind, "head_training": {"steps": steps}}
+        commands.append(command(folder, "target", length, batch, *features * cached, **options))
+        made = Pair(str(folder / "target"), None, None, ModelOptions(), head=Eagle3(draft_vocabulary=vocabulary))
+        found = sizes(made, batch_size=batch, length=length, head_steps=steps, from_features=cached)
+        expected[name] = estimate(found, Way("one device", 1)).total
+    quotients = {name: expected[name] / got for name, got in zip(HEADS, measured(commands)[1:], strict=True)}
+    assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
+
+
+def head_sizes(folder, batch=4, length=128, steps=3, **options):
+    made = Pair(str(folder / "target"), None, None, ModelOptions(), head=Eagle3())
+    return sizes(made, batch_size=batch, length=length, head_steps=steps, **options)
+
+
+def test_a_heads_step_counts_what_it_is_made_of(folder):
+    plain, single = (head_sizes(folder, steps=steps, chunk_tokens=64) for steps in (3, 1))
+    assert single.draft_weights == plain.draft_weights
+    assert 2 < most(plain, "activations") / most(single, "activations") < 4
+    assert most(plain, "logits") < 1.5 * most(single, "logits")  # those of a chunk, however many steps
+    again, conditioned = head_sizes(folder, gradient_checkpointing=True), head_sizes(folder, conditioning_rank=4)
+    assert most(again, "activations") < 0.8 * most(plain, "activations")
+    assert conditioned.draft_weights > plain.draft_weights
+    assert estimate(head_sizes(folder, chunk_tokens=0), Way("one device", 1)).total > 0
+
+
+def test_a_heads_folder_is_estimated_by_its_own_sizes(folder, tmp_path):
+    known = head_target(load_model(str(folder / "target")))
+    kind = Eagle3(draft_vocabulary=100)
+    kind.save(kind.build(known, torch.arange(100)), known, tmp_path / "head", "plain", torch.bfloat16)
+    made = Pair(str(folder / "target"), str(tmp_path / "head"), None, ModelOptions(), head=Eagle3())
+    found, new = sizes(made, batch_size=1, length=16), head_sizes(folder, 1, 16)
+    assert found.draft_weights == new.draft_weights - 4 * (WORDS - 100) * 320
+    assert not found.whole  # a head is never in parts
 
 
 def test_more_devices_never_take_more_of_each(folder):
