@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent
 QUICK = {"core", "interfaces", "metrics", "plugins", "test_floors.py", "test_names.py"}
 LONGER = {"test_verifiers.py", "test_tree_verifiers.py", "test_distributed.py"}
 """Files of these folders that take most of a minute: every verifier's laws enumerated or sampled, and two processes."""
-MARKED = {"slow", "gpu", "browser"}
+MARKED = {"slow", "gpu", "browser", "engines"}
 
 
 def is_quick(path: Path) -> bool:

@@ -7,73 +7,67 @@ texts. Each cell starts a server on the loopback, runs `tempspec serve-check` ag
 """
 
 import json
-import os
-import socket
+import shutil
 import subprocess
 import sys
-import time
-import urllib.request
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 from goals import Goal, finish, parse
+from vllm_server import served
 
 DRAFTED = 4
 LOOKUP = {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
+SAMPLED = {"draft_sample_method": "probabilistic"}
 
 
-def cells(draft: str, other: str | None) -> dict[str, tuple[dict, dict, str]]:
-    """By name: what vLLM is told, what the configuration says, and how the finding at each T > 0 begins."""
-    model = {"method": "draft_model", "model": draft}
-    sampled = {"draft_sample_method": "probabilistic"}
+@dataclass(frozen=True)
+class Cell:
+    """A server, and what is expected of it.
+
+    Attributes:
+        speculation: what vLLM is told.
+        own: what the configuration says of the model; cells that say the same share what is decoded here.
+        begins: how the finding at each T > 0 begins.
+        options: of the server.
+        differs: what else is expected to differ.
+    """
+
+    speculation: dict
+    own: dict
+    begins: str = "agrees"
+    options: tuple[str, ...] = ()
+    differs: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> str:
+        """The name of what is decoded here."""
+        return "ngram" if "drafter" in self.own else "head" if "head" in self.own else "draft"
+
+
+def cells(options: Namespace) -> dict[str, Cell]:
+    """All that the options have the folders for, by name."""
+    model = {"method": "draft_model", "model": options.draft}
+    ours = {"draft": options.draft}
     earliest = {"longest_ngram": 3, "shortest_ngram": 1, "match": "earliest"}
-    lookup = {"drafter": {"class_path": "PromptLookup", "init_args": earliest}, "draft": None}
     found = {
-        "probabilistic": (model | sampled, {}, "agrees"),
-        "default": (model, {}, "the engine drafts by argmax"),
-        "ngram": ({"method": "ngram"} | LOOKUP, lookup, "agrees"),
+        "probabilistic": Cell(model | SAMPLED, ours),
+        "default": Cell(model, ours, "the engine drafts by argmax"),
+        "ngram": Cell({"method": "ngram"} | LOOKUP, {"drafter": {"class_path": "PromptLookup", "init_args": earliest}}),
     }
-    return found | ({"other": (model | sampled | {"model": other}, {}, "another draft")} if other else {})
-
-
-@contextmanager
-def served(vllm: Path, target: str, speculation: dict, log: Path) -> Iterator[str]:
-    """The address of a vLLM that speculates; it is ended afterwards."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    preload = next(iter(sorted((vllm / "venv").rglob("libiomp5.so"))), None)
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-    }
-    environment |= {"LD_PRELOAD": str(preload)} if preload else {}
-    environment.pop("PYTHONPATH", None)
-    line = [str(vllm / "venv/bin/vllm"), "serve", target, "--host", "127.0.0.1", "--port", str(port)]
-    line += ["--enforce-eager", "--max-num-seqs", "16", "--seed", "0", "--dtype", "float32"]
-    line += ["--per-request-spec-decode-metrics", "summary"]
-    line += ["--speculative-config", json.dumps(speculation | {"num_speculative_tokens": DRAFTED})]
-    with log.open("w") as written:
-        server = subprocess.Popen(line, env=environment, stdout=written, stderr=subprocess.STDOUT)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        while True:
-            if server.poll() is not None:
-                raise SystemExit(f"vLLM ended: see {log}")
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except OSError:
-                time.sleep(1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait()
+    if options.other:
+        found["other"] = Cell(model | SAMPLED | {"model": options.other}, ours, "another draft")
+    if options.template:
+        given = ("--chat-template", options.template)
+        found["template"] = Cell(model | SAMPLED, ours, options=given, differs=("chat template",))
+    if options.head:
+        head = {"method": "eagle3", "model": options.head}
+        found["head"] = Cell(head | SAMPLED, {"head": "Eagle3", "draft": options.head})
+        found["head, default"] = Cell(head, {"head": "Eagle3", "draft": options.head}, "the engine drafts by argmax")
+    return found
 
 
 def checked(config: Path, address: str, folder: Path) -> tuple[int, list[dict]]:
@@ -84,16 +78,30 @@ def checked(config: Path, address: str, folder: Path) -> tuple[int, list[dict]]:
     return code, json.loads((folder / "serve-check/serve_check.json").read_text())["findings"]
 
 
-def goals_of(name: str, code: int, findings: list[dict], begins: str) -> Iterator[Goal]:
-    """One for each temperature, and one for the text."""
+def goals_of(name: str, cell: Cell, code: int, findings: list[dict]) -> Iterator[Goal]:
+    """One for each finding, and one for the exit code."""
+    right = cell.begins == "agrees" and not cell.differs
     for finding in findings:
-        if finding["about"].startswith("T = "):
-            expected = "agrees" if finding["about"] == "T = 0" and name != "other" else begins
-            said = float(finding["says"].startswith(expected))
-            yield Goal(f"{name}, {finding['about']}: {finding['says']}", said, low=1)
-        elif finding["about"] == "text at T = 0":
-            yield Goal(f"{name}, {finding['says']}", float(finding["agrees"]), low=1)
-    yield Goal(f"{name}: exit code", code, low=int(begins != "agrees"), high=int(begins != "agrees"))
+        about, says = finding["about"], finding["says"]
+        if about.startswith("T = "):
+            begins = "agrees" if about == "T = 0" and cell.begins != "another draft" else cell.begins
+            yield Goal(f"{name}, {about}: {says}", float(says.startswith(begins)), low=1)
+        elif about in ("text at T = 0", "tokenizer", "chat template"):
+            expected = about not in cell.differs
+            yield Goal(f"{name}, {about}: {says}", float(finding["agrees"] is expected), low=1)
+    yield Goal(f"{name}: exit code", code, low=int(not right), high=int(not right))
+
+
+def configuration(cell: Cell, options: Namespace) -> dict:
+    """What serve-check is asked about."""
+    sweep = {"target_temperatures": [0.0, 1.0] if options.quick else [0.0, 0.5, 1.0, 1.5], "samples": options.samples}
+    sweep |= {"max_new_tokens": 32 if options.quick else 64, "stop_at_eos": False}
+    length = {"class_path": "FixedLength", "init_args": {"tokens": DRAFTED}}
+    model = {"target": options.target, "loading": {"dtype": "float32"}, "length": length, "sweep": sweep}
+    text = {"path": options.text, "limit": 12 if options.quick else 32}
+    text |= {"prompt": "prompt", "chat": True} if options.chat else {"prompt_tokens": 24}
+    data = {"prompts": {"text": text}, "cache_dir": str(options.output / "cache")}
+    return {"run": str(options.output / cell.run), "model": model | cell.own, "data": data}
 
 
 def main() -> None:
@@ -103,27 +111,27 @@ def main() -> None:
     parser.add_argument("--target", required=True)
     parser.add_argument("--draft", required=True)
     parser.add_argument("--other", help="a draft that is not the configuration's")
+    parser.add_argument("--head", help="an EAGLE-3 head of the target")
+    parser.add_argument("--template", help="a chat template that is not the target's; needs --chat")
     parser.add_argument("--text", required=True, help="a file of texts, whose beginnings are the prompts")
+    parser.add_argument("--chat", action="store_true", help="its rows are questions, in the column prompt")
+    parser.add_argument("--samples", type=int, default=2, help="of each prompt at T > 0")
     parser.add_argument("--cells", nargs="*", help="some of the cells")
     parser.add_argument("--output", type=Path, default=Path("runs/engines"))
     options = parse(parser)
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
-    sweep = {"target_temperatures": [0.0, 1.0] if options.quick else [0.0, 0.5, 1.0, 1.5], "samples": 2}
-    sweep |= {"max_new_tokens": 32 if options.quick else 64, "stop_at_eos": False}
-    text = {"path": options.text, "prompt_tokens": 24, "limit": 12 if options.quick else 32}
     goals: list[Goal] = []
-    for name, (speculation, own, begins) in cells(options.draft, options.other).items():
+    for name, cell in cells(options).items():
         if options.cells and name not in options.cells:
             continue
-        model = {"target": options.target, "draft": options.draft, "loading": {"dtype": "float32"}} | own
-        length = {"class_path": "FixedLength", "init_args": {"tokens": DRAFTED}}
-        data = {"prompts": {"text": text}, "cache_dir": str(folder / "cache")}
-        config = {"run": str(folder / name), "model": model | {"length": length, "sweep": sweep}, "data": data}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-        with served(options.vllm, options.target, speculation, folder / f"{name}.log") as address:
-            code, findings = checked(folder / f"{name}.yaml", address, folder / name)
-        goals += goals_of(name, code, findings, begins)
+        config = folder / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(configuration(cell, options)))
+        told = {"log": folder / f"{name}.log", "speculation": cell.speculation | {"num_speculative_tokens": DRAFTED}}
+        with served(options.vllm, options.target, *cell.options, **told) as server:
+            code, findings = checked(config, server.url, folder / cell.run)
+        shutil.copy(folder / cell.run / "serve-check/serve_check.json", folder / f"{name}.json")
+        goals += goals_of(name, cell, code, findings)
     finish(goals)
 
 

@@ -41,7 +41,7 @@ from tempspec.modules.callbacks import ChangedOptions, GracefulStop, LastCheckpo
 from tempspec.modules.callbacks.metrics_file import MetricsFile, MetricsPosition
 from tempspec.modules.callbacks.serving_defaults import misread_note
 from tempspec.modules.fit.sharding import register_fsdp2
-from tempspec.modules.predict.openai_client import Server
+from tempspec.modules.openai_client import Server
 from tempspec.modules.processes import orderly_end
 
 __all__ = ["CommandLine", "main", "run"]
@@ -354,11 +354,14 @@ class CommandLine(LightningCLI):
         self._results().report_sweep(self.model, self.folder)
 
     def generate(self, **kwargs: Any) -> None:
-        """Write the target's own text and where it comes from."""
+        """Write the target's own text and where it comes from, or a cache of the target."""
         server = self._server()
         if server is not None:
             shown = self._options.trainer.enable_progress_bar is not False
-            self._results().generate_served(self.model, self.datamodule, server, self.folder, shown)
+            if caches(kwargs):
+                self._results().cache_served_teacher(self.model, self.datamodule, server, shown)
+            else:
+                self._results().generate_served(self.model, self.datamodule, server, self.folder, shown)
             return
         cast(GeneratingTrainer, self.trainer).generate(**kwargs)
         if caches(kwargs):

@@ -33,7 +33,6 @@ _ALTERNATIVES = (
     ("model.shape", "model.pretrained"),
     ("model.teacher", "model.online"),
     ("model.teacher", "model.selection"),
-    ("server", "cache_teacher"),
     ("server", "cache_features"),
     ("cache_features", "cache_teacher"),
 )

@@ -13,7 +13,7 @@ from tempspec.cli.trained import MEASURING
 from tempspec.cli.wrong_value import allowed_paths
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
-from tempspec.modules.predict.openai_client import Server
+from tempspec.modules.openai_client import Server
 
 __all__ = [
     "Parser",
@@ -116,7 +116,7 @@ def check_options(options: Any, command: str, ahead: Ahead) -> None:
 
     Raises:
         UserError: an option of another subcommand, a Trainer without options, a step of no batches, the Trainer's own
-            folder, or a server that is to give a teacher's logits.
+            folder, or a server that is to give a target's states.
     """
     for option, owners in (("server", ("generate",)), ("before", MEASURING)):
         if command not in owners and ahead.names(option):
@@ -125,11 +125,8 @@ def check_options(options: Any, command: str, ahead: Ahead) -> None:
         raise UserError(f"trainer: expected options, such as {{max_steps: 100}}, got {options.trainer}")
     if (batches := options.trainer.accumulate_grad_batches) < 1:  # which Lightning divides by
         raise UserError(f"trainer.accumulate_grad_batches must be 1 or more, got {batches}")
-    for kind, gives in (("teacher", "logits"), ("features", "states")):
-        if options.get(f"cache_{kind}") and options.server is not None:
-            raise UserError(
-                f"expected --cache-{kind} or a server, got both: a server gives no {gives}; add --server null"
-            )
+    if options.get("cache_features") and options.server is not None:
+        raise UserError("expected --cache-features or a server, got both: a server gives no states; add --server null")
     if options.trainer.default_root_dir is not None:
         raise UserError("trainer.default_root_dir is made from run; set run: FOLDER instead")
 

@@ -15,8 +15,8 @@ from tempspec.metrics.rows import Cell
 from tempspec.models.hub import weight_files
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.draft_temperatures import write_fitted
+from tempspec.modules.openai_client import Server
 from tempspec.modules.predict.identity import draft_identity, fitted_for
-from tempspec.modules.predict.openai_client import Server
 from tempspec.modules.predict.remote_generation import ServedGeneration
 from tempspec.modules.predict.row_metrics import sweep_metrics
 from tempspec.modules.predict.row_store import RowStore
@@ -111,6 +111,19 @@ def generate_served(
         served = ServedGeneration(module.pair, module.runner.sweep, server, watch)
         store, keys = served.run(data.prompt_sets(folder), folder)
     _report_rows(store, keys, module, data, served.facts)
+
+
+def cache_served_teacher(module: DistillationModule, data: TextDataModule, server: Server, shown: bool = True) -> None:
+    """Take a cached teacher from a server.
+
+    Args:
+        module: says what is kept; nothing of it is loaded.
+        data: whose training rows the target reads.
+        server: where the target is served.
+        shown: whether progress is.
+    """
+    with watching(shown) as watch:
+        module.draft_training.write_served_cache(data, server, watch)
 
 
 def _report_rows(

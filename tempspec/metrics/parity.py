@@ -8,7 +8,7 @@ Axes: N requests, K positions of a round, W = 1 + replicates.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,7 +16,7 @@ from tempspec.metrics.bootstrap import Estimate, Sums, bootstrap_update, contras
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import DecodedRow
 
-__all__ = ["Counted", "Line", "agrees", "compare", "counted_row", "figures"]
+__all__ = ["Counted", "Line", "agrees", "compare", "counted_row", "figures", "tokens_per_round"]
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,42 @@ def figures(counted: Iterable[Counted]) -> dict[str, Sums]:
     """
     counted = list(counted)
     key_N = torch.tensor([one.prompt_key for one in counted], dtype=torch.int64)
-    accepted_NK, tested_NK = (
-        torch.tensor([getattr(one, name) for one in counted], dtype=torch.float64) for name in ("accepted", "tested")
-    )
-    drafting_N1, rounds_N1 = (
-        torch.tensor([[getattr(one, name)] for one in counted], dtype=torch.float64) for name in ("drafting", "rounds")
-    )
+    accepted_NK, tested_NK = (_column(counted, name) for name in ("accepted", "tested"))
     rate = bootstrap_update(accepted_NK.sum(1, True), tested_NK.sum(1, True), key_N)
+    joint = running_product(bootstrap_update(accepted_NK, tested_NK, key_N))
+    found = {"acceptance rate": rate, "block efficiency": _row(tokens_per_round(counted), -1)}
+    for place in range(joint.numerator_SW.shape[0]):
+        found[f"position {place + 1}"] = replace(_row(joint, place), seen_M2=rate.seen_M2)
+    return found
+
+
+def tokens_per_round(counted: Sequence[Counted]) -> Sums:
+    """The tokens of a round if it drafts at most 1, 2, ..., K tokens, as sums `[K, W]`.
+
+    Exact for rules that decide token by token: a shorter draft is then the beginning of a longer one.
+
+    >>> found = tokens_per_round([Counted.of_reached(7, 20, 10, [6, 3])])
+    >>> found.numerator_SW[:, 0].tolist()
+    [1.3, 1.45]
+    """
+    key_N = torch.tensor([one.prompt_key for one in counted], dtype=torch.int64)
+    accepted_NK, tested_NK = (_column(counted, name) for name in ("accepted", "tested"))
+    drafting_N1, rounds_N1 = (_column(counted, name)[:, None] for name in ("drafting", "rounds"))
     share = bootstrap_update(drafting_N1, rounds_N1, key_N)
     joint = running_product(bootstrap_update(accepted_NK, tested_NK, key_N))
     drafting_1W = share.numerator_SW / share.denominator_SW
-    length_1W = 1 + drafting_1W * joint.numerator_SW.nan_to_num(0.0).sum(0, True)
-    found = {"acceptance rate": rate, "block efficiency": Sums(length_1W, torch.ones_like(length_1W), share.seen_M2)}
-    for place in range(joint.numerator_SW.shape[0]):
-        at = slice(place, place + 1)
-        found[f"position {place + 1}"] = Sums(joint.numerator_SW[at], joint.denominator_SW[at], rate.seen_M2)
-    return found
+    length_KW = 1 + drafting_1W * joint.numerator_SW.nan_to_num(0.0).cumsum(0)
+    return Sums(length_KW, torch.ones_like(length_KW), share.seen_M2)
+
+
+def _column(counted: Sequence[Counted], name: str) -> torch.Tensor:
+    return torch.tensor([getattr(one, name) for one in counted], dtype=torch.float64)
+
+
+def _row(sums: Sums, place: int) -> Sums:
+    """One entry; its prompts are those of the first."""
+    at = [place]
+    return Sums(sums.numerator_SW[at], sums.denominator_SW[at], sums.seen_M2)
 
 
 @dataclass(frozen=True)

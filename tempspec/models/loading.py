@@ -42,6 +42,7 @@ __all__ = [
     "real_vocabulary",
     "round_as_exported",
     "save_model",
+    "vocabulary_of_config",
     "weights_of",
 ]
 
@@ -348,7 +349,16 @@ def real_vocabulary(tokenizer: Tokenizer, model: PreTrainedModel) -> int:
 
     Heads are often padded to a round number; the ids after the last real one must never be sampled.
     """
-    return min(max(tokenizer.get_vocab().values()) + 1, model.get_output_embeddings().weight.shape[0])
+    return _real(tokenizer, model.get_output_embeddings().weight.shape[0])
+
+
+def vocabulary_of_config(tokenizer: Tokenizer, config: PreTrainedConfig) -> int:
+    """`real_vocabulary` of a model whose configuration alone is here."""
+    return _real(tokenizer, config.get_text_config().vocab_size)
+
+
+def _real(tokenizer: Tokenizer, head: int) -> int:
+    return min(max(tokenizer.get_vocab().values()) + 1, head)
 
 
 def check_vocabulary(target_tokenizer: Tokenizer, draft_tokenizer: Tokenizer) -> None:

@@ -83,11 +83,11 @@ class Engine(BaseHTTPRequestHandler):
         if status != 200:
             self.answer(status, {"error": "out of order"})
             return
-        if server.speculates and body.get("min_p"):
+        if server.speculates and body.get("min_p") and body["temperature"] > 0:
             self.answer(400, {"error": {"message": NOT_YET, "type": "BadRequestError", "param": None, "code": 400}})
             return
         ids = [2 + (sum(body["prompt"]) + place) % 14 for place in range(body["max_tokens"])]
-        text = " ".join(f"w{token - 2}" for token in ids)
+        text = "".join(f" w{token - 2}" for token in ids)
         self.answer(200, {"choices": [{"text": text, "token_ids": ids, "finish_reason": "length"}]})
 
     def answer(self, status, content):
@@ -106,7 +106,7 @@ class Engine(BaseHTTPRequestHandler):
 @pytest.fixture
 def engine(monkeypatch):
     """A stand-in server; waits between retries take no time."""
-    monkeypatch.setattr("tempspec.modules.predict.openai_client.time.sleep", lambda _: None)
+    monkeypatch.setattr("tempspec.modules.openai_client.time.sleep", lambda _: None)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Engine)
     server.lock, server.seen, server.fate, server.speculates = threading.Lock(), [], lambda _: 200, False
     server.url = f"http://127.0.0.1:{server.server_port}"
@@ -185,7 +185,7 @@ def test_what_is_asked_again_is_shown_while_nothing_comes(run, world, engine, tm
 
     monkeypatch.setattr(PaceLines, "show", shown)
     monkeypatch.setattr("tempspec.cli.progress.FIRST_LINE", 0)
-    monkeypatch.setattr("tempspec.modules.predict.openai_client.time.sleep", lambda _: sleep(0.01))
+    monkeypatch.setattr("tempspec.modules.openai_client.time.sleep", lambda _: sleep(0.01))
     engine.fate = lambda _: 200 if seen.is_set() else 503
     server = ("--server", f"{{url: '{engine.url}', retries: 100000, concurrency: 1}}")
     command = ("generate", "--config", world / "pair.yaml", "--run", tmp_path / "run", *OPTIONS, *server, *SHOWN)

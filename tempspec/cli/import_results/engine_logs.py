@@ -1,4 +1,4 @@
-"""Accepted lengths that a serving engine counted, from any file that vLLM or SGLang writes (floor 6).
+"""Accepted lengths that a serving engine counted, from any file that vLLM, SGLang or llama.cpp writes (floor 6).
 
 Forms are distinguished by their content: answers and records (JSON, JSON Lines, streamed), counters in Prometheus' text
 form, and the periodic lines of either engine's log. Only requests have an interval: counters have no parts, and a log's
@@ -18,8 +18,9 @@ from tempspec.errors import UserError
 __all__ = ["read_engine_log"]
 
 _FORMS = (
-    "requests with `accepted`, vLLM's `num_spec_steps` or SGLang's `spec_verify_ct` (.json, .jsonl, or streamed), a "
-    "result of `vllm bench serve`, vLLM's /metrics, or a log with `SpecDecoding metrics:` or `accept len:`"
+    "requests with `accepted`, vLLM's `num_spec_steps`, SGLang's `spec_verify_ct` or llama.cpp's `draft_n` (.json, "
+    ".jsonl, or streamed), a result of `vllm bench serve`, vLLM's /metrics, or a log with `SpecDecoding metrics:` or "
+    "`accept len:`"
 )
 _ACCEPTED = r"Accepted: (?P<accepted>\d+) tokens, Drafted: (?P<drafted>\d+) tokens"
 _VLLM_LINE = re.compile(

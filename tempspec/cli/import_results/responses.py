@@ -55,7 +55,8 @@ def _records(place: str, row: Row) -> Iterator[Row]:
     choices = [choice for choice in row.get("choices") or [] if isinstance(choice, Mapping)]
     metrics = row.get("metrics")
     inner = metrics.get("speculative_decoding") if isinstance(metrics, Mapping) else None
-    parts = [inner, row.get("speculative_decoding"), row.get("meta_info"), row.get("speculative_decoding_stats")]
+    names = ("speculative_decoding", "meta_info", "speculative_decoding_stats", "timings")
+    parts = [inner, *(row.get(name) for name in names)]
     parts += [choice.get(name) for choice in choices for name in ("speculative_decoding_stats", "meta_info")]
     found = [part for part in parts if isinstance(part, Mapping) and any(name in part for name in RECORDS)]
     if not found:
@@ -133,6 +134,17 @@ _SGLANG_TOKENS = (
 """Its names, former and later."""
 
 
+def _llama_cpp(record: Row) -> LoggedCounts:
+    """`timings` of llama.cpp: every target call after the first writes one token beside those that it accepts.
+
+    >>> _llama_cpp({"predicted_n": 200, "draft_n": 347, "draft_n_accepted": 65})
+    LoggedCounts(emitted=199.0, rounds=134.0, accepted=65.0, drafted=347.0, drafting=0.0, by_position=())
+    """
+    accepted, drafted = number(record["draft_n_accepted"]), number(record["draft_n"])
+    rounds = max(number(record["predicted_n"]) - 1 - accepted, 1.0)  # tokens after a stop are accepted, not written
+    return LoggedCounts(accepted + rounds, rounds, accepted, drafted)
+
+
 def _first(record: Row, names: tuple[str, ...]) -> float | None:
     return next((number(record[name]) for name in names if name in record), None)
 
@@ -152,5 +164,6 @@ RECORDS: dict[str, tuple[str, Callable[[Row], LoggedCounts]]] = {
     "accepted": ("accepted lengths", _plain),
     "num_spec_steps": (VLLM, _vllm),
     "spec_verify_ct": ("SGLang requests", _sglang),
+    "draft_n": ("llama.cpp requests", _llama_cpp),
 }
 """What tells a record by its fields: what wrote it, and how it is read."""

@@ -27,7 +27,7 @@ from tempspec.metrics.rows import DecodedRow
 from tempspec.models.evaluating import evaluating
 from tempspec.models.pair import Pair
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.predict.openai_client import Server
+from tempspec.modules.openai_client import Server
 
 __all__ = ["Ours", "check", "main"]
 

@@ -17,8 +17,8 @@ from tempspec.cli.import_results.responses import of_responses
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.metrics.parity import Counted
-from tempspec.modules.predict.openai_client import Refused, Server, call, page
-from tempspec.modules.predict.server_kind import Kind, listed_models, recognise, refusal
+from tempspec.modules.openai_client import Refused, Server, call, page
+from tempspec.modules.server_kind import Kind, listed_models, recognise, refusal
 
 __all__ = ["Answers", "LiveEngine"]
 
@@ -88,6 +88,11 @@ class LiveEngine:
         self.kind: Kind = recognise(server)
         if self.kind.form != "engine":
             raise UserError(f"{server.url} is {self.kind.name}: expected an engine that speculates, vLLM or SGLang")
+        if self.kind.name == "llama.cpp":
+            raise UserError(
+                f"{server.url} is llama.cpp, which tells no positions: save its answers as JSON Lines and give them to "
+                "`tempspec import-results`"
+            )
         names = [str(entry.get("id")) for entry in listed_models(server)]
         self.model = server.model or (names[0] if len(names) == 1 else "")
         self.sglang = self.kind.name.startswith("SGLang")

@@ -35,6 +35,7 @@ class CacheOrigin:
         weights: a digest of its weights; empty where they are not at hand, and the target's name must do.
         seed: of the samples.
         apart: whether the documents of a packed row were kept from each other.
+        served: the kind of server that told it, as `vLLM 0.32.0`; empty where the target's weights were read here.
     """
 
     text: str
@@ -46,6 +47,7 @@ class CacheOrigin:
     weights: str = ""
     seed: int = 0
     apart: bool = False
+    served: str = ""
 
 
 def rows_digest(rows: datasets.Dataset) -> tuple[str, int]:
@@ -171,7 +173,7 @@ class CacheFolder:
             for name, reason in reasons.items()
             if held.get(name) != asked[name]
         )
-        known = "weights" if asked["weights"] else "target"
+        known = "weights" if asked["weights"] and not held["served"] else "target"
         if held.get(known) != asked[known]:
             made, got = (f"{one.get('target')} ({one.get('weights') or 'no weights here'})" for one in (held, asked))
             yield (f"does not fit: it was made of the target {made}, got {got}; name that target, or cache it again")
@@ -188,8 +190,8 @@ class CacheFolder:
 
     def _read(self) -> Mapping[str, Any]:
         try:
-            # Earlier versions let the documents of a row see each other, and did not say so.
-            found: dict[str, Any] = {"apart": False} | json.loads(self._record.read_text())
+            # Earlier versions let the documents of a row see each other and asked no server, and did not say so.
+            found: dict[str, Any] = {"apart": False, "served": ""} | json.loads(self._record.read_text())
         except FileNotFoundError as error:
             raise UserError(
                 f"there is no {self.title} in {self.path}: make it with `tempspec generate --cache-{self.kind}`"

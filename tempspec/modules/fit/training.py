@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.core.noise import fold
+from tempspec.decoding.pace import Pace
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, DraftHead, HeadModel, LossContext, TemperatureSchedule
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
@@ -26,12 +27,14 @@ from tempspec.modules.callbacks import StepClock
 from tempspec.modules.fit.features import CachedFeatures, FeatureCache, write_features
 from tempspec.modules.fit.loss import FitLoss, LossSums, Moment, TokenSelection
 from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
+from tempspec.modules.fit.served_teacher import ServedTeacher
 from tempspec.modules.fit.teacher import open_cache, write_cache
 from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
 from tempspec.modules.fit.temperature_check import Span, inconsistency
 from tempspec.modules.head_steps import DraftStep, head_steps
 from tempspec.modules.kept import Kept
 from tempspec.modules.named import DivergenceLike, ScheduleLike, plugin
+from tempspec.modules.openai_client import Server
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
 from tempspec.modules.processes import all_reduced, of_all
 from tempspec.plugins.divergences import ForwardKL
@@ -221,6 +224,21 @@ class DraftTraining:
             write_cache(self.teacher, self.pair, data, self.seed, device)
         elif self.features is not None:
             write_features(self.features, self.pair, data, device)
+
+    def write_served_cache(self, data: Any, server: Server, watch: Callable[[Pace], None] | None = None) -> None:
+        """Write the cache that `teacher` describes from a server's log-probabilities, from where it stopped.
+
+        Args:
+            data: the data module whose training rows the target reads.
+            server: where the target is served.
+            watch: called about once a second.
+
+        Raises:
+            UserError: it is not described, or the server cannot give it; see `ServedTeacher.write`.
+        """
+        if self.teacher is None:
+            raise UserError("--cache-teacher needs model.teacher: name at least its folder")
+        ServedTeacher(self.teacher, self.pair, data, server, watch).write()
 
     def prepare(self, draft: DraftModel) -> None:
         """Make a draft one that can be trained as asked, in train mode: transformers loads in eval mode.

@@ -27,12 +27,12 @@ from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
 from tempspec.models.ragged import made_for
 from tempspec.models.tokens import Tokeniser
-from tempspec.modules.predict.openai_client import Refused, Server, Trouble, call
+from tempspec.modules.openai_client import Refused, Server, Trouble, call
 from tempspec.modules.predict.row_store import RowStore
 from tempspec.modules.predict.row_writer import RowWriter
 from tempspec.modules.predict.served_tokens import check_truncation
-from tempspec.modules.predict.server_kind import Kind, listed_models, recognise, refusal
 from tempspec.modules.predict.sweep_runner import generated_row
+from tempspec.modules.server_kind import Kind, listed_models, recognise, refusal
 
 __all__ = ["ServedGeneration"]
 
@@ -153,7 +153,11 @@ class ServedGeneration:
             raise UserError(
                 f"{self.server.url}: expected an OpenAI completion, got one without choices[0].text"
             ) from error
-        ids = choice.get("token_ids") or self._tokeniser.following(item.request.prompt, text, ended=stopped)
+        ids = choice.get("token_ids")
+        if ids:  # a server writes text piece by piece, and other spaces than a tokenizer that sees all of it
+            text = self.pair.tokenizer.decode(ids, skip_special_tokens=True)
+        else:
+            ids = self._tokeniser.following(item.request.prompt, text, ended=stopped)
         finish = "stop" if stopped else "length"
         return generated_row(item, self.pair, self._tokenizer_digest, text, ids, finish)
 
@@ -208,7 +212,8 @@ class ServedGeneration:
                     "ignore_eos: leave them at their defaults, or name what it is with server.form"
                 )
             rank_zero_info(f"{self.server.url} takes no top_k: see that its own defaults truncate nothing")
-        body = self._body(due[0].shortened(1))
+        warmest = max(due, key=lambda one: one.target_temperature)  # at T = 0 vLLM lets a min_p pass that it refuses
+        body = self._body(warmest.shortened(1))
         try:
             self._post(body)
         except Refused as error:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tempspec.core.acceptance import WHOLE, Truncation
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.modules.predict.openai_client import Refused
+from tempspec.modules.openai_client import Refused
 
 __all__ = ["SLACK", "check_truncation", "excluded_by"]
 

@@ -46,6 +46,7 @@ BENCH = {
     "spec_decode_accepted_tokens": 9,
     "spec_decode_per_position_acceptance_rates": [1.0, 0.6, 0.2],
 }
+LLAMA = {"prompt_n": 1, "predicted_n": 200, "predicted_ms": 11082.606, "draft_n": 347, "draft_n_accepted": 65}
 CHAT = {"choices": [{"message": {"content": "x"}}], "usage": {"completion_tokens": 54}}
 FORMS = {
     "plain": ("a.jsonl", [{"accepted": [2, 0, 4], "drafted": 4}], (9, 3, 6, 12), True),
@@ -63,6 +64,9 @@ FORMS = {
         (100, 40, 60, 160),
         True,
     ),
+    "llama.cpp response": ("a.jsonl", [CHAT | {"timings": LLAMA}], (199, 134, 65, 347), True),
+    "llama.cpp completion": ("a.jsonl", [{"content": "x", "timings": LLAMA}], (199, 134, 65, 347), True),
+    "llama.cpp, stopped": ("a.jsonl", [LLAMA | {"predicted_n": 4, "draft_n_accepted": 6}], (7, 1, 6, 347), True),
     "counters": ("metrics.prom", COUNTERS, (250, 100, 150, 400), False),
     "vllm log": ("vllm.log", VLLM_LOG, (200, 80, 30, 80), False),
     "vllm 0.8 log": ("vllm.log", VLLM_0_8_LOG * 2, (0, 0, 60, 240), False),

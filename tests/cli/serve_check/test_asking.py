@@ -5,8 +5,8 @@ import pytest
 from tempspec.cli.serve_check.asking import LiveEngine
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.modules.predict.openai_client import Server
-from tests.serving import serving
+from tempspec.modules.openai_client import Server
+from tests.serving import pages, serving
 
 META = {"completion_tokens": 9, "spec_verify_ct": 4, "spec_accept_histogram": [1, 1, 2]}
 DUE = [(7, Request((1, 2), 0.5, max_new_tokens=9, key="a")), (8, Request((3,), 0.5, max_new_tokens=9, key="b"))]
@@ -56,3 +56,9 @@ def test_a_refused_option_of_the_sweep_is_named():
     due = [(7, Request((1,), 1.0, min_p=0.2))]
     with serving(answer) as server, pytest.raises(UserError, match=r"refuses model.sweep.min_p \(got min_p 0.2\)"):
         LiveEngine(Server(server.url)).answer(due)
+
+
+def test_llama_cpp_is_sent_to_import_results():
+    with serving(pages(v1__models={"data": [{"id": "m", "owned_by": "llamacpp"}]})) as server:
+        with pytest.raises(UserError, match="give them to `tempspec import-results`"):
+            LiveEngine(Server(server.url))

@@ -9,7 +9,7 @@ from tempspec.cli.serve_check import _decoded, _due, check
 from tempspec.cli.serve_check.asking import LiveEngine
 from tempspec.errors import UserError
 from tempspec.models.loading import save_model
-from tempspec.modules.predict.openai_client import Server
+from tempspec.modules.openai_client import Server
 from tempspec.plugins.drafters import CausalLM, PromptLookup
 from tempspec.plugins.lengths import FixedLength
 from tests.serving import pages, serving

@@ -6,7 +6,7 @@ import torch
 from tempspec.core.acceptance import Truncation
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.modules.predict.openai_client import Refused
+from tempspec.modules.openai_client import Refused
 from tempspec.modules.predict.served_tokens import LISTED, SLACK, check_truncation, excluded_by
 
 CUTS = [Truncation(top_k=5), Truncation(top_p=0.6), Truncation(min_p=0.1), Truncation(4, 0.8, 0.05)]

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tempspec.errors import UserError
-from tempspec.modules.predict.openai_client import Server, Trouble, call
+from tempspec.modules.openai_client import Server, Trouble, call
 
 
 @pytest.fixture

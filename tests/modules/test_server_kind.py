@@ -1,8 +1,8 @@
 import pytest
 
 from tempspec.errors import UserError
-from tempspec.modules.predict.openai_client import Refused, Server, call
-from tempspec.modules.predict.server_kind import Kind, recognise, refusal
+from tempspec.modules.openai_client import Refused, Server, call
+from tempspec.modules.server_kind import Kind, recognise, refusal
 from tests.serving import pages, serving
 
 MODEL = {"id": "m", "object": "model"}

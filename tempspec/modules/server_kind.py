@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tempspec.errors import UserError
-from tempspec.modules.predict.openai_client import Form, Refused, Server, Trouble, call
+from tempspec.modules.openai_client import Form, Refused, Server, Trouble, call
 
 __all__ = ["Kind", "listed_models", "recognise", "refusal"]
 

@@ -1,0 +1,268 @@
+"""A cached teacher from a server: the log-probabilities that an engine gives the training rows (floor 5).
+
+No weights of the target are on this machine: its tokenizer and configuration alone. vLLM tells the K most likely tokens
+at every token of a given text (`prompt_logprobs`), raw: before any temperature or truncation.
+
+Axes: N the row's response tokens, K kept tokens.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from multiprocessing import TimeoutError as NothingYet
+from multiprocessing.pool import AsyncResult, ThreadPool
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from tempspec.core.sparse import SparseLogits
+from tempspec.core.tails import bounds, told
+from tempspec.decoding.pace import Pace, PassCounts
+from tempspec.errors import UserError
+from tempspec.models.loading import load_config, vocabulary_of_config
+from tempspec.models.pair import Pair
+from tempspec.modules.fit.cache_folder import CacheOrigin
+from tempspec.modules.fit.teacher import cache_origin
+from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter
+from tempspec.modules.openai_client import Refused, Server, Trouble, call
+from tempspec.modules.server_kind import Kind, listed_models, recognise
+
+__all__ = ["ServedTeacher", "kept_of"]
+
+SUM_SLACK = 1e-3
+"""How far probabilities of one law may add up to more than 1: half precision moves each by less."""
+
+SAME = 0.5
+"""In nats: how far half precision may move a log-probability between two calls, with room to spare."""
+
+Row = tuple[list[int], list[bool]]
+"""Token ids of a training row, and which of them count."""
+
+
+@dataclass
+class ServedTeacher:
+    """Writes a cached teacher of a server's log-probabilities, from where it stopped.
+
+    Args:
+        options: what is kept, and where.
+        pair: names the target.
+        data: the data module whose training rows the target reads.
+        server: whom to ask.
+        watch: called about once a second while answers are waited for.
+    """
+
+    options: CachedTeacher
+    pair: Pair
+    data: Any
+    server: Server
+    watch: Callable[[Pace], None] | None = None
+    _trouble: Trouble = field(default_factory=lambda: Trouble(rank_zero_info), init=False)
+
+    def write(self) -> None:
+        """Ask for what is missing.
+
+        Raises:
+            UserError: the server cannot tell what is asked for, or cannot be reached; another cache is in the folder,
+                or the disk is too small.
+        """
+        if self.options.keep != "top":
+            raise UserError(f"a served teacher keeps top tokens, got teacher.keep: {self.options.keep}; set it to top")
+        self.pair.check_rows(self.data.max_length)
+        self.data.setup("fit")
+        if self.data.packed:
+            raise UserError(
+                "a server reads every row as one text, got rows of several documents: set data.pack_attention: joint, "
+                "or leave data.pack out"
+            )
+        origin = self._origin()
+        writer = CacheWriter(self.options, origin)
+        rank_zero_info(str(writer))
+        if writer.begun < origin.rows:
+            writer.write(self._kept(writer.begun, origin))
+
+    def _origin(self) -> CacheOrigin:
+        """What the cache is made of: a target that is known by its name, and the kind of server."""
+        kind: Kind = recognise(self.server, self._trouble)
+        if not kind.name.startswith("vLLM"):
+            raise UserError(f"{self.server.url} is {kind.name}: expected vLLM, which tells prompt_logprobs")
+        origin = cache_origin(self.pair, self.data)
+        return replace(origin, vocabulary=self._vocabulary, weights="", served=kind.name)
+
+    def _kept(self, begun: int, origin: CacheOrigin) -> Iterator[SparseLogits]:
+        """What is kept of each row from a number on, in their order."""
+        rows = self.data.train_rows
+        self._check(_row(rows[begun]))
+        pace = Pace("teacher", origin.rows, begun)
+        pace.start()
+        tokens = 0
+        with ThreadPool(self.server.concurrency) as pool:
+            due = (_row(rows[number]) for number in range(begun, origin.rows))
+            for done, kept in enumerate(_in_order(pool, self._ask, due, self.server.concurrency, self._seen(pace)), 1):
+                tokens += len(kept.token_NK)
+                pace.counts = PassCounts(done, tokens, tokens)
+                yield kept
+
+    def _seen(self, pace: Pace) -> Callable[[], None]:
+        def show() -> None:
+            pace.trouble = str(self._trouble)
+            if self.watch is not None:
+                self.watch(pace)
+
+        return show
+
+    # -- one row ------------------------------------------------------------------------------------------------------
+
+    def _ask(self, row: Row) -> SparseLogits:
+        return self._of(row, self._laws(row))
+
+    def _of(self, row: Row, laws: Sequence[Any]) -> SparseLogits:
+        ids, counted = row
+        places = [place for place in range(1, len(ids)) if counted[place]]
+        asked = min(self.options.tokens, self._vocabulary)
+        try:
+            return kept_of([laws[place] for place in places], asked, self._vocabulary, self.options.temperatures)
+        except ValueError as error:
+            raise UserError(f"{self.server.url}: {error}") from error
+
+    def _laws(self, row: Row, temperature: float = 1.0) -> Sequence[Any]:
+        """The entries of `prompt_logprobs`, one for each token of a row."""
+        kept = min(self.options.tokens, self._vocabulary)
+        body = {"model": self._model, "prompt": row[0], "max_tokens": 1, "temperature": temperature}
+        try:
+            answer = call(self.server, "completions", body | {"prompt_logprobs": kept}, self._trouble)
+        except Refused as error:
+            raise self._refusal(error, kept) from error
+        found = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
+        if not isinstance(found, list) or len(found) != len(row[0]):
+            raise UserError(f"{self.server.url} gives no prompt_logprobs for each of {len(row[0])} tokens: ask vLLM")
+        return found
+
+    def _refusal(self, error: Refused, kept: int) -> UserError:
+        if "logprobs" in str(error):
+            return UserError(
+                f"{self.server.url} gives fewer log-probabilities than teacher.tokens, {kept} ({error}): start vLLM "
+                f"with --max-logprobs {kept}, or lower teacher.tokens"
+            )
+        return UserError(f"{self.server.url} refuses: {error}; see server.model and --max-model-len")
+
+    def _check(self, row: Row) -> None:
+        """See on a row that values are raw log-probabilities, and say how well the tail is known.
+
+        Raises:
+            UserError: they are logits, or depend on the temperature that is asked for.
+        """
+        one = self._of(row, self._laws(row))
+        other = self._of(row, self._laws(row, 0.25))
+        gaps = (one.logit_NK - other.logit_NK).abs()
+        alike = one.token_NK == other.token_NK
+        if bool((gaps[alike] > SAME).any()):
+            raise UserError(
+                f"{self.server.url} gives log-probabilities that depend on the temperature: start vLLM with "
+                "--logprobs-mode raw_logprobs, its default"
+            )
+        if one.token_NK.shape[-1] < self._vocabulary and len(one.token_NK):
+            rank_zero_info(_tail_note(one, self._vocabulary))
+
+    @cached_property
+    def _model(self) -> str:
+        """The name that the server serves the target under."""
+        if self.server.model is not None:
+            return self.server.model
+        names = [str(entry.get("id")) for entry in listed_models(self.server)]
+        return names[0] if len(names) == 1 else self.pair.target
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        options = self.pair.options
+        config = load_config(
+            self.pair.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code
+        )
+        return vocabulary_of_config(self.pair.tokenizer, config)
+
+
+def kept_of(
+    laws: Sequence[Mapping[str, Mapping[str, float]]], kept: int, vocabulary: int, temperatures: Sequence[float]
+) -> SparseLogits:
+    """A teacher from entries of vLLM's `prompt_logprobs`.
+
+    Args:
+        laws: of each token, by the token's id: `logprob` and `rank`; the text's own token may be there beyond the rest.
+        kept: K, at most V.
+        vocabulary: V.
+        temperatures: increasing, above 0.
+
+    Raises:
+        ValueError: fewer tokens than K are told, or values that are no log-probabilities.
+
+    >>> law = {"7": {"logprob": -0.5, "rank": 1}, "3": {"logprob": -1.5, "rank": 2}, "9": {"logprob": -5, "rank": 8}}
+    >>> kept_of([law], 2, 10, [1.0]).token_NK
+    tensor([[7, 3]])
+    """
+    pairs = [_largest(law, kept, vocabulary) for law in laws]
+    token_NK = torch.tensor([[token for token, _ in row] for row in pairs], dtype=torch.int64).reshape(-1, kept)
+    logp_NK = torch.tensor([[value for _, value in row] for row in pairs], dtype=torch.float64).reshape(-1, kept)
+    if len(pairs) and float(logp_NK.exp().sum(-1).max()) > 1 + SUM_SLACK:
+        raise ValueError(
+            "expected log-probabilities, got values whose exponentials add up to more than 1: start vLLM with "
+            "--logprobs-mode raw_logprobs, its default"
+        )
+    found = told(token_NK, logp_NK, vocabulary, temperatures)
+    return replace(found, logit_NK=found.logit_NK.float(), logsum_NH=found.logsum_NH.float())
+
+
+def _largest(law: Mapping[str, Mapping[str, float]], kept: int, vocabulary: int) -> list[tuple[int, float]]:
+    told_ = sorted((float(entry["rank"]), int(token), float(entry["logprob"])) for token, entry in (law or {}).items())
+    real = [(token, value) for rank, token, value in told_ if rank <= kept and token < vocabulary]
+    if len(real) < kept:
+        raise ValueError(
+            f"expected the {kept} most likely of {vocabulary} tokens, got {len(real)}: lower teacher.tokens"
+        )
+    return real
+
+
+def _tail_note(kept: SparseLogits, vocabulary: int) -> str:
+    """How much of the law is not told, at each temperature: taken, and between which bounds it must be.
+
+    >>> print(_tail_note(told(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]]).log(), 6, (1.0, 2.0)), 6))
+    kept log-probabilities leave a share of the law to other tokens: at T = 1 .25, at T = 2 .44 (between .29 and .45)
+    """
+    logp_NK = kept.logit_NK.double()
+    said = []
+    for place, temperature in enumerate(kept.temperatures):
+        head_N = (logp_NK / temperature).logsumexp(-1)
+        ends = (*bounds(logp_NK, vocabulary, temperature), kept.logsum_NH[:, place].double())
+        low, high, taken = (f"{float((end_N - head_N).sigmoid().mean()):.2f}".lstrip("0") for end_N in ends)
+        between = "" if low == high else f" (between {low} and {high})"
+        said.append(f"at T = {temperature:g} {taken}{between}")
+    return f"kept log-probabilities leave a share of the law to other tokens: {', '.join(said)}"
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    return [int(token) for token in row["input_ids"]], [bool(one) for one in row["loss_mask"]]
+
+
+def _in_order(
+    pool: ThreadPool,
+    ask: Callable[[Row], SparseLogits],
+    due: Iterable[Row],
+    concurrency: int,
+    show: Callable[[], None],
+) -> Iterator[SparseLogits]:
+    """Answers in the order of what is due, with few of them in memory."""
+    waiting: deque[AsyncResult[SparseLogits]] = deque()
+    for row in due:
+        waiting.append(pool.apply_async(ask, (row,)))
+        if len(waiting) >= 2 * concurrency:
+            yield _awaited(waiting.popleft(), show)
+    while waiting:
+        yield _awaited(waiting.popleft(), show)
+
+
+def _awaited(result: "AsyncResult[SparseLogits]", show: Callable[[], None]) -> SparseLogits:
+    while True:
+        show()
+        with suppress(NothingYet):
+            return result.get(1.0)

@@ -1,0 +1,157 @@
+"""A teacher from a server that tells log-probabilities as vLLM does: of our own target, so that all is known."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tempspec.errors import UserError
+from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
+from tempspec.modules.openai_client import Server
+from tests.serving import serving
+
+V = 24
+RECORDED = Path(__file__).parents[2] / "data" / "engine_records"
+
+
+class Telling:
+    """Answers with log-probabilities of every prompt's tokens.
+
+    Args:
+        target: the model.
+        of: from logits and the asked temperature to the values that are told.
+        most: log-probabilities that may be asked for.
+        answers: how many completions are answered before the server fails.
+    """
+
+    def __init__(self, target, of=lambda logits, _: logits.log_softmax(-1), most=V, answers=10**6):
+        self.target, self.of, self.most, self.answers = target, of, most, answers
+
+    def __call__(self, path, body):
+        pages = {"/version": {"version": "0.32.0"}, "/v1/models": {"data": [{"id": "m", "owned_by": "vllm"}]}}
+        if path in pages:
+            return 200, pages[path]
+        self.answers -= 1
+        if self.answers < 0:
+            return 503, {"error": "gone"}
+        if (asked := body["prompt_logprobs"]) > self.most:
+            message = f"Requested prompt logprobs of {asked}, which is greater than max allowed: {self.most}"
+            return 400, {"error": {"message": message}}
+        return 200, {"choices": [{"text": "w1", "prompt_logprobs": self.told(body, asked)}]}
+
+    @torch.inference_mode()
+    def told(self, body, asked):
+        logits_TV = self.target(torch.tensor([body["prompt"]])).logits[0, :-1, :V].double()
+        found = [None]
+        for value_V, own in zip(self.of(logits_TV, body["temperature"]), body["prompt"][1:], strict=True):
+            order = value_V.argsort(descending=True).tolist()
+            listed = [*order[:asked], *([own] if own not in order[:asked] else [])]
+            found.append(
+                {
+                    str(t): {"logprob": float(value_V[t]), "rank": order.index(t) + 1, "decoded_token": ""}
+                    for t in listed
+                }
+            )
+        return found
+
+
+@pytest.fixture(scope="module")
+def target(pair):
+    return AutoModelForCausalLM.from_pretrained(pair / "target").eval()
+
+
+@pytest.fixture
+def bare(pair, tmp_path):
+    """The target without its weights."""
+    return shutil.copytree(pair / "target", tmp_path / "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+
+
+def module(pair, target, folder, **options):
+    options = {"tokens": 6, "temperatures": [0.5, 1.0, 2.0], "shard_rows": 16} | options
+    return DistillationModule(
+        target=str(target), draft=str(pair / "draft"), teacher=CachedTeacher(str(folder), **options)
+    )
+
+
+def write(answer, one, data, **options):
+    with serving(answer) as server:
+        server_ = Server(server.url, concurrency=3, retries=0, **options)
+        one.draft_training.write_served_cache(data, server_)
+        return server.seen
+
+
+def read(one, data):
+    """What fit reads of all rows."""
+    from tempspec.modules.fit.teacher import cache_origin
+
+    data.setup("fit")
+    rows = torch.arange(len(data.train_rows))
+    cache = TeacherCache(one.draft_training.teacher, cache_origin(one.pair, data))
+    return cache(rows, torch.ones(len(rows)))
+
+
+@pytest.mark.parametrize("tokens", [V, 6])
+def test_a_served_teacher_is_the_one_that_is_cached_here(pair, bare, target, data, tmp_path, tokens):
+    here, there = (module(pair, name, tmp_path / name.name, tokens=tokens) for name in (pair / "target", bare))
+    here.cache_target("teacher", data, torch.device("cpu"))
+    write(Telling(target), there, data)
+    ours, theirs = read(here, data), read(there, data)
+    assert torch.equal(ours.token_NK, theirs.token_NK)
+    for temperature in (1.0,) if tokens < V else (0.5, 1.0, 2.0):
+        at_N = torch.full((len(ours.token_NK),), temperature)
+        logq_NV = torch.zeros(len(at_N), V).log_softmax(-1)
+        torch.testing.assert_close(theirs.laws(at_N, logq_NV), ours.laws(at_N, logq_NV), atol=1e-5, rtol=0)
+
+
+def test_the_size_and_what_is_not_told_are_said_before(pair, bare, target, data, tmp_path, caplog):
+    write(Telling(target), module(pair, bare, tmp_path / "t"), data)
+    assert "cached teacher: 60 rows, 720 tokens, about" in caplog.text
+    assert "leave a share of the law to other tokens: at T = 0.5" in caplog.text
+
+
+def test_fit_learns_without_the_targets_weights(pair, bare, target, data, trainer, tmp_path):
+    write(Telling(target), module(pair, bare, tmp_path / "t"), data)
+    one = module(pair, bare, tmp_path / "t")
+    before = AutoModelForCausalLM.from_pretrained(pair / "draft").state_dict()
+    trainer(max_steps=2).fit(one, data)
+    assert any(not torch.equal(value, before[name]) for name, value in one.draft.state_dict().items())
+    named = module(pair, pair / "target", tmp_path / "t")
+    with pytest.raises(UserError, match="it was made of the target"):
+        trainer(max_steps=1).fit(named, data)
+
+
+def test_an_interrupted_cache_goes_on_where_it_stopped(pair, bare, target, data, tmp_path):
+    one = module(pair, bare, tmp_path / "t")
+    with pytest.raises(UserError, match="failed 1 times"):
+        write(Telling(target, answers=45), one, data)
+    assert len(list((tmp_path / "t").glob("*.arrow"))) == 2
+    seen = write(Telling(target), one, data)
+    assert sum(path == "/v1/completions" for path, _ in seen) == 28 + 2
+    write(Telling(target), module(pair, bare, tmp_path / "whole"), data)
+    for shard in (tmp_path / "whole").glob("*.arrow"):
+        assert (tmp_path / "t" / shard.name).read_bytes() == shard.read_bytes()
+    assert not [path for path, _ in write(Telling(target), one, data) if path == "/v1/completions"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "says"),
+    [
+        ({"of": lambda logits, _: logits}, {}, "values whose exponentials add up to more than 1"),
+        ({"of": lambda logits, t: (logits / t).log_softmax(-1)}, {}, "depend on the temperature"),
+        ({"most": 5}, {}, "start vLLM with --max-logprobs 6, or lower teacher.tokens"),
+        ({}, {"keep": "sampled"}, "keeps top tokens, got teacher.keep: sampled"),
+    ],
+    ids=["logits", "processed", "few", "sampled"],
+)
+def test_what_a_server_cannot_give_is_refused(pair, bare, target, data, tmp_path, answer, options, says):
+    with pytest.raises(UserError, match=says):
+        write(Telling(target, **answer), module(pair, bare, tmp_path / "t", **options), data)
+    assert not list((tmp_path / "t").glob("*.arrow"))
+
+
+def test_another_server_than_vllm_is_refused(pair, bare, data, tmp_path):
+    with pytest.raises(UserError, match="is unknown: expected vLLM"):
+        write(lambda path, body: (404, {}), module(pair, bare, tmp_path / "t"), data)
