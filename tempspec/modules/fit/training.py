@@ -4,6 +4,7 @@ Axes: B batch, T positions.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
