@@ -74,8 +74,8 @@ class ServedTeacher:
         self.data.setup("fit")
         if self.data.packed:
             raise UserError(
-                "a server reads every row as one text, got rows of several documents: set data.pack_attention: joint, "
-                "or leave data.pack out"
+                "a server reads every row as one text, got rows of several documents: set data.pack: false, or "
+                "data.pack_attention: across to let a document see those before it"
             )
         origin = self._origin()
         writer = CacheWriter(self.options, origin)
