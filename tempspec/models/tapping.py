@@ -9,6 +9,7 @@ Axes: B batch, T positions, H hidden.
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -17,7 +18,7 @@ from tempspec.errors import UserError
 from tempspec.interfaces import HeadTarget
 from tempspec.models.heads import hidden_states
 
-__all__ = ["Tapped", "Taps", "head_target", "tapped"]
+__all__ = ["Tapped", "Taps", "final_norm", "head_target", "tapped"]
 
 
 class Tapped(NamedTuple):
@@ -100,6 +101,32 @@ def head_target(model: PreTrainedModel) -> HeadTarget:
     """What heads may know of a model: its text configuration, embeddings and output matrix."""
     embedding_VH = model.get_input_embeddings().weight.detach()
     return HeadTarget(model.config.get_text_config(), embedding_VH, model.get_output_embeddings().weight.detach())
+
+
+@torch.no_grad()
+def final_norm(model: PreTrainedModel) -> nn.Module | None:
+    """What turns the last layer's output into the input of the output matrix; None where that is not one module."""
+    passed: list[tuple[nn.Module, Any, Any]] = []
+    hooks = [
+        module.register_forward_hook(lambda module, args, output: passed.append((module, args, output)))
+        for module in model.base_model.modules()
+    ]
+    ids_BT = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+    try:
+        (state_BTH,), hidden_BTH = tapped(model, [len(_layers(model))], input_ids=ids_BT, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    sides = ((module, [*args, None][0], output) for module, args, output in passed)
+    return next((module for module, *both in sides if _equal(both, [state_BTH, hidden_BTH])), None)
+
+
+def _equal(found: Sequence[Any], expected: Sequence[Tensor]) -> bool:
+    """Whether values are these tensors, in whatever shape."""
+    return all(
+        isinstance(one, Tensor) and one.numel() == other.numel() and torch.equal(one.flatten(), other.flatten())
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:

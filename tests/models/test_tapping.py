@@ -4,7 +4,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from tempspec.errors import UserError
 from tempspec.models.heads import hidden_states
-from tempspec.models.tapping import Taps, head_target, tapped
+from tempspec.models.tapping import Taps, final_norm, head_target, tapped
 from tests.tiny import gpt2, llama
 
 LAYERS = 4
@@ -31,6 +31,22 @@ def with_every_norm_moved(model):
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model
+
+
+@pytest.mark.parametrize("make", [four_llama, gemma3, four_gpt2])
+@torch.no_grad()
+def test_the_final_norm_leads_to_the_hidden_states(make):
+    model = with_every_norm_moved(make())
+    found = tapped(model, [LAYERS], input_ids=IDS, use_cache=False)
+    norm = final_norm(model)
+    torch.testing.assert_close(norm(found.states[0]), found.hidden_BTH)
+    model.base_model.register_forward_hook(lambda module, args, output: scaled(output))
+    assert final_norm(model) is None
+
+
+def scaled(output):
+    output.last_hidden_state = 2 * output.last_hidden_state
+    return output
 
 
 @pytest.mark.parametrize("make", [four_llama, gemma3, four_gpt2])

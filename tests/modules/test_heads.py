@@ -11,7 +11,7 @@ from tempspec.core.acceptance import overlap
 from tempspec.core.vocabulary import coverage
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
-from tempspec.models.conditioning import FILE, at_temperature, conditioned_rank, trained_range
+from tempspec.models.conditioning import FILE, at_temperature, conditioned_rank, plain_state, trained_range
 from tempspec.models.eagle3 import Eagle3
 from tempspec.models.eagle3.faults import head_faults
 from tempspec.models.head_draft import save_head
@@ -195,6 +195,20 @@ def test_a_checkpoint_is_measured_as_the_folder_is(pair, data, trainer, tmp_path
         trainer().validate(module, data, ckpt_path=path, verbose=False)
         found.append(module.acceptance().rows)
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("format", ["plain", "speculators"])
+def test_training_goes_on_from_a_head_of_either_format(pair, data, trainer, tmp_path, format):
+    """As it is, and as the head of tau = 1 of a conditioned one."""
+    kind, target = Eagle3(states=STATES), load_model(str(pair / "target"))
+    known = head_target(target)
+    kind.save(kind.build(known), known, tmp_path / "head", format, torch.float32)
+    held = kind.load(tmp_path / "head", known).state_dict()
+    for rank in (0, 2):
+        module = module_of(pair, draft=str(tmp_path / "head"), conditioning_rank=rank)
+        trainer(max_steps=1, limit_val_batches=0).fit(module, data)
+        moved = {name: float((value - held[name]).abs().max()) for name, value in plain_state(module.draft).items()}
+        assert 0 < max(moved.values()) < 1e-3
 
 
 def test_training_goes_on_from_a_head(pair, data, trainer, tmp_path):

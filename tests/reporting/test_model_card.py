@@ -42,3 +42,11 @@ def test_a_card_has_the_commands_that_use_the_trained_law(tmp_path):
     assert '"draft_sample_method": "probabilistic"' in text
     assert "--speculative-algorithm STANDALONE" in text
     assert "folded first" not in text
+
+
+@pytest.mark.parametrize(("rank", "folded"), [(0, False), (4, True)])
+def test_a_card_says_that_a_conditioned_head_is_folded(tmp_path, rank, folded):
+    (tmp_path / "fit").mkdir()
+    model = {"target": "someone/a", "head": "Eagle3", "conditioning_rank": rank}
+    (tmp_path / "fit" / "config.yaml").write_text(yaml.safe_dump({"model": model, "data": {"train": None}}))
+    assert ("folded first: `tempspec export`" in draft_card(tmp_path).content) is folded

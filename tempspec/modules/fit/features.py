@@ -26,7 +26,7 @@ from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, record_o
 from tempspec.modules.fit.teacher import cache_origin, cached_target
 from tempspec.modules.outputs import Batch, LogitSource, linear_heads, response
 
-__all__ = ["CachedFeatures", "FeatureCache", "write_features"]
+__all__ = ["CachedFeatures", "FeatureCache", "head_states", "target_config", "write_features"]
 
 
 @dataclass
@@ -34,7 +34,10 @@ class CachedFeatures:
     """What is kept of the target's states: `tempspec generate --cache-features` writes it, a head's fit learns from it.
 
     Args:
-        folder: where the cache is.
+        folder: where it is.
+        engine_states: the folder holds files of vLLM's `extract_hidden_states`, or of speculators, and these are the
+            layer ids that the engine was given, in its order: those that the head reads, and the target's number of
+            layers. The other options then do nothing. null is for our own files.
         dtype: what states are kept in; float32 is as exact as a forward pass in float32, at twice the size.
         shard_rows: rows of a file; an interrupted run loses at most so many.
 
@@ -43,6 +46,7 @@ class CachedFeatures:
     """
 
     folder: str
+    engine_states: list[int] | None = None
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     shard_rows: int = 256
 
@@ -83,7 +87,9 @@ def write_features(options: CachedFeatures, pair: Pair, data: Any, device: torch
         UserError: the draft is no head, the target's logits are no linear map of its states, another cache is in the
             folder, or the disk is too small.
     """
-    states = _states(pair)
+    if options.engine_states is not None:
+        raise UserError("generate --cache-features writes its own files: leave features.engine_states out")
+    states = head_states(pair)
     target, reading, origin = cached_target(pair, data, device)
     if not linear_heads([target]):
         raise UserError(f"a feature cache needs logits that are a linear map of states, which {pair.target} lacks")
@@ -111,7 +117,7 @@ class FeatureCache:
 
     def __init__(self, options: CachedFeatures, pair: Pair, data: Any) -> None:
         place = options.place
-        self.states = _states(pair)
+        self.states = head_states(pair)
         record = _record(options, cache_origin(pair, data), self.states)
         held = place.finished(record, ("states", "dtype", "shard_rows"))
         self.apart = bool(held["apart"])
@@ -155,16 +161,21 @@ class _Shard:
         return RowFeatures(*(self._file.get_slice(name)[ends[place] : ends[place + 1]] for name, ends in parts))
 
 
-def _states(pair: Pair) -> tuple[int, ...]:
+def head_states(pair: Pair) -> tuple[int, ...]:
     """The states that the pair's head reads: a folder's own, or those of a new one."""
     if pair.head is None:
         raise UserError("a feature cache is for heads: name one by model.head, such as Eagle3")
     if pair.draft is not None:
         draft: Any = pair.load_draft("auto")
         return draft.states
+    return pair.head.states(target_config(pair).num_hidden_layers)
+
+
+def target_config(pair: Pair) -> Any:
+    """The target's text configuration, without its weights."""
     options = pair.options
     config = load_config(pair.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
-    return pair.head.states(config.get_text_config().num_hidden_layers)
+    return config.get_text_config()
 
 
 def _tokens(rows: Any) -> int:

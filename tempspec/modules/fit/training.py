@@ -25,6 +25,7 @@ from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import StepClock
+from tempspec.modules.fit.engine_features import EngineFeatures
 from tempspec.modules.fit.features import CachedFeatures, FeatureCache, write_features
 from tempspec.modules.fit.loss import FitLoss, LossSums, Moment, TokenSelection
 from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
@@ -100,8 +101,8 @@ class DraftTraining:
             temperatures, which `tempspec export` merges into an ordinary one; 0 for an ordinary draft.
         online: rows whose response is written while training, by the draft or the target; none by default.
         teacher: a cache of the target's logits: `generate --cache-teacher` writes it, and fit then loads no target.
-        features: a cache of the target's states: `generate --cache-features` writes it, and fit of a head then needs no
-            forward pass of the target.
+        features: the target's states on disk: `generate --cache-features` or a serving engine writes them, and fit of a
+            head then needs no forward pass of the target.
         chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         gradient_checkpointing: keep only the input of each of the draft's layers in fit, or of each of a head's steps,
             and compute the rest again in the backward pass: a third more time for a fraction of the activations.
@@ -158,7 +159,7 @@ class DraftTraining:
         elif features is not None:
             raise UserError("model.features is for a head, got it with a language model: take model.teacher")
         self.cache: TeacherCache | None = None
-        self.feature_cache: FeatureCache | None = None
+        self.feature_cache: FeatureCache | EngineFeatures | None = None
         self.total_steps: int | None = None
         self._writer: OnlineWriter | None = None
         self._began = 0.0
@@ -189,10 +190,11 @@ class DraftTraining:
             data: the data module, set up for fit.
 
         Raises:
-            UserError: see `FeatureCache` and `tempspec.modules.fit.teacher.open_cache`.
+            UserError: see `FeatureCache`, `EngineFeatures` and `tempspec.modules.fit.teacher.open_cache`.
         """
         if self.features is not None:
-            self.feature_cache = FeatureCache(self.features, self.pair, data)
+            kind = FeatureCache if self.features.engine_states is None else EngineFeatures
+            self.feature_cache = kind(self.features, self.pair, data)
         if self.teacher is None:
             return
         self.cache = open_cache(
