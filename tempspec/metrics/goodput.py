@@ -1,4 +1,4 @@
-"""What drafting gains, from how many tokens a round yields and what an engine's rounds cost (floor 4).
+"""What drafting gains, from the yield of a round and what an engine's rounds cost (floor 4).
 
 A round without a draft and one that drafts K tokens are timed in the engine, with so many requests in flight. One that
 drafts fewer is taken to cost in between, on a straight line: the target verifies one less, the draft runs once less.

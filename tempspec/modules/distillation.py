@@ -38,10 +38,8 @@ from tempspec.modules.draft_vocabulary import head_ids
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
 from tempspec.modules.fit.training import Cached, DraftTraining
-from tempspec.modules.head_steps import head_steps, read_target
-from tempspec.modules.kept import Kept
 from tempspec.modules.named import DrafterLike, HeadLike, LengthLike, VerifierLike, plugin
-from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
+from tempspec.modules.outputs import Batch, LogitSource
 from tempspec.modules.predict.sweep_runner import PromptSets, SweepRunner
 from tempspec.modules.results import acceptance_table, decoding_table
 from tempspec.modules.validate.analytic import Measurement
@@ -369,19 +367,7 @@ class DistillationModule(pl.LightningModule):
         """One forward of each model gives the acceptance at every pair of temperatures."""
         assert self.draft is not None
         assert self.source is not None
-        draft, source = self.draft, self.source
-        if isinstance(draft, HeadModel):
-            place = draft, self.pair.target_model, batch, source
-            read = read_target(*place)
-            self.measurement.count_steps(lambda: head_steps(*place, self.measurement.steps, read=read), draft)
-            return
-        kept = Kept.of(response(batch))
-        target = source.of(self.pair.target_model, batch, kept)
-
-        def pairs() -> LogitPairs:
-            return source.pairs(target, source.of(draft, batch, kept))
-
-        self.measurement.count(batch, draft, pairs)
+        self.measurement.read(batch, self.draft, self.pair.target_model, self.source)
 
     test_step = validation_step
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tempspec.core.acceptance import Survey, Truncation, acceptance_grid, expected_tokens_by_position, survey
 from tempspec.core.vocabulary import coverage
@@ -20,9 +21,9 @@ from tempspec.metrics.coverage import Coverage
 from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.head_draft import DraftModel
-from tempspec.modules.head_steps import DraftStep
+from tempspec.modules.head_steps import DraftStep, head_steps, read_target
 from tempspec.modules.kept import Kept
-from tempspec.modules.outputs import Batch, LogitPairs, response
+from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
 
 __all__ = ["Means", "Measurement"]
 
@@ -124,6 +125,23 @@ class Measurement:
         self.fitted_on = [names.index(name) for name in sets or names]
         self.truncation = truncation
         self.fit = DraftTemperatureFit(target_temperatures).to(device)
+
+    def read(self, batch: Batch, draft: DraftModel, target: PreTrainedModel, source: LogitSource) -> None:
+        """Run both models on a batch, and count it.
+
+        Args:
+            batch: rows of any of the sets.
+            draft: what is measured.
+            target: runs once, whatever the draft is.
+            source: runs both.
+        """
+        if isinstance(draft, HeadModel):
+            read = read_target(draft, target, batch, source)
+            self.count_steps(lambda: head_steps(draft, target, batch, source, self.steps, read=read), draft)
+            return
+        kept = Kept.of(response(batch))
+        known = source.of(target, batch, kept)
+        self.count(batch, draft, lambda: source.pairs(known, source.of(draft, batch, kept)))
 
     def count_steps(self, steps: Callable[[], Iterable[DraftStep]], head: HeadModel) -> None:
         """Count a batch of a head, drafted token by drafted token.
