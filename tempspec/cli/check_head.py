@@ -8,6 +8,7 @@ from jsonargparse.typing import NonNegativeInt
 from tempspec.cli import errors
 from tempspec.cli.screen import quiet
 from tempspec.errors import UserError
+from tempspec.models.conditioning import FILE as CONDITIONING
 from tempspec.models.eagle3 import Eagle3
 from tempspec.models.eagle3.faults import head_faults, head_notes
 from tempspec.models.loading import load_config
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _measured(folder: Path, target: str, tokens: int) -> list[str]:
     """Acceptance by temperature and position, a line each; why there is none, where a fault forbids it."""
+    if (folder / CONDITIONING).is_file():
+        return ["note: its acceptance is not measured: an engine has it without what the temperature changes"]
     # Imported here: what only looks at files takes no models.
     from tempspec.cli.head_acceptance import head_acceptance
 

@@ -76,7 +76,7 @@ class EngineFeatures:
         lengths, weights = batch["attention_mask"].sum(1).tolist(), batch["weight"].tolist()
         for place, row in enumerate(batch["row"].tolist()):
             if weights[place] > 0:
-                states_LSH = self._row(row, lengths[place])
+                states_LSH = self._row(row)
                 self._check_once(ids_BT[place, : lengths[place]], states_LSH, self._files[row])
                 found_CBTH[:, place, : lengths[place]] = states_LSH[:, self._columns].transpose(0, 1).to(dtype)
         *states, last_BTH = found_CBTH.to(ids_BT.device).unbind()
@@ -94,10 +94,10 @@ class EngineFeatures:
             )
         return norm
 
-    def _row(self, row: int, length: int) -> Tensor:
-        """All that is held of a row, `[L, S, H]`; an engine may have added the token that it was made to sample."""
+    def _row(self, row: int) -> Tensor:
+        """All that is held of a row, `[L, S, H]`."""
         with safe_open(self._files[row], "pt") as file:
-            return file.get_slice(_STATES)[:length]
+            return file.get_tensor(_STATES)
 
     @torch.no_grad()
     def _check_once(self, ids_L: Tensor, states_LSH: Tensor, file: Path) -> None:
@@ -133,9 +133,7 @@ def _files_of_rows(folder: Path, rows: Any, states: int, width: int) -> list[Pat
     """
     known: dict[bytes, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        token_L = _tokens(file, states, width)
-        for text in (token_L, token_L[:-1]):
-            known.setdefault(_digest(text), file)
+        known[_digest(_tokens(file, states, width))] = file
     found = [known.get(_digest(text)) for text in _texts(rows)]
     lacking = [number for number, file in enumerate(found) if file is None]
     if lacking:

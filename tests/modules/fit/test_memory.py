@@ -98,11 +98,13 @@ def test_a_fit_takes_what_was_estimated_within_the_factor(folder):
 
 
 HEADS = {
-    "one step": ("short", 1, None, False),
-    "three steps": ("short", 3, None, False),
-    "a draft vocabulary": ("short", 3, 2000, False),
-    "features": ("short", 3, None, True),
-    "long rows": ("long", 3, None, False),
+    "one step": {"steps": 1},
+    "three steps": {},
+    "a draft vocabulary": {"vocabulary": 2000},
+    "features": {"cached": True},
+    "long rows": {"rows": "long"},
+    "long rows, steps taken again": {"rows": "long", "again": True},
+    "all temperatures": {"rank": 8},
 }
 
 
@@ -112,15 +114,18 @@ def test_a_heads_fit_takes_what_was_estimated(folder):
         command(folder, "tiny", 8, 1, head="Eagle3"),
         command(folder, "target", 64, 16, *features, "--cache-features", stage="generate", head="Eagle3"),
     ]
-    for name, (rows, steps, vocabulary, cached) in HEADS.items():
-        batch, length = ROWS[rows]
+    for name, case in HEADS.items():
+        batch, length = ROWS[case.get("rows", "short")]
+        vocabulary, steps, cached = case.get("vocabulary"), case.get("steps", 3), case.get("cached", False)
+        own = {"conditioning_rank": case.get("rank", 0), "gradient_checkpointing": case.get("again", False)}
         kind = {"class_path": "Eagle3", "init_args": {"draft_vocabulary": vocabulary}}
-        options = {"head": kind, "head_training": {"steps": steps}}
+        options = {"head": kind, "head_training": {"steps": steps}} | own
         commands.append(command(folder, "target", length, batch, *features * cached, **options))
         made = Pair(str(folder / "target"), None, None, ModelOptions(), head=Eagle3(draft_vocabulary=vocabulary))
-        found = sizes(made, batch_size=batch, length=length, head_steps=steps, from_features=cached)
+        found = sizes(made, batch_size=batch, length=length, head_steps=steps, from_features=cached, **own)
         expected[name] = estimate(found, Way("one device", 1)).total
     quotients = {name: expected[name] / got for name, got in zip(HEADS, measured(commands)[1:], strict=True)}
+    print(quotients)
     assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
 
 
