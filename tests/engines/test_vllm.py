@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmarks.vllm_server import VllmServer
+from benchmarks.vllm_server import VllmServer, served
 from tempspec.core.sparse import SparseLogits
 from tempspec.core.tails import bounds
+from tempspec.metrics.goodput import speeds_of
 
 pytestmark = pytest.mark.engines
 
@@ -173,3 +174,20 @@ def dense(kept, at_N, logq_NV):
     """Probabilities at their tokens' places, and the tail's."""
     logp_NC, _ = kept.laws(at_N, logq_NV)
     return torch.zeros_like(logq_NV).scatter(-1, kept.token_NK, logp_NC[:, :-1].exp()), logp_NC[:, -1].exp()
+
+
+def test_speeds_beside_a_server_without_a_draft(world, server, vllm, tempspec, tmp_path):
+    with served(vllm, world / "target", log=world / "plain.log") as plain:
+        urls = ("--server", server.url, "--plain", plain.url, "--speed", "1,4")
+        run = ("--config", world / "c.yaml", "--run", tmp_path)
+        _, printed, error = tempspec("serve-check", *urls, *run)
+    assert "without a draft" in printed, error
+    speeds = speeds_of(json.loads((tmp_path / "serve-check/serve_check.json").read_text())["speeds"])
+    assert [(one.temperature, one.concurrency, one.drafted) for one in speeds] == [
+        (temperature, in_flight, drafted) for temperature in (0, 1) for in_flight in (1, 4) for drafted in (3, 0)
+    ]
+    for speed in speeds:
+        step = speed.step()
+        assert 0 < float(step.numerator_SW[0, 0] / step.denominator_SW[0, 0]) < 10
+        assert all(one.tokens == 31 for one in speed.requests)
+        assert all(one.rounds < 31 if speed.drafted else one.rounds == 31 for one in speed.requests)
