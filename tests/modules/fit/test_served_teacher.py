@@ -106,6 +106,22 @@ def test_a_served_teacher_is_the_one_that_is_cached_here(pair, bare, target, dat
         torch.testing.assert_close(theirs.laws(at_N, logq_NV), ours.laws(at_N, logq_NV), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("separate", [True, False])
+def test_documents_of_packed_rows_are_read_as_fit_reads_them(pair, bare, target, data, tmp_path, separate):
+    data.setup("fit")
+    rows = data.train_rows
+    rows = rows.remove_columns("starts") if "starts" in rows.column_names else rows
+    data._train = rows.add_column("starts", [[0, 6, 9]] * len(rows))
+    data.encoding.separate = separate
+    here, there = (module(pair, name, tmp_path / name.name, tokens=V) for name in (pair / "target", bare))
+    here.cache_target("teacher", data, torch.device("cpu"))
+    write(Telling(target), there, data)
+    ours, theirs = read(here, data), read(there, data)
+    at_N, logq_NV = torch.ones(len(ours.token_NK)), torch.zeros(len(ours.token_NK), V).log_softmax(-1)
+    assert torch.equal(ours.token_NK, theirs.token_NK)
+    torch.testing.assert_close(theirs.laws(at_N, logq_NV), ours.laws(at_N, logq_NV), atol=1e-5, rtol=0)
+
+
 def test_the_size_and_what_is_not_told_are_said_before(pair, bare, target, data, tmp_path, caplog):
     write(Telling(target), module(pair, bare, tmp_path / "t"), data)
     assert "cached teacher: 60 rows, 720 tokens, about" in caplog.text
