@@ -1,5 +1,6 @@
 """A teacher from a server that tells log-probabilities as vLLM does: of our own target, so that all is known."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,14 +8,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tempspec.core.sparse import top_k
 from tempspec.errors import UserError
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.fit.served_teacher import kept_of
 from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
 from tempspec.modules.openai_client import Server
 from tests.serving import serving
+from tests.tiny import llama
 
 V = 24
-RECORDED = Path(__file__).parents[2] / "data" / "engine_records"
+RECORDED = Path(__file__).parent / "recorded"
+"""Answers of vLLM 0.32.0 to `IDS` of `served_model`, with `prompt_logprobs` 4; and to more than it gives."""
+IDS = [1, 5, 7, 2, 9, 11, 3, 20, 14, 6]
+
+
+def served_model():
+    heads = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return llama(0, V, 2, gain=6.0, context=256, **heads)
 
 
 class Telling:
@@ -91,6 +102,29 @@ def read(one, data):
     rows = torch.arange(len(data.train_rows))
     cache = TeacherCache(one.draft_training.teacher, cache_origin(one.pair, data))
     return cache(rows, torch.ones(len(rows)))
+
+
+@torch.inference_mode()
+def test_what_vllm_has_told_is_what_its_model_says_here():
+    laws = json.loads((RECORDED / "prompt_logprobs.json").read_text())["choices"][0]["prompt_logprobs"]
+    found = kept_of(laws[1:], 4, V, (0.5, 1.0, 2.0))
+    logp_NV = served_model()(torch.tensor([IDS])).logits[0, :-1].log_softmax(-1)
+    ours = top_k(logp_NV, 4, (0.5, 1.0, 2.0))
+    assert torch.equal(found.token_NK, ours.token_NK)
+    torch.testing.assert_close(found.logit_NK, ours.logit_NK, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.logsum_NH[:, 1], ours.logsum_NH[:, 1], atol=1e-4, rtol=0)
+    assert (found.logsum_NH - ours.logsum_NH).abs().max() < 0.5  # an estimate at other temperatures
+
+
+def test_vllms_own_refusal_names_its_option(pair, bare, target, data, tmp_path):
+    told = json.loads((RECORDED / "too_many.json").read_text())
+    answer = Telling(target)
+
+    def refusing(path, body):
+        return (told["status"], told["body"]) if path == "/v1/completions" else answer(path, body)
+
+    with pytest.raises(UserError, match=r"max allowed: 24 .*: start vLLM with --max-logprobs 6, or lower"):
+        write(refusing, module(pair, bare, tmp_path / "t"), data)
 
 
 @pytest.mark.parametrize("tokens", [V, 6])
