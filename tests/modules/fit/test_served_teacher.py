@@ -116,6 +116,13 @@ def test_what_vllm_has_told_is_what_its_model_says_here():
     assert (found.logsum_NH - ours.logsum_NH).abs().max() < 0.5  # an estimate at other temperatures
 
 
+def test_logits_that_vllm_has_told_are_no_log_probabilities():
+    """Of the same text, from a server with `--logprobs-mode raw_logits`."""
+    laws = json.loads((RECORDED / "raw_logits.json").read_text())["choices"][0]["prompt_logprobs"]
+    with pytest.raises(ValueError, match="add up to more than 1"):
+        kept_of(laws[1:], 4, V, (1.0,))
+
+
 def test_vllms_own_refusal_names_its_option(pair, bare, target, data, tmp_path):
     told = json.loads((RECORDED / "too_many.json").read_text())
     answer = Telling(target)
