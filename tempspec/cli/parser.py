@@ -92,8 +92,9 @@ def add_shared_options(parser: LightningArgumentParser, task: str, run: str) -> 
         "--server",
         type=Server | str | None,
         default=None,
-        help="Where generate takes the target's text from, instead of running it: an OpenAI-compatible server's "
-        "address, or {url: ADDRESS, concurrency: 16, ...}. The API key comes from the environment alone.",
+        help="Where generate takes the target's text from, or with --cache-teacher its log-probabilities, instead of "
+        "running it: an OpenAI-compatible server's address, or {url: ADDRESS, concurrency: 16, ...}. The API key comes "
+        "from the environment alone.",
     )
     parser.add_argument(
         "--before",

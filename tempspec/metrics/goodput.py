@@ -100,10 +100,19 @@ class Gain:
     Attributes:
         drafted: K.
         speedup: tokens per second over those without a draft.
+
+    >>> print(Gain(2, Estimate(1.31, 1.2, 1.4, 12)))
+    draft 2: 1.31 [1.20, 1.40] times as fast as without
     """
 
     drafted: int
     speedup: Estimate
+
+    def __str__(self) -> str:
+        """What to do."""
+        if self.drafted == 0:
+            return "draft nothing: no length is faster"
+        return f"draft {self.drafted}: {self.speedup} times as fast as without"
 
 
 def gains(tokens: Sums, drafting: Speed, plain: Speed) -> list[Gain]:

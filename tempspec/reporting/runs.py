@@ -20,7 +20,7 @@ from tempspec.metrics.rows import DecodedRow, cell_of
 from tempspec.metrics.timing import places_of
 from tempspec.own_yaml import read_own_yaml
 from tempspec.reporting.decoded_rows import decoded_rows, parquet_rows
-from tempspec.reporting.measured import MEASURING, fit_of_measured, of_other_drafts, of_unknown_drafts
+from tempspec.reporting.measured import MEASURING, fit_of_measured, measured_draft, of_other_drafts, of_unknown_drafts
 from tempspec.reporting.records import Estimates
 from tempspec.reporting.study_index import FILE as STUDY_FILE
 from tempspec.reporting.study_index import Prefixes, read_study
@@ -58,6 +58,7 @@ class MeasuredRun:
         parameter_ratio: the draft's parameters over the target's, where predict says so.
         fitted: pairs of temperatures (target, draft) that validate found for `draft_temperatures: fitted`.
         notes: what was left out.
+        engine: what serve-check has kept of a live engine with the same draft.
     """
 
     name: str
@@ -69,6 +70,7 @@ class MeasuredRun:
     parameter_ratio: float | None = None
     fitted: Sequence[tuple[float, float]] = ()
     notes: Sequence[str] = ()
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,10 @@ def read_run(folder: Path, name: str = "") -> MeasuredRun:
     elif "validate" in finished:
         notes.append(f"{folder / 'validate'} has no acceptance.parquet: left out; run validate again")
     kept = [stage for stage in begun if stage not in others]
+    engine: Mapping[str, Any] = _optional(folder / "serve-check" / "serve_check.json", json.loads)
+    if "predict" in begun and engine and engine.get("measured") != measured_draft(folder / "predict"):
+        notes.append(f"{folder / 'serve-check'} is of another draft than predict: left out; run serve-check again")
+        engine = {}
     return MeasuredRun(
         name=name or _clean(folder.resolve().name),
         folder=folder,
@@ -264,6 +270,7 @@ def read_run(folder: Path, name: str = "") -> MeasuredRun:
         analytic_rows=analytic,
         parameter_ratio=facts.get("parameter_ratio"),
         fitted=[(fit["target_temperature"], fit["draft_temperature"]) for fit in fits.get("fits", [])],
+        engine=engine,
         notes=[
             *notes,
             *of_unknown_drafts(folder, [stage for stage in MEASURING if stage in finished], configs),

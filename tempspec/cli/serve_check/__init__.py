@@ -2,100 +2,29 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import asdict
+from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from tempspec.cli.errors import OneLineErrors
-from tempspec.cli.lightning import CommandLine, run
 from tempspec.cli.serve_check.asking import Answers, LiveEngine
+from tempspec.cli.serve_check.decoded import Ours, decoded, due, rows_at
+from tempspec.cli.serve_check.speed import Pair, numbers, show_speeds, speeds
 from tempspec.cli.serve_check.verdicts import Verdict, of_drafted, of_own_count, of_text, of_tokens, verdict
-from tempspec.core.acceptance import WHOLE
-from tempspec.data.prompts import Prompt
-from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
-from tempspec.interfaces import Request
 from tempspec.metrics.bootstrap import FEWEST, Sums
 from tempspec.metrics.parity import counted_row, figures
-from tempspec.metrics.rows import DecodedRow
 from tempspec.models.evaluating import evaluating
-from tempspec.models.pair import Pair
-from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.openai_client import Server
 
-__all__ = ["Ours", "check", "main"]
+__all__ = ["check", "main"]
 
 WIDTH = 100
 """Columns of the table: a narrower file or terminal would break every figure in two."""
-
-VERIFIER = "engine"
-"""The label of the verifier that is used for the engine's."""
-
-
-@dataclass
-class Ours:
-    """What was decoded here.
-
-    Attributes:
-        pair: the models.
-        sweep: temperatures and lengths.
-        drafted: tokens that a round drafts at most.
-        samples_draft: whether the draft is sampled from a model, at a temperature.
-        prompts: of all sets, the first turns.
-        rows: by the name of a hypothesis.
-        folder: of this check.
-    """
-
-    pair: Pair
-    sweep: Sweep
-    drafted: int
-    samples_draft: bool
-    prompts: list[Prompt]
-    rows: dict[str, list[DecodedRow]] = field(default_factory=dict)
-    folder: Path = Path()
-
-
-class _Decoding(CommandLine):
-    """predict, in a folder of its own, on few prompts, without a report."""
-
-    column = "same"
-    most = 32
-    kept: list[Ours] = []
-
-    @property
-    def folder(self) -> Path:
-        """Beside those of the run's stages; its name is what records are kept by."""
-        return Path(self._options.run) / "serve-check" / self.column / "predict"
-
-    def instantiate_classes(self) -> None:
-        """With no more prompts of a set than asked for."""
-        super().instantiate_classes()
-        sources = self.datamodule.prompt_sources
-        for name, source in sources.items():
-            limit = self.most if source.limit is None else min(source.limit, self.most)
-            sources[name] = replace(source, limit=limit)
-
-    def predict(self, **kwargs: Any) -> None:
-        """Decode, and keep the rows."""
-        self.trainer.predict(**kwargs, return_predictions=False)
-        runner = self.model.runner
-        rows = pq.read_table(self.folder / "predictions.parquet").to_pylist()
-        wanted = set(runner.order)
-        rows = [row for row in rows if row["key"] in wanted and row["turn"] == 1 and row["verifier"] == VERIFIER]
-        prompts = [prompt for members in self.datamodule.prompt_sets().values() for prompt in members]
-        decoded = (self.model.pair, runner.sweep, runner.length.longest, runner.needs_draft, prompts)
-        ours = Ours(*decoded, folder=self.folder.parents[1])
-        ours.rows[self.column] = cast(list[DecodedRow], rows)
-        self.kept.append(ours)
-
-    def after_predict(self) -> None:
-        """Nothing: no figure of a draft's card is measured here."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -117,17 +46,27 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--model_name", help="The name that it serves the target under, if it lists several.")
     parser.add_argument("--concurrency", type=int, default=4, help="Requests in flight at a time.")
     parser.add_argument("--prompts", type=int, default=32, help="Prompts of each set, at most.")
+    parser.add_argument("--plain", help="The address of the same engine without a draft, for speeds.")
+    parser.add_argument("--speed", help="Time so many requests in flight: numbers, such as 1,4,16.")
     parser.add_argument("--verifier", default="TokenwiseRejection", help="The rule that the engine verifies with.")
     own, rest = parser.parse_known_args(list(arguments[1:]))
     server = _server(own.server, own.model_name, own.concurrency)
     if own.prompts < FEWEST:
         raise UserError(f"--prompts must be {FEWEST} or more, which an interval needs, got {own.prompts}")
+    in_flight = numbers(own.speed or (str(own.concurrency) if own.plain else ""))
     engine = LiveEngine(server)
-    ours = _decoded(rest, own.prompts, own.verifier)
-    engine.model = engine.model or ours.pair.target
+    plain = LiveEngine(_server(own.plain, own.model_name, own.concurrency)) if own.plain else None
+    ours = decoded(rest, own.prompts, own.verifier)
+    for one in (engine, plain):
+        if one is not None:
+            one.model = one.model or ours.pair.target
     verdicts = list(check(ours, engine))
     _show(verdicts, server.url, engine)
-    write_atomically(ours.folder / "serve_check.json", _as_json(verdicts, server.url, engine))
+    alike = not any(finding.about == "length" for finding in verdicts)  # else the costs say nothing of our length
+    pairs = speeds(ours, engine, plain, in_flight) if alike else []
+    show_speeds(pairs, ours, own.verifier, WIDTH)
+    write_atomically(ours.folder / "serve_check.json", _as_json(verdicts, engine, pairs, ours.measured))
+    print(_outcome(verdicts))
     return 0 if _outcome(verdicts) == "agrees" else 1
 
 
@@ -136,24 +75,6 @@ def _server(url: str, model: str | None, concurrency: int) -> Server:
         return Server(url, model, concurrency, retries=2)
     except ValueError as error:
         raise UserError(str(error)) from error
-
-
-def _decoded(rest: Sequence[str], prompts: int, verifier: str) -> Ours:
-    """Our rows under every hypothesis that the sweep has."""
-    shared = ["predict", *rest, "--model.verifiers", f"{{{VERIFIER}: {verifier}}}", "--model.sweep.timing_prompts", "0"]
-    kept: list[Ours] = []
-
-    def column(name: str, *options: str, earlier: Any = None) -> Any:
-        kind = type("_Column", (_Decoding,), {"column": name, "most": prompts, "kept": kept})
-        return run([*shared, *options], earlier, kind)
-
-    first = column("same", "--model.sweep.draft_temperatures", "[same, 0.0]")
-    ours = kept[0]
-    if ours.sweep.truncation != WHOLE:
-        options = ("--model.sweep.draft_temperatures", "same", "--model.sweep.cut_draft", "false")
-        column("uncut", *options, earlier=cast(DistillationModule, first))
-        ours.rows |= kept[1].rows
-    return ours
 
 
 def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
@@ -168,7 +89,7 @@ def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
     temperatures, alike = sorted(ours.sweep.target_temperatures), True
     among = (ours.drafted + 2) * len(temperatures)
     for temperature in temperatures:
-        answers = engine.answer(_due(ours, temperature))
+        answers = engine.answer(due(ours, temperature))
         if not answers.counts:
             yield Verdict(f"T = {temperature:g}", "the engine drafted nothing", False)
             continue
@@ -187,31 +108,13 @@ def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
             yield Verdict("speed", f"T = {temperature:g}: {answers.tokens / answers.seconds:.0f} tokens/s", True)
 
 
-def _due(ours: Ours, temperature: float) -> list[tuple[int, Request]]:
-    """The engine's requests: those of our rows."""
-    by_place = {(prompt.set, prompt.index): prompt for prompt in ours.prompts}
-    found = []
-    for row in _rows(ours, "same", temperature, temperature):
-        prompt = by_place[row["prompt_set"], row["prompt_index"]]
-        request = ours.sweep.request(
-            prompt.ids, temperature, temperature, seed=row["seed"], key=row["key"], stop_ids=ours.pair.stop_ids
-        )
-        found.append((row["prompt_key"], request))
-    return found
-
-
-def _rows(ours: Ours, column: str, temperature: float, draft: float) -> list[DecodedRow]:
-    pair = (temperature, draft)
-    return [row for row in ours.rows[column] if (row["target_temperature"], row["draft_temperature"]) == pair]
-
-
 def _columns(ours: Ours, temperature: float) -> dict[str, dict[str, Sums]]:
     """Our figures under each hypothesis that differs from `same` at this temperature."""
-    rows = {"same": _rows(ours, "same", temperature, temperature)}
+    rows = {"same": rows_at(ours, "same", temperature, temperature)}
     if temperature > 0 and ours.samples_draft:
-        rows["argmax"] = _rows(ours, "same", temperature, 0.0)
+        rows["argmax"] = rows_at(ours, "same", temperature, 0.0)
         if "uncut" in ours.rows:
-            rows["uncut"] = _rows(ours, "uncut", temperature, temperature)
+            rows["uncut"] = rows_at(ours, "uncut", temperature, temperature)
     return {name: figures(counted_row(row, ours.drafted) for row in members) for name, members in rows.items()}
 
 
@@ -228,7 +131,7 @@ def _of_tokens(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
 
 
 def _of_text(ours: Ours, answers: Answers) -> Verdict:
-    rows = [row for row in _rows(ours, "same", 0.0, 0.0) if row["key"] in answers.ids]
+    rows = [row for row in rows_at(ours, "same", 0.0, 0.0) if row["key"] in answers.ids]
     prompts = {(prompt.set, prompt.index): prompt.ids for prompt in ours.prompts}
     pairs = [(answers.ids[row["key"]], row["tokens"]) for row in rows]
 
@@ -260,7 +163,6 @@ def _show(verdicts: Sequence[Verdict], url: str, engine: LiveEngine) -> None:
     print(f"{url}: {engine.kind.name}; 95% intervals over prompts, the verdicts' hold for all lines at once")
     for finding in verdicts:
         print(f"{finding.about}: {finding.says}")
-    print(_outcome(verdicts))
 
 
 def _outcome(verdicts: Sequence[Verdict]) -> str:
@@ -273,6 +175,14 @@ def _outcome(verdicts: Sequence[Verdict]) -> str:
     return "differs" if False in said else "undecided" if None in said else "agrees"
 
 
-def _as_json(verdicts: Sequence[Verdict], url: str, engine: LiveEngine) -> str:
+def _as_json(
+    verdicts: Sequence[Verdict],
+    engine: LiveEngine,
+    pairs: Sequence[Pair],
+    measured: Mapping[str, str],
+) -> str:
     findings: list[Mapping[str, Any]] = [asdict(one) for one in verdicts]
-    return json.dumps({"server": url, "kind": engine.kind.name, "findings": findings}, indent=2) + "\n"
+    timed = [one.to_dict() for pair in pairs for one in pair if one is not None]
+    said: dict[str, Any] = {"server": engine.server.url, "kind": engine.kind.name, "measured": dict(measured)}
+    said |= {"findings": findings, "speeds": timed}
+    return json.dumps(said, indent=2) + "\n"

@@ -20,7 +20,7 @@ from tempspec.metrics.parity import Counted
 from tempspec.modules.openai_client import Refused, Server, call, page
 from tempspec.modules.server_kind import Kind, listed_models, recognise, refusal
 
-__all__ = ["Answers", "LiveEngine"]
+__all__ = ["Answers", "LiveEngine", "written"]
 
 GROUPS = 12
 """Observations that requests are put into where an engine counts for all of them together."""
@@ -107,7 +107,7 @@ class LiveEngine:
             UserError: it refuses, cannot be reached, or does not tell what it counts.
         """
         found = Answers()
-        first = self._ask(due[0][1].shortened(1))
+        first = self.ask(due[0][1].shortened(1))
         told = self.sglang or bool((first.get("metrics") or {}).get("speculative_decoding"))
         began = time.monotonic()
         if told:
@@ -149,10 +149,10 @@ class LiveEngine:
                 self._keep(found, request, answer)
             after = self._settled()
             counters = difference(before, after)
-            written = sum(_written(answer) for answer in answers)
-            if (all_written := counters.get("generation_tokens", written)) != written:
+            here = sum(written(answer) for answer in answers)
+            if (all_written := counters.get("generation_tokens", here)) != here:
                 raise UserError(
-                    f"{self.server.url} wrote {all_written:g} tokens while {written} were asked for here: it is used "
+                    f"{self.server.url} wrote {all_written:g} tokens while {here} were asked for here: it is used "
                     f"by others; {_ALONE}"
                 )
             if log := of_counters(counters):
@@ -198,15 +198,20 @@ class LiveEngine:
         ids = choice.get("output_ids" if self.sglang else "token_ids")
         if ids:
             found.ids[request.key] = [int(token) for token in ids]
-        found.tokens += _written(answer)
+        found.tokens += written(answer)
 
     # -- one request --------------------------------------------------------------------------------------------------
 
     def _ask_all(self, requests: Sequence[Request]) -> list[dict[str, Any]]:
         with ThreadPool(min(self.server.concurrency, len(requests))) as pool:
-            return pool.map(self._ask, requests, chunksize=1)
+            return pool.map(self.ask, requests, chunksize=1)
 
-    def _ask(self, request: Request) -> dict[str, Any]:
+    def ask(self, request: Request) -> dict[str, Any]:
+        """The answer to one request.
+
+        Raises:
+            UserError: it is refused, or the engine cannot be reached.
+        """
         body = self._body(request)
         post = partial(call, self.server, "/generate" if self.sglang else "completions")
         try:
@@ -232,6 +237,7 @@ class LiveEngine:
         return own | sampling | {"seed": request.seed & 0x7FFFFFFF, "return_token_ids": True}
 
 
-def _written(answer: Mapping[str, Any]) -> int:
+def written(answer: Mapping[str, Any]) -> int:
+    """Tokens of an answer."""
     usage = answer.get("usage") or answer.get("meta_info") or {}
     return int(usage.get("completion_tokens") or 0)

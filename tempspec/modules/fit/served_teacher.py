@@ -38,8 +38,8 @@ SUM_SLACK = 1e-3
 SAME = 0.5
 """In nats: how far half precision may move a log-probability between two calls, with room to spare."""
 
-Row = tuple[list[int], list[bool]]
-"""Token ids of a training row, and which of them count."""
+Text = tuple[list[int], list[int]]
+"""Token ids that the server reads together, and the places of those that count."""
 
 
 @dataclass
@@ -72,11 +72,6 @@ class ServedTeacher:
             raise UserError(f"a served teacher keeps top tokens, got teacher.keep: {self.options.keep}; set it to top")
         self.pair.check_rows(self.data.max_length)
         self.data.setup("fit")
-        if self.data.packed:
-            raise UserError(
-                "a server reads every row as one text, got rows of several documents: set data.pack: false, or "
-                "data.pack_attention: across to let a document see those before it"
-            )
         origin = self._origin()
         writer = CacheWriter(self.options, origin)
         rank_zero_info(str(writer))
@@ -89,17 +84,18 @@ class ServedTeacher:
         if not kind.name.startswith("vLLM"):
             raise UserError(f"{self.server.url} is {kind.name}: expected vLLM, which tells prompt_logprobs")
         origin = cache_origin(self.pair, self.data)
-        return replace(origin, vocabulary=self._vocabulary, weights="", served=kind.name)
+        return replace(origin, vocabulary=self._vocabulary, weights="", served=kind.name, apart=bool(self.data.packed))
 
     def _kept(self, begun: int, origin: CacheOrigin) -> Iterator[SparseLogits]:
         """What is kept of each row from a number on, in their order."""
         rows = self.data.train_rows
-        self._check(_row(rows[begun]))
+        apart = origin.apart
+        self._check(_texts(rows[begun], apart))
         pace = Pace("teacher", origin.rows, begun)
         pace.start()
         tokens = 0
         with ThreadPool(self.server.concurrency) as pool:
-            due = (_row(rows[number]) for number in range(begun, origin.rows))
+            due = (_texts(rows[number], apart) for number in range(begun, origin.rows))
             for done, kept in enumerate(_in_order(pool, self._ask, due, self.server.concurrency, self._seen(pace)), 1):
                 tokens += len(kept.token_NK)
                 pace.counts = PassCounts(done, tokens, tokens)
@@ -115,47 +111,42 @@ class ServedTeacher:
 
     # -- one row ------------------------------------------------------------------------------------------------------
 
-    def _ask(self, row: Row) -> SparseLogits:
-        return self._of(row, self._laws(row))
-
-    def _of(self, row: Row, laws: Sequence[Any]) -> SparseLogits:
-        ids, counted = row
-        places = [place for place in range(1, len(ids)) if counted[place]]
-        asked = min(self.options.tokens, self._vocabulary)
+    def _ask(self, texts: Sequence[Text], temperature: float = 1.0) -> SparseLogits:
+        """What is kept of a row."""
+        entries = [entry for text in texts for entry in self._entries(text, temperature)]
         try:
-            return kept_of([laws[place] for place in places], asked, self._vocabulary, self.options.temperatures)
+            return kept_of(entries, self._asked, self._vocabulary, self.options.temperatures)
         except ValueError as error:
             raise UserError(f"{self.server.url}: {error}") from error
 
-    def _laws(self, row: Row, temperature: float = 1.0) -> Sequence[Any]:
-        """The entries of `prompt_logprobs`, one for each token of a row."""
-        kept = min(self.options.tokens, self._vocabulary)
-        body = {"model": self._model, "prompt": row[0], "max_tokens": 1, "temperature": temperature}
+    def _entries(self, text: Text, temperature: float) -> list[Any]:
+        """The entries of `prompt_logprobs` at the places of a text that count."""
+        ids, places = text
+        body = {"model": self._model, "prompt": ids, "max_tokens": 1, "temperature": temperature}
         try:
-            answer = call(self.server, "completions", body | {"prompt_logprobs": kept}, self._trouble)
+            answer = call(self.server, "completions", body | {"prompt_logprobs": self._asked}, self._trouble)
         except Refused as error:
-            raise self._refusal(error, kept) from error
+            raise self._refusal(error) from error
         found = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
-        if not isinstance(found, list) or len(found) != len(row[0]):
-            raise UserError(f"{self.server.url} gives no prompt_logprobs for each of {len(row[0])} tokens: ask vLLM")
-        return found
+        if not isinstance(found, list) or len(found) != len(ids):
+            raise UserError(f"{self.server.url} gives no prompt_logprobs for each of {len(ids)} tokens: ask vLLM")
+        return [found[place] for place in places]
 
-    def _refusal(self, error: Refused, kept: int) -> UserError:
+    def _refusal(self, error: Refused) -> UserError:
         if "logprobs" in str(error):
             return UserError(
-                f"{self.server.url} gives fewer log-probabilities than teacher.tokens, {kept} ({error}): start vLLM "
-                f"with --max-logprobs {kept}, or lower teacher.tokens"
+                f"{self.server.url} gives fewer log-probabilities than teacher.tokens, {self._asked} ({error}): start "
+                f"vLLM with --max-logprobs {self._asked}, or lower teacher.tokens"
             )
         return UserError(f"{self.server.url} refuses: {error}; see server.model and --max-model-len")
 
-    def _check(self, row: Row) -> None:
+    def _check(self, texts: Sequence[Text]) -> None:
         """See on a row that values are raw log-probabilities, and say how well the tail is known.
 
         Raises:
             UserError: they are logits, or depend on the temperature that is asked for.
         """
-        one = self._of(row, self._laws(row))
-        other = self._of(row, self._laws(row, 0.25))
+        one, other = self._ask(texts), self._ask(texts, 0.25)
         gaps = (one.logit_NK - other.logit_NK).abs()
         alike = one.token_NK == other.token_NK
         if bool((gaps[alike] > SAME).any()):
@@ -165,6 +156,11 @@ class ServedTeacher:
             )
         if one.token_NK.shape[-1] < self._vocabulary and len(one.token_NK):
             rank_zero_info(_tail_note(one, self._vocabulary))
+
+    @property
+    def _asked(self) -> int:
+        """Log-probabilities of each token."""
+        return min(self.options.tokens, self._vocabulary)
 
     @cached_property
     def _model(self) -> str:
@@ -240,21 +236,37 @@ def _tail_note(kept: SparseLogits, vocabulary: int) -> str:
     return f"kept log-probabilities leave a share of the law to other tokens: {', '.join(said)}"
 
 
-def _row(row: Mapping[str, Any]) -> Row:
-    return [int(token) for token in row["input_ids"]], [bool(one) for one in row["loss_mask"]]
+def _texts(row: Mapping[str, Any], apart: bool) -> list[Text]:
+    """What a server reads of a training row: the whole, or each document with what is learned as its end.
+
+    Args:
+        row: `input_ids`, `loss_mask`, and of a packed row `starts`.
+        apart: whether documents do not see each other.
+
+    >>> _texts({"input_ids": [5, 6, 0, 7, 8], "loss_mask": [0, 1, 1, 1, 0], "starts": [0, 2]}, True)
+    [([5, 6, 0], [1, 2]), ([0, 7], [1])]
+    """
+    ids, counted = list(row["input_ids"]), list(row["loss_mask"])
+    starts = list(row.get("starts") or [0]) if apart else [0]
+    found = []
+    for begin, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+        places = [place - begin for place in range(begin + 1, min(end + 1, len(ids))) if counted[place]]
+        if places:
+            found.append((ids[begin : begin + places[-1] + 1], places))
+    return found
 
 
 def _in_order(
     pool: ThreadPool,
-    ask: Callable[[Row], SparseLogits],
-    due: Iterable[Row],
+    ask: Callable[[list[Text]], SparseLogits],
+    due: Iterable[list[Text]],
     concurrency: int,
     show: Callable[[], None],
 ) -> Iterator[SparseLogits]:
     """Answers in the order of what is due, with few of them in memory."""
     waiting: deque[AsyncResult[SparseLogits]] = deque()
-    for row in due:
-        waiting.append(pool.apply_async(ask, (row,)))
+    for texts in due:
+        waiting.append(pool.apply_async(ask, (texts,)))
         if len(waiting) >= 2 * concurrency:
             yield _awaited(waiting.popleft(), show)
     while waiting:

@@ -5,9 +5,11 @@ import json
 import pytest
 import yaml
 
-from tempspec.cli.serve_check import _decoded, _due, check
+from tempspec.cli.serve_check import check
 from tempspec.cli.serve_check.asking import LiveEngine
+from tempspec.cli.serve_check.decoded import decoded, due
 from tempspec.errors import UserError
+from tempspec.metrics.goodput import speeds_of
 from tempspec.models.loading import save_model
 from tempspec.modules.openai_client import Server
 from tempspec.plugins.drafters import CausalLM, PromptLookup
@@ -18,6 +20,7 @@ from tests.tiny import llama, words
 from .server import speculating
 
 PARTS = {"drafter": CausalLM(), "length": FixedLength(3)}
+PLAIN = {"drafter": PromptLookup(longest_ngram=24, shortest_ngram=24), "length": FixedLength(1)}
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +62,11 @@ def config(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ours(config):
-    return _decoded(["--config", str(config)], 16, "TokenwiseRejection")
+    return decoded(["--config", str(config)], 16, "TokenwiseRejection")
 
 
 def findings(ours, server):
-    server.answer.prepare([one for t in ours.sweep.target_temperatures for _, one in _due(ours, t)])
+    server.answer.prepare([one for t in ours.sweep.target_temperatures for _, one in due(ours, t)])
     engine = LiveEngine(Server(server.url, concurrency=2, retries=0))
     return {(one.about, one.agrees): one.says for one in check(ours, engine)}
 
@@ -117,6 +120,7 @@ def test_the_command_says_it_and_ends_with_0_or_1(models, config, run, tmp_path)
         assert (found, printed.splitlines()[-1]) == (code, last), error
         assert "position 3" in printed
     kept = json.loads((tmp_path / "run/serve-check/serve_check.json").read_text())
+    assert kept["speeds"] == []
     assert kept["kind"] == "vLLM 0.32.0"
     assert {one["about"] for one in kept["findings"]} >= {"T = 0", "T = 1", "text at T = 0", "speed"}
 
@@ -127,6 +131,7 @@ def test_the_command_says_it_and_ends_with_0_or_1(models, config, run, tmp_path)
         ({"version": {"version": "0.32.0"}}, ["--prompts", "5"], "--prompts must be 6 or more"),
         ({}, [], "is unknown: expected an engine that speculates"),
         ({"version": {"version": "0.32.0"}}, ["--concurrency", "0"], "server.concurrency must be more than 0"),
+        ({"version": {"version": "0.32.0"}}, ["--speed", "1,x"], "--speed must be numbers of 1 or more, such as 1,4"),
     ],
 )
 def test_what_cannot_be_checked_is_one_line(said, arguments, says, config, run):
@@ -148,8 +153,26 @@ def test_rounds_without_a_draft_are_named_as_a_definition(models, config):
     target = models[0]
     parts = {"drafter": PromptLookup(longest_ngram=3), "length": FixedLength(3)}
     options = ["--config", str(config), "--model.drafter", "PromptLookup", "--model.sweep.top_k", "0"]
-    decoded = _decoded([*options, "--run", str(config.parent / "lookup")], 16, "TokenwiseRejection")
+    rows = decoded([*options, "--run", str(config.parent / "lookup")], 16, "TokenwiseRejection")
     with speculating(target, None, parts, words()) as server:
-        found = findings(decoded, server)
+        found = findings(rows, server)
     assert found["T = 1", True].startswith("agrees")
     assert found["counts", True].startswith("counts differ by definition: the engine's mean acceptance length, ")
+
+
+def test_speeds_beside_a_plain_server_say_what_to_draft(models, config, run, tmp_path):
+    target, near, _ = models
+    with speculating(target, near, PARTS, words()) as server, speculating(target, None, PLAIN, words()) as plain:
+        few = ("--prompts", 8, "--model.sweep.samples", 1, "--run", tmp_path / "run")
+        urls = ("--server", server.url, "--plain", plain.url, "--speed", "2,4")
+        _, printed, error = run("serve-check", "--config", config, *urls, *few)
+    assert "without a draft" in printed, error
+    for temperature in (0, 1):
+        for in_flight in (2, 4):
+            assert f"T = {temperature}, {in_flight} in flight: draft " in printed
+    speeds = speeds_of(json.loads((tmp_path / "run/serve-check/serve_check.json").read_text())["speeds"])
+    assert [(one.temperature, one.concurrency, one.drafted) for one in speeds] == [
+        (temperature, in_flight, drafted) for temperature in (0, 1) for in_flight in (2, 4) for drafted in (3, 0)
+    ]
+    assert all(one.tokens == 23 for speed in speeds for one in speed.requests)
+    assert all((one.rounds == 23) == (speed.drafted == 0) for speed in speeds for one in speed.requests)

@@ -1,5 +1,6 @@
 """A teacher from a server that tells log-probabilities as vLLM does: of our own target, so that all is known."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,14 +8,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tempspec.core.sparse import top_k
 from tempspec.errors import UserError
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.fit.served_teacher import kept_of
 from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
 from tempspec.modules.openai_client import Server
 from tests.serving import serving
+from tests.tiny import llama
 
 V = 24
-RECORDED = Path(__file__).parents[2] / "data" / "engine_records"
+RECORDED = Path(__file__).parent / "recorded"
+"""Answers of vLLM 0.32.0 to `IDS` of `served_model`, with `prompt_logprobs` 4; and to more than it gives."""
+IDS = [1, 5, 7, 2, 9, 11, 3, 20, 14, 6]
+
+
+def served_model():
+    heads = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 2}
+    return llama(0, V, 2, gain=6.0, context=256, **heads)
 
 
 class Telling:
@@ -93,6 +104,36 @@ def read(one, data):
     return cache(rows, torch.ones(len(rows)))
 
 
+@torch.inference_mode()
+def test_what_vllm_has_told_is_what_its_model_says_here():
+    laws = json.loads((RECORDED / "prompt_logprobs.json").read_text())["choices"][0]["prompt_logprobs"]
+    found = kept_of(laws[1:], 4, V, (0.5, 1.0, 2.0))
+    logp_NV = served_model()(torch.tensor([IDS])).logits[0, :-1].log_softmax(-1)
+    ours = top_k(logp_NV, 4, (0.5, 1.0, 2.0))
+    assert torch.equal(found.token_NK, ours.token_NK)
+    torch.testing.assert_close(found.logit_NK, ours.logit_NK, atol=1e-4, rtol=0)
+    torch.testing.assert_close(found.logsum_NH[:, 1], ours.logsum_NH[:, 1], atol=1e-4, rtol=0)
+    assert (found.logsum_NH - ours.logsum_NH).abs().max() < 0.5  # an estimate at other temperatures
+
+
+def test_logits_that_vllm_has_told_are_no_log_probabilities():
+    """Of the same text, from a server with `--logprobs-mode raw_logits`."""
+    laws = json.loads((RECORDED / "raw_logits.json").read_text())["choices"][0]["prompt_logprobs"]
+    with pytest.raises(ValueError, match="add up to more than 1"):
+        kept_of(laws[1:], 4, V, (1.0,))
+
+
+def test_vllms_own_refusal_names_its_option(pair, bare, target, data, tmp_path):
+    told = json.loads((RECORDED / "too_many.json").read_text())
+    answer = Telling(target)
+
+    def refusing(path, body):
+        return (told["status"], told["body"]) if path == "/v1/completions" else answer(path, body)
+
+    with pytest.raises(UserError, match=r"max allowed: 24 .*: start vLLM with --max-logprobs 6, or lower"):
+        write(refusing, module(pair, bare, tmp_path / "t"), data)
+
+
 @pytest.mark.parametrize("tokens", [V, 6])
 def test_a_served_teacher_is_the_one_that_is_cached_here(pair, bare, target, data, tmp_path, tokens):
     here, there = (module(pair, name, tmp_path / name.name, tokens=tokens) for name in (pair / "target", bare))
@@ -104,6 +145,22 @@ def test_a_served_teacher_is_the_one_that_is_cached_here(pair, bare, target, dat
         at_N = torch.full((len(ours.token_NK),), temperature)
         logq_NV = torch.zeros(len(at_N), V).log_softmax(-1)
         torch.testing.assert_close(theirs.laws(at_N, logq_NV), ours.laws(at_N, logq_NV), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("separate", [True, False])
+def test_documents_of_packed_rows_are_read_as_fit_reads_them(pair, bare, target, data, tmp_path, separate):
+    data.setup("fit")
+    rows = data.train_rows
+    rows = rows.remove_columns("starts") if "starts" in rows.column_names else rows
+    data._train = rows.add_column("starts", [[0, 6, 9]] * len(rows))
+    data.encoding.separate = separate
+    here, there = (module(pair, name, tmp_path / name.name, tokens=V) for name in (pair / "target", bare))
+    here.cache_target("teacher", data, torch.device("cpu"))
+    write(Telling(target), there, data)
+    ours, theirs = read(here, data), read(there, data)
+    at_N, logq_NV = torch.ones(len(ours.token_NK)), torch.zeros(len(ours.token_NK), V).log_softmax(-1)
+    assert torch.equal(ours.token_NK, theirs.token_NK)
+    torch.testing.assert_close(theirs.laws(at_N, logq_NV), ours.laws(at_N, logq_NV), atol=1e-5, rtol=0)
 
 
 def test_the_size_and_what_is_not_told_are_said_before(pair, bare, target, data, tmp_path, caplog):
