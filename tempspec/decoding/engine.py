@@ -20,7 +20,7 @@ from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
 from tempspec.decoding.draft_sides import HeadSteps, draft_side
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
-from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature
+from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature, compiles
 from tempspec.decoding.rounds import (
     ClosedForms,
     RoundOutcome,
@@ -53,6 +53,7 @@ from tempspec.interfaces import (
     Verifier,
 )
 from tempspec.models.attention import attending_in_groups
+from tempspec.models.compiling import Compile
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.cutting import first_layers
 from tempspec.models.decodable import check_decodable
@@ -65,6 +66,8 @@ PREFILL_CHUNK = 512
 ALIGNMENT = 8
 """Capacities are multiples of this, which keeps the rows of masks and caches aligned."""
 
+_OF_CACHES = ("_models", "_slot_count", "_longest", "_nodes", "_compile")
+"""What two engines with the same caches have in common."""
 
 Options = ParamSpec("Options")
 
@@ -99,7 +102,8 @@ class Engine:
         analytic: also report the verifier's closed forms: expected acceptance, a lossy rule's distance from the target
             (costs a pass over the laws).
         compile: compile the forward passes: `torch.compile` on the CPU, CUDA graphs on a GPU. Worth it for small models
-            and long runs: each shape takes seconds to a minute when first met.
+            and long runs: each shape takes seconds to a minute when first met. `auto` is on a GPU alone, where the
+            draft can be compiled.
 
     Raises:
         UserError: the parts do not fit together, or a model cannot be decoded in a ragged batch.
@@ -116,7 +120,7 @@ class Engine:
         draft: DraftModel | None = None,
         slots: int = 8,
         analytic: bool = False,
-        compile: bool = False,
+        compile: Compile = False,
     ) -> None:
         check_parts(verifier, drafter, length, draft, slots)
         if drafter is None or not drafter.needs_model:
@@ -125,9 +129,7 @@ class Engine:
             named = f"{type(drafter).__name__}: layers"
             draft = first_layers(target, drafter.target_layers, option=named, share=True)
         self._conditioned = draft is not None and is_conditioned(draft)
-        if compile and (self._conditioned or isinstance(draft, HeadModel)):
-            kind = "conditioned on the temperature" if self._conditioned else "a head"
-            raise UserError(f"a draft that is {kind} cannot be compiled: set compile to false")
+        self._compile = compiles(compile, target.device, draft)
         self._models = (target, draft)
         self._condition(None)
         for model in self._models:
@@ -141,7 +143,6 @@ class Engine:
         self._nodes = drafter.most_nodes(self._longest) if drafter is not None else 0
         self._slot_count = slots
         self._analytic = analytic
-        self._compile = compile
         self._adaptive = length is not None and (
             type(length).limit is not DraftLength.limit or type(length).for_round is not DraftLength.for_round
         )
@@ -226,6 +227,13 @@ class Engine:
         sizes = self._slot_count, capacity
         self._draft = draft_side(draft, target, *sizes, narrow)
         self._target = RaggedModel(target, *sizes, wide, draft.states if isinstance(draft, HeadModel) else ())
+
+    def share(self, other: "Engine") -> bool:
+        """Use another engine's caches and recordings, in turn with it; whether both need the same."""
+        same = all(getattr(self, name) == getattr(other, name) for name in _OF_CACHES)
+        if same and other._capacity:
+            self._capacity, self._target, self._draft = other._capacity, other._target, other._draft
+        return same
 
     def _padded(self, longest_row: int) -> int:
         """The positions that rows of this length take."""

@@ -2,10 +2,14 @@
 
 from typing import Literal
 
+import torch
+
 from tempspec.errors import UserError
 from tempspec.interfaces import Drafter, DraftLength, HeadModel, Request, Verifier
+from tempspec.models.compiling import Compile
+from tempspec.models.conditioning import is_conditioned
 
-__all__ = ["check_parts", "check_prompt", "check_temperature"]
+__all__ = ["check_parts", "check_prompt", "check_temperature", "compiles"]
 
 
 def check_parts(
@@ -92,3 +96,30 @@ def check_temperature(request: Request, verifier: Verifier | None) -> None:
             f"{type(verifier).__name__} verifies at target_temperature 0 only, got "
             f"{request.target_temperature}: choose another verifier"
         )
+
+
+def compiles(choice: Compile, device: torch.device, draft: object = None) -> bool:
+    """Whether forward passes are compiled: by `auto` on a GPU, where the draft can be.
+
+    Args:
+        choice: what was asked for.
+        device: of the models.
+        draft: the draft model or head; None for none.
+
+    Raises:
+        UserError: it was asked for, and the draft cannot be compiled.
+
+    >>> [compiles(choice, torch.device("cpu")) for choice in ("auto", True, False)]
+    [False, True, False]
+    >>> compiles("auto", torch.device("cuda"))
+    True
+    """
+    if choice is False or (choice == "auto" and device.type != "cuda"):
+        return False
+    conditioned = isinstance(draft, torch.nn.Module) and is_conditioned(draft)
+    if not conditioned and not isinstance(draft, HeadModel):
+        return True
+    if choice == "auto":
+        return False
+    kind = "conditioned on the temperature" if conditioned else "a head"
+    raise UserError(f"a draft that is {kind} cannot be compiled: set compile to false")

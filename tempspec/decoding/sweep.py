@@ -54,7 +54,8 @@ class Sweep(CutLaws):
         timing_slots: the batch sizes that speed is measured at. At 1 each prompt is decoded alone; at B so many prompts
             of a set are decoded together, and what is left of them is not timed.
         seed: all sampling noise derives from it.
-        compile: compile the forward passes; worth it for small models and long runs. Needs a C++ compiler on a CPU.
+        compile: compile the forward passes. `auto` records CUDA graphs on a GPU and compiles nothing on a CPU. There
+            `true` is worth it for small models and long runs; it needs a C++ compiler.
         batch_size: read and ignored; `slots` and `write_every` took its place.
     """
 
@@ -70,7 +71,7 @@ class Sweep(CutLaws):
     timing_prompts: int = 8
     timing_slots: list[int] = field(default_factory=lambda: [1])
     seed: int = 0
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:

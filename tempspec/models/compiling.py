@@ -3,8 +3,9 @@
 import os
 import shutil
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Hashable
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,8 +13,17 @@ from torch import Tensor
 Pass = Callable[..., Tensor]
 """`(token_RN, start_R, view, keep) -> logits`; reads no value on the host."""
 
+Compile = bool | Literal["auto"]
+"""Whether forward passes are compiled; `auto` is on a GPU, where nothing but the model can forbid it."""
+
+Replay = Callable[[Tensor, Tensor], Tensor]
+"""A recorded pass: `(token_RN, start_R) -> logits` for the shapes that it was recorded with."""
+
+Recorder = Callable[[Pass, Tensor, Tensor, int, int], Replay]
+"""Makes a recording of a pass from the first `(token_RN, start_R, view, keep)` of a shape."""
+
 SHAPES = 32
-"""Compiled variants that one model may have: widths times views."""
+"""Compiled or recorded variants that one model may have: widths times views."""
 
 
 def compiled(forward: Pass, device: torch.device) -> Pass:
@@ -22,7 +32,7 @@ def compiled(forward: Pass, device: torch.device) -> Pass:
     Without a C++ compiler, which `torch.compile` needs on the CPU, it warns once and returns `forward` itself.
     """
     if device.type == "cuda":
-        return CudaGraphs(forward)
+        return Recorded(forward, record_graph)
     if not has_cpp_compiler():
         warnings.warn(
             "compile: expected a C++ compiler (the variable CXX, g++ or clang++), found none; "
@@ -61,36 +71,79 @@ class Compiled:
             return self._compiled(token_RN, start_R, view, keep)
 
 
-class CudaGraphs:
+class Recorded:
     """Records a forward pass once for each shape and replays it: no Python and one launch for all its kernels.
 
-    Inputs are copied to the recording's own; the logits are its own too and are kept until the next pass.
+    What cannot be recorded runs as it is: a shape beyond the first `most`, and every shape of a model whose first
+    recording failed. One line says why.
+
+    Args:
+        forward: the pass.
+        record: makes a recording of it.
+        most: recordings at most; each holds memory.
     """
 
-    def __init__(self, forward: Pass) -> None:
+    def __init__(self, forward: Pass, record: Recorder, most: int = SHAPES) -> None:
         self._forward = forward
-        self._recorded: dict[Any, tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]] = {}
+        self._record = record
+        self._most = most
+        self._recorded: dict[Hashable, Replay] = {}
+        self._full = False
 
     def __call__(self, token_RN: Tensor, start_R: Tensor, view: int, keep: int) -> Tensor:
-        """See `Pass`."""
+        """See `Pass`; the logits of a recording are its own and are kept until the next pass."""
         shape = (token_RN.shape, view, keep)
-        if shape not in self._recorded:
-            self._recorded[shape] = self._record(token_RN.clone(), start_R.clone(), view, keep)
-        graph, own_token_RN, own_start_R, logits = self._recorded[shape]
+        replay = self._recorded.get(shape)
+        if replay is None and not self._full:
+            replay = self._new(token_RN, start_R, view, keep)
+        if replay is None:
+            return self._forward(token_RN, start_R, view, keep)
+        self._recorded[shape] = replay
+        return replay(token_RN, start_R)
+
+    def _new(self, token_RN: Tensor, start_R: Tensor, view: int, keep: int) -> Replay | None:
+        """A recording; None where there is to be none, now and later."""
+        if len(self._recorded) < self._most:
+            try:
+                return self._record(self._forward, token_RN, start_R, view, keep)
+            except RuntimeError as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+        else:
+            reason = f"{self._most} shapes are recorded, which is the most"
+        self._full = True
+        warnings.warn(f"compile: forward passes of other shapes run eagerly, as {reason}", stacklevel=4)
+        return None
+
+
+@cache
+def _pool() -> Any:
+    """The memory that all recordings share: they are replayed one after the other."""
+    return torch.cuda.graph_pool_handle()
+
+
+def record_graph(forward: Pass, token_RN: Tensor, start_R: Tensor, view: int, keep: int) -> Replay:
+    """A CUDA graph of a pass.
+
+    Raises:
+        RuntimeError: the model does what no graph can hold, such as reading a value on the host.
+    """
+    own_token_RN, own_start_R = token_RN.clone(), start_R.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries allocate their workspaces in a first, unrecorded pass
+        first = forward(own_token_RN, own_start_R, view, keep)
+    torch.cuda.current_stream().wait_stream(side)
+    # Not of the shared memory, in which another recording may leave anything between two replays.
+    logits = torch.empty_like(first)
+    del first
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_pool()):
+        logits.copy_(forward(own_token_RN, own_start_R, view, keep))
+
+    def replay(token_RN: Tensor, start_R: Tensor) -> Tensor:
         own_token_RN.copy_(token_RN)
         own_start_R.copy_(start_R)
         graph.replay()
         return logits
 
-    def _record(
-        self, token_RN: Tensor, start_R: Tensor, view: int, keep: int
-    ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor, Tensor]:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries allocate their workspaces in a first, unrecorded pass
-            self._forward(token_RN, start_R, view, keep)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._forward(token_RN, start_R, view, keep)
-        return graph, token_RN, start_R, logits
+    return replay

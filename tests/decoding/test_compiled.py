@@ -7,6 +7,8 @@ import torch
 
 from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
+from tempspec.plugins.drafters import PromptLookup
+from tempspec.plugins.lengths import FixedLength
 
 from .conftest import tiny_llama
 from .engines import SAMPLING, greedy_text, prompts, run, speculative
@@ -68,8 +70,41 @@ def test_without_a_compiler_compile_warns_once_and_decodes(wide_pair, monkeypatc
     assert completion.tokens == greedy_text(target, request.prompt, 9)
 
 
+def test_engines_of_a_sweep_share_caches_and_recordings(wide_pair):
+    target, draft = wide_pair
+    first, second = (speculative(target, draft, SAMPLING[name], slots=2) for name in list(SAMPLING)[:2])
+    first.reserve(64)
+    assert second.share(first)
+    second.reserve(64)
+    assert second._target is first._target
+    requests = [Request(p, 1.0, max_new_tokens=9, seed=i, key=str(i)) for i, p in enumerate(prompts(3, 40))]
+    alone = run(speculative(target, draft, list(SAMPLING.values())[1], slots=2), requests)
+    run(first, requests)
+    assert [c.tokens for c in run(second, requests)] == [c.tokens for c in alone]
+
+
+@pytest.mark.parametrize("other", [{"slots": 3}, {"length": FixedLength(2)}, {"drafter": PromptLookup()}])
+def test_engines_of_other_caches_share_nothing(wide_pair, other):
+    target, draft = wide_pair
+    first = speculative(target, draft, SAMPLING["TokenwiseRejection"], slots=2)
+    first.reserve(64)
+    second = speculative(target, verifier=SAMPLING["TokenwiseRejection"], **{"draft": draft, "slots": 2} | other)
+    assert not second.share(first)
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("compile", [False, True])
+def test_on_cuda_a_pass_that_reads_the_host_runs_eagerly(wide_pair):
+    target, draft = (copy.deepcopy(model).cuda() for model in wide_pair)
+    target.model.norm.register_forward_hook(lambda module, given, made: made * float(made.isfinite().all()))
+    request = Request((1, 2, 3), 0.0, max_new_tokens=15)
+    with pytest.warns(UserWarning, match="run eagerly, as"):
+        (completion,) = speculative(target, draft, SAMPLING["TokenwiseRejection"], compile="auto").run([request])
+    eager = speculative(target, draft, SAMPLING["TokenwiseRejection"])
+    assert completion.tokens == next(iter(eager.run([request]))).tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True, "auto"])
 def test_on_cuda_rows_give_the_greedy_text_of_generate(wide_pair, compile):
     target, draft = (copy.deepcopy(model).cuda() for model in wide_pair)
     requests = [Request(p, 0.0, max_new_tokens=12 + i, key=str(i)) for i, p in enumerate([(7,), *prompts(5, 40)])]

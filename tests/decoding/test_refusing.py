@@ -1,10 +1,16 @@
 """What an engine refuses before any token."""
 
+import copy
+
 import pytest
+import torch
 
 from tempspec.decoding.engine import Engine
+from tempspec.decoding.refusing import compiles
+from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
+from tempspec.models.conditioning import condition
 from tempspec.plugins.drafters import EarlyExit
 
 from .engines import LOSSLESS, SAMPLING, VERIFIERS, speculative
@@ -36,3 +42,20 @@ def test_a_drafter_without_its_model_is_refused(target):
 def test_layers_of_an_early_exit_are_told_by_their_own_name(target):
     with pytest.raises(UserError, match="EarlyExit: layers must be 1 to 1, the target's number of layers, got 9"):
         speculative(target, None, LOSSLESS["TokenwiseRejection"], drafter=EarlyExit(9))
+
+
+def test_a_draft_that_cannot_be_compiled_leaves_auto_eager(draft):
+    conditioned = copy.deepcopy(draft)
+    condition(conditioned, 2)
+    cuda = torch.device("cuda")
+    assert compiles("auto", cuda, draft)
+    assert not compiles("auto", cuda, conditioned)
+    with pytest.raises(UserError, match="conditioned on the temperature cannot be compiled"):
+        compiles(True, cuda, conditioned)
+
+
+def test_auto_compiles_nothing_on_a_cpu(target, draft):
+    engine = speculative(target, draft, SAMPLING["TokenwiseRejection"], compile="auto")
+    engine.reserve(20)
+    assert not engine._compile
+    assert Sweep().compile == "auto"

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.fitting import check_items
 from tempspec.decoding.pace import Pace
+from tempspec.decoding.refusing import compiles
 from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.work import Queue, Work, works
 from tempspec.decoding.worklist import (
@@ -87,6 +88,8 @@ class SweepRunner:
     _timed: DraftLength | None = None
     _checkpoint: str | None = None
     _session: str = ""
+    _timed_on: str = ""
+    _earlier: tuple[Engine, ...] = ()
     _longest_row: int = 0
     _shortest_prompt: tuple[int, ...] = ()
 
@@ -232,7 +235,10 @@ class SweepRunner:
             The exit code that this process, or another one, was asked to stop with; 0 where it was not.
         """
         assert self._dealer is not None
-        self._engines.clear()  # the engines of the pass before, and their caches
+        # Their caches serve another verifier of the same pass; others are given up before new ones are made.
+        self._earlier = tuple(self._engines.values())
+        self._engines.clear()
+        self._timed_on = machine(self.pair.target_model.device, compiled=self._compiles(draft))
         writer = RowWriter(self.store, self.sweep.write_every)
         pulse = Pulse(self._dealer, writer, self._passes[work.pass_], stop, self.watch)
         try:
@@ -334,9 +340,11 @@ class SweepRunner:
         if label not in self._engines:
             slots = work.timing_slots or self.sweep.slots
             engine = self._new_engine(label, draft, slots=slots, analytic=not work.timing_slots)
+            known = any(engine.share(other) for other in (*self._engines.values(), *self._earlier))
+            self._earlier = ()
             engine.reserve(self._longest_row)
             if first is not None:
-                list(engine.run([self._warm_up(first)] * slots))
+                list(engine.run([self._warm_up(first, whole=not known and self._compiles(draft))] * slots))
             engine.tally = self._passes[work.pass_].tally
             self._engines[label] = engine
         return self._engines[label]
@@ -353,13 +361,17 @@ class SweepRunner:
             draft=None if plain else draft,
             slots=slots,
             analytic=analytic,
-            compile=self.sweep.compile,
+            compile=self._compiles(draft),
         )
 
-    def _warm_up(self, request: Request) -> Request:
-        """What a timed engine decodes first: a few tokens, or, compiled, every length that is to come."""
+    def _compiles(self, draft: DraftModel | None) -> bool:
+        """Whether all engines compile: plain decoding only where the draft does, as the two are compared."""
+        return compiles(self.sweep.compile, self.pair.target_model.device, draft)
+
+    def _warm_up(self, request: Request, *, whole: bool) -> Request:
+        """What a timed engine decodes first: a few tokens, or every length that is to come, so that all is compiled."""
         prompt = self._shortest_prompt
-        tokens = self._longest_row - len(prompt) if self.sweep.compile else WARM_UP_TOKENS
+        tokens = self._longest_row - len(prompt) if whole else WARM_UP_TOKENS
         return replace(request, prompt=prompt, max_new_tokens=tokens, stop_ids=frozenset())
 
     def _row(self, item: WorkItem, completion: Completion) -> DecodedRow:
@@ -375,17 +387,13 @@ class SweepRunner:
             category=item.prompt.category,
             turn=item.turn,
             timing_slots=item.timing_slots,
-            timed=(self._machine, self._session) if item.timing_slots else ("", ""),
+            timed=(self._timed_on, self._session) if item.timing_slots else ("", ""),
         )
         row["text"] = self.pair.tokenizer.decode(completion.tokens, skip_special_tokens=True)
         return row
 
     def _generated(self, item: WorkItem, row: DecodedRow) -> dict[str, Any]:
         return generated_row(item, self.pair, self._tokenizer_digest, row["text"], row["tokens"], row["finish"])
-
-    @cached_property
-    def _machine(self) -> str:
-        return machine(self.pair.target_model.device, compiled=self.sweep.compile)
 
     @cached_property
     def _tokenizer_digest(self) -> str:
