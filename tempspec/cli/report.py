@@ -6,6 +6,7 @@ from pathlib import Path
 from tempspec.cli import errors
 from tempspec.reporting.page import write_report
 from tempspec.reporting.runs import collect
+from tempspec.reporting.sections.agreement import compared, in_words
 
 __all__ = ["main"]
 
@@ -24,6 +25,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=str, default=None, help="The folder to write; report/ in the first run.")
     options = parser.parse_args(list(arguments[1:]))
     folder = Path(options.runs[0]) / "report" if options.output is None else Path(options.output)
-    page = write_report(collect(options.runs), folder)
+    collection = collect(options.runs)
+    page = write_report(collection, folder)
+    if said := in_words(compared(collection)):
+        print(said)
     print(f"{page}: figures in {folder / 'figures'}, tables in {folder / 'tables'}")
     return 0

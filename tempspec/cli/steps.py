@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tempspec import __version__
 from tempspec.files import write_atomically
@@ -32,6 +32,9 @@ class Step:
         run: does it.
         leaves: what it writes; these are removed when the step must begin anew.
         depends: what else its outcome depends on: configuration texts.
+        asks: texts that say how much is wanted.
+        alone: it depends on no step before it.
+        keeps: run again with what it left where nothing but `asks` has changed; otherwise it begins anew.
     """
 
     name: str
@@ -40,13 +43,28 @@ class Step:
     run: Callable[[], None]
     leaves: tuple[Path, ...]
     depends: tuple[str, ...] = field(default=())
+    asks: tuple[str, ...] = field(default=())
+    alone: bool = False
+    keeps: bool = False
+
+
+class _Digests(NamedTuple):
+    """What a step's outcome depends on, its predecessors included.
+
+    Attributes:
+        base: all but how much is wanted.
+        whole: all of it.
+    """
+
+    base: str
+    whole: str
 
 
 def run_steps(steps: Sequence[Step], markers: Path) -> None:
     """Run what is not finished; a second process with the same markers waits for the first.
 
     Args:
-        steps: in order; each depends on all before it.
+        steps: in order; each depends on all before it, or on none.
         markers: the folder that remembers what was begun and finished.
 
     Raises:
@@ -65,32 +83,38 @@ def finished_seconds(steps: Sequence[Step], markers: Path) -> dict[str, float]:
     return {
         step.name: held[step.name].get("seconds", 0.0)
         for step, digest in zip(steps, _digests(steps), strict=True)
-        if _state(held[step.name], digest) == "finished" and all(path.exists() for path in step.leaves)
+        if _state(step, held[step.name], digest) == "finished" and all(path.exists() for path in step.leaves)
     }
 
 
-def _digests(steps: Sequence[Step]) -> Iterator[str]:
-    """What each step's outcome depends on, its predecessors included."""
-    digest = hashlib.sha256(__version__.encode()).hexdigest()
+def _digests(steps: Sequence[Step]) -> Iterator[_Digests]:
+    first = base = whole = _joined(__version__)
     for step in steps:
-        digest = hashlib.sha256("\0".join((digest, step.command, *step.depends)).encode()).hexdigest()
-        yield digest
+        base, whole = (first, first) if step.alone else (base, whole)
+        base = _joined(base, step.command, *step.depends)
+        whole = _joined(whole, base, *step.asks) if step.asks or whole != base else base
+        yield _Digests(base, whole)
 
 
-def _run(step: Step, digest: str, marker: Path) -> None:
+def _joined(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _run(step: Step, digest: _Digests, marker: Path) -> None:
     held = _held(marker)
-    state = _state(held, digest)
+    state = _state(step, held, digest)
     if state == "finished" and all(path.exists() for path in step.leaves):
         print("    finished before: reused", flush=True)
         return
     if state == "new":
         _remove(step.leaves)
         held = {}
-    write_atomically(marker, json.dumps(held | {"digest": digest, "finished": False}))
+    now = {"digest": digest.whole, "base": digest.base}
+    write_atomically(marker, json.dumps(held | now | {"finished": False}))
     began = time.monotonic()
     step.run()
     seconds = round(held.get("seconds", 0.0) + time.monotonic() - began, 2)
-    write_atomically(marker, json.dumps({"digest": digest, "finished": True, "seconds": seconds}))
+    write_atomically(marker, json.dumps(now | {"finished": True, "seconds": seconds}))
 
 
 @contextmanager
@@ -110,10 +134,10 @@ def _held(marker: Path) -> dict[str, Any]:
     return held if isinstance(held, dict) else {}
 
 
-def _state(held: dict[str, Any], digest: str) -> str:
-    """`finished`, `begun` or `new` (never begun, or with another configuration)."""
-    if held.get("digest") != digest:
-        return "new"
+def _state(step: Step, held: dict[str, Any], digest: _Digests) -> str:
+    """`finished`, `begun` or `new` (never begun, or with a configuration that what it left is of no use to)."""
+    if held.get("digest") != digest.whole:
+        return "begun" if step.keeps and held.get("base") == digest.base else "new"
     return "finished" if held.get("finished") else "begun"
 
 

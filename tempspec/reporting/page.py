@@ -11,6 +11,7 @@ from tempspec.reporting.answers import answers
 from tempspec.reporting.figures import write_figure
 from tempspec.reporting.page_tables import to_csv, to_latex
 from tempspec.reporting.runs import Collection
+from tempspec.reporting.sections.agreement import agreement
 from tempspec.reporting.sections.common import Section
 from tempspec.reporting.sections.engine import engine
 from tempspec.reporting.sections.prediction import categories, decoding, differences, rounds, speed
@@ -54,7 +55,7 @@ def write_report(collection: Collection, folder: Path) -> Path:
 
 def sections(collection: Collection) -> list[Section]:
     """Every section that these runs have numbers for, in the order of the page; provenance is the last."""
-    makers = (decoding, speed, engine, rounds, temperatures, drafting, prefixes, differences, categories)
+    makers = (decoding, agreement, speed, engine, rounds, temperatures, drafting, prefixes, differences, categories)
     made = [make(collection) for make in makers]
     return [section for section in made if section.charts or section.sheets] + [provenance(collection)]
 

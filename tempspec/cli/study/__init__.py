@@ -7,10 +7,13 @@ from pathlib import Path
 from tempspec.cli import errors
 from tempspec.cli.failures import refused_options
 from tempspec.cli.steps import finished_seconds, run_steps
-from tempspec.cli.study.config import Run, Study
+from tempspec.cli.study.config import Study
+from tempspec.cli.study.drafts import Run
 from tempspec.cli.study.jobs import Jobs
-from tempspec.cli.study.plan import Plan
+from tempspec.cli.study.plan import STAGES, Plan
 from tempspec.errors import UserError
+from tempspec.reporting.runs import collect
+from tempspec.reporting.sections.agreement import compared, in_words
 from tempspec.reporting.study_index import Status, StudyIndex, write_study
 
 __all__ = ["main"]
@@ -31,24 +34,25 @@ def main(arguments: Sequence[str]) -> int:
     parser = errors.parser("tempspec study", "A grid of drafts, verifiers and temperatures.", hint=_HINT)
     parser.add_argument("--config", action="config", help="The study's YAML.")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="Show the plan and stop.")
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="Leave out what comes after this stage.")
     parser.add_argument("--shard", type=str, default="1/1", help="Run every n-th run, from the i-th on: i/n.")
     parser.add_class_arguments(Study, as_group=False)
     options = parser.parse_args(list(arguments[1:]))
     shard = options.pop("shard")
-    dry = options.pop("dry_run")
+    dry, until = options.pop("dry_run"), options.pop("until")
     options.pop("config", None)
     try:
         study = Study.of(options.as_dict())
     except (TypeError, ValueError) as error:
         raise refused_options(error) from error
-    _execute(study, dry=dry, shard=shard)
+    _execute(study, dry=dry, until=until, shard=shard)
     return 0
 
 
-def _execute(study: Study, *, dry: bool, shard: str) -> None:
+def _execute(study: Study, *, dry: bool, until: str, shard: str) -> None:
     jobs = Jobs(study)
     mine = _share(study.runs, shard)
-    plan = Plan.of(study, jobs, mine)
+    plan = Plan.of(study, jobs, mine, until)
     print(plan)
     if dry:
         return
@@ -56,12 +60,21 @@ def _execute(study: Study, *, dry: bool, shard: str) -> None:
     if study.quickstart is not None:
         run_steps(jobs.preparation(), Path(study.quickstart) / "steps")
     run_steps(jobs.shared(), markers / "shared")
-    for run in mine:
-        run_steps(jobs.of_run(run), markers / run.name)
+    for run in plan.queue(mine):
+        run_steps([step for step in jobs.of_run(run) if _before(step.name, until)], markers / run.name)
         _write_index(study, jobs, plan)
         plan = plan.now(study, jobs, mine)
-        print(f"\n{run.name} is finished", plan.left, sep="\n" if plan.left else "", flush=True)
-    print(f"\nstudy: {_write_index(study, jobs, plan)}")
+        done = "finished" if until == STAGES[-1] else f"finished up to {until}"
+        print(f"\n{run.name} is {done}", plan.left, sep="\n" if plan.left else "", flush=True)
+    index = _write_index(study, jobs, plan)
+    if until == STAGES[-1] and (said := in_words(compared(collect([study.folder])))):
+        print(f"\n{said}")
+    print(f"\nstudy: {index}")
+
+
+def _before(stage: str, last: str) -> bool:
+    """Whether a stage is the last one or comes before it."""
+    return STAGES.index(stage) <= STAGES.index(last)
 
 
 def _share(runs: list[Run], shard: str) -> list[Run]:

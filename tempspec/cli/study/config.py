@@ -1,18 +1,20 @@
 """What a study's YAML says, and the ordinary configurations that it means (floor 6)."""
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tempspec.cli.study.dependence import Config, for_cache, in_words
+from tempspec.cli.study.drafts import Candidate, Run
+from tempspec.data.prompts import PromptSource
 from tempspec.errors import UserError
 from tempspec.reporting.study_index import DraftIndex, Kind, Prefixes
 
-__all__ = ["Candidate", "Config", "Purpose", "Run", "Study"]
-
-Config = dict[str, Any]
+__all__ = ["Purpose", "Study"]
 
 _OWN = {
     "run": "study",
@@ -24,49 +26,13 @@ _OWN = {
     "model.validation_temperatures": "reference_temperature and the sweep's temperatures",
     "model.sweep.fitted_on": "fitting_prompts",
     "data.validation": "fixed and experiment.data.prompts",
+    "model.teacher": "the study's own teacher",
+    "model.features": "the study's own features",
 }
 """Options that a study sets for every run, and what it makes them from."""
 
 Purpose = Literal["sampled", "training", "fitting"]
 """What the target's own texts are for: to measure acceptance on, to train drafts on, to fit draft temperatures on."""
-
-
-@dataclass
-class Candidate:
-    """One draft of a study.
-
-    Args:
-        labels: how it differs from the others, for the report.
-        fit: distil it first; otherwise it is measured as it is.
-        generation_temperatures: train it on what the target writes at these temperatures, from the study's
-            `training_prompts`; by default on the experiment's `data.train`.
-        options: what differs from the experiment, by the name of the flag: `{model.temperature: 0.5}`.
-    """
-
-    labels: dict[str, str | float] = field(default_factory=dict)
-    fit: bool = True
-    generation_temperatures: list[float] = field(default_factory=list)
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Run:
-    """One draft with one seed: an ordinary run.
-
-    Attributes:
-        draft: the draft's name.
-        seed: the seed.
-        candidate: the draft.
-    """
-
-    draft: str
-    seed: int
-    candidate: Candidate
-
-    @property
-    def name(self) -> str:
-        """The name of its folder."""
-        return f"{self.draft}-s{self.seed}"
 
 
 @dataclass
@@ -83,9 +49,15 @@ class Study:
         fixed: the text that is the same at every temperature: the `continuation` of each prompt in its own file, or,
             for files of prompts alone, what the target `sampled` at the reference temperature.
         out_of_domain: the prompt sets that are unlike what the drafts were trained on.
-        training_prompts: where the target's own training texts begin; a prompt source as under `data.prompts`.
+        training_prompts: where the target's own training texts begin: a prompt source as under `data.prompts`, or
+            several by name.
         fitting_prompts: where the target's own texts begin that `fitted` draft temperatures are found on: none of the
             prompts that are measured.
+        decoded_prompts: decode at most so many prompts of each set, or of each category where rows have one; all that
+            acceptance is measured on by default.
+        teacher: keep the target's logits on the drafts' training texts, once for all drafts: the options of
+            `model.teacher` but its folder.
+        features: keep the target's states instead, for heads: the options of `model.features` but its folder.
         quickstart: make the quickstart's corpus, target and draft in this folder if the experiment names them.
     """
 
@@ -99,6 +71,9 @@ class Study:
     out_of_domain: list[str] = field(default_factory=list)
     training_prompts: dict[str, Any] | None = None
     fitting_prompts: dict[str, Any] | None = None
+    decoded_prompts: int | None = None
+    teacher: dict[str, Any] | None = None
+    features: dict[str, Any] | None = None
     quickstart: str | None = None
 
     @classmethod
@@ -124,6 +99,10 @@ class Study:
         for section in ("model", "data"):
             if not isinstance(self.experiment.get(section), dict):
                 raise ValueError(f"experiment.{section} is missing; write it as in any configuration")
+        if self.decoded_prompts is not None and self.decoded_prompts < 1:
+            raise ValueError(f"decoded_prompts must be 1 or more, got {self.decoded_prompts}")
+        if self.teacher is not None and self.features is not None:
+            raise ValueError("teacher and features are two caches of one target: name one of them")
         for option, source in _OWN.items():
             if _given(self.experiment, option) or any(option in draft.options for draft in self.drafts.values()):
                 made = f": it makes it from {source}" if source else ""
@@ -135,6 +114,15 @@ class Study:
         if self.training_temperatures and self.training_prompts is None:
             raise ValueError(
                 "generation_temperatures need training_prompts: the prompts that training texts begin with"
+            )
+        known = self.sources("training")
+        for name, draft in self.drafts.items():
+            if unknown := [source for source in draft.training_prompts if source not in known]:
+                option = f"drafts.{name}.training_prompts"
+                raise ValueError(f"{option} names {unknown[0]!r}, which is none of {', '.join(known) or 'none'}")
+        if unmeasured := [run.draft for run in self.runs if not run.candidate.measured and self._fitted(run)]:
+            raise ValueError(
+                f"drafts.{unmeasured[0]}: fitted draft temperatures are found by what measured: false omits"
             )
         if self.fitting_prompts is None and any(map(self._fitted, self.runs)):
             raise ValueError(
@@ -234,18 +222,33 @@ class Study:
 
     def run_config(self, run: Run) -> Config:
         """The configuration of a run, for fit, validate and predict."""
-        config = self._base(self.folder / "runs" / run.name, run.seed)
-        grid = [*self.sampled_temperatures, *(float(t) for t in self.draft_temperatures if not isinstance(t, str))]
-        config["model"]["validation_temperatures"] = sorted(set(grid))
-        if run.candidate.generation_temperatures:
-            config["data"]["train"] = [self._text_file("training", t) for t in run.candidate.generation_temperatures]
-        for option, value in run.candidate.options.items():
-            _set(config, option, value)
-        config["data"]["validation"] = dict(self._validation())
+        config = self._of_draft(run)
+        config["data"]["prompts"] = {name: self._decoded(source) for name, source in self.prompts.items()}
+        if (cache := self.cache_config(run)) is not None:
+            config["model"][self.cache] = cache["model"][self.cache]
         if self._fitted(run):
             fitting = {f"fitting sampled@{t:g}": self._text_file("fitting", t) for t in self.target_temperatures}
             config["data"]["validation"] |= fitting
             config["model"]["sweep"]["fitted_on"] = list(fitting)
+        return config
+
+    @property
+    def cache(self) -> str:
+        """What is kept of the target for all trainings: `teacher`, `features`, or nothing."""
+        return "features" if self.features is not None else "teacher" if self.teacher is not None else ""
+
+    def cache_config(self, run: Run) -> Config | None:
+        """The configuration that makes the cache which a run learns from; runs with the same text share one."""
+        if not (self.cache and run.candidate.fit and run.candidate.cached):
+            return None
+        options = self.features or self.teacher or {}
+        config = self._of_draft(run)
+        digest = hashlib.sha256(in_words(for_cache(config, self.cache) | {"options": options}).encode()).hexdigest()
+        folder = self.texts / f"{self.cache}-{digest[:8]}"
+        config |= {"run": folder.as_posix(), "seed_everything": self.seeds[0]}
+        for option in ("model.seed", "model.sweep.seed", "data.seed"):
+            _set(config, option, self.seeds[0])
+        config["model"][self.cache] = copy.deepcopy(options) | {"folder": (folder / "cache").as_posix()}
         return config
 
     def texts_config(self, name: Purpose) -> Config:
@@ -254,15 +257,48 @@ class Study:
         _set(config, "model.sweep.generation_temperatures", self.temperatures_of(name))
         _set(config, "model.sweep.samples", 1)
         if name != "sampled":
-            prompts = self.training_prompts if name == "training" else self.fitting_prompts
-            config["data"]["prompts"] = {name: copy.deepcopy(prompts)}
+            config["data"]["prompts"] = copy.deepcopy(self.sources(name))
         return config
+
+    def sources(self, purpose: Purpose) -> dict[str, Any]:
+        """The prompts that the texts of a purpose begin with, by name; a source alone has the purpose's."""
+        if purpose == "sampled":
+            return self.prompts
+        given = self.training_prompts if purpose == "training" else self.fitting_prompts
+        named = purpose == "training" and given and all(isinstance(source, Mapping) for source in given.values())
+        return {} if given is None else dict(given) if named else {purpose: given}
+
+    def training_texts(self, candidate: Candidate) -> list[dict[str, str]]:
+        """The files of a draft's training texts."""
+        names = candidate.training_prompts or list(self.sources("training"))
+        parts = [() if name == "training" else (name,) for name in names]
+        return [self._text_file("training", *part, t) for part in parts for t in candidate.generation_temperatures]
 
     def _fitted(self, run: Run) -> bool:
         """Whether a draft temperature of the run is to be fitted."""
         sweep = self.experiment["model"].get("sweep") or {}
         given = run.candidate.options.get("model.sweep.draft_temperatures", sweep.get("draft_temperatures"))
         return "fitted" in (given if isinstance(given, list) else [given])
+
+    def _of_draft(self, run: Run) -> Config:
+        """The configuration of a run, all prompts included."""
+        config = self._base(self.folder / "runs" / run.name, run.seed)
+        grid = [*self.sampled_temperatures, *(float(t) for t in self.draft_temperatures if not isinstance(t, str))]
+        config["model"]["validation_temperatures"] = sorted(set(grid))
+        if run.candidate.generation_temperatures:
+            config["data"]["train"] = self.training_texts(run.candidate)
+        for option, value in run.candidate.options.items():
+            _set(config, option, value)
+        config["data"]["validation"] = dict(self._validation())
+        return config
+
+    def _decoded(self, source: Any) -> Any:
+        """A prompt set, as far as it is decoded."""
+        if self.decoded_prompts is None:
+            return source
+        given = {"path": source} if isinstance(source, str) else dict(source)
+        held = given.get("limit", PromptSource.limit)
+        return given | {"limit": self.decoded_prompts if held is None else min(held, self.decoded_prompts)}
 
     def _text_file(self, *parts: str | float) -> dict[str, str]:
         """The source of a file of shared texts."""

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pyarrow.parquet as pq
-import yaml  # type: ignore[import-untyped]
 
 from tempspec.cli import lightning
 from tempspec.cli.quickstart import steps as quickstart_steps
 from tempspec.cli.steps import Step
-from tempspec.cli.study.config import Config, Purpose, Run, Study
+from tempspec.cli.study.config import Purpose, Study
+from tempspec.cli.study.dependence import Config, for_cache, for_decoding, for_fit, for_texts, in_words
+from tempspec.cli.study.drafts import Run
 from tempspec.cli.study.fixed_texts import continuations
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
@@ -19,9 +20,6 @@ from tempspec.modules.distillation import DistillationModule
 from tempspec.reporting.records import write_parquet
 
 __all__ = ["Jobs"]
-
-_MEASURING = ("sweep", "verifiers", "drafter", "length", "validation_temperatures")
-"""Options of the model that a fit does not depend on."""
 
 
 class Jobs:
@@ -41,35 +39,40 @@ class Jobs:
             return []
         steps = [step for step in quickstart_steps(Path(self.study.quickstart)) if step.name in _PREPARATION]
         configs = [*map(self.study.run_config, self.study.runs), *map(self.study.texts_config, self.study.purposes)]
-        named = "".join(map(_text, configs))
+        named = "".join(map(in_words, configs))
         needed = [number for number, step in enumerate(steps, 1) if any(f"{path}/" in named for path in step.leaves)]
         return steps[: max(needed, default=0)]
 
     def shared(self) -> list[Step]:
-        """The texts that all runs share."""
-        return [self._texts(name) for name in self.study.purposes]
+        """The texts that all runs share, and what is kept of the target on the training texts."""
+        texts = [self._texts(name) for name in self.study.purposes]
+        caches = {step.name: step for run in self.study.runs if (step := self._cache(run)) is not None}
+        return [*texts, *caches.values()]
 
     def of_run(self, run: Run) -> list[Step]:
         """A run's own steps."""
         config = self.study.run_config(run)
         path = self._write(run.name, config)
         folder = Path(config["run"])
-        texts = {name: _text(self.study.texts_config(name)) for name in self.study.purposes_of(run)}
+        texts = {name: self._wanted(name) for name in self.study.purposes_of(run)}
         line: tuple[str, ...] = ("--config", str(path))
         steps = []
         if run.candidate.fit:
             fit = ("fit", *line, "--trainer.limit_val_batches", "0")
-            depends = (texts.get("training", ""), _text(_without_measuring(config)))
+            depends = (texts.get("training", ""), in_words(for_fit(config)))
             leaves = (folder / "fit",)
             steps.append(
                 Step("fit", f"{run.name}: distil", _shown(fit), lambda: self._fit(fit, folder), leaves, depends)
             )
         else:
             line += ("--before",)  # whatever a fit of another day may have left in the folder
-        for command, title in (("validate", "acceptance at every temperature"), ("predict", "decode")):
-            steps.append(
-                self._stage(f"{run.name}: {title}", (command, *line), folder, (*texts.values(), _text(config)))
-            )
+        everything = (*texts.values(), in_words(config))
+        validate, predict = ("validate", *line), ("predict", *line)
+        if run.candidate.measured:
+            title = f"{run.name}: acceptance at every temperature"
+            steps.append(self._stage(title, validate, folder, asks=everything))
+        depends = (texts.get("fitting", ""), in_words(for_decoding(config)))
+        steps.append(self._stage(f"{run.name}: decode", predict, folder, depends, everything, keeps=True))
         return steps
 
     def module(self, name: str, config: Config) -> DistillationModule:
@@ -81,8 +84,36 @@ class Jobs:
         arguments = ["predict", "--config", str(self._write(name, config)), "--before"]
         return cast(DistillationModule, lightning.run(arguments, command_line=_Rehearsal))
 
-    def _stage(self, title: str, line: tuple[str, ...], folder: Path, depends: tuple[str, ...]) -> Step:
-        return Step(line[0], title, _shown(line), lambda: self._call(line), (folder / line[0],), depends)
+    def _stage(
+        self,
+        title: str,
+        line: tuple[str, ...],
+        folder: Path,
+        depends: tuple[str, ...] = (),
+        asks: tuple[str, ...] = (),
+        keeps: bool = False,
+    ) -> Step:
+        leaves = (folder / line[0],)
+        return Step(line[0], title, _shown(line), lambda: self._call(line), leaves, depends, asks, keeps=keeps)
+
+    def _wanted(self, name: Purpose) -> str:
+        """All that the texts of a purpose depend on, and how many there are."""
+        config = self.study.texts_config(name)
+        sweep, prompts = config["model"]["sweep"], config["data"]["prompts"]
+        wanted = {"temperatures": sweep["generation_temperatures"], "samples": sweep["samples"], "prompts": prompts}
+        return in_words(for_texts(config) | {"wanted": wanted})
+
+    def _cache(self, run: Run) -> Step | None:
+        """The step that keeps what a run learns from of the target."""
+        config = self.study.cache_config(run)
+        if config is None:
+            return None
+        kind, folder = self.study.cache, Path(config["run"])
+        line = ("generate", "--config", str(self._write(folder.name, config)), f"--cache-{kind}")
+        texts = self._wanted("training") if run.candidate.generation_temperatures else ""
+        depends = (texts, in_words(for_cache(config, kind)))
+        title = f"what is kept of the target for all drafts of this text: {kind}"
+        return Step(folder.name, title, _shown(line), lambda: self._call(line), (folder,), depends, alone=True)
 
     def _call(self, line: tuple[str, ...]) -> None:
         self._earlier = cast(DistillationModule, lightning.run(list(line), self._earlier))
@@ -101,17 +132,18 @@ class Jobs:
             self._call(line)
             self._split(name)
 
-        return Step(name, title, _shown(line), execute, (Path(config["run"]),), (_text(config),))
+        leaves, depends, asks = (Path(config["run"]),), (in_words(for_texts(config)),), (self._wanted(name),)
+        return Step(name, title, _shown(line), execute, leaves, depends, asks, alone=True, keeps=True)
 
     def _split(self, name: Purpose) -> None:
-        """A file for each temperature, and for each prompt set of what is measured on; and the fixed texts."""
+        """A file for each temperature and each prompt set that has a name; and the fixed texts."""
         assert self._earlier is not None
         wanted = set(self._earlier.runner.order)  # the file keeps rows of what the study asked for on another day
         held = pq.read_table(self.study.texts / name / "generate" / "generated.parquet").to_pylist()
         rows = [row for row in held if row["key"] in wanted]
         files: dict[str, list[Any]] = {}
         for row in rows:
-            part = f"{row['prompt_set']}-" if name == "sampled" else ""
+            part = f"{row['prompt_set']}-" if name == "sampled" or row["prompt_set"] != name else ""
             files.setdefault(f"{name}-{part}{row['generation_temperature']:g}", []).append(row)
         if name == "sampled" and self.study.fixed == "continuation":
             files |= self._fixed()
@@ -146,7 +178,7 @@ class Jobs:
 
     def _write(self, name: str, config: Config) -> Path:
         path = self.study.folder / "configs" / f"{name}.yaml"
-        write_atomically(path, _text(config).encode())
+        write_atomically(path, in_words(config).encode())
         return path
 
 
@@ -162,17 +194,6 @@ class _Rehearsal(lightning.CommandLine):
 
 _USES: dict[Purpose, str] = {"sampled": "measure", "training": "train", "fitting": "fit draft temperatures"}
 _PREPARATION = ("corpus", "target-fit", "draft-fit")
-
-
-def _without_measuring(config: Config) -> Config:
-    """What a fit depends on."""
-    model = {name: value for name, value in config["model"].items() if name not in _MEASURING}
-    data = {name: value for name, value in config["data"].items() if name not in ("prompts", "validation")}
-    return config | {"model": model, "data": data}
-
-
-def _text(config: Config) -> str:
-    return str(yaml.safe_dump(config, sort_keys=True, allow_unicode=True))
 
 
 def _shown(line: tuple[str, ...]) -> str:

@@ -7,31 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from tempspec.cli.steps import finished_seconds
-from tempspec.cli.study.config import Run, Study
+from tempspec.cli.study.config import Study
+from tempspec.cli.study.drafts import Run
 from tempspec.cli.study.jobs import Jobs
+from tempspec.cli.study.pace import guessed, parameters
 from tempspec.data.prompts import PromptSource
 from tempspec.data.skipped import Skipped
 from tempspec.data.sources import read
 from tempspec.decoding.sweep import Sweep
 from tempspec.modules.distillation import DistillationModule
 
-__all__ = ["Plan"]
+__all__ = ["STAGES", "Plan"]
+
+STAGES = ("fit", "validate", "predict")
+"""Of a run, in order."""
 
 _PREPARATION, _SHARED = "quickstart", "shared"
-
-_SECONDS = {
-    "corpus": 6.0,
-    "target-fit": 90.0,
-    "draft-fit": 25.0,
-    "sampled": 6e-4,
-    "training": 6e-4,
-    "fitting": 6e-4,
-    "fit": 1.6e-4,
-    "validate": 6e-4,
-    "predict": 2e-3,
-}
-"""Seconds of each step of the preparation, and seconds per token of the others, on one free core for the quickstart's
-pair: a guess, which gives way to what steps of this study took."""
 
 Work = Mapping[str, Mapping[str, float]]
 """Steps of each run, of the shared texts and of the preparation: how much there is to do, or how long it took."""
@@ -46,16 +37,24 @@ class Plan:
         work: what there is to do: tokens, or for the preparation 1 a step.
         took: the seconds of what is finished.
         megabytes: what all of it leaves on disk, estimated.
+        sizes: parameters of the target and of the draft, as far as they are known.
     """
 
     cells: Mapping[str, int]
     work: Work
     took: Work
     megabytes: float
+    sizes: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def of(cls, study: Study, jobs: Jobs, mine: list[Run]) -> "Plan":
+    def of(cls, study: Study, jobs: Jobs, mine: list[Run], until: str = "predict") -> "Plan":
         """Check every run's configuration and add up.
+
+        Args:
+            study: the study.
+            jobs: of it.
+            mine: the runs that are run.
+            until: the last stage of these.
 
         Raises:
             UserError: a configuration is wrong.
@@ -65,13 +64,15 @@ class Plan:
             jobs.module(purpose, study.texts_config(purpose))
         work = {
             _PREPARATION: {step.name: 1.0 for step in jobs.preparation()},
-            _SHARED: _texts(study, modules[study.runs[0].name]),
-            **{run.name: _tokens(study, run, modules[run.name]) for run in mine},
+            _SHARED: _texts(study, modules[study.runs[0].name]) | _caches(study, mine),
+            **{run.name: _until(until, _tokens(study, run, modules[run.name])) for run in mine},
         }
         tokens = sum(sum(stages.values()) for stages in work.values())
         weights = sum(run.candidate.fit for run in mine) * 4 * _megabytes(study)
         cells = {run.name: _cells(study, modules[run.name]) for run in study.runs}
-        return cls(cells, work, {}, weights + tokens * 3e-5).now(study, jobs, mine)
+        model = study.experiment["model"]
+        sizes = parameters(model.get("target")), parameters(model.get("draft"))
+        return cls(cells, work, {}, weights + tokens * 3e-5, sizes).now(study, jobs, mine)
 
     def now(self, study: Study, jobs: Jobs, mine: list[Run]) -> "Plan":
         """The same plan with what is finished by now."""
@@ -82,22 +83,28 @@ class Plan:
         }
         return replace(self, took={name: finished_seconds(steps[name], _markers(study, name)) for name in steps})
 
+    def queue(self, mine: list[Run]) -> list[Run]:
+        """The runs in the order in which they are run: one seed of all drafts before the next, the short ones first.
+
+        Whenever it ends, what is finished compares as many drafts as possible.
+        """
+        seeds = list(dict.fromkeys(run.seed for run in mine))
+        return sorted(mine, key=lambda run: (seeds.index(run.seed), self._seconds(run.name)))
+
     @property
     def left(self) -> str:
         """How long the rest takes, and what that is known from; empty where nothing is left."""
-        rest = [(name, stage) for name in self.work for stage in self.work[name] if stage not in self.took[name]]
+        rest = [(name, stage) for name in self.work for stage in self._rest(name)]
         if not rest:
             return ""
-        seconds = sum(self._rate(stage) * self.work[name][stage] for name, stage in rest)
+        seconds = sum(map(self._seconds, self.work))
         open_ended = any(stage == "fit" and not self.work[name][stage] for name, stage in rest)
         more = ", and the fits, which end by epochs" if open_ended else ""
-        guessed = [stage for stage in dict.fromkeys(stage for _, stage in rest) if self._measured(stage) is None]
-        if not guessed:
+        guesses = [stage for stage in dict.fromkeys(_kind(stage) for _, stage in rest) if self._measured(stage) is None]
+        if not guesses:
             return f"left: about {seconds / 60:.0f} min{more}, at the pace of what is finished"
-        basis = "all of it" if len(guessed) == len({stage for _, stage in rest}) else ", ".join(guessed)
-        return (
-            f"left: roughly {seconds / 60:.0f} min{more} ({basis} guessed from the quickstart's pair on one free core)"
-        )
+        basis = "all of it" if len(guesses) == len({_kind(stage) for _, stage in rest}) else ", ".join(guesses)
+        return f"left: roughly {seconds / 60:.0f} min{more} ({basis} guessed from the models' sizes, on one free core)"
 
     def __str__(self) -> str:
         lines = [f"  {name:24} {count:4} cells{self._mark(name)}" for name, count in self.cells.items()]
@@ -106,17 +113,36 @@ class Plan:
         return "\n".join([f"plan: {total}", *lines, disk, self.left]).rstrip()
 
     def _mark(self, name: str) -> str:
-        return "  finished" if "predict" in self.took.get(name, {}) else ""
+        if "predict" in self.took.get(name, {}):
+            return "  finished"
+        return f"  about {self._seconds(name) / 60:.0f} min" if self._seconds(name) >= 60 else ""
 
-    def _rate(self, stage: str) -> float:
-        measured = self._measured(stage)
-        return _SECONDS[stage] if measured is None else measured
+    def _rest(self, name: str) -> list[str]:
+        """The steps of a run, or of the shared texts, that are not finished."""
+        return [stage for stage in self.work.get(name, {}) if stage not in self.took[name]]
 
-    def _measured(self, stage: str) -> float | None:
-        """Seconds per token of the stages of this name that are finished; None where there are none."""
-        done = [name for name in self.work if stage in self.took[name] and self.work[name].get(stage)]
-        seconds = sum(self.took[name][stage] for name in done)
-        return seconds / sum(self.work[name][stage] for name in done) if done else None
+    def _seconds(self, name: str) -> float:
+        """How long these take."""
+        return sum(self._rate(_kind(stage)) * self.work[name][stage] for stage in self._rest(name))
+
+    def _rate(self, kind: str) -> float:
+        measured = self._measured(kind)
+        return guessed(kind, *self.sizes) if measured is None else measured
+
+    def _measured(self, kind: str) -> float | None:
+        """Seconds per token of the finished steps of a kind; None where there are none."""
+        done = [
+            (self.took[name][stage], tokens)
+            for name, stages in self.work.items()
+            for stage, tokens in stages.items()
+            if _kind(stage) == kind and tokens and stage in self.took[name]
+        ]
+        return sum(seconds for seconds, _ in done) / sum(tokens for _, tokens in done) if done else None
+
+
+def _kind(stage: str) -> str:
+    """Which steps take as long per token as one of this name: those of all caches are of one kind."""
+    return "cache" if "-" in stage and stage.partition("-")[0] in ("teacher", "features") else stage
 
 
 def _markers(study: Study, name: str) -> Path:
@@ -133,8 +159,30 @@ def _cells(study: Study, module: DistillationModule) -> int:
 def _texts(study: Study, module: DistillationModule) -> dict[str, float]:
     """Tokens that the target writes for each purpose, at most."""
     tokens = float(module.runner.sweep.max_new_tokens)
-    sources = {name: study.texts_config(name)["data"]["prompts"] for name in study.purposes}
-    return {name: tokens * len(study.temperatures_of(name)) * _count(sources[name]) for name in sources}
+    return {name: tokens * len(study.temperatures_of(name)) * _count(study.sources(name)) for name in study.purposes}
+
+
+def _caches(study: Study, mine: list[Run]) -> dict[str, float]:
+    """Tokens that the target reads for each cache."""
+    found = {}
+    for run in mine:
+        if (config := study.cache_config(run)) is not None:
+            data, texts = config["data"], run.candidate.generation_temperatures
+            named = run.candidate.training_prompts
+            prompts = {name: one for name, one in study.sources("training").items() if not named or name in named}
+            rows = _count(prompts) * len(texts) if texts else _rows(data.get("train") or [])
+            found[Path(config["run"]).name] = float(rows * data.get("max_length", 256))
+    return found
+
+
+def _rows(train: Any) -> int:
+    """Rows of the files of a training text that are here."""
+    sources = train if isinstance(train, list) else [train]
+    return _count({str(number): {"limit": None} | _named(source) for number, source in enumerate(sources)})
+
+
+def _named(source: Any) -> dict[str, Any]:
+    return {"path": source} if isinstance(source, str) else dict(source)
 
 
 def _count(prompts: Mapping[str, Any]) -> int:
@@ -164,14 +212,20 @@ def _tokens(study: Study, run: Run, module: DistillationModule) -> dict[str, flo
     rules = len(module.runner.verifiers)
     data, trainer = config["data"], config.get("trainer") or {}
     found: dict[str, float] = {
-        "validate": prompts * (1 + len(study.sampled_temperatures)) * 2.0 * sweep.max_new_tokens,
-        "predict": per_prompt * (prompts * rules * sweep.samples + timed * (rules + 1)),
+        "predict": per_prompt * (_count(config["data"]["prompts"]) * rules * sweep.samples + timed * (rules + 1)),
     }
+    if run.candidate.measured:
+        found["validate"] = prompts * (1 + len(study.sampled_temperatures)) * 2.0 * sweep.max_new_tokens
     if run.candidate.fit:  # 0: it ends by epochs, after nobody knows how many steps
         batches = max(trainer.get("max_steps", 0), 0) * trainer.get("accumulate_grad_batches", 1)
         rows = batches * data.get("batch_size", 8)
         found["fit"] = rows * data.get("max_length", 256)
     return found
+
+
+def _until(last: str, tokens: dict[str, float]) -> dict[str, float]:
+    """The stages up to the last one."""
+    return {stage: count for stage, count in tokens.items() if STAGES.index(stage) <= STAGES.index(last)}
 
 
 def _megabytes(study: Study) -> float:

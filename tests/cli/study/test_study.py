@@ -64,7 +64,7 @@ def test_the_plan_is_shown_and_nothing_run(study, run):
     code, printed, error = run("study", "--config", study, "--dry-run")
     assert (code, error) == (0, "")
     assert printed.startswith("plan: 16 cells in 2 runs\n  plain-s0                    8 cells\n")
-    assert "left: roughly 0 min (all of it guessed from the quickstart's pair on one free core)" in printed
+    assert "left: roughly 0 min (all of it guessed from the models' sizes, on one free core)" in printed
     assert [path.name for path in Path("made").iterdir()] == ["configs"]
 
 
@@ -167,7 +167,7 @@ def test_texts_that_an_earlier_plan_asked_for_are_left_out(study, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     jobs = Jobs(Study.of(yaml.safe_load(study.read_text())))
     (jobs.study.texts / "training/generate").mkdir(parents=True)
-    table = pa.table({"key": ["now", "before"], "prompt_set": ["p", "q"], "generation_temperature": [1.0, 1.0]})
+    table = pa.table({"key": ["now", "before"], "prompt_set": ["training"] * 2, "generation_temperature": [1.0] * 2})
     pq.write_table(table, jobs.study.texts / "training/generate/generated.parquet")
     jobs._earlier = SimpleNamespace(runner=SimpleNamespace(order=["now"]))
     jobs._split("training")
