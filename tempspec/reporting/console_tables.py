@@ -307,6 +307,7 @@ class _ByCategory:
         stacked = self._table(_stacked, gap=2)
         fits = console.measure(stacked, options=options.update(max_width=10_000)).maximum <= options.max_width
         yield stacked if fits else self._table(_point, gap=1)
+        yield Text()
 
     def _table(self, style: Style, gap: int) -> Table:
         table = Table(box=_RULE, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)

@@ -17,7 +17,7 @@ STARTS = 4
 QUESTION, ANSWER = 130, 48
 """Tokens of a question, about, and of an answer."""
 ANSWERS = 24, 2000
-PROMPTS = 8, 32
+PROMPTS = 6, 32
 """Fewest and most of each: fewer show nothing, more are not needed."""
 
 
@@ -102,7 +102,7 @@ def fitting(rates: Rates, minutes: float) -> Sizes:
 
     >>> rates = Rates(start=10, read=0.001, write=0.01, draft=0.02, write_alone=0.05, draft_alone=0.05, learn=0.005)
     >>> fitting(rates, 10), fitting(rates, 1).seconds > 60
-    (Sizes(answers=110, prompts=8, seconds=598.6), True)
+    (Sizes(answers=176, prompts=6, seconds=599.2), True)
     """
     free = 60 * minutes - STARTS * rates.start
     prompts = _between(free / 2 / rates.prompt(), PROMPTS)

@@ -20,9 +20,9 @@ __all__ = ["Plan"]
 _PREPARATION, _SHARED = "quickstart", "shared"
 
 _SECONDS = {
-    "corpus": 6.0,
-    "target-fit": 90.0,
-    "draft-fit": 25.0,
+    "corpus": 5.0,
+    "target-fit": 75.0,
+    "draft-fit": 20.0,
     "sampled": 6e-4,
     "training": 6e-4,
     "fitting": 6e-4,
