@@ -68,7 +68,7 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
         return
     whole, named = sweep_metrics(runner.store, runner.order, ratio)
     estimates, by_category = whole.estimates(), named.estimates()
-    Console().print(*category_tables(by_category), DecodingTable(estimates), sep="\n\n")  # what matters most last
+    Console().print(*category_tables(by_category), DecodingTable(estimates))  # what matters most last
     for note in whole.places.notes():
         print(note)
     none = {"draft": "", "checkpoint": ""}

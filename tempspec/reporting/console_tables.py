@@ -108,7 +108,14 @@ class _Section:
 class _Sections:
     """Sections whose columns are aligned, in the first layout that fits the console."""
 
-    def __init__(self, headings: Sequence[str], sections: Sequence[_Section], caption: str, batch: int) -> None:
+    def __init__(
+        self,
+        headings: Sequence[str],
+        sections: Sequence[_Section],
+        caption: str,
+        batch: int,
+        metrics: Sequence[str] | None = None,
+    ) -> None:
         self.headings = headings
         self.sections = sections
         self.caption = caption
@@ -117,7 +124,8 @@ class _Sections:
         self.titles = _COLUMNS | _speed_titles(known, batch)
         at_others = {name.partition("_at_")[0] for name in known if "_at_" in name}  # then empty ones may go
         optional = {*_OPTIONAL, *at_others}
-        self.columns = [name for name in self.titles if name in known or name not in optional]
+        shown = self.titles if metrics is None else [name for name in metrics if name in self.titles]
+        self.columns = [name for name in shown if name in known or name not in optional]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         fitting = (layout for layout in _LAYOUTS if self._total(layout) <= options.max_width)
@@ -179,12 +187,20 @@ class ComparisonTable(_Sections):
         runs: estimates by cell of two runs, by the names to show.
         differences: paired differences, from `tempspec.metrics.collection.compare(first, second)`.
         batch: the batch size of the timing pass.
+        metrics: names of the columns to show, in order; all of them where it is left out.
 
     Raises:
         ValueError: not two runs.
     """
 
-    def __init__(self, runs: Mapping[str, Estimates], differences: Estimates, *, batch: int = 1) -> None:
+    def __init__(
+        self,
+        runs: Mapping[str, Estimates],
+        differences: Estimates,
+        *,
+        batch: int = 1,
+        metrics: Sequence[str] | None = None,
+    ) -> None:
         if len(runs) != 2:
             raise ValueError(f"expected two runs to compare, got {len(runs)}: {', '.join(runs) or 'none'}")
         several = any(cell.draft_temperature != cell.target_temperature for cell in differences)
@@ -193,7 +209,8 @@ class ComparisonTable(_Sections):
             for key, cells in _by_section(differences)
         ]
         headings = ("T", "T draft", "draft") if several else ("T", "draft")
-        super().__init__(headings, sections, _caption(differences.values(), "; differences are paired"), batch)
+        caption = _caption(differences.values(), "; differences are paired")
+        super().__init__(headings, sections, caption, batch, metrics)
 
 
 def _speed_titles(known: Iterable[str], batch: int) -> dict[str, str]:
@@ -290,6 +307,7 @@ class _ByCategory:
         stacked = self._table(_stacked, gap=2)
         fits = console.measure(stacked, options=options.update(max_width=10_000)).maximum <= options.max_width
         yield stacked if fits else self._table(_point, gap=1)
+        yield Text()
 
     def _table(self, style: Style, gap: int) -> Table:
         table = Table(box=_RULE, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)

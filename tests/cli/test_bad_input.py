@@ -375,6 +375,9 @@ OTHERS = {
     "a short quickstart option": Case(["quickstart", "--out", "x"], "did you mean '--output'?"),
     "a short study option": Case(["study", "--dry"], "did you mean '--dry_run'?"),
     "a short report option": Case(["report", "x", "--outp", "x"], "did you mean '--output'?"),
+    "no minutes for a quickstart": Case(
+        ["quickstart", "--target", "TARGET", "--minutes", "0"], "--minutes must be above 0"
+    ),
     "unknown quickstart option": Case(["quickstart", "--outputt", "x"], "unknown option --outputt"),
 }
 FAMILIES = {

@@ -157,6 +157,24 @@ def test_categories_are_lines_and_temperatures_columns(estimates):
     assert [line.split()[0] for line in lines if "3.34" in line] == ["writing", "math"]
 
 
+def test_a_blank_line_follows_the_table_of_categories(estimates):
+    parts = {replace(cell, category="math"): found for cell, found in estimates.items()}
+    assert rendered(category_tables(parts)[0], 80).splitlines()[-1].strip() == ""
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_comparison_of_three_columns_takes_a_line_for_each_draft(estimates, width):
+    one = {cell: found for cell, found in estimates.items() if cell.prompt_set == "in-domain"}
+    differences = {cell: found for cell, found in one.items() if cell.verifier != BASELINE}
+    shown = ("acceptance_rate", "block_efficiency", "speedup")
+    table = ComparisonTable({"before": one, "distilled": one}, differences, metrics=shown)
+    lines = rendered(table, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert [line.split()[-1] for line in lines if "difference" in line and "paired" not in line] == ["+1.30"] * 4
+    assert len([line for line in lines if line.count("[") == 2]) == 12
+    assert "analytic" not in " ".join(lines)
+
+
 def with_argmax_drafts(estimates):
     """By category, sampled at the target's temperature and argmax: eight pairs of temperatures."""
     return {

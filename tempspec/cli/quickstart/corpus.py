@@ -1,9 +1,7 @@
-"""The quickstart's first step: a corpus from text that every Python carries, and a tokenizer (floor 6).
+"""The quickstart's first step: texts to learn and to measure on, and a tokenizer (floor 6).
 
-The text is the library's own sources and its documentation topics.
-
-In-domain text is code, out-of-domain text is English prose about the language. Whole files are held out, so nothing of
-a held-out file was trained on. The same interpreter gives the same corpus.
+In-domain text is little stories, out-of-domain text is this Python's own documentation. Questions about its library's
+sources are for models that can answer. Stories are the same everywhere; the rest is the same with the same interpreter.
 """
 
 import ast
@@ -21,6 +19,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tempspec.cli.quickstart.stories import stories
 from tempspec.data.digest import unit_interval
 from tempspec.errors import UserError
 
@@ -35,6 +34,8 @@ _LEFT_OUT = {
 }  # fmt: skip
 _GENERATED = ("_sysconfigdata", "_sysconfig_vars", "_osx_support")
 _SECTION_CHARACTERS = 800
+_QUESTION = "What does this Python code do?\n\n{}"
+_QUESTION_CHARACTERS = 240
 
 
 def main(folder: str) -> None:
@@ -46,22 +47,26 @@ def main(folder: str) -> None:
     write_corpus(folder)
     train_tokenizer(folder)
     size = (Path(folder) / "train.jsonl").stat().st_size / 1e6
-    print(f"    {size:.1f} MB of library sources to train on, and two held-out sets, in {folder}")
+    print(f"    {size:.1f} MB of little stories to train on, and two held-out sets, in {folder}")
 
 
 @dataclass(frozen=True)
 class CorpusPaths:
-    """The files of a corpus, each JSON Lines with a `text` column.
+    """The files of a corpus, JSON Lines with a `text` column; those of questions with a `prompt` column.
 
     Attributes:
-        train: library sources, one file per row.
-        in_domain: sections of other library sources.
+        train: stories, one per row.
+        in_domain: other stories.
         out_domain: sections of documentation topics.
+        questions: what one could ask a model about library sources.
+        held_questions: such questions about other files.
     """
 
     train: Path
     in_domain: Path
     out_domain: Path
+    questions: Path
+    held_questions: Path
 
 
 def stdlib_sources() -> Iterator[tuple[str, str]]:
@@ -112,44 +117,55 @@ def sections(text: str, characters: int = _SECTION_CHARACTERS) -> Iterator[str]:
             part = ""
 
 
-def write_corpus(
-    folder: str | Path,
-    *,
-    train_characters: int = 3_000_000,
-    rows: int = 256,
-    held_out_fraction: float = 0.05,
-    seed: int = 0,
-) -> CorpusPaths:
+def write_corpus(folder: str | Path, *, train_stories: int = 4000, rows: int = 256, seed: int = 0) -> CorpusPaths:
     """Write the corpus.
 
     Args:
         folder: where to; made when missing.
-        train_characters: about how much to train on.
-        rows: at most so many rows in each of the two evaluation files.
-        held_out_fraction: the share of library files that is kept for evaluation.
-        seed: another seed trains on, and holds out, other files.
+        train_stories: how many to train on.
+        rows: at most so many rows in each of the files that are measured on.
+        seed: another seed has other stories, and holds out other files.
 
     Raises:
         UserError: this Python has no library sources, or the folder cannot be written.
     """
+    root = Path(folder)
+    names = ("train", "in_domain", "out_domain", "questions", "held_questions")
+    paths = CorpusPaths(*(root / f"{name}.jsonl" for name in names))
+    told = stories(seed)
+    _write(paths.train, "text", islice(told, train_stories))
+    _write(paths.in_domain, "text", islice(told, rows))
+    topics = sorted(documentation_topics(), key=lambda text: unit_interval(text, seed))
+    _write(paths.out_domain, "text", islice(_round_robin(topics, _SECTION_CHARACTERS), rows))
+    kept, held_out = _split_sources(seed)
+    _write(paths.questions, "prompt", islice(_questions(kept), 10 * rows))
+    _write(paths.held_questions, "prompt", islice(_questions(held_out), rows))
+    return paths
+
+
+def _split_sources(seed: int, held_out: float = 0.05) -> tuple[list[str], list[str]]:
+    """Most library sources, and those of the files that are held out.
+
+    Raises:
+        UserError: this Python has none.
+    """
     files = sorted(stdlib_sources(), key=lambda file: unit_interval(file[0], seed + 1))
-    held_out = [text for name, text in files if unit_interval(name, seed) < held_out_fraction]
-    kept = [text for name, text in files if unit_interval(name, seed) >= held_out_fraction]
-    if not held_out or not kept:
+    held = [text for name, text in files if unit_interval(name, seed) < held_out]
+    kept = [text for name, text in files if unit_interval(name, seed) >= held_out]
+    if not held or not kept:
         raise UserError(
             f"expected the standard library's sources in {sysconfig.get_path('stdlib')}, got {len(files)} files; "
             "use a Python installed with its library as .py files"
         )
-    root = Path(folder)
-    paths = CorpusPaths(root / "train.jsonl", root / "in_domain.jsonl", root / "out_domain.jsonl")
-    topics = sorted(documentation_topics(), key=lambda text: unit_interval(text, seed))
-    _write(paths.train, _up_to(train_characters, kept))
-    _write(paths.in_domain, islice(_round_robin(held_out), rows))
-    _write(paths.out_domain, islice(_round_robin(topics), rows))
-    return paths
+    return kept, held
 
 
-def train_tokenizer(folder: str | Path, vocabulary: int = 2048) -> Path:
+def _questions(sources: list[str]) -> Iterator[str]:
+    """A question about each section, those of all files in turn."""
+    return (_QUESTION.format(part) for part in _round_robin(sources, _QUESTION_CHARACTERS) if len(part) < 1000)
+
+
+def train_tokenizer(folder: str | Path, vocabulary: int = 257) -> Path:
     """Train a byte-level BPE on a corpus' `train.jsonl`; returns the tokenizer's folder, `tokenizer` in the corpus'.
 
     Any text round-trips. BOS, EOS and padding are one token, `<|endoftext|>`, with id 0; it is not put before texts.
@@ -180,28 +196,20 @@ def train_tokenizer(folder: str | Path, vocabulary: int = 2048) -> Path:
     return destination
 
 
-def _round_robin(texts: list[str]) -> Iterator[str]:
+def _round_robin(texts: list[str], characters: int) -> Iterator[str]:
     """The first section of every text, then the second of every text, and so on: a limit leaves no text out."""
-    parts = [list(sections(text)) for text in texts]
+    parts = [list(sections(text, characters)) for text in texts]
     for row in zip_longest(*parts):
         yield from (section for section in row if section is not None)
 
 
-def _up_to(characters: int, texts: Iterable[str]) -> Iterator[str]:
-    for text in texts:
-        if characters <= 0:
-            return
-        characters -= len(text)
-        yield text
-
-
-def _write(path: Path, texts: Iterable[str]) -> None:
+def _write(path: Path, column: str, texts: Iterable[str]) -> None:
     """Write rows, whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+            file.writelines(json.dumps({column: text}) + "\n" for text in texts)
         os.replace(draft, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error

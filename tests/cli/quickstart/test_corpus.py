@@ -15,13 +15,13 @@ from tempspec.cli.quickstart.corpus import (
 )
 
 
-def texts(path):
-    return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
+def texts(path, column="text"):
+    return [json.loads(line)[column] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"), train_characters=300_000, rows=40)
+    return write_corpus(tmp_path_factory.mktemp("corpus"), train_stories=300, rows=40)
 
 
 def test_the_sources_are_the_library_alone_without_its_tests():
@@ -38,19 +38,25 @@ def test_sections_lose_nothing_but_a_short_rest():
     assert len(text) - len("\n\n".join(parts)) <= 30
 
 
-def test_held_out_files_share_no_text_with_the_training_files(corpus):
-    trained = "\n".join(texts(corpus.train))
-    assert 300_000 <= len(trained) <= 600_000
-    assert not [part for part in texts(corpus.in_domain) if part in trained]
+def test_what_is_held_out_shares_no_text_with_what_is_trained_on(corpus):
+    assert len(set(texts(corpus.train))) == 300
+    assert set(texts(corpus.train)).isdisjoint(texts(corpus.in_domain))
     assert len(set(texts(corpus.in_domain))) == len(set(texts(corpus.out_domain))) == 40
-    assert min(map(len, texts(corpus.in_domain) + texts(corpus.out_domain))) >= 700
+    assert min(map(len, texts(corpus.out_domain))) >= 700
+
+
+def test_held_questions_are_about_other_code(corpus):
+    asked, held = texts(corpus.questions, "prompt"), texts(corpus.held_questions, "prompt")
+    assert (len(set(asked)), len(set(held))) == (400, 40)
+    assert set(asked).isdisjoint(held)
+    assert all(question.startswith("What does this Python code do?\n\n") for question in (*asked, *held))
+    assert max(map(len, (*asked, *held))) < 1100
 
 
 def test_the_same_interpreter_gives_the_same_corpus(corpus, tmp_path):
-    again = write_corpus(tmp_path, train_characters=300_000, rows=40)
-    assert again.train.read_bytes() == corpus.train.read_bytes()
-    assert again.in_domain.read_bytes() == corpus.in_domain.read_bytes()
-    assert again.out_domain.read_bytes() == corpus.out_domain.read_bytes()
+    again = write_corpus(tmp_path, train_stories=300, rows=40)
+    for one, other in zip(vars(again).values(), vars(corpus).values(), strict=True):
+        assert one.read_bytes() == other.read_bytes()
 
 
 def test_docstrings_stand_in_for_missing_topics(monkeypatch):
@@ -65,10 +71,10 @@ def test_docstrings_stand_in_for_missing_topics(monkeypatch):
 
 
 def test_the_tokenizer_loads_by_name_and_round_trips_any_text(corpus):
-    tokenizer = AutoTokenizer.from_pretrained(train_tokenizer(corpus.train.parent, vocabulary=512))
+    tokenizer = AutoTokenizer.from_pretrained(train_tokenizer(corpus.train.parent, vocabulary=300))
     text = "def f(x):\n\treturn  x # é€ 日本 \U0001f600\r\n"
     assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert len(tokenizer) == 512
+    assert len(tokenizer) == 300
     assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == 0
     assert 0 not in tokenizer(text).input_ids
     assert tokenizer("<|endoftext|>").input_ids == [0]
