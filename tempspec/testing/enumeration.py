@@ -7,7 +7,7 @@ drafted chain as a row, that gives the joint law of the emitted tokens without a
 Axes: B rows, K drafted, V vocabulary, G groups of rows (one law each).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -30,12 +30,13 @@ __all__ = [
     "all_trees",
     "check_range",
     "emitted_law",
+    "emitted_under",
     "joined",
     "law_error",
     "mean_accepted",
     "outcomes",
     "path_codes",
-    "reached_law",
+    "reached_under",
 ]
 
 _NOT_DRAWN_FROM = frozenset({Stream.DRAFT, Stream.SHARED, Stream.ACCEPT})
@@ -310,10 +311,15 @@ def emitted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws
         rounds: the drafts and laws.
         where: names the setting in errors.
     """
+    return emitted_under(outcomes(verifier, rounds.logp_BKV, rounds.draft, where), rounds, where)
+
+
+def emitted_under(every: Iterable[Outcome], rounds: Rounds, where: str) -> Tensor:
+    """`emitted_law`, from all outcomes of the rounds."""
     vocabulary, groups = rounds.pair.vocabulary, len(rounds.groups)
     code_BK1 = path_codes(rounds.draft, vocabulary)
     mass = [torch.zeros(groups, vocabulary**depth, dtype=torch.float64) for depth in range(rounds.pair.longest + 2)]
-    for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
+    for outcome in every:
         weight_B, accepted_B = rounds.weight_B * outcome.weight_B, outcome.verdict.accepted_B
         check_range(outcome.verdict, rounds.draft, vocabulary, where, weight_B > 0)
         last_B = accepted_B if outcome.verdict.node_B is None else outcome.verdict.node_B + 1
@@ -341,10 +347,15 @@ def accepted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of law
     return law_BK
 
 
-def reached_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of laws") -> Tensor:
-    """P(each place is accepted), float64 `[B, K+1]`: the root, which always is, then every drafted token."""
+def reached_under(every: Iterable[Outcome], rounds: Rounds) -> Tensor:
+    """P(each place is accepted), float64 `[B, K+1]`: the root, which always is, then every drafted token.
+
+    Args:
+        every: all outcomes of the rounds.
+        rounds: the drafts and laws.
+    """
     reached_BK1 = torch.zeros(len(rounds.weight_B), rounds.draft.token_BK.shape[1] + 1, dtype=torch.float64)
-    for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
+    for outcome in every:
         verdict = outcome.verdict
         node_B = verdict.accepted_B - 1 if verdict.node_B is None else verdict.node_B
         stands_BK1 = torch.nn.functional.pad(path(node_B, rounds.draft.tree_BK), (1, 0), value=True)

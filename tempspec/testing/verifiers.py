@@ -6,7 +6,7 @@ continuous, is sampled. Both are held to the target's joint law of a whole round
 Axes: B rows, K drafted, V vocabulary.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,14 +17,16 @@ from tempspec.core.verification import real
 from tempspec.interfaces import Draft, Verdict, Verifier
 from tempspec.testing.enumeration import (
     LawError,
+    Outcome,
     Rounds,
     all_rounds,
     all_trees,
     check_range,
-    emitted_law,
+    emitted_under,
     joined,
+    outcomes,
     path_codes,
-    reached_law,
+    reached_under,
 )
 from tempspec.testing.errors import ConformanceError
 from tempspec.testing.laws import LawPair, law_cases
@@ -81,14 +83,13 @@ def check_verifier(
         if verifier.shared_noise:
             _check_sampled(verifier, pair, rows, seed, name)
             continue
-        _check_enumerated(verifier, rounds, name)
-        _check_expected(verifier, rounds, name)
+        _check_expected(verifier, rounds, name, _check_enumerated(verifier, rounds, name))
         if verifier.siblings and pair.longest >= 2:
             trees = _trees(verifier, LawPair(pair.logp[:3], pair.logq[:2]))
             _check_pure(verifier, trees, seed, f"{name}, trees")
-            _check_enumerated(verifier, trees, name, _TOLERANCE if name in _RICH else _EXACT)
+            every = _check_enumerated(verifier, trees, name, _TOLERANCE if name in _RICH else _EXACT)
             if name in _RICH:
-                _check_expected(verifier, trees, f"{name}, trees")
+                _check_expected(verifier, trees, f"{name}, trees", every)
 
 
 def _cases(verifier: Verifier, vocabulary: int, longest: int, seed: int) -> Iterator[tuple[str, LawPair]]:
@@ -112,11 +113,18 @@ def _trees(verifier: Verifier, pair: LawPair) -> Rounds:
 
 def _check_enumerated(
     verifier: Verifier, rounds: Rounds, where: str, tolerances: Mapping[torch.dtype, float] = _TOLERANCE
-) -> None:
-    """The exact law of every way to draft is finite, and the target's if the verifier is lossless."""
-    target = rounds.pair.target_law()
+) -> list[Outcome]:
+    """The exact law of every way to draft is finite, and the target's if the verifier is lossless.
+
+    Returns:
+        All outcomes in float64.
+    """
+    target, exact = rounds.pair.target_law(), []
     for dtype, tolerance in tolerances.items():
-        law_GD = emitted_law(verifier, _rounded(rounds, dtype), f"{where}, {dtype}")
+        seen, setting = _rounded(rounds, dtype), f"{where}, {dtype}"
+        every = list(outcomes(verifier, seen.logp_BKV, seen.draft, setting))
+        exact = every if dtype == torch.float64 else exact
+        law_GD = emitted_under(every, seen, setting)
         for group, law in zip(rounds.groups, law_GD, strict=True):
             error = LawError.between(law, target)
             if not law.isfinite().all() or (verifier.lossless and error.largest > tolerance):
@@ -125,6 +133,7 @@ def _check_enumerated(
                     f"{where}, {group}, {dtype}",
                     f"total variation {error.total_variation:.3g}, largest difference {error.largest:.3g}",
                 )
+    return exact
 
 
 def _rounded(rounds: Rounds, dtype: torch.dtype) -> Rounds:
@@ -165,13 +174,20 @@ def _expected(verifier: Verifier, logp_BKV: Tensor, draft: Draft, where: str) ->
     return expected_BK.double()
 
 
-def _check_expected(verifier: Verifier, rounds: Rounds, where: str) -> None:
-    """What the verifier expects, if anything, is what is enumerated; see the two checks below."""
+def _check_expected(verifier: Verifier, rounds: Rounds, where: str, every: Sequence[Outcome]) -> None:
+    """What the verifier expects, if anything, is what is enumerated; see the two checks below.
+
+    Args:
+        verifier: the rule.
+        rounds: the drafts and laws.
+        where: names the setting in errors.
+        every: all outcomes of the rounds.
+    """
     expected_BK = _expected(verifier, rounds.logp_BKV, rounds.draft, where)
     length_B = verifier.expected_length(rounds.logp_BKV, rounds.draft)
     if expected_BK is None and length_B is None:
         return
-    reached_BK1 = reached_law(verifier, rounds, where)
+    reached_BK1 = reached_under(every, rounds)
     if expected_BK is not None:
         _check_expected_acceptance(expected_BK, reached_BK1, rounds, where)
     if length_B is not None:
