@@ -125,7 +125,6 @@ def test_a_heads_fit_takes_what_was_estimated(folder):
         found = sizes(made, batch_size=batch, length=length, head_steps=steps, from_features=cached, **own)
         expected[name] = estimate(found, Way("one device", 1)).total
     quotients = {name: expected[name] / got for name, got in zip(HEADS, measured(commands)[1:], strict=True)}
-    print(quotients)
     assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
 
 
