@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tempspec.core.acceptance import overlap
 from tempspec.core.sampling import one_hot_log
-from tempspec.core.trees import elder
+from tempspec.core.trees import ancestry, elder
 from tempspec.core.verification import at_position, of_token, precise, probabilities, quotient, real, strips
 
 Siblings = Literal["independent", "distinct", "top", "greedy"]
@@ -86,33 +86,56 @@ def sibling_law(logq: Tensor, score: Tensor, taken: Tensor, rank: int, count: in
 
 @dataclass(frozen=True, slots=True)
 class Children:
-    """The real children of every place of a tree, the root's first.
+    """The real children of every place of a tree, the root's first, and the places that have any, by depth.
 
     Attributes:
         node_BNK: the k-th child of each place in the order they were drawn, -1 where there is none, `[B, N+1, K]`.
         most: the most children that any row has at each place, on the host.
+        place_BDW: the places with children at each depth, the root's 0, -1 where a row has fewer, `[B, N+1, W]`.
+        levels: of every depth that has such places how many, and the most children of any, on the host.
     """
 
     node_BNK: Tensor
     most: list[int]
+    place_BDW: Tensor
+    levels: list[tuple[int, int]]
 
     @classmethod
     def of(cls, parent_BN: Tensor, length_B: Tensor) -> "Children":
         """Of trees whose first `length_B` nodes are real; reads the shape on the host, once."""
-        nodes = parent_BN.shape[1]
-        above_N1 = torch.arange(-1, nodes, device=parent_BN.device)[:, None]
-        child_BNN = (parent_BN[:, None] == above_N1) & real(parent_BN, length_B)[:, None]
-        most = child_BNN.sum(-1).amax(0).tolist()
-        rank_BNN = child_BNN.cumsum(-1).masked_fill(~child_BNN, 0)
-        node_BNK = torch.full((*child_BNN.shape[:2], max(most)), -1, dtype=torch.int64, device=parent_BN.device)
-        for rank in range(max(most)):
-            found_BNN = rank_BNN == rank + 1
-            node_BNK[..., rank] = torch.where(found_BNN.any(-1), found_BNN.long().argmax(-1), -1)
-        return cls(node_BNK, most)
+        nodes, real_BN = parent_BN.shape[1], real(parent_BN, length_B)
+        place_N = torch.arange(nodes + 1, device=parent_BN.device)
+        depth_BN = torch.nn.functional.pad(ancestry(parent_BN).sum(-1), (1, 0))
+        count_BN = torch.zeros_like(depth_BN).scatter_add_(1, parent_BN + 1, real_BN.long())
+        at_BND = (depth_BN[..., None] == place_N) & (count_BN > 0)[..., None]
+        counts_BND = at_BND * count_BN[..., None]
+        most, widths, counts = torch.stack([count_BN.amax(0), at_BND.sum(1).amax(0), counts_BND.amax((0, 1))]).tolist()
+        among_BN = elder(parent_BN).sum(-1)
+        before_BN = at_BND.cumsum(1).gather(2, depth_BN[..., None]).squeeze(-1) - 1
+        return cls(
+            _table(parent_BN + 1, among_BN, real_BN, nodes + 1, max(most)),
+            most,
+            _table(depth_BN, before_BN, count_BN > 0, nodes + 1, max(widths)),
+            [(width, count) for width, count in zip(widths, counts, strict=True) if width],
+        )
 
     def at(self, node_B: Tensor) -> Tensor:
         """The children of one node of each row, -1 for the root: `[B, K]`."""
-        return self.node_BNK[torch.arange(len(node_B), device=node_B.device), node_B + 1]
+        return self.of_places(node_B[:, None] + 1)[:, 0]
+
+    def of_places(self, place_BW: Tensor) -> Tensor:
+        """The children of some places of each row, 0 the root, `[B, W, K]`; none where the place is -1."""
+        at_BWK = place_BW.clamp(min=0)[..., None].expand(*place_BW.shape, self.node_BNK.shape[-1])
+        return self.node_BNK.gather(1, at_BWK).masked_fill(place_BW[..., None] < 0, -1)
+
+
+def _table(row_BN: Tensor, column_BN: Tensor, there_BN: Tensor, rows: int, columns: int) -> Tensor:
+    """The numbers of some entries, each at its row and column, `[B, rows, columns]`; -1 where there is none."""
+    width = columns + 1  # the last column takes what is not there, and is cut off
+    place_BN = row_BN * width + column_BN.masked_fill(~there_BN, columns)
+    number_BN = torch.arange(row_BN.shape[1], device=row_BN.device).expand_as(row_BN)
+    table_BX = row_BN.new_full((len(row_BN), rows * width), -1).scatter_(1, place_BN, number_BN)
+    return table_BX.view(len(row_BN), rows, width)[..., :columns]
 
 
 class _Law:
@@ -122,13 +145,15 @@ class _Law:
         law_BV: the target's law there; it is overwritten.
         reach_B: a, how surely the place was reached, float64.
         logd_BNV: the log-laws that all nodes were drawn from.
+        row_B: whose nodes the children are; by default each row's own.
     """
 
-    def __init__(self, law_BV: Tensor, reach_B: Tensor, logd_BNV: Tensor) -> None:
+    def __init__(self, law_BV: Tensor, reach_B: Tensor, logd_BNV: Tensor, row_B: Tensor | None = None) -> None:
         self.law_BV = law_BV
         self.reach_B = self.scale_B = reach_B
         self._logd = logd_BNV.reshape(-1, logd_BNV.shape[-1])
-        self._first_B = torch.arange(len(reach_B), device=reach_B.device) * logd_BNV.shape[1]
+        row_B = torch.arange(len(reach_B), device=reach_B.device) if row_B is None else row_B
+        self._first_B = row_B * logd_BNV.shape[1]
 
     def of(self, token_B: Tensor) -> Tensor:
         """`a r` of one token, float64 `[B]`."""
@@ -193,27 +218,33 @@ def tree_coins(
         length_B: the first nodes that are real.
         joint: see above.
     """
-    rows, nodes = token_BN.shape
+    nodes = token_BN.shape[1]
     children = Children.of(parent_BN, length_B)
-    reach_BN = torch.ones(rows, nodes + 1, dtype=torch.float64, device=token_BN.device)
-    behind_BN = reach_BN.clone()
-    coin_BN = torch.zeros_like(reach_BN[:, 1:])
+    # Each with an entry more, which takes what a row with fewer places or children has not.
+    reach_BN = torch.ones(len(token_BN), nodes + 2, dtype=torch.float64, device=token_BN.device)
+    behind_BN, coin_BN = reach_BN.clone(), torch.zeros_like(reach_BN[:, 1:])
     chance_BN = of_token(logd_BNV, token_BN).double().exp()
-    for place, count in enumerate(children.most):
-        if count == 0:
-            continue
-        start_B = coin_BN[:, place - 1] if joint and place else reach_BN[:, place]
-        reach_BN[:, place] = start_B
-        law = _Law(probabilities(logp_BNV[:, place]), start_B, logd_BNV)
+    for depth, (width, count) in enumerate(children.levels):
+        place_BW = children.place_BDW[:, depth, :width]
+        at_BW, to_BW = place_BW.clamp(min=0), torch.where(place_BW < 0, nodes + 1, place_BW)
+        start_BW = torch.ones_like(at_BW, dtype=coin_BN.dtype)
+        if joint and depth:
+            start_BW = coin_BN.gather(1, (at_BW - 1).clamp(min=0))
+        reach_BN.scatter_(1, to_BW, start_BW)
+        child_BWK = children.of_places(place_BW)
+        row_R = torch.arange(len(token_BN), device=token_BN.device).repeat_interleave(width)
+        law_RV = probabilities(at_position(logp_BNV, at_BW.flatten(), row_R))
+        law = _Law(law_RV, start_BW.flatten(), logd_BNV, row_R)
         for rank in range(count):
-            child_B = children.node_BNK[:, place, rank]
-            at_B1 = child_B.clamp(min=0)[:, None]
-            own_B = law.of(token_BN.gather(1, at_B1).squeeze(1))
-            coin_B1 = quotient(own_B[:, None], chance_BN.gather(1, at_B1)).clamp(max=1.0)
-            coin_BN.scatter_(1, at_B1, torch.where(child_B[:, None] >= 0, coin_B1, coin_BN.gather(1, at_B1)))
+            child_BW = child_BWK[..., rank]
+            first_BW = child_BW.clamp(min=0)
+            own_BW = law.of(token_BN.gather(1, first_BW).flatten()).view_as(child_BW)
+            accept_BW = quotient(own_BW, chance_BN.gather(1, first_BW)).clamp(max=1.0)
+            coin_BN.scatter_(1, torch.where(child_BW < 0, nodes, child_BW), accept_BW)
             if joint or rank + 1 < count:
-                law.refuse(child_B)
-        behind_BN[:, place] = law.reach_B
+                law.refuse(child_BW.flatten())
+        behind_BN.scatter_(1, to_BW, law.reach_B.view_as(to_BW))
+    coin_BN, reach_BN, behind_BN = coin_BN[:, :nodes], reach_BN[:, : nodes + 1], behind_BN[:, : nodes + 1]
     if not joint:
         return TreeCoins(coin_BN, reach_BN, children)
     parent_BN1 = (children.node_BNK >= 0).any(-1)[:, 1:]

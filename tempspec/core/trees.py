@@ -54,20 +54,19 @@ def depths(parents: Sequence[int]) -> tuple[int, ...]:
 def ancestry(parent_BN: Tensor) -> Tensor:
     """Which nodes lie on the path to each node, itself included: bool `[B, N, N]`, `[b, i, j]` for j on the path to i.
 
-    The attention mask of a tree's nodes among themselves.
+    The attention mask of a tree's nodes among themselves. Each product doubles the steps up that are known.
 
     >>> ancestry(torch.tensor([[-1, 0, 0]])).int()
     tensor([[[1, 0, 0],
              [1, 1, 0],
              [1, 0, 1]]], dtype=torch.int32)
     """
-    rows, nodes = parent_BN.shape
-    on_BNN = torch.eye(nodes, dtype=torch.bool, device=parent_BN.device).repeat(rows, 1, 1)
-    row_B = torch.arange(rows, device=parent_BN.device)
-    for node in range(1, nodes):
-        parent_B = parent_BN[:, node]
-        on_BNN[:, node] |= on_BNN[row_B, parent_B.clamp(min=0)] & (parent_B >= 0)[:, None]
-    return on_BNN
+    nodes = parent_BN.shape[1]
+    node_N = torch.arange(nodes, device=parent_BN.device)
+    on_BNN = ((parent_BN[..., None] == node_N) | (node_N[:, None] == node_N)).float()
+    for _ in range(max(nodes - 2, 0).bit_length()):
+        on_BNN = (on_BNN @ on_BNN).clamp_(max=1.0)
+    return on_BNN > 0
 
 
 def postorder(parent_BN: Tensor) -> Tensor:
@@ -100,10 +99,13 @@ def walk(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
     >>> walk(torch.tensor([[False, True, True, True]]), torch.tensor([[-1, -1, 0, 1]]))
     tensor([3])
     """
-    here_B = torch.full_like(parent_BN[:, 0], -1) if parent_BN.shape[1] else parent_BN.new_full((len(parent_BN),), -1)
-    for node, (accept_B, parent_B) in enumerate(zip(accept_BN.T, parent_BN.T, strict=True)):
-        here_B = torch.where(accept_B & (parent_B == here_B), node, here_B)
-    return here_B
+    nodes = parent_BN.shape[1]
+    if nodes == 0:
+        return parent_BN.new_full((len(parent_BN),), -1)
+    chosen_BN = accept_BN & ~(elder(parent_BN) & accept_BN[:, None]).any(-1)
+    passed_BN = ~(ancestry(parent_BN) & ~chosen_BN[:, None]).any(-1)
+    node_N = torch.arange(nodes, device=parent_BN.device)
+    return torch.where(passed_BN, node_N, -1).amax(1)  # of a path the last is the deepest
 
 
 def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
@@ -128,13 +130,10 @@ def path(node_B: Tensor, parent_BN: Tensor) -> Tensor:
     tensor([[1, 0, 1],
             [0, 0, 0]], dtype=torch.int32)
     """
-    on_BN = torch.zeros_like(parent_BN, dtype=torch.bool)
-    here_B = node_B
-    for node in range(parent_BN.shape[1] - 1, -1, -1):
-        reached_B = here_B == node
-        on_BN[:, node] = reached_B
-        here_B = torch.where(reached_B, parent_BN[:, node], here_B)
-    return on_BN
+    if parent_BN.shape[1] == 0:
+        return torch.zeros_like(parent_BN, dtype=torch.bool)
+    at_B1N = node_B.clamp(min=0)[:, None, None].expand(-1, 1, parent_BN.shape[1])
+    return ancestry(parent_BN).gather(1, at_B1N).squeeze(1) & (node_B >= 0)[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.tree_verification import Siblings, is_drawn, sibling_law
-from tempspec.core.trees import depths, level_parents
+from tempspec.core.trees import ancestry, depths, level_parents
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, DraftContext, Drafter, StepModel
 
@@ -212,12 +212,7 @@ class DynamicTree(Drafter):
 
     def _pruned(self, context: DraftContext, token_BC: Tensor, parent_BC: Tensor, score_BC: Tensor) -> Draft:
         """The best candidates in level order; a parent scores no less than its children and wins ties."""
-        depth_BC = torch.ones_like(parent_BC)
-        for node in range(token_BC.shape[1]):
-            parent_B1 = parent_BC[:, node, None]
-            above_B = torch.where(parent_B1 < 0, 0, depth_BC.gather(1, parent_B1.clamp(min=0))).squeeze(1)
-            depth_BC[:, node] = above_B + 1
-        allowed_BC = depth_BC <= context.limit_B[:, None]
+        allowed_BC = ancestry(parent_BC).sum(-1) <= context.limit_B[:, None]
         order_BC = score_BC.masked_fill(~allowed_BC, -torch.inf).sort(stable=True, dim=-1, descending=True).indices
         kept_BN = order_BC[:, : self.nodes].sort(-1).values
         place_BC = torch.zeros_like(token_BC).scatter_(

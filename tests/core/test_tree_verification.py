@@ -16,6 +16,7 @@ from tempspec.core.tree_verification import (
     optimal_siblings,
     recursive_acceptance,
     sibling_law,
+    tree_coins,
 )
 
 SPREADS = {"flat": 0.3, "ordinary": 1.0, "sharp": 20.0}
@@ -157,3 +158,16 @@ def test_the_targets_token_goes_to_the_first_child_that_has_it():
     step = match_steps(logp, token, parent, torch.tensor([4, 3]))
     p = logp[:, 0].exp()
     torch.testing.assert_close(step, torch.stack([p[:, 1], 0 * p[:, 1], p[:, 2], p[:, 1] * torch.tensor([1, 0])], 1))
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_rows_of_other_shapes_change_no_bit_of_a_row(joint):
+    shapes = [(-1, -1, 0, 0, 1, 4, 4), (-1, 0, 1, 2, 3, 4, 5), (-1,) * 7, (-1, -1, -1, 0, 2, 2, 5)]
+    parent, length = torch.tensor(shapes), torch.tensor([7, 5, 6, 0])
+    logp, logd = laws(5, 2.0, 0, rows=4 * 8).view(4, 8, 5), laws(5, 2.0, 1, rows=4 * 7).view(4, 7, 5)
+    given = logp, logd, torch.arange(28).view(4, 7) % 5, parent, length
+    together = tree_coins(*given, joint=joint)
+    for row in range(4):
+        alone = tree_coins(*(value[row : row + 1] for value in given), joint=joint)
+        assert torch.equal(together.coin_BN[row], alone.coin_BN[0])
+        assert torch.equal(together.reach_BN[row], alone.reach_BN[0])

@@ -63,7 +63,7 @@ def test_shapes_beyond_the_most_run_eagerly_and_say_so_once():
     assert len(told) == 1
 
 
-def test_a_model_that_cannot_be_recorded_runs_eagerly_for_a_reason():
+def test_what_cannot_be_recorded_runs_eagerly_and_says_why():
     recorder = Recorder(RuntimeError("operation not permitted\nwhen stream is capturing"))
     with pytest.warns(UserWarning, match=r"run eagerly, as operation not permitted$") as told:
         assert equal_to_eager(Recorded(forward, recorder), [1, 2, 1])

@@ -23,6 +23,7 @@ from tempspec.core.sparse import SparseLogits
 from tempspec.core.vocabulary import draft_law, laws, target_law
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, Summary
+from tempspec.modules.fit.fixed_shapes import FixedShapes, fixed_length, padded
 from tempspec.modules.outputs import HiddenStates, LogitPairs, SharedLogits, TargetLogits, Tokens, narrow, wide
 
 __all__ = ["Objective", "Result", "Summaries", "chunked", "plain", "summaries"]
@@ -105,10 +106,10 @@ class Objective:
         if self.label_weight:
             yield self._label_loss
 
-    @torch.no_grad()
     def overlap(self, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
-        """The acceptance at the first loss temperature, `[N]`."""
-        return acceptance.overlap(*self._laws(0, z_p_NV, z_q_NV))
+        """The acceptance at the first loss temperature, `[N]`, without a gradient."""
+        with torch.no_grad():
+            return acceptance.overlap(*self._laws(0, z_p_NV, z_q_NV))
 
     def _distance(self, index: int, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
         logp_NV, logq_NV = self._laws(index, z_p_NV, z_q_NV, renormalised=self.renormalised)
@@ -155,7 +156,7 @@ def plain(logits_p_NV: TargetLogits, logits_q_NV: Tensor, objective: Objective) 
     return Result(total, loss_N.detach(), objective.overlap(z_p_NV, z_q_NV))
 
 
-def chunked(pairs: LogitPairs, objective: Objective) -> Result:
+def chunked(pairs: LogitPairs, objective: Objective, compile: bool | None = None) -> Result:
     """The loss and its gradients from hidden states, a chunk of tokens at a time.
 
     Gradients reach the draft's hidden states, head weight and bias, and the temperatures where they are learned. They
@@ -164,11 +165,54 @@ def chunked(pairs: LogitPairs, objective: Objective) -> Result:
     Args:
         pairs: both sides; the draft's is hidden states, and the target's gets no gradient.
         objective: what to minimise.
+        compile: let `torch.compile` make one function of a chunk, where it can; None is on a GPU.
     """
     assert isinstance(pairs.draft, HiddenStates)
     target = narrow(pairs.target) if isinstance(pairs.target, HiddenStates) else pairs.target
-    walk = _Walk(replace(pairs, target=target), objective)
+    hidden_NH = pairs.draft.hidden_NH
+    fixed = (hidden_NH.is_cuda if compile is None else compile) and _compilable(pairs, objective)
+    if fixed and pairs.chunk is None:
+        pairs = replace(pairs, chunk=fixed_length(len(hidden_NH), pairs.vocabulary, hidden_NH.device.type))
+    walk = _Walk(replace(pairs, target=target), objective, fixed)
     return Result(*_Chunked.apply(*pairs.draft, objective.target_GN, objective.draft_GN, walk))
+
+
+def _compilable(pairs: LogitPairs, objective: Objective) -> bool:
+    """Whether a chunk is a function of logits and constants alone: a step's number would be compiled anew each step."""
+    plain_sides = not isinstance(pairs.target, SparseLogits) and pairs.ids_R is None and pairs.place_N is None
+    learned = objective.target_GN.requires_grad or objective.draft_GN.requires_grad
+    kind = type(objective.divergence)
+    return plain_sides and not learned and kind.in_context is Divergence.in_context and _VALUE_AND_SLOPE.takes(kind)
+
+
+def value_and_slope(
+    divergence: Divergence,
+    label_weight: float,
+    z_p_NV: Tensor,
+    z_q_NV: Tensor,
+    target_GN: Tensor,
+    draft_GN: Tensor,
+    share_G: Tensor,
+    weight_N: Tensor,
+    label_1N: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A chunk's total, the loss of each token, the overlap of each, and the total's slope by the draft's logits.
+
+    Sums are in float32 or better whatever the logits are in. All temperatures share the loads. See `Objective`.
+    """
+    context = LossContext(0, None, label_1N)
+    objective = Objective(divergence, target_GN, draft_GN, share_G, weight_N, context, label_weight)
+    wide_p_NV, wide_q_NV = wide(z_p_NV), wide(z_q_NV)
+
+    def total(z_NV: Tensor) -> tuple[Tensor, Tensor]:
+        loss_N = torch.stack([term(wide_p_NV, z_NV) for term in objective.terms()]).sum(0)
+        return masked_sum_and_count(loss_N, weight_N > 0, weight_N)[0], loss_N
+
+    slope_NV, (value, loss_N) = torch.func.grad_and_value(total, has_aux=True)(wide_q_NV)
+    return value, loss_N, objective.overlap(wide_p_NV, wide_q_NV), slope_NV.to(z_q_NV.dtype)
+
+
+_VALUE_AND_SLOPE = FixedShapes(value_and_slope)
 
 
 class Summaries(NamedTuple):
@@ -300,9 +344,12 @@ class _Walk(NamedTuple):
 
     pairs: LogitPairs
     objective: Objective
+    fixed: bool = False
 
     def step(self, draft: HiddenStates, tokens: Tokens, found: _Gradients) -> Result:
         """Value of one chunk of tokens; its gradients are added to `found`."""
+        if self.fixed and found.wanted[0] and (result := self._compiled(draft, tokens, found)) is not None:
+            return result
         pairs = replace(self.pairs, draft=draft)
         z_p_NV = _wide_target(pairs.of_target(tokens, pairs.common))
         z_q_NV = wide(pairs.of_draft(tokens, pairs.common))
@@ -322,6 +369,31 @@ class _Walk(NamedTuple):
         loss_N = torch.stack(values).sum(0)
         total, _ = masked_sum_and_count(loss_N, part.weight_N > 0, part.weight_N)
         return Result(total, loss_N, part.overlap(z_p_NV, z_q_NV))
+
+    def _compiled(self, draft: HiddenStates, tokens: Tokens, found: _Gradients) -> Result | None:
+        """The same by one compiled function; None where there is none."""
+        pairs, part, what = replace(self.pairs, draft=draft), self.objective.part(tokens), self.objective
+        assert pairs.chunk is not None
+        count, size, kind = len(part.weight_N), pairs.chunk, type(what.divergence)
+        if not _VALUE_AND_SLOPE.takes(kind):
+            return None
+        made = _VALUE_AND_SLOPE(
+            kind,
+            what.divergence,
+            what.label_weight,
+            padded(pairs.of_target(tokens, pairs.common), size, 0),  # type: ignore[arg-type]
+            padded(pairs.of_draft(tokens, pairs.common), size, 0),
+            padded(part.target_GN, size, 1, 1.0),
+            padded(part.draft_GN, size, 1, 1.0),
+            what.share_G,
+            padded(part.weight_N, size, 0),
+            padded(part.context.label_BT, size, 1),
+        )
+        if made is None:
+            return None
+        total, loss_N, overlap_N, slope_NV = made
+        found.add(draft, tokens, slope_NV[:count], None, None)
+        return Result(total, loss_N[:count], overlap_N[:count])
 
 
 def _wide_target(logits_NV: TargetLogits) -> TargetLogits:

@@ -332,8 +332,8 @@ def test_the_engines_of_a_pass_are_gone_before_the_next(make, data, trainer, mon
     engines = []
     monkeypatch.setattr(Engine, "__init__", count)
     predict(make(Sweep([0.0], max_new_tokens=3, timing_prompts=1)), data, trainer)
-    # the reader of prompts; three rules, of which each takes over the caches of the one before, which is then dropped;
-    # so it is by the baseline, which cannot; then the baseline and the three rules, timed side by side
+    # the reader of prompts; three rules, of which each takes over the caches of the one before; the baseline, for which
+    # the last one's are dropped; and, side by side with it, the three rules again, timed
     assert alive == [0, 0, 1, 1, 1, 1, 2, 3]
 
 
