@@ -24,7 +24,8 @@ from torch import Tensor
 from tempspec.core.acceptance import acceptance_grid
 from tempspec.core.vocabulary import counted, coverage, most_frequent, widened
 from tempspec.data.digest import key_of_ids
-from tempspec.metrics.ratio import ClusteredRatio
+from tempspec.metrics.bootstrap import Estimate
+from tempspec.metrics.ratio import ClusteredRatio, paired_difference
 from tempspec.models.loading import load_draft, load_model
 
 SIZES = [4096, 8192, 16384, 32768]
@@ -35,7 +36,7 @@ Row = dict[str, Any]
 
 
 class Place(NamedTuple):
-    """What is measured, where: `mass`, `acceptance` or `kept` of it; 0 is the size of the whole vocabulary."""
+    """What is measured, where: `mass`, `acceptance` or its `loss`; 0 is the size of the whole vocabulary."""
 
     what: str
     domain: str
@@ -96,15 +97,25 @@ def collected(target: Any, draft: Any, rows: list[Row], ids: list[Tensor]) -> di
     return found
 
 
-def show(found: dict[Place, ClusteredRatio]) -> None:
+def estimates(found: dict[Place, ClusteredRatio]) -> dict[Place, Estimate]:
+    """All of them, and what each vocabulary costs: whole less cut, paired over prompts."""
+    lost = {
+        place._replace(what="loss"): paired_difference(found[place._replace(size=0)], ratio)
+        for place, ratio in found.items()
+        if place.what == "acceptance" and place.size
+    }
+    return {place: ratio.estimate() for place, ratio in found.items()} | lost
+
+
+def show(found: dict[Place, Estimate]) -> None:
     """A table for each quantity and domain."""
     for what, domain in dict.fromkeys((place.what, place.domain) for place in found):
-        here = {place: ratio for place, ratio in found.items() if (place.what, place.domain) == (what, domain)}
+        here = {place: one for place, one in found.items() if (place.what, place.domain) == (what, domain)}
         temperatures = sorted({place.temperature for place in here})
         print(f"\n{what}, {domain}\n| size | " + " | ".join(f"T = {t:g}" for t in temperatures) + " |")
         print("|---" * (1 + len(temperatures)) + "|")
         for size in dict.fromkeys(place.size for place in here):
-            cells = (str(here[Place(what, domain, size, t)].estimate()) for t in temperatures)
+            cells = (format(here[Place(what, domain, size, t)], "+" * (what == "loss")) for t in temperatures)
             print(f"| {size or 'whole'} | " + " | ".join(cells) + " |")
 
 
@@ -124,9 +135,9 @@ def main() -> None:
     draft = load_draft(options.draft, dtype="float32") if options.draft else None
     size = target.get_output_embeddings().weight.shape[0]
     ids = vocabularies([row for row in rows if tuple(row["prompt_ids"]) not in prompts], size)
-    found = collected(target, draft, held, ids)
+    found = estimates(collected(target, draft, held, ids))
     show(found)
-    mass = {(place.size, place.temperature): float(ratio.estimate().value) for place, ratio in found.items()
+    mass = {(place.size, place.temperature): one.value for place, one in found.items()
             if (place.what, place.domain) == ("mass", ALL)}  # fmt: skip
     finish(
         [

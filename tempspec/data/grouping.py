@@ -6,6 +6,7 @@ Axes: R rows of a set, S steps, W rows of a step on all processes, B of a batch,
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import datasets
 import numpy as np
@@ -111,6 +112,31 @@ class LengthGroups:
         steps_SW = rows_R[_within(window_R, by_length_R)].view(-1, self.step)
         shuffled_S = fold(key, torch.arange(len(steps_SW))).argsort(stable=True)
         return steps_SW[_within(window_R[:: self.step], shuffled_S)].flatten()
+
+
+@dataclass(frozen=True)
+class PromptGroups:
+    """An order in which the rows of one prompt follow each other, whatever set they are of; the prompts are mixed.
+
+    Args:
+        key_R: each row's prompt.
+    """
+
+    key_R: Tensor
+    window: ClassVar[int] = 0
+
+    def order(self, order_R: Tensor, key: Tensor | int = 0) -> Tensor:
+        """The rows in another order, a function of these and the key; those of a prompt as they were.
+
+        >>> groups = PromptGroups(torch.tensor([7, 8, 7, 8]))
+        >>> sorted(groups.order(torch.arange(4)).view(2, 2).tolist())
+        [[0, 2], [1, 3]]
+        """
+        return order_R[fold(key, self.key_R[order_R]).argsort(stable=True)]
+
+    def digest(self) -> int:
+        """A number that other prompts do not share in practice."""
+        return zlib.crc32(self.key_R.numpy().tobytes())
 
 
 def lengths(rows: datasets.Dataset, column: str = "input_ids") -> np.ndarray:

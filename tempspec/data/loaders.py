@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from tempspec.core.noise import fold
-from tempspec.data.grouping import LengthGroups
+from tempspec.data.grouping import LengthGroups, PromptGroups
 from tempspec.errors import UserError
 
 
@@ -49,7 +49,7 @@ class ShardSampler(DistributedSampler[Any]):
         world: int = 1,
         shuffle: bool = False,
         seed: int = 0,
-        groups: LengthGroups | None = None,
+        groups: LengthGroups | PromptGroups | None = None,
     ) -> None:
         everything: Any = range(rows)
         super().__init__(everything, num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)

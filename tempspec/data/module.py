@@ -17,7 +17,7 @@ from tempspec.data.batches import STARTS, Collate, EncodedSets
 from tempspec.data.clock import at_the_time_of
 from tempspec.data.corpora import Side
 from tempspec.data.encoding import Encoder
-from tempspec.data.grouping import LengthGroups, Padding, lengths
+from tempspec.data.grouping import LengthGroups, Padding, PromptGroups, lengths
 from tempspec.data.loaders import Fetched, ResumableLoader, ShardSampler, work_loader
 from tempspec.data.prompts import Prompt, PromptSource, read_prompts
 from tempspec.data.sources import TEMPERATURE, Source, named_sources, source_of
@@ -294,19 +294,35 @@ class TextDataModule(LightningDataModule):
         return sampler
 
     def _eval_loader(self, sets: list[datasets.Dataset]) -> DataLoader[Any]:
-        """Every set in steps of like length, which come in an order of their own: the first few are a fair sample."""
+        """Every set in steps of like length, which come in an order of their own: the first few are a fair sample.
+
+        Where the sets are answers to the same prompts, validate and test get those of a prompt one after another: they
+        read it once.
+        """
         rows = EncodedSets(sets)
-        tokens_R = np.concatenate([lengths(each) for each in sets])
-        step = self.eval_batch_size * self._world[1]
-        groups = LengthGroups(tokens_R, step, len(rows) if self.group_by_length else 0, rows.ends)
         return DataLoader(
             rows,
-            sampler=self._sampler(len(rows), groups=groups),
+            sampler=self._sampler(len(rows), groups=self._of_prompts(sets) or self._of_lengths(sets, rows)),
             batch_size=self.eval_batch_size,
             collate_fn=self._collate(),
             generator=torch.Generator(),
             **self._loading(len(rows)),
         )
+
+    def _of_lengths(self, sets: list[datasets.Dataset], rows: EncodedSets) -> LengthGroups:
+        tokens_R = np.concatenate([lengths(each) for each in sets])
+        step = self.eval_batch_size * self._world[1]
+        return LengthGroups(tokens_R, step, len(rows) if self.group_by_length else 0, rows.ends)
+
+    def _of_prompts(self, sets: list[datasets.Dataset]) -> PromptGroups | None:
+        """Rows by their prompts, if most of these have several, and one process reads all."""
+        if self.trainer is None or self._world[1] > 1 or not self.group_by_length:
+            return None
+        if self.trainer.state.fn not in ("validate", "test"):
+            return None
+        key_R = torch.tensor([key for each in sets for key in each["key"]], dtype=torch.int64)
+        several = bool(key_R.all()) and len(key_R) >= 2 * len(key_R.unique()) > 0  # packed rows have no prompt: 0
+        return PromptGroups(key_R) if several else None
 
     def _collate(self) -> Collate:
         tokens = self.tokenizer
@@ -326,7 +342,9 @@ class TextDataModule(LightningDataModule):
             "pin_memory": device.type == "cuda",
         }
 
-    def _sampler(self, rows: int, *, shuffle: bool = False, groups: LengthGroups | None = None) -> ShardSampler:
+    def _sampler(
+        self, rows: int, *, shuffle: bool = False, groups: LengthGroups | PromptGroups | None = None
+    ) -> ShardSampler:
         """This process' share of some rows, among the processes that Lightning started."""
         rank, world = self._world
         return ShardSampler(rows, rank=rank, world=world, shuffle=shuffle, seed=self.seed, groups=groups)

@@ -30,10 +30,12 @@ class Reading:
     Args:
         masked: padding is hidden by a mask; otherwise by nothing, as it is on the right.
         apart: the documents of a row are kept from each other; otherwise each sees those before it.
+        branches: without gradients, rows of one prompt are read as one that branches; see `tempspec.models.branches`.
     """
 
     masked: bool = True
     apart: bool = False
+    branches: bool = False
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor | bool]:
         """What a model's forward takes of a batch of `tempspec.data.batches.Collate`."""

@@ -1,10 +1,12 @@
 """How a stage reads its batches: in chunks, documents separately, ids that all know; tried before any (floor 5)."""
 
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from tempspec.interfaces import HeadModel
+from tempspec.models.branches import branching
 from tempspec.models.head_draft import DraftModel
 from tempspec.models.pair import Pair
 from tempspec.modules.fit.training import DraftTraining
@@ -37,6 +39,8 @@ def logit_source(
     cache = training.cache if cached else None
     kept = cache or (training.feature_cache if trainer.state.fn == "fit" else None)
     reading = reading_of(models, _data(trainer), kept is None or kept.apart)
+    if trainer.state.fn in ("validate", "test") and not whole:
+        reading = replace(reading, branches=all(map(branching, models)))
     vocabulary = pair.vocabulary if cache is None else cache.vocabulary
     return LogitSource(vocabulary, training.chunk_tokens, whole, reading)
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from tempspec.core.sparse import SparseLogits
 from tempspec.core.vocabulary import widened
+from tempspec.models.branches import read_branches
 from tempspec.models.heads import hidden_states, linear_head
 from tempspec.models.reading import Reading, reading
 from tempspec.models.tapping import Taps
@@ -188,7 +189,11 @@ class LogitSource:
         if self.whole or not isinstance(model, PreTrainedModel):
             return kept.outputs(model(**inputs).logits)
         head = model.get_output_embeddings()
-        return HiddenStates(kept.outputs(hidden_states(model, **inputs)), head.weight, head.bias)
+        if self.reading.branches and "position_ids" not in batch and not torch.is_grad_enabled():
+            hidden_BTH = read_branches(model, batch, lambda rows: hidden_states(model, **self.reading.inputs(rows)))
+        else:
+            hidden_BTH = hidden_states(model, **inputs)
+        return HiddenStates(kept.outputs(hidden_BTH), head.weight, head.bias)
 
     def tapped(self, model: PreTrainedModel, batch: Batch, states: Sequence[int]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Some states of a model, `[B, T, H]` each, and its hidden states or logits `[B, T, X]`, of the same pass."""

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tempspec.data.grouping import LengthGroups, Padding, lengths
+from tempspec.data.grouping import LengthGroups, Padding, PromptGroups, lengths
 
 
 @pytest.fixture
@@ -100,3 +100,15 @@ def test_other_lengths_or_another_window_have_another_digest():
     made = [LengthGroups(np.array(one), 2, window).digest() for one, window in (([1, 2], 4), ([2, 1], 4), ([1, 2], 5))]
     assert len(set(made)) == 3
     assert LengthGroups(np.array([1, 2]), 2, 0).digest() == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_of_a_prompt_follow_each_other(seed):
+    key_R = torch.arange(2**40, 2**40 + 20).repeat(3)
+    groups = PromptGroups(key_R)
+    order = groups.order(torch.arange(60), seed)
+    assert sorted(order.tolist()) == list(range(60))
+    assert (key_R[order].view(20, 3) == key_R[order].view(20, 3)[:, :1]).all()
+    assert (order.view(20, 3).diff() > 0).all()  # as they were
+    assert key_R[order].tolist() != groups.key_R[groups.order(torch.arange(60), seed + 1)].tolist()
+    assert groups.digest() != PromptGroups(key_R + 1).digest()

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
+from tempspec.models import branches
 from tempspec.models.reading import Reading
+from tempspec.modules import begin_reading
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.kept import Kept
 from tempspec.modules.language_model import LanguageModelModule
@@ -121,3 +123,26 @@ def test_a_run_masks_nothing_and_each_stage_tries_its_models(pair, data, trainer
     assert fitted.reading == Reading(masked=False, apart=True)
     own.validate(module, data, verbose=False)
     assert module.source is not fitted
+
+
+def test_answers_to_one_prompt_are_measured_as_if_each_were_read(pair, data, trainer, monkeypatch):
+    """The two validation sets are the same prompts."""
+    found, rows = [], []
+    own = branches._branches
+    monkeypatch.setattr(
+        branches, "_branches", lambda model, *given: (rows.append(len(given[0])), own(model, *given))[1]
+    )
+    for able in (True, False):
+        if not able:
+            monkeypatch.setattr(begin_reading, "branching", lambda model: False)
+        module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=[0.5, 1.0])
+        found.append(trainer().validate(module, data, verbose=False)[0])
+        assert module.source.reading.branches == able
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    assert rows == [3, 3, *[2] * 12]  # each model is tried, and reads six prompts once for both sets
+
+
+def test_a_fit_reads_its_rows_as_they_are(pair, data, trainer):
+    module = DistillationModule(str(pair / "target"), draft=str(pair / "draft"), validation_temperatures=[1.0])
+    trainer(max_steps=1, limit_val_batches=1).fit(module, data)
+    assert not module.source.reading.branches

@@ -44,7 +44,7 @@ def test_a_verifier_that_expected_otherwise_is_named(tmp_path):
     assert [line[-1] for line in sheet.rows] == ["yes", "no"]
 
 
-def test_without_expected_acceptances_there_is_nothing_to_compare(tmp_path):
+def test_without_expected_acceptances_nothing_is_compared(tmp_path):
     collection = collect([write_predict(tmp_path / "run", {1.0: 0.7})])
     assert (compared(collection), in_words([]), agreement(collection).sheets) == ([], "", [])
     page = write_report(collection, tmp_path / "out").read_text(encoding="utf-8")
