@@ -8,9 +8,7 @@ Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import wraps
 from time import perf_counter
-from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import Stream
 from tempspec.core.sampling import log_law
+from tempspec.decoding.as_found import left_as_found
 from tempspec.decoding.draft_sides import HeadSteps, draft_side
 from tempspec.decoding.noise import NoiseAhead, RoundNoise
 from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature, compiles
@@ -68,24 +67,6 @@ ALIGNMENT = 8
 
 _OF_CACHES = ("_models", "_slot_count", "_longest", "_nodes", "_compile")
 """What two engines with the same caches have in common."""
-
-Options = ParamSpec("Options")
-
-
-def left_as_found(
-    run: "Callable[Concatenate[Engine, Options], Iterator[Completion]]",
-) -> "Callable[Concatenate[Engine, Options], Iterator[Completion]]":
-    """A run that leaves the models as they were, however it ends: a conditioned draft at tau = 1, and sdpa plain."""
-
-    @wraps(run)
-    def running(engine: "Engine", /, *args: Options.args, **options: Options.kwargs) -> Iterator[Completion]:
-        try:
-            with attending_in_groups(*engine._models):
-                yield from run(engine, *args, **options)
-        finally:
-            engine._condition(None)
-
-    return running
 
 
 class Engine:

@@ -54,7 +54,7 @@ def read_branches(
     for rows in grouped.values():
         own_BT = ids_BT[rows, : max(length_B[row] for row in rows)]
         shared = alike(own_BT)
-        if _worth_it(*own_BT.shape, shared):
+        if _worth_it(len(rows), own_BT.shape[1], shared):
             parts.append((rows, _branches(model, own_BT, shared)))
         else:
             alone += rows

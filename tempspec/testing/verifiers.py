@@ -119,7 +119,8 @@ def _check_enumerated(
     Returns:
         All outcomes in float64.
     """
-    target, exact = rounds.pair.target_law(), []
+    target = rounds.pair.target_law()
+    exact: list[Outcome] = []
     for dtype, tolerance in tolerances.items():
         seen, setting = _rounded(rounds, dtype), f"{where}, {dtype}"
         every = list(outcomes(verifier, seen.logp_BKV, seen.draft, setting))
