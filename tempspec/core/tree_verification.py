@@ -93,19 +93,22 @@ class Children:
         most: the most children that any row has at each place, on the host.
         place_BDW: the places with children at each depth, the root's 0, -1 where a row has fewer, `[B, N+1, W]`.
         levels: of every depth that has such places how many, and the most children of any, on the host.
+        on_BNN: the tree's `trees.ancestry`.
     """
 
     node_BNK: Tensor
     most: list[int]
     place_BDW: Tensor
     levels: list[tuple[int, int]]
+    on_BNN: Tensor
 
     @classmethod
     def of(cls, parent_BN: Tensor, length_B: Tensor) -> "Children":
         """Of trees whose first `length_B` nodes are real; reads the shape on the host, once."""
         nodes, real_BN = parent_BN.shape[1], real(parent_BN, length_B)
         place_N = torch.arange(nodes + 1, device=parent_BN.device)
-        depth_BN = torch.nn.functional.pad(ancestry(parent_BN).sum(-1), (1, 0))
+        on_BNN = ancestry(parent_BN)
+        depth_BN = torch.nn.functional.pad(on_BNN.sum(-1), (1, 0))
         count_BN = torch.zeros_like(depth_BN).scatter_add_(1, parent_BN + 1, real_BN.long())
         at_BND = (depth_BN[..., None] == place_N) & (count_BN > 0)[..., None]
         counts_BND = at_BND * count_BN[..., None]
@@ -117,6 +120,7 @@ class Children:
             most,
             _table(depth_BN, before_BN, count_BN > 0, nodes + 1, max(widths)),
             [(width, count) for width, count in zip(widths, counts, strict=True) if width],
+            on_BNN,
         )
 
     def at(self, node_B: Tensor) -> Tensor:

@@ -93,8 +93,13 @@ def elder(parent_BN: Tensor) -> Tensor:
     return (parent_BN[:, :, None] == parent_BN[:, None, :]) & (node_N < node_N[:, None])
 
 
-def walk(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
+def walk(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None) -> Tensor:
     """From the root down, go to the first accepted child, again and again; the last one, -1 for none, `[B]`.
+
+    Args:
+        accept_BN: whether each node is accepted when it is tried.
+        parent_BN: their parents.
+        on_BNN: the tree's `ancestry`, where it is known.
 
     >>> walk(torch.tensor([[False, True, True, True]]), torch.tensor([[-1, -1, 0, 1]]))
     tensor([3])
@@ -103,7 +108,8 @@ def walk(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
     if nodes == 0:
         return parent_BN.new_full((len(parent_BN),), -1)
     chosen_BN = accept_BN & ~(elder(parent_BN) & accept_BN[:, None]).any(-1)
-    passed_BN = ~(ancestry(parent_BN) & ~chosen_BN[:, None]).any(-1)
+    on_BNN = ancestry(parent_BN) if on_BNN is None else on_BNN
+    passed_BN = ~(on_BNN & ~chosen_BN[:, None]).any(-1)
     node_N = torch.arange(nodes, device=parent_BN.device)
     return torch.where(passed_BN, node_N, -1).amax(1)  # of a path the last is the deepest
 
@@ -123,8 +129,13 @@ def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
     return torch.where(least_B < nodes, node_B, -1)
 
 
-def path(node_B: Tensor, parent_BN: Tensor) -> Tensor:
+def path(node_B: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None) -> Tensor:
     """Which nodes lie on the path to each row's node, bool `[B, N]`; none where the node is -1.
+
+    Args:
+        node_B: the nodes.
+        parent_BN: all nodes' parents.
+        on_BNN: the tree's `ancestry`, where it is known.
 
     >>> path(torch.tensor([2, -1]), torch.tensor([[-1, -1, 0], [-1, 0, 1]])).int()
     tensor([[1, 0, 1],
@@ -133,7 +144,8 @@ def path(node_B: Tensor, parent_BN: Tensor) -> Tensor:
     if parent_BN.shape[1] == 0:
         return torch.zeros_like(parent_BN, dtype=torch.bool)
     at_B1N = node_B.clamp(min=0)[:, None, None].expand(-1, 1, parent_BN.shape[1])
-    return ancestry(parent_BN).gather(1, at_B1N).squeeze(1) & (node_B >= 0)[:, None]
+    on_BNN = ancestry(parent_BN) if on_BNN is None else on_BNN
+    return on_BNN.gather(1, at_B1N).squeeze(1) & (node_B >= 0)[:, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -59,6 +59,9 @@ class RoundNoise(Noise):
 
     def nodes(self, weight_BMV: Tensor, node_M: Tensor) -> Tensor:
         """The drafted tokens of a tree's nodes, `[B, M]`; a node's number is its offset of the round."""
+        if self._ahead_BSN is not None:  # it holds an offset for every node that a drafter may have
+            ahead_BN = self._ahead_BSN[:, STREAMS_AHEAD.index(Stream.DRAFT)]
+            return inverse_cdf(weight_BMV, ahead_BN.index_select(1, node_M))
         seed_B1, round_B1 = self._seed_B[:, None], self._round_B[:, None]
         return inverse_cdf(weight_BMV, uniform(seed_B1, int(Stream.DRAFT), round_B1, node_M))
 

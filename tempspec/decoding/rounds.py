@@ -155,9 +155,10 @@ def outcome_of(draft: Draft, verdict: Verdict) -> RoundOutcome:
     parent_BK, nodes = draft.parent_BK, draft.token_BK.shape[1]
     node_K = torch.arange(nodes, device=device)
     real_BK = node_K < draft.length_B[:, None]
-    depth_BK = ancestry(parent_BK).sum(-1)
+    on_BKK = ancestry(parent_BK)
+    depth_BK = on_BKK.sum(-1)
     childless_B = ~((parent_BK == verdict.node_B[:, None]) & real_BK).any(-1)
-    on_BK = path(verdict.node_B, parent_BK)
+    on_BK = path(verdict.node_B, parent_BK, on_BKK)
     node_BK = node_K.expand_as(parent_BK).masked_fill(~on_BK, nodes).sort(-1).values.clamp(max=nodes - 1)
     deepest_B = (depth_BK * real_BK).amax(-1)
     place_BK = torch.nn.functional.pad((node_BK[:, :-1] + 1).clamp(max=nodes - 1), (1, 0))

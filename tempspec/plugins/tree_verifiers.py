@@ -19,9 +19,9 @@ __all__ = ["KSequential", "RecursiveRejection", "Traversal"]
 _ALL: frozenset[Siblings] = frozenset(get_args(Siblings))
 
 
-def _verdict(node_B: Tensor, draft: Draft, next_token_B: Tensor) -> Verdict:
+def _verdict(node_B: Tensor, draft: Draft, next_token_B: Tensor, on_BKK: Tensor) -> Verdict:
     """The path to `node_B` is accepted."""
-    return Verdict(trees.path(node_B, draft.tree_BK).sum(-1), next_token_B, node_B)
+    return Verdict(trees.path(node_B, draft.tree_BK, on_BKK).sum(-1), next_token_B, node_B)
 
 
 def _parts(logp_BKV: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -32,10 +32,13 @@ def _parts(logp_BKV: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor, Tens
 def _recursive(logp_BKV: Tensor, draft: Draft, noise: Noise, *, joint: bool) -> Verdict:
     """Recursive rejection of the tree's nodes, each alone from the root down, or jointly from the leaves up."""
     coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=joint)
-    descend = trees.first_from_leaves if joint else trees.walk
-    node_B = descend(noise.coins(coins.coin_BN), draft.tree_BK)
+    accept_BK, on_BKK = noise.coins(coins.coin_BN), coins.children.on_BNN
+    if joint:
+        node_B = trees.first_from_leaves(accept_BK, draft.tree_BK)
+    else:
+        node_B = trees.walk(accept_BK, draft.tree_BK, on_BKK)
     weight_BV = tree_verification.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
-    return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
+    return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL), on_BKK)
 
 
 class _TopDown(Verifier):
@@ -98,9 +101,10 @@ class KSequential(_TopDown):
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         coins = k_sequential.sequential_coins(*_parts(logp_BKV, draft))
-        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK)
+        on_BKK = coins.children.on_BNN
+        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK, on_BKK)
         weight_BV = k_sequential.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
-        return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL))
+        return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL), on_BKK)
 
     def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`min(1, p / (rho q))`."""

@@ -61,8 +61,8 @@ PATHS = {
     "block": (250, BlockVerification(), {}),
     "coupled": (1000, GumbelCoupling(), {}),
     "prompt lookup": (250, TokenwiseRejection(), {"drafter": PromptLookup(), "draft": None}),
-    "a static tree": (1400, RecursiveRejection(), {"drafter": StaticTree([4, 2, 2]), "length": FixedLength(3)}),
-    "a dynamic tree": (950, Traversal(), {"drafter": DynamicTree(4, 4, 16)}),
+    "a static tree": (900, RecursiveRejection(), {"drafter": StaticTree([4, 2, 2]), "length": FixedLength(3)}),
+    "a dynamic tree": (900, Traversal(), {"drafter": DynamicTree(4, 4, 16)}),
 }
 
 
