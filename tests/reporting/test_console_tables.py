@@ -163,7 +163,7 @@ def test_a_blank_line_follows_the_table_of_categories(estimates):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_a_comparison_of_three_columns_takes_a_line_for_each_draft(estimates, width):
+def test_a_comparison_of_three_columns_has_a_line_for_each_draft(estimates, width):
     one = {cell: found for cell, found in estimates.items() if cell.prompt_set == "in-domain"}
     differences = {cell: found for cell, found in one.items() if cell.verifier != BASELINE}
     shown = ("acceptance_rate", "block_efficiency", "speedup")

@@ -165,7 +165,7 @@ def _questions(sources: list[str]) -> Iterator[str]:
     return (_QUESTION.format(part) for part in _round_robin(sources, _QUESTION_CHARACTERS) if len(part) < 1000)
 
 
-def train_tokenizer(folder: str | Path, vocabulary: int = 257) -> Path:
+def train_tokenizer(folder: str | Path, vocabulary: int = 512) -> Path:
     """Train a byte-level BPE on a corpus' `train.jsonl`; returns the tokenizer's folder, `tokenizer` in the corpus'.
 
     Any text round-trips. BOS, EOS and padding are one token, `<|endoftext|>`, with id 0; it is not put before texts.
