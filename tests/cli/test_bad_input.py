@@ -366,9 +366,9 @@ OTHERS = {
     "a server's address": Case(
         ["generate", "--config", "WORLD/pair.yaml", "--server", "file:///etc/passwd"], "file:///etc/passwd"
     ),
-    "a server that is to give logits": Case(
+    "a served teacher without a folder": Case(
         ["generate", "--config", "WORLD/pair.yaml", "--cache-teacher", "--server", "http://localhost:1"],
-        "expected --cache-teacher or a server, got both",
+        "--cache-teacher needs model.teacher: name at least its folder",
     ),
     "a cache for fit": Case(["PAIR", "--cache-teacher"], "unknown option --cache_teacher: it is an option of generate"),
     "a server for fit": Case(["PAIR", "--server", "http://localhost:1"], "--server is an option of generate"),
