@@ -72,9 +72,9 @@ def branching(model: PreTrainedModel) -> bool:
     embedding = model.get_input_embeddings().weight
     size = min(_PROBE, context_length(model.config) // 2)
     ids_BT = 1 + torch.arange(2 * size, device=embedding.device).repeat(3, 1) % (len(embedding) - 1)
-    ids_BT[1:, size:] = 1 + (ids_BT[1:, size:] + torch.tensor([[3], [7]], device=embedding.device)) % (
-        len(embedding) - 1
-    )
+    ids_BT[1:, size:] = 1 + (
+        ids_BT[1:, size:] + torch.tensor([[3], [7]], dtype=torch.int64, device=embedding.device)
+    ) % (len(embedding) - 1)
     training = model.training
     try:
         with torch.autocast(embedding.device.type, enabled=False):

@@ -84,16 +84,18 @@ def test_a_pretrained_model_wins_over_the_files_shape(run, world):
     assert found["model"]["shape"] is None
 
 
-def test_caching_a_teacher_wins_over_the_files_server():
-    line = ["generate", "--config", "no.yaml", "--server", "http://a", "--cache_teacher=true"]
-    assert "--server=null" not in look_ahead(line).arguments  # on one level: an error, told later
+def test_caching_features_wins_over_the_files_server(run, world, tmp_path):
+    (tmp_path / "b.yaml").write_text("server: http://a\n")
+    line = ("generate", "--config", world / "pair.yaml", "--config", "b.yaml")
+    assert printed(run, *line, "--cache-features")["server"] is None
+    assert printed(run, *line, "--cache-teacher")["server"] == "http://a"
 
 
-def test_a_server_wins_over_the_files_cache(run, world, tmp_path):
+def test_a_server_is_the_teacher_of_the_files_cache(run, world, tmp_path):
     (tmp_path / "b.yaml").write_text("cache_teacher: true\n")
     line = ("generate", "--config", world / "pair.yaml", "--config", "b.yaml", "--server", "http://a")
     found = printed(run, *line)
-    assert (found["cache_teacher"], found["server"]) == (False, "http://a")
+    assert (found["cache_teacher"], found["server"]) == (True, "http://a")
 
 
 def test_seed_everything_sets_every_seed_that_is_not_given(run, world, tmp_path):
