@@ -59,7 +59,10 @@ class Plan:
         Raises:
             UserError: a configuration is wrong.
         """
-        modules = {run.name: jobs.module(run.name, study.run_config(run)) for run in study.runs}
+        # The runs of one draft differ in the seed alone.
+        first = {run.draft: run for run in reversed(study.runs)}
+        checked = {draft: jobs.module(run.name, study.run_config(run)) for draft, run in first.items()}
+        modules = {run.name: checked[run.draft] for run in study.runs}
         for purpose in study.purposes:
             jobs.module(purpose, study.texts_config(purpose))
         work = {
