@@ -22,6 +22,8 @@ _SHARE = 0.25
 _LONGEST = 4096
 """Positions of a row that branches: attention between its branches is computed for nothing, and its mask is square."""
 _PROBE = 6
+_WINDOWS = ("sliding_window", "window_size", "attention_window", "attention_window_size", "attention_chunk_size")
+"""What configurations call a window. It may count places in the row instead of positions, beyond what is tried."""
 _ROUNDING = 1e-4
 """Of the largest hidden state: what kernels differ by in float32."""
 
@@ -67,7 +69,7 @@ def read_branches(
 def branching(model: PreTrainedModel) -> bool:
     """Whether a model gives rows that are read as one that branches what it gives each alone, to rounding."""
     config = model.config.get_text_config()
-    if getattr(config, "sliding_window", None):
+    if any(getattr(config, name, None) for name in _WINDOWS):
         return False
     embedding = model.get_input_embeddings().weight
     size = min(_PROBE, context_length(model.config) // 2)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from tempspec.models.branches import _worth_it, alike, branching, read_branches
 from tempspec.models.heads import hidden_states
@@ -65,6 +66,13 @@ def test_a_shared_beginning_is_read_once():
 @pytest.mark.parametrize("name", OTHERS)
 def test_models_that_mind_no_mask_or_have_windows_do_not_branch(name):
     assert not branching(build(*MODELS[name]))
+
+
+def test_a_window_longer_than_what_is_tried_does_not_branch():
+    """GPT-Neo's counts places in the row, which lie further apart there than positions do."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 512}
+    config = {"attention_types": [[["global", "local"], 1]], "window_size": 256, "bos_token_id": 0, "eos_token_id": 0}
+    assert not branching(build(transformers.GPTNeoConfig, sizes | config))
 
 
 def test_trying_leaves_the_model_in_its_mode():

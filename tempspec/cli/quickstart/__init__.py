@@ -52,7 +52,7 @@ def _parser() -> Any:
 
 
 def _folder(target: str | None) -> str:
-    """Where everything goes unless an option says so: the targets' folders do not meet."""
+    """Where everything goes unless an option says so: by the target's name, and no target takes another's folder."""
     return "runs/quickstart" if target is None else f"runs/quickstart-{Path(target).name}"
 
 

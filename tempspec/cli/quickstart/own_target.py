@@ -21,7 +21,7 @@ def steps(target: str, minutes: float, folder: Path) -> list[Step]:
         folder: where everything is put.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or the folder is another one's.
     """
     layers = max(1, load_config(target).get_text_config().num_hidden_layers // 8)
     kept = folder / "sizes.json"

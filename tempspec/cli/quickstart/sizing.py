@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tempspec.errors import UserError
 from tempspec.files import write_atomically
 
 __all__ = ["Rates", "Sizes", "fitting"]
@@ -85,12 +86,18 @@ class Sizes:
 
     @classmethod
     def read(cls, path: Path, target: str, minutes: float) -> "Sizes | None":
-        """What was kept for this target and time, if anything."""
+        """What was kept for this target and time, if anything.
+
+        Raises:
+            UserError: the folder is another target's, whose results would make room.
+        """
         if not path.exists():
             return None
         kept: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        asked = kept.pop("target"), kept.pop("minutes")
-        return cls(**kept) if asked == (target, minutes) else None
+        held = kept.pop("target"), kept.pop("minutes")
+        if held[0] != target:
+            raise UserError(f"{path.parent} holds what was done with {held[0]}, got {target}: choose another --output")
+        return cls(**kept) if held[1] == minutes else None
 
 
 def fitting(rates: Rates, minutes: float) -> Sizes:

@@ -12,7 +12,7 @@ from rich.table import Table
 from tempspec.cli.errors import OneLineErrors
 from tempspec.cli.serve_check.asking import Answers, LiveEngine
 from tempspec.cli.serve_check.decoded import Ours, decoded, due, rows_at
-from tempspec.cli.serve_check.speed import Pair, numbers, show_speeds, speeds
+from tempspec.cli.serve_check.speed import Pair, check_in_flight, numbers, show_speeds, speeds
 from tempspec.cli.serve_check.verdicts import Verdict, of_drafted, of_own_count, of_text, of_tokens, verdict
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     engine = LiveEngine(server)
     plain = LiveEngine(_server(own.plain, own.model_name, own.concurrency)) if own.plain else None
     ours = decoded(rest, own.prompts, own.verifier)
+    check_in_flight(ours, in_flight)
     for one in (engine, plain):
         if one is not None:
             one.model = one.model or ours.pair.target

@@ -17,7 +17,7 @@ from tempspec.metrics.bootstrap import FEWEST, Sums
 from tempspec.metrics.goodput import Speed, Timed, best, gains, speedup
 from tempspec.metrics.parity import counted_row, tokens_per_round
 
-__all__ = ["Pair", "advice", "measured", "numbers", "show_speeds", "speed_table", "speeds"]
+__all__ = ["Pair", "advice", "check_in_flight", "measured", "numbers", "show_speeds", "speed_table", "speeds"]
 
 Pair = tuple[Speed, Speed | None]
 """With a draft, and without where a server without one was asked."""
@@ -39,6 +39,20 @@ def numbers(text: str) -> list[int]:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"--speed must be numbers of 1 or more, such as 1,4,16, got {text}")
     return [int(part) for part in parts]
+
+
+def check_in_flight(ours: Ours, in_flight: Sequence[int]) -> None:
+    """Refuse to have more requests in flight than there are: tokens/s would count those that are not.
+
+    Raises:
+        UserError: saying how many there are.
+    """
+    most = min(len(due(ours, temperature)) for temperature in ours.sweep.target_temperatures)
+    if in_flight and max(in_flight) > most:
+        raise UserError(
+            f"--speed must be at most the {most} requests of a temperature, got {max(in_flight)}: raise --prompts or "
+            "model.sweep.samples, or lower --speed"
+        )
 
 
 def speeds(ours: Ours, engine: LiveEngine, plain: LiveEngine | None, in_flight: Sequence[int]) -> list[Pair]:

@@ -132,7 +132,10 @@ class Jobs:
             self._call(line)
             self._split(name)
 
-        leaves, depends, asks = (Path(config["run"]),), (in_words(for_texts(config)),), (self._wanted(name),)
+        leaves, depends = (Path(config["run"]),), (in_words(for_texts(config)),)
+        # The fixed texts are written beside those sampled, and no prompt of these, however many, may be fitted on.
+        beside = {"sampled": [str(self.study.fixed)], "fitting": [self._wanted("sampled")]}
+        asks = (self._wanted(name), *beside.get(name, []))
         return Step(name, title, _shown(line), execute, leaves, depends, asks, alone=True, keeps=True)
 
     def _split(self, name: Purpose) -> None:
@@ -158,7 +161,8 @@ class Jobs:
         Raises:
             UserError: a prompt is in both.
         """
-        files = self.study.texts.glob("sampled-*.parquet")
+        names = (f"sampled-{name}-{t:g}" for name in self.study.prompts for t in self.study.sampled_temperatures)
+        files = [self.study.texts / f"{stem}.parquet" for stem in names]
         measured = {tuple(ids) for file in files for ids in pq.read_table(file).column("prompt_ids").to_pylist()}
         shared = {tuple(row["prompt_ids"]) for row in fitting} & measured
         if shared:

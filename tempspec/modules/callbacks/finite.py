@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from tempspec.errors import UserError
 from tempspec.modules.callbacks.late import Late
@@ -106,6 +106,10 @@ class FiniteLoss(Callback):
         """Look at the epoch's last step."""
         self._look()
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What ends the training is told, and a checkpoint saved on the way out: a broken step was left out of it."""
+        self._batches, self._taken = [], None
+
     def _look(self) -> None:
         """Stop if the last step was broken."""
         taken, self._taken = self._taken, None
@@ -114,7 +118,12 @@ class FiniteLoss(Callback):
 
 
 def _leaves_out(optimizer: Optimizer) -> bool:
-    """Whether an optimiser looks at `found_inf`: torch's fused ones, on whole parameters."""
+    """Whether an optimiser looks at `found_inf`, and keeps its state: torch's fused ones, on whole parameters.
+
+    SGD does not: a first step that it leaves out makes a momentum of whatever the memory holds.
+    """
+    if isinstance(optimizer, SGD):
+        return False
     groups = optimizer.param_groups
     whole = not any(isinstance(one, DTensor) for group in groups for one in group["params"])
     return type(optimizer).__module__.startswith("torch.optim.") and whole and all(g.get("fused") for g in groups)

@@ -35,6 +35,10 @@ __all__ = ["ServedTeacher", "kept_of"]
 SUM_SLACK = 1e-3
 """How far probabilities of one law may add up to more than 1: half precision moves each by less."""
 
+LEAST_SUM = 0.9
+"""What a law adds up to at least if no other token is likelier than the last one told: an engine's rows beyond the real
+ids may have some of it."""
+
 SAME = 0.5
 """In nats: how far half precision may move a log-probability between two calls, with room to spare."""
 
@@ -200,11 +204,14 @@ def kept_of(
     pairs = [_largest(law, kept, vocabulary) for law in laws]
     token_NK = torch.tensor([[token for token, _ in row] for row in pairs], dtype=torch.int64).reshape(-1, kept)
     logp_NK = torch.tensor([[value for _, value in row] for row in pairs], dtype=torch.float64).reshape(-1, kept)
-    if len(pairs) and float(logp_NK.exp().sum(-1).max()) > 1 + SUM_SLACK:
-        raise ValueError(
-            "expected log-probabilities, got values whose exponentials add up to more than 1: start vLLM with "
-            "--logprobs-mode raw_logprobs, its default"
-        )
+    sum_N = logp_NK.exp().sum(-1)
+    most_N = sum_N + (vocabulary - kept) * logp_NK.amin(-1).exp()
+    for broken_N, sums in ((sum_N > 1 + SUM_SLACK, "more than 1"), (most_N < LEAST_SUM, "less than 1")):
+        if bool(broken_N.any()):
+            raise ValueError(
+                f"expected log-probabilities, got values whose exponentials add up to {sums}: start vLLM with "
+                "--logprobs-mode raw_logprobs, its default"
+            )
     found = told(token_NK, logp_NK, vocabulary, temperatures)
     return replace(found, logit_NK=found.logit_NK.float(), logsum_NH=found.logsum_NH.float())
 

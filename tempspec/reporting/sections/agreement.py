@@ -95,7 +95,8 @@ def agreement(collection: Collection) -> Section:
     ]
     columns = ["draft", "prompts", "verifier", "T", "draft T", "measured", "analytic", "difference", "agrees"]
     sheets = [Sheet("agreement", "Measured against analytic acceptance", columns, rows)] if rows else []
-    text = f"{in_words(found).capitalize()}. Both are of the same drafted tokens."
+    said = in_words(found)
+    text = f"{said[:1].upper()}{said[1:]}. Both are of the same drafted tokens."
     return Section("agreement", "Measured against analytic acceptance", text, [], sheets)
 
 

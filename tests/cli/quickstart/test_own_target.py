@@ -42,9 +42,14 @@ def test_sizes_are_kept_for_the_same_target_and_time(tmp_path):
     sizes = fitting(RATES, 10)
     sizes.write(tmp_path / "sizes.json", "a", 10)
     assert Sizes.read(tmp_path / "sizes.json", "a", 10) == sizes
-    assert Sizes.read(tmp_path / "sizes.json", "b", 10) is None
     assert Sizes.read(tmp_path / "sizes.json", "a", 11) is None
     assert Sizes.read(tmp_path / "none.json", "a", 10) is None
+
+
+def test_a_target_does_not_take_the_folder_of_another(tmp_path):
+    fitting(RATES, 10).write(tmp_path / "sizes.json", "one/llama", 10)
+    with pytest.raises(UserError, match="holds what was done with one/llama, got other/llama: choose another --output"):
+        Sizes.read(tmp_path / "sizes.json", "other/llama", 10)
 
 
 def test_a_model_is_measured_once_and_its_steps_named(tmp_path, capsys):

@@ -160,6 +160,15 @@ def test_rounds_without_a_draft_are_named_as_a_definition(models, config):
     assert found["counts", True].startswith("counts differ by definition: the engine's mean acceptance length, ")
 
 
+def test_no_more_requests_are_in_flight_than_there_are(models, config, run, tmp_path):
+    target, near, _ = models
+    with speculating(target, near, PARTS, words()) as server:
+        few = ("--prompts", 8, "--model.sweep.samples", 1, "--run", tmp_path / "run")
+        code, _, error = run("serve-check", "--config", config, "--server", server.url, "--speed", "2,9", *few)
+    assert code == 2
+    assert "--speed must be at most the 8 requests of a temperature, got 9: raise --prompts" in error
+
+
 def test_speeds_beside_a_plain_server_say_what_to_draft(models, config, run, tmp_path):
     target, near, _ = models
     with speculating(target, near, PARTS, words()) as server, speculating(target, None, PLAIN, words()) as plain:

@@ -82,6 +82,29 @@ def test_texts_of_another_length_are_written_anew(small, run):
     assert max(len(row["response_ids"]) for row in rows) == 5
 
 
+def test_another_fixed_text_is_written_beside_what_there_is(small, run):
+    assert run("study", "--config", small(2), "--until", "fit")[0] == 0
+    marked("made/shared/sampled/generate/generated.parquet", "response", "kept")
+    code, _, error = run("study", "--config", small(2, fixed="continuation"), "--until", "validate")
+    assert code == 0, error
+    assert "kept" in pq.read_table("made/shared/sampled-p-1.parquet")["response"].to_pylist()
+
+
+def test_prompts_that_a_set_gains_are_not_fitted_on(small, world, run):
+    rows = Path(f"{world}/text.jsonl").read_text().splitlines(keepends=True)
+    for name, part in (("measured", rows[:4]), ("fitting", rows[3:8])):
+        Path(f"{name}.jsonl").write_text("".join(part))
+    experiment = yaml.safe_load(small().read_text())["experiment"]
+    experiment["model"]["sweep"]["draft_temperatures"] = ["fitted"]
+    for limit, expected in ((3, 0), (4, 2)):
+        experiment["data"]["prompts"] = {"p": {"path": "measured.jsonl", "limit": limit, "prompt_tokens": 4}}
+        fitting = {"path": "fitting.jsonl", "prompt_tokens": 4}
+        path = small(experiment=experiment, fitting_prompts=fitting)
+        code, _, error = run("study", "--config", path, "--until", "fit")
+        assert code == expected, error
+    assert "expected prompts that are not measured, got 1 of data.prompts" in error
+
+
 def test_fewer_prompts_are_decoded_than_measured_and_later(small, run):
     code, printed, error = run("study", "--config", small(3, decoded_prompts=2), "--until", "validate")
     assert code == 0, error

@@ -73,3 +73,27 @@ def test_no_checkpoint_is_made_of_a_broken_step(tmp_path):
     with pytest.raises(NotFinite, match="at step 3"):
         fit(tmp_path, broken_at=3, callbacks=[kept])
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [f"epoch=0-step={n}.ckpt" for n in (1, 2, 3)]
+
+
+def test_another_end_after_a_broken_step_is_told_and_saved(tmp_path):
+    class Ending(Learner):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 4:
+                raise RuntimeError("ended")
+            return super().training_step(batch, batch_idx)
+
+    whole = fit(tmp_path / "whole", rows=3)
+    module = Ending(broken_at=3)
+    with pytest.raises(RuntimeError, match="ended"):
+        trainer(tmp_path, FiniteLoss(late=True), LastCheckpoint(tmp_path)).fit(module, loader())
+    assert of_last(tmp_path) == (pytest.approx(whole, rel=1e-6), 4)
+
+
+def test_a_momentum_that_a_first_step_makes_is_not_left_out(tmp_path):
+    class Rolling(Learner):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, fused=True)
+
+    with pytest.raises(NotFinite, match="at step 0"):
+        trainer(tmp_path, FiniteLoss(late=True), LastCheckpoint(tmp_path)).fit(Rolling(broken_at=0), loader())
+    assert not (tmp_path / "last.ckpt").exists()  # no step was taken

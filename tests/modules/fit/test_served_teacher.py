@@ -1,6 +1,7 @@
 """A teacher from a server that tells log-probabilities as vLLM does: of our own target, so that all is known."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -121,6 +122,15 @@ def test_logits_that_vllm_has_told_are_no_log_probabilities():
     laws = json.loads((RECORDED / "raw_logits.json").read_text())["choices"][0]["prompt_logprobs"]
     with pytest.raises(ValueError, match="add up to more than 1"):
         kept_of(laws[1:], 4, V, (1.0,))
+
+
+def test_logits_far_below_0_are_no_log_probabilities():
+    """GPT-2's are about -33: nothing adds up to more than 1, and the other tokens cannot have the rest of it."""
+    law = {str(token): {"logprob": value, "rank": token + 1} for token, value in enumerate((-33.1, -33.5, -34.0))}
+    with pytest.raises(ValueError, match="add up to less than 1"):
+        kept_of([law], 3, 50_257, [1.0])
+    flat = {str(token): {"logprob": -math.log(50_257), "rank": token + 1} for token in range(3)}
+    kept_of([flat], 3, 50_257, [1.0])
 
 
 def test_vllms_own_refusal_names_its_option(pair, bare, target, data, tmp_path):

@@ -40,8 +40,11 @@ def test_a_verifier_that_expected_otherwise_is_named(tmp_path):
     assert found[1].gap.high < 0 < found[1].measured.value < found[1].analytic.value
     assert "agree in 1 of 2 cells" in in_words(found)
     assert ", not in run, in, token, T = 1: -." in in_words(found)
-    (sheet,) = agreement(collection).sheets
+    section = agreement(collection)
+    (sheet,) = section.sheets
     assert [line[-1] for line in sheet.rows] == ["yes", "no"]
+    assert section.text.startswith("Measured and analytic acceptance agree in 1 of 2 cells")
+    assert "token, T = 1: -." in section.text  # names as they are
 
 
 def test_without_expected_acceptances_nothing_is_compared(tmp_path):
