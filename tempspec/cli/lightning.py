@@ -39,7 +39,7 @@ from tempspec.errors import UserError
 from tempspec.files import let_go, take_hold, write_atomically
 from tempspec.modules.callbacks import ChangedOptions, GracefulStop, LastCheckpoint, PretrainedExport, decisive
 from tempspec.modules.callbacks.metrics_file import MetricsFile, MetricsPosition
-from tempspec.modules.callbacks.serving_defaults import misread_note
+from tempspec.modules.callbacks.serving_defaults import misread_note, sizes_note
 from tempspec.modules.fit.sharding import register_fsdp2
 from tempspec.modules.openai_client import Server
 from tempspec.modules.processes import orderly_end
@@ -388,7 +388,9 @@ class CommandLine(LightningCLI):
                 Path(self._options.run)
             )
             written = self.folder / self.model.export_name
-            for note in filter(None, (other, misread_note(str(written), head=written.name == "head"))):
+            head = written.name == "head"
+            sizes = "" if head else sizes_note(*self.model.pair.rows_of_output(written))
+            for note in filter(None, (other, misread_note(str(written), head=head), sizes)):
                 rank_zero_info(note)
 
     def after_validate(self) -> None:

@@ -291,6 +291,13 @@ class Pair:
         else:
             save_model(draft, self.tokenizer, folder, state, self.exported_dtype)
 
+    def rows_of_output(self, folder: Path) -> tuple[int, int]:
+        """`vocab_size` of a draft that was saved in a folder, and of the target: padding included."""
+        options = self.options
+        target = load_config(self.target, revision=options.target_revision, trust_remote_code=options.trust_remote_code)
+        draft = load_config(str(folder), trust_remote_code=options.trust_remote_code)
+        return draft.get_text_config().vocab_size, target.get_text_config().vocab_size
+
     def remember(self, draft: DraftModel) -> None:
         """Know a draft by its weights as they are in memory, from now on."""
         digest = hashlib.sha256()

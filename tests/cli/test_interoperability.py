@@ -109,3 +109,19 @@ def test_a_wrong_import_is_one_line(arguments, says, run, tmp_path):
     assert says in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_fit_says_that_vllm_refuses_another_number_of_rows(run, world, tmp_path, caplog):
+    wider = load_model(f"{world}/target")
+    wider.resize_token_embeddings(24, mean_resizing=False)
+    wider.save_pretrained(tmp_path / "wider")
+    AutoTokenizer.from_pretrained(world / "target").save_pretrained(tmp_path / "wider")
+    said = []
+    for target in (world / "target", tmp_path / "wider"):
+        line = ("fit", "--config", world / "pair.yaml", "--model.target", target, "--trainer.max_steps", 1)
+        with caplog.at_level("INFO", logger="lightning.pytorch"):
+            caplog.clear()
+            code, _, error = run(*line, "--run", tmp_path / target.name)
+        assert code == 0, error
+        said.append([text for text in caplog.messages if "vLLM refuses a draft model with vocab_size 16" in text])
+    assert [len(lines) for lines in said] == [0, 1]

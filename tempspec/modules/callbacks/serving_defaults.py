@@ -4,7 +4,7 @@ from transformers import GenerationConfig
 
 from tempspec.decoding.sweep import Sweep
 
-__all__ = ["misread_note", "serving_note"]
+__all__ = ["misread_note", "serving_note", "sizes_note"]
 
 _NEUTRAL = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "repetition_penalty": 1.0}
 """What vLLM and SGLang take from a generation_config.json, and the values that change nothing."""
@@ -65,4 +65,24 @@ def misread_note(folder: str, *, head: bool) -> str:
     return (
         f'vLLM takes a draft in {folder} for the method {_METHODS[found]}, because of "{found}" in its path: copy it '
         "to a folder with another name before you serve it"
+    )
+
+
+def sizes_note(draft: int, target: int) -> str:
+    """One line where vLLM would refuse a draft model, whose output must have as many rows as the target's; else empty.
+
+    Args:
+        draft: `vocab_size` of its config.json.
+        target: the target's.
+
+    >>> sizes_note(151936, 152064).partition(":")[0]
+    'vLLM refuses a draft model with vocab_size 151936 for a target with 152064'
+    >>> sizes_note(32000, 32000)
+    ''
+    """
+    if draft == target:
+        return ""
+    return (
+        f"vLLM refuses a draft model with vocab_size {draft} for a target with {target}: it serves drafts of "
+        "model.draft_layers, or of the same vocab_size; transformers takes this one"
     )
