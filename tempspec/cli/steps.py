@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from tempspec import __version__
 from tempspec.files import write_atomically
 
-__all__ = ["Step", "finished_seconds", "run_steps"]
+__all__ = ["Step", "finished_seconds", "remove", "run_steps"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _run(step: Step, digest: _Digests, marker: Path) -> None:
         print("    finished before: reused", flush=True)
         return
     if state == "new":
-        _remove(step.leaves)
+        remove(step.leaves)
         held = {}
     now = {"digest": digest.whole, "base": digest.base}
     write_atomically(marker, json.dumps(held | now | {"finished": False}))
@@ -141,7 +141,7 @@ def _state(step: Step, held: dict[str, Any], digest: _Digests) -> str:
     return "finished" if held.get("finished") else "begun"
 
 
-def _remove(paths: Sequence[Path]) -> None:
+def remove(paths: Sequence[Path]) -> None:
     """Remove a step's former outcome."""
     for path in paths:
         if path.is_dir():

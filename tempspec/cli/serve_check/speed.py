@@ -84,7 +84,10 @@ def show_speeds(pairs: Sequence[Pair], ours: Ours, verifier: str, width: int) ->
     """
     if pairs:
         Console(width=max(Console().width, width)).print(speed_table(pairs))
-        print("tokens/s of all requests in flight; the time to the first token is a request's of one token")
+        print(
+            "tokens/s of all requests in flight; the time to the first token is a request's of one token, "
+            "whose prompt was read before"
+        )
     for line in advice(pairs, {t: _tokens(ours, t, verifier) for t in ours.sweep.target_temperatures} if pairs else {}):
         print(line)
 
@@ -101,6 +104,8 @@ def _tokens(ours: Ours, temperature: float, verifier: str) -> Sums:
 def measured(engine: LiveEngine, requests: Due, concurrency: int, drafted: int) -> Speed:
     """Time some requests, each after one of a single token, which takes the time until the first.
 
+    Before both the prompt is read once: engines that keep prefixes would else take longer for the first of them alone.
+
     Args:
         engine: whom to ask.
         requests: of one temperature; at most three for each that is in flight, and at least `FEWEST`.
@@ -114,6 +119,7 @@ def measured(engine: LiveEngine, requests: Due, concurrency: int, drafted: int) 
 
 
 def _timed(engine: LiveEngine, key: int, request: Request, drafts: bool) -> Timed:
+    engine.ask(request.shortened(1))  # an engine with a prefix cache reads it now, and neither time has it
     began = time.perf_counter()
     engine.ask(request.shortened(1))
     first = time.perf_counter()

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from tempspec.cli import lightning
 from tempspec.cli.quickstart import steps as quickstart_steps
-from tempspec.cli.steps import Step
+from tempspec.cli.steps import Step, remove
 from tempspec.cli.study.config import Purpose, Study
 from tempspec.cli.study.dependence import Config, for_cache, for_decoding, for_fit, for_texts, in_words
 from tempspec.cli.study.drafts import Run
@@ -17,6 +17,7 @@ from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
 from tempspec.modules.distillation import DistillationModule
+from tempspec.modules.predict.row_store import OtherOrigin
 from tempspec.reporting.records import write_parquet
 
 __all__ = ["Jobs"]
@@ -94,7 +95,14 @@ class Jobs:
         keeps: bool = False,
     ) -> Step:
         leaves = (folder / line[0],)
-        return Step(line[0], title, _shown(line), lambda: self._call(line), leaves, depends, asks, keeps=keeps)
+
+        def execute() -> None:
+            if keeps:
+                self._add(line, *leaves)
+            else:
+                self._call(line)
+
+        return Step(line[0], title, _shown(line), execute, leaves, depends, asks, keeps=keeps)
 
     def _wanted(self, name: Purpose) -> str:
         """All that the texts of a purpose depend on, and how many there are."""
@@ -118,6 +126,17 @@ class Jobs:
     def _call(self, line: tuple[str, ...]) -> None:
         self._earlier = cast(DistillationModule, lightning.run(list(line), self._earlier))
 
+    def _add(self, line: tuple[str, ...], folder: Path) -> None:
+        """Add to the rows of a folder; begin anew where prompts come in between, as more of each category do."""
+        try:
+            self._call(line)
+        except OtherOrigin as error:
+            if not all(entry.startswith("prompts ") for entry in error.changed):
+                raise
+            print("    prompts come in between those there are: begun anew", flush=True)
+            remove([folder])
+            self._call(line)
+
     def _fit(self, line: tuple[str, ...], folder: Path) -> None:
         """Fit, from the last checkpoint where there is one."""
         last = folder / "fit" / "checkpoints" / "last.ckpt"
@@ -129,7 +148,7 @@ class Jobs:
         title = f"the target's own texts to {_USES[name]} on"
 
         def execute() -> None:
-            self._call(line)
+            self._add(line, Path(config["run"]))
             self._split(name)
 
         leaves, depends = (Path(config["run"]),), (in_words(for_texts(config)),)

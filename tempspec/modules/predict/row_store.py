@@ -30,6 +30,19 @@ StoredRow = Mapping[str, Any]
 Origin = Mapping[str, str | Sequence[str]]
 
 
+class OtherOrigin(UserError):
+    """A folder holds rows of another configuration.
+
+    Args:
+        message: for the user.
+        changed: the entries of the origin that differ.
+    """
+
+    def __init__(self, message: str, changed: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.changed = tuple(changed)
+
+
 class _Place(NamedTuple):
     """Where a row is: the number of its file, the row group, and its place in that."""
 
@@ -86,9 +99,10 @@ class RowStore:
         merged = {key: _merged(held.get(key), entry) for key, entry in origin.items()}
         changed = sorted(key for key, entry in merged.items() if entry is None)
         if changed:
-            raise UserError(
+            raise OtherOrigin(
                 f"{self._final.parent} holds rows of another configuration (changed: {', '.join(changed)}): choose "
-                "another --run folder; these rows stay as they are"
+                "another --run folder; these rows stay as they are",
+                changed,
             )
         write_atomically(self._origin, json.dumps(held | merged, indent=1, sort_keys=True))
 

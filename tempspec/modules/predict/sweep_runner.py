@@ -157,15 +157,16 @@ class SweepRunner:
         """
         name = "generated" if self.generating else "predictions"
         store: RowStore | None = None
-        refused = ""
+        refused: UserError | None = None
         try:
             refuse_earlier_rows(folder, name)
             store = RowStore(folder, name, origin, rank)
         except UserError as error:
-            refused = str(error)
-        refused = next(filter(None, of_all(refused)), "")
-        if store is None or refused:
-            raise UserError(refused)
+            refused = error
+        refused = next((error for error in of_all(refused) if error is not None), None)
+        if refused is not None:
+            raise refused
+        assert store is not None
         return store
 
     def _answers(self, items: Sequence[WorkItem]) -> dict[str, str]:

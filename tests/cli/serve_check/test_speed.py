@@ -50,3 +50,20 @@ def test_a_step_is_what_later_tokens_take(timed, rounds, drafted):
 def test_an_engine_that_tells_no_rounds_has_no_step(timed):
     step = timed(Clocked(4, record=False), 4).step()
     assert float(step.denominator_SW[0, 0]) == 0
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_a_prefix_that_is_kept_changes_no_speed(timed, asked_before):
+    """An engine that reads a prompt once, which took longer than all of its tokens."""
+
+    class Keeping(Clocked):
+        known = {str(key) for key, _ in DUE} if asked_before else set()
+
+        def ask(self, request):
+            self.now += 0.0 if request.key in self.known else 5.0
+            self.known = self.known | {request.key}
+            return super().ask(request)
+
+    speed = timed(Keeping(4), 4)
+    assert speed.tokens_per_second().value == pytest.approx(8 / 0.4)
+    assert speed.first_token().value == pytest.approx(0.5)

@@ -70,6 +70,21 @@ def test_more_prompts_are_added_to_those_there_are(small, run):
     assert len(set(measured["prompt_key"].to_pylist())) == 3
 
 
+def test_more_prompts_of_each_category_are_begun_anew(small, world, run):
+    """They come in between, and rows are known by their prompts' places."""
+    rows = [json.loads(row) for row in Path(f"{world}/text.jsonl").read_text().splitlines()]
+    named = [row | {"category": "ab"[number // 20]} for number, row in enumerate(rows)]
+    Path("named.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in named))
+    experiment = yaml.safe_load(small().read_text())["experiment"]
+    for limit in (1, 2):
+        experiment["data"]["prompts"] = {"p": {"path": "named.jsonl", "limit": limit, "prompt_tokens": 4}}
+        code, printed, error = run("study", "--config", small(experiment=experiment))
+        assert code == 0, error
+        assert printed.count("begun anew") == 2 * (limit - 1)  # the texts, and what is decoded
+    decoded = pq.read_table("made/runs/plain-s0/predict/predictions.parquet").to_pylist()
+    assert sorted(row["category"] for row in decoded) == ["a", "a", "b", "b"]
+
+
 def test_texts_of_another_length_are_written_anew(small, run):
     assert run("study", "--config", small(2), "--until", "fit")[0] == 0
     marked("made/shared/sampled/generate/generated.parquet", "response", "kept")
