@@ -44,7 +44,8 @@ for number, at in enumerate(range(0, rows, part)):
 """
 
 _MERGE = """
-import resource, sys, time
+import sys, time
+from pathlib import Path
 from tempspec.modules.predict.row_store import RowStore
 store = RowStore(sys.argv[1], "generated", {})
 began = time.process_time()
@@ -53,7 +54,9 @@ read = time.process_time() - began
 store.finish(sorted(keys, key=lambda key: int(key.split("/")[3])))
 count, tokens = store.count("response_ids", keys)
 assert count == int(sys.argv[2])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, read, time.process_time() - began)
+status = Path("/proc/self/status").read_text()
+peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+print(peak / 2**20, read, time.process_time() - began)  # ru_maxrss would count what the parent process held
 """
 
 
