@@ -62,7 +62,7 @@ def project(world, tmp_path_factory):
     (folder / "data").mkdir()
     texts = [json.loads(line)["text"].split() for line in (world / "text.jsonl").read_text().splitlines()[:8]]
     rows = [json.dumps({"prompt": " ".join(words[:4]), "response": " ".join(words[4:])}) for words in texts]
-    for name in ("train", "held"):
+    for name in ("train", "held", "questions"):
         (folder / f"data/{name}.jsonl").write_text("\n".join(rows))
     (folder / "data/prompts.jsonl").write_text('{"prompt": "w1 w2 w3"}\n{"prompt": "w4 w5"}\n')
     shutil.copytree(ROOT / "configs", folder / "configs")
