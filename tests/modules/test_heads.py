@@ -169,21 +169,6 @@ def test_fit_leaves_a_head_that_engines_read(pair, data, trainer, tmp_path, size
 
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
-@pytest.mark.parametrize("size", [None, 9])
-def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, size):
-    def fit(resume=None, callbacks=()):
-        module = module_of(pair, Eagle3(states=STATES, draft_vocabulary=size), temperature=Uniform(0.5, 2.0))
-        run = trainer(max_steps=3, limit_val_batches=0)
-        run.callbacks += list(callbacks)
-        run.fit(module, data, ckpt_path=resume)
-        return state(module)
-
-    whole = fit(callbacks=[ModelCheckpoint(tmp_path / "kept", filename="{step}", every_n_train_steps=1, save_top_k=-1)])
-    resumed = fit(str(tmp_path / "kept" / "step=1.ckpt"))
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-
-
-@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
 def test_a_checkpoint_is_measured_as_the_folder_is(pair, data, trainer, tmp_path):
     kind = Eagle3(states=STATES, draft_vocabulary=9)
     run = trainer(max_steps=2, limit_val_batches=0, callbacks=[PretrainedExport(tmp_path)])
@@ -274,10 +259,20 @@ def test_a_conditioned_head_is_measured_as_its_folded_ones(pair, data, trainer, 
         assert len(same) < len(alone)
 
 
+RESUMED = {
+    "whole vocabulary": lambda pair: module_of(pair, Eagle3(states=STATES), temperature=Uniform(0.5, 2.0)),
+    "few tokens": lambda pair: module_of(
+        pair, Eagle3(states=STATES, draft_vocabulary=9), temperature=Uniform(0.5, 2.0)
+    ),
+    "conditioned": conditioned,
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided:UserWarning")
-def test_a_conditioned_run_resumes_with_the_same_bits(pair, data, trainer, tmp_path):
+@pytest.mark.parametrize("kind", RESUMED)
+def test_a_resumed_run_ends_with_the_same_bits(pair, data, trainer, tmp_path, kind):
     def fit(resume=None, callbacks=()):
-        module = conditioned(pair)
+        module = RESUMED[kind](pair)
         run = trainer(max_steps=3, limit_val_batches=0)
         run.callbacks += list(callbacks)
         run.fit(module, data, ckpt_path=resume)

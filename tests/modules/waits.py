@@ -27,7 +27,7 @@ class HostWaits(TorchDispatchMode):
 
     def __init__(self, held):
         super().__init__()
-        self.held = {tensor.untyped_storage().data_ptr() for tensor in held}
+        self.held = {storage(tensor): tensor for tensor in held}  # kept alive: no other tensor gets their place
         self.places = []
         self._python = _PythonReads(self)
 
@@ -47,15 +47,12 @@ class HostWaits(TorchDispatchMode):
         if name in READ_BY_TORCH or masked:
             self.read(given)
         sent = name == "copy_" and (kwargs.get("non_blocking") or args[2:] == (True,))
-        own = {one.untyped_storage().data_ptr() for one in given}
+        own = {storage(one) for one in given}
         for one in tensors(made):
-            place = one.untyped_storage().data_ptr()
             if sent:
-                self.held.discard(place)
-            elif own & self.held:
-                self.held.add(place)
-            elif place not in own:
-                self.held.discard(place)
+                self.held.pop(storage(one), None)
+            elif own & self.held.keys():
+                self.held[storage(one)] = one
         return made
 
     def read(self, given):
@@ -64,7 +61,7 @@ class HostWaits(TorchDispatchMode):
         while frame is not None:
             stack.append(frame.f_code.co_name)
             frame = frame.f_back
-        if any(one.untyped_storage().data_ptr() in self.held for one in given) and not ON_A_CPU_ALONE & set(stack):
+        if any(storage(one) in self.held for one in given) and not ON_A_CPU_ALONE & set(stack):
             self.places.append(stack)
 
 
@@ -84,3 +81,8 @@ class _PythonReads(TorchFunctionMode):
 def tensors(values):
     """The tensors in nested values."""
     return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
+
+
+def storage(tensor):
+    """Where a tensor's values are."""
+    return tensor.untyped_storage().data_ptr()

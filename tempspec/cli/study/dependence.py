@@ -2,9 +2,12 @@
 
 import copy
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+
+from tempspec.modules.fit.training import DraftTraining
 
 __all__ = ["Config", "for_cache", "for_decoding", "for_fit", "for_texts", "in_words"]
 
@@ -13,22 +16,10 @@ Config = dict[str, Any]
 _MEASURING = ("sweep", "verifiers", "drafter", "length", "validation_temperatures")
 """Options of the model that a fit does not depend on."""
 
-_TRAINING = (
-    "draft",
-    "draft_layers",
-    "draft_spacing",
-    "head",
-    "head_training",
-    "divergence",
-    "temperature",
-    "optimizer",
-    "lr_scheduler",
-    "conditioning_rank",
-    "gradient_checkpointing",
-    "online",
-    "selection",
-)
-"""Options of the model that no text of the target depends on, and no cache of its logits."""
+_DRAFT = ("draft", "draft_layers", "draft_spacing", "draft_width", "head", "optimizer", "lr_scheduler")
+_TRAINING = (*_DRAFT, *(name for name in signature(DraftTraining).parameters if name not in ("pair", "seed")))
+"""Options of the model that no text of the target depends on, and no cache of its logits: what the draft is, and how it is
+trained."""
 
 _AMOUNTS = ("target_temperatures", "generation_temperatures", "draft_temperatures", "samples", "slots")
 """Options of a sweep that say which rows are wanted, or how many are decoded at once: no row depends on them."""
@@ -36,7 +27,7 @@ _AMOUNTS = ("target_temperatures", "generation_temperatures", "draft_temperature
 
 def for_texts(config: Config) -> Config:
     """What the target's texts depend on: the target, how it is sampled, and the prompts, but not how many."""
-    kept = _without(config, "model", (*_TRAINING, "teacher", "features", *(set(_MEASURING) - {"sweep"})))
+    kept = _without(config, "model", (*_TRAINING, *(set(_MEASURING) - {"sweep"})))
     kept = _without(kept, "data", ("train", "validation", "batch_size", "eval_batch_size"))
     return _without(_unlimited(kept), "trainer", ("max_steps", "max_epochs", "log_every_n_steps", "gradient_clip_val"))
 
@@ -55,7 +46,7 @@ def for_fit(config: Config) -> Config:
 def for_cache(config: Config, kind: str) -> Config:
     """What a cache of the target depends on; `features` are those that the head reads."""
     trained = [name for name in _TRAINING if (kind, name) != ("features", "head")]
-    kept = _without(for_fit(config), "model", (*trained, "seed", "teacher", "features"))
+    kept = _without(for_fit(config), "model", (*trained, "seed"))
     kept = _without(kept, "data", ("seed", "batch_size", "eval_batch_size"))
     return {name: value for name, value in kept.items() if name in ("model", "data")}
 

@@ -55,7 +55,7 @@ class Jobs:
         config = self.study.run_config(run)
         path = self._write(run.name, config)
         folder = Path(config["run"])
-        texts = {name: self._wanted(name) for name in self.study.purposes_of(run)}
+        texts = {name: self._wanted(name, run) for name in self.study.purposes_of(run)}
         line: tuple[str, ...] = ("--config", str(path))
         steps = []
         if run.candidate.fit:
@@ -104,11 +104,15 @@ class Jobs:
 
         return Step(line[0], title, _shown(line), execute, leaves, depends, asks, keeps=keeps)
 
-    def _wanted(self, name: Purpose) -> str:
-        """All that the texts of a purpose depend on, and how many there are."""
+    def _wanted(self, name: Purpose, run: Run | None = None) -> str:
+        """All that the texts of a purpose depend on, and how many there are; of training texts a run's own alone."""
         config = self.study.texts_config(name)
         sweep, prompts = config["model"]["sweep"], config["data"]["prompts"]
-        wanted = {"temperatures": sweep["generation_temperatures"], "samples": sweep["samples"], "prompts": prompts}
+        temperatures = sweep["generation_temperatures"]
+        if run is not None and name == "training":
+            named, temperatures = run.candidate.training_prompts, run.candidate.generation_temperatures
+            prompts = {source: one for source, one in prompts.items() if not named or source in named}
+        wanted = {"temperatures": temperatures, "samples": sweep["samples"], "prompts": prompts}
         return in_words(for_texts(config) | {"wanted": wanted})
 
     def _cache(self, run: Run) -> Step | None:
@@ -118,7 +122,7 @@ class Jobs:
             return None
         kind, folder = self.study.cache, Path(config["run"])
         line = ("generate", "--config", str(self._write(folder.name, config)), f"--cache-{kind}")
-        texts = self._wanted("training") if run.candidate.generation_temperatures else ""
+        texts = self._wanted("training", run) if run.candidate.generation_temperatures else ""
         depends = (texts, in_words(for_cache(config, kind)))
         title = f"what is kept of the target for all drafts of this text: {kind}"
         return Step(folder.name, title, _shown(line), lambda: self._call(line), (folder,), depends, alone=True)

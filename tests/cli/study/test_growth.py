@@ -239,3 +239,17 @@ def test_what_a_study_cannot_keep_is_refused(small, run, changed, said):
     code, _, error = run("study", "--config", small(1, **changed), "--dry-run")
     assert (code, error.count("\n")) == (2, 1)
     assert said in error
+
+
+def test_a_draft_of_another_text_leaves_the_others_trained(small):
+    def fits(*drafts):
+        config = yaml.safe_load(small().read_text())
+        source = config["experiment"]["data"]["prompts"]["p"] | {"limit": 2}
+        texts = {name: {"generation_temperatures": temperatures} for name, temperatures in drafts}
+        study = Study.of(config | {"training_prompts": {"a": source, "b": source}, "drafts": texts})
+        jobs = Jobs(study)
+        return {run.draft: jobs.of_run(run)[0].depends for run in study.runs}
+
+    one, two = fits(("cold", [0.5])), fits(("cold", [0.5]), ("warm", [1.0]))
+    assert two["cold"] == one["cold"] != two["warm"]
+    assert fits(("cold", [0.5, 1.0]))["cold"] != one["cold"]
