@@ -18,8 +18,8 @@ _MEASURING = ("sweep", "verifiers", "drafter", "length", "validation_temperature
 
 _DRAFT = ("draft", "draft_layers", "draft_spacing", "draft_width", "head", "optimizer", "lr_scheduler")
 _TRAINING = (*_DRAFT, *(name for name in signature(DraftTraining).parameters if name not in ("pair", "seed")))
-"""Options of the model that no text of the target depends on, and no cache of its logits: what the draft is, and how it is
-trained."""
+"""Options of the model that no text of the target depends on, and no cache of its logits: what the draft is, and how it
+is trained."""
 
 _AMOUNTS = ("target_temperatures", "generation_temperatures", "draft_temperatures", "samples", "slots")
 """Options of a sweep that say which rows are wanted, or how many are decoded at once: no row depends on them."""
