@@ -26,6 +26,7 @@ from tempspec.cli.parser import (
     add_shared_options,
     allow_imports,
     check_options,
+    described,
     fill_save_dirs,
     hidden_arguments,
 )
@@ -149,7 +150,7 @@ class CommandLine(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=1,
             parser_class=Parser,
-            parser_kwargs={"prog": "tempspec"},
+            parser_kwargs={"prog": "tempspec", self.command: described(self.command)},
             args=ahead.arguments,
             auto_configure_optimizers=False,
         )

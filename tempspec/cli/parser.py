@@ -7,6 +7,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from tempspec.cli.commands import COMMANDS
 from tempspec.cli.errors import OneLineErrors
 from tempspec.cli.options import Ahead
 from tempspec.cli.trained import MEASURING
@@ -21,6 +22,7 @@ __all__ = [
     "add_shared_options",
     "allow_imports",
     "check_options",
+    "described",
     "fill_save_dirs",
     "hidden_arguments",
 ]
@@ -59,6 +61,17 @@ class Parser(OneLineErrors, LightningArgumentParser):
 def allow_imports() -> None:
     """Let a configuration name what `allowed_paths` lists, and nothing else."""
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed_paths())
+
+
+def described(command: str) -> dict[str, str]:
+    """What the help of a subcommand begins with: how it is called, and what it does.
+
+    >>> described("test")
+    {'usage': 'tempspec test --config FILE [--OPTION VALUE ...]', 'description': 'As validate, on the test sets.'}
+    """
+    _, line = COMMANDS[command]
+    usage = f"tempspec {command} --config FILE [--OPTION VALUE ...]"
+    return {"usage": usage, "description": f"{line[:1].upper()}{line[1:]}."}
 
 
 def hidden_arguments(command: str) -> set[str]:

@@ -1,10 +1,12 @@
 import csv
 import json
 
+import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tempspec.cli.parser import described
 from tempspec.data.digest import digest_file
 
 
@@ -146,6 +148,14 @@ def test_help_names_the_plugins(run):
     assert code == 0
     for name in ("JensenShannon", "Cosine", "BlockVerification", "PromptLookup", "ConfidenceThreshold"):
         assert name in printed
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "generate"])
+def test_help_begins_with_the_call_and_what_it_does(run, command):
+    code, printed, _ = run(command, "--help")
+    usage, does, *_ = (" ".join(part.split()) for part in printed.split("\n\n"))
+    assert (code, usage) == (0, f"usage: tempspec {command} --config FILE [--OPTION VALUE ...]")
+    assert does == described(command)["description"]
 
 
 def test_a_checkpoint_of_another_model(run, world):

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from tempspec import __version__
-from tempspec.__main__ import COMMANDS, main
+from tempspec.__main__ import main
+from tempspec.cli.commands import COMMANDS
 
 HEAVY = "torch", "lightning", "transformers", "jsonargparse", "rich"
 
