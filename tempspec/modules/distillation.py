@@ -192,9 +192,11 @@ class DistillationModule(pl.LightningModule):
     def adopt(self, earlier: "DistillationModule") -> None:
         """Take over what a module that ran before has loaded; for runs one after the other in a process.
 
-        Its target always, where both name the same; its draft where it was loaded to measure and not to train.
+        Its target always, where both name the same, with what was read of it; its draft where it was loaded to measure
+        and not to train.
         """
         self.pair.adopt(earlier.pair)
+        self.measurement.readings = earlier.measurement.readings
         named = (self.pair.draft, self.pair.draft_layers, self.pair.options)
         known = (earlier.pair.draft, None, earlier.pair.options)
         heads = self.pair.head or earlier.pair.head
@@ -361,6 +363,8 @@ class DistillationModule(pl.LightningModule):
         self._start_measuring(self.trainer.datamodule.test_names)  # type: ignore[attr-defined]
 
     def _start_measuring(self, names: list[str]) -> None:
+        if self._spread:
+            self.measurement.readings = None
         self.measurement.start(names, self.device, self.draft, self.runner.length.longest)
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

@@ -270,6 +270,7 @@ def _batches(file: pq.ParquetFile, columns: Sequence[str] | None = None) -> Iter
     """The rows, some at a time; asked for one row group after the other, or Arrow would keep all it has read."""
     for group in range(file.num_row_groups):
         yield from file.iter_batches(ROW_GROUP, row_groups=[group], columns=columns)
+        pa.default_memory_pool().release_unused()
 
 
 def _read(path: Path) -> pa.Table:

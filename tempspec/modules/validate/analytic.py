@@ -24,6 +24,7 @@ from tempspec.models.head_draft import DraftModel
 from tempspec.modules.head_steps import DraftStep, head_steps, read_target
 from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
+from tempspec.modules.validate.readings import TargetReadings
 
 __all__ = ["Means", "Measurement"]
 
@@ -58,6 +59,8 @@ class Measurement:
         steps: drafted tokens whose acceptance is counted: of a language model the first one, which is like all.
         served: the temperatures whose tokens per round are counted; all where none is named.
         drafted: tokens of a round.
+        readings: what the target gave on batches that were measured before; None where each is to be read again, as
+            with a target in parts, which all processes read at once.
     """
 
     temperatures: list[float]
@@ -69,6 +72,7 @@ class Measurement:
     steps: int = 1
     served: list[float] = field(default_factory=list)
     drafted: int = 1
+    readings: TargetReadings | None = field(default_factory=TargetReadings)
     _sets: int = 0
 
     @classmethod
@@ -132,7 +136,7 @@ class Measurement:
         Args:
             batch: rows of any of the sets.
             draft: what is measured.
-            target: runs once, whatever the draft is.
+            target: runs once, whatever the draft is; not at all on a batch that `readings` knows.
             source: runs both.
         """
         if isinstance(draft, HeadModel):
@@ -140,7 +144,7 @@ class Measurement:
             self.count_steps(lambda: head_steps(draft, target, batch, source, self.steps, read=read), draft)
             return
         kept = Kept.of(response(batch))
-        known = source.of(target, batch, kept)
+        known = self.readings.of(target, batch, kept, source) if self.readings else source.of(target, batch, kept)
         self.count(batch, draft, lambda: source.pairs(known, source.of(draft, batch, kept)))
 
     def count_steps(self, steps: Callable[[], Iterable[DraftStep]], head: HeadModel) -> None:
