@@ -3,6 +3,7 @@
 Panels are small on purpose: a page puts them side by side or below one another, as its width allows.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,7 @@ def heatmap(
     y: str,
     mark: str,
 ) -> Chart:
-    """A map over two temperatures, each cell with its number; marked cells are framed.
+    """A map over two temperatures, each cell with its number, the darker the larger; marked cells are framed.
 
     Args:
         name: the stem of the files.
@@ -144,15 +145,16 @@ def heatmap(
         mark: what a frame means.
     """
     xs, ys = (sorted({key[axis] for key in found}) for axis in (0, 1))
+    top = max((each.value for each in found.values() if math.isfinite(each.value)), default=0.0) or 1.0
 
     def draw(axes: Axes) -> None:
         values = [[found[a, b].value if (a, b) in found else float("nan") for a in xs] for b in ys]
         edges = ([place - 0.5 for place in range(len(ends) + 1)] for ends in (xs, ys))
-        axes.pcolormesh(*edges, values, cmap="cividis", vmin=0, vmax=1)  # shapes, where imshow would be a bitmap
+        axes.pcolormesh(*edges, values, cmap="Blues", vmin=0, vmax=top)  # shapes, where imshow would be a bitmap
         for row, b in enumerate(ys):
             for column, a in enumerate(xs):
                 if (a, b) in found:
-                    color = "#fefefe" if found[a, b].value < 0.45 else "#010101"
+                    color = "#fefefe" if found[a, b].value > 0.6 * top else "#010101"
                     weight = "bold" if (a, b) in marked else "normal"
                     axes.text(
                         column, row, found[a, b].point(), ha="center", va="center", color=color, weight=weight, size=8
