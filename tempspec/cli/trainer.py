@@ -2,6 +2,7 @@
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from tempspec.cli.progress import watching
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
 
@@ -44,7 +45,8 @@ class GeneratingTrainer(Trainer):
                     f"--cache-{kind} expected one process, got {self.world_size}: set trainer.num_nodes and "
                     "trainer.devices to 1"
                 )
-            model.cache_target(kind, datamodule, self.strategy.root_device)  # type: ignore[operator]
+            with watching(self.progress_bar_callback is not None) as watch:
+                model.cache_target(kind, datamodule, self.strategy.root_device, watch)  # type: ignore[operator]
             return
         model.begin_generation()  # type: ignore[operator]
         if isinstance(datamodule, TextDataModule):

@@ -35,6 +35,7 @@ from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, l
 from tempspec.modules.callbacks.precision import PrecisionNotes
 from tempspec.modules.callbacks.served import BestServed
 from tempspec.modules.draft_vocabulary import head_ids
+from tempspec.modules.fit.cache_folder import Watch
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
 from tempspec.modules.fit.sharding import is_sharding, refuse_unshardable, shard, shard_layers
 from tempspec.modules.fit.training import Cached, DraftTraining
@@ -223,9 +224,9 @@ class DistillationModule(pl.LightningModule):
         """Whether this stage learns from a cached teacher, without the target."""
         return self.draft_training.teacher is not None and self.stage == "fit"
 
-    def cache_target(self, kind: Cached, data: Any, device: torch.device) -> None:
+    def cache_target(self, kind: Cached, data: Any, device: torch.device, watch: Watch | None = None) -> None:
         """Write the cache of the target that `teacher` or `features` describes; see `DraftTraining.write_cache`."""
-        self.draft_training.write_cache(kind, data, device)
+        self.draft_training.write_cache(kind, data, device, watch)
 
     def _needs_draft(self) -> bool:
         return self.stage != "predict" or self.runner.needs_draft

@@ -35,6 +35,7 @@ __all__ = [
     "chunk_length",
     "generation_temperature",
     "linear_heads",
+    "logits_of",
     "memory_of",
     "reading_of",
     "response",
@@ -143,13 +144,13 @@ class LogitPairs:
             assert isinstance(tokens, slice)
             return self.target.part(tokens)
         if self.place_N is None:
-            return _logits(self.target, tokens, vocabulary)
+            return logits_of(self.target, tokens, vocabulary)
         place_N, index_N = self.place_N[tokens].unique(return_inverse=True)
-        return SharedLogits(_logits(self.target, place_N, vocabulary), index_N)
+        return SharedLogits(logits_of(self.target, place_N, vocabulary), index_N)
 
     def of_draft(self, tokens: Tokens, vocabulary: int) -> Tensor:
         """The draft's logits of some tokens over the first ids, fewer where it has fewer."""
-        return _logits(self.draft, tokens, vocabulary)
+        return logits_of(self.draft, tokens, vocabulary)
 
     def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Both models' logits, `[n, V]` each, chunk by chunk: for measurements, which know all of the target's ids."""
@@ -299,7 +300,8 @@ def _ids(side: Side) -> int:
     return 0 if isinstance(side, SparseLogits) else side.shape[-1]
 
 
-def _logits(side: HiddenStates | Tensor, tokens: Tokens, vocabulary: int) -> Tensor:
+def logits_of(side: HiddenStates | Tensor, tokens: Tokens, vocabulary: int) -> Tensor:
+    """The logits of some of a side's tokens over the first ids, `[n, V]`, fewer where it has fewer."""
     if isinstance(side, Tensor):
         return side[tokens, :vocabulary]
     bias_V = None if side.bias_V is None else side.bias_V[:vocabulary]

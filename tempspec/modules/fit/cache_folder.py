@@ -6,16 +6,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import pyarrow.compute as pc
 
+from tempspec.decoding.pace import Pace, PassCounts
 from tempspec.errors import UserError
 from tempspec.files import replacing, write_atomically
 from tempspec.models.digests import of_earlier_version
 
-__all__ = ["CacheFolder", "CacheOrigin", "record_of", "rows_digest", "size"]
+__all__ = ["CacheFolder", "CacheOrigin", "Watch", "paced", "record_of", "rows_digest", "size"]
+
+Row = TypeVar("Row")
+Watch = Callable[[Pace], None]
+"""Shows how far a cache is; called after every row."""
 
 _SLACK = 1.02
 """The file format's own share of a shard."""
@@ -202,6 +207,25 @@ class CacheFolder:
 def record_of(options: Any, origin: CacheOrigin) -> dict[str, Any]:
     """What a folder's record says: the options but its place, and what it was made of."""
     return {name: value for name, value in asdict(options).items() if name != "folder"} | asdict(origin)
+
+
+def paced(rows: Iterator[Row], tokens: Callable[[Row], int], pace: Pace, watch: Watch | None) -> Iterator[Row]:
+    """The same rows, counted as they are taken.
+
+    Args:
+        rows: what is kept of each.
+        tokens: of one.
+        pace: what counts.
+        watch: shows it; None for nobody.
+    """
+    pace.start()
+    seen = 0
+    for number, row in enumerate(rows, 1):
+        seen += tokens(row)
+        pace.counts = PassCounts(number, seen, seen)
+        if watch is not None:
+            watch(pace)
+        yield row
 
 
 def size(count: int) -> str:

@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tempspec.decoding.pace import Pace
 from tempspec.errors import UserError
 from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
-from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, record_of
+from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, Watch, paced, record_of
 from tempspec.modules.fit.teacher import cache_origin, cached_target
 from tempspec.modules.outputs import Batch, LogitSource, linear_heads, response
 
@@ -74,7 +75,9 @@ class RowFeatures(NamedTuple):
 
 
 @torch.no_grad()
-def write_features(options: CachedFeatures, pair: Pair, data: Any, device: torch.device) -> None:
+def write_features(
+    options: CachedFeatures, pair: Pair, data: Any, device: torch.device, watch: Watch | None = None
+) -> None:
     """Write the target's states on the training rows, from where it stopped.
 
     Args:
@@ -82,6 +85,7 @@ def write_features(options: CachedFeatures, pair: Pair, data: Any, device: torch
         pair: whose target reads; its draft is a head, which says what states.
         data: the data module whose training rows it reads.
         device: where to compute.
+        watch: shows how far it is.
 
     Raises:
         UserError: the draft is no head, the target's logits are no linear map of its states, another cache is in the
@@ -99,7 +103,9 @@ def write_features(options: CachedFeatures, pair: Pair, data: Any, device: torch
     place.claim(_record(options, origin, states), origin.rows, size, "set features.dtype: bfloat16")
     rank_zero_info(place.estimate(origin.rows, tokens, size))
     source = LogitSource(pair.vocabulary, reading=reading)
-    rows = _rows(source, target, data.in_order(place.begun(origin.rows)), states, device)
+    begun = place.begun(origin.rows)
+    rows = _rows(source, target, data.in_order(begun), states, device)
+    rows = paced(rows, lambda row: len(row.states_LSH), Pace("features", origin.rows, begun), watch)
     place.write(origin.rows, lambda file, count: _save(file, list(islice(rows, count)), options.dtype))
 
 

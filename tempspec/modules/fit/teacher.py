@@ -12,15 +12,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from tempspec.core.sparse import SparseLogits
+from tempspec.decoding.pace import Pace
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.digests import has_weights, tokenizer_digest, weights_digest
 from tempspec.models.pair import Pair
 from tempspec.models.reading import Reading
-from tempspec.modules.fit.cache_folder import CacheOrigin, rows_digest
+from tempspec.modules.fit.cache_folder import CacheOrigin, Watch, paced, rows_digest
 from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache
 from tempspec.modules.ids import check_ids, make_ids_readable
-from tempspec.modules.outputs import reading_of, response
+from tempspec.modules.kept import Kept
+from tempspec.modules.outputs import LogitSource, logits_of, reading_of, response
 
 __all__ = ["cache_origin", "cached_target", "open_cache", "write_cache"]
 
@@ -31,7 +33,9 @@ _REMEDY = {
 
 
 @torch.no_grad()
-def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device: torch.device) -> None:
+def write_cache(
+    options: CachedTeacher, pair: Pair, data: Any, seed: int, device: torch.device, watch: Watch | None = None
+) -> None:
     """Write a cache of the target's logits on the training rows, from where it stopped.
 
     Args:
@@ -40,6 +44,7 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
         data: the data module whose training rows it reads.
         seed: of sampled tokens.
         device: where to compute.
+        watch: shows how far it is.
 
     Raises:
         UserError: another cache is in the folder, or the disk is too small.
@@ -48,15 +53,21 @@ def write_cache(options: CachedTeacher, pair: Pair, data: Any, seed: int, device
     origin = replace(origin, seed=seed)
     writer = CacheWriter(options, origin)
     rank_zero_info(str(writer))
+    # Rows that are read together would depend on where an interrupted cache begins.
+    source = LogitSource(pair.vocabulary, reading=replace(reading, branches=False))
 
     def kept() -> Iterator[SparseLogits]:
         for batch in data.in_order(writer.begun):
             batch = {name: value.to(device) for name, value in batch.items()}
-            logits_BTV = target(**reading.inputs(batch)).logits[:, :-1, : pair.vocabulary]
-            for index, keep_T in enumerate(response(batch)):
-                yield options.kept(logits_BTV[index][keep_T], int(batch["row"][index]), seed)
+            keep_BT = response(batch)
+            side, begin = source.of(target, batch, Kept.of(keep_BT)), 0
+            for row, count in zip(batch["row"].tolist(), keep_BT.sum(1).tolist(), strict=True):
+                logits_NV = logits_of(side, slice(begin, begin + count), pair.vocabulary)
+                yield options.kept(logits_NV, row, seed)
+                begin += count
 
-    writer.write(kept())
+    pace = Pace("teacher", origin.rows, writer.begun)
+    writer.write(paced(kept(), lambda row: len(row.token_NK), pace, watch))
 
 
 def open_cache(

@@ -4,7 +4,6 @@ Axes: B batch, T positions.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -16,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.core.noise import fold
-from tempspec.decoding.pace import Pace
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, DraftHead, HeadModel, LossContext, TemperatureSchedule
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
@@ -25,6 +23,7 @@ from tempspec.models.pair import Pair
 from tempspec.models.ragged import context_length, largest_id
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import StepClock
+from tempspec.modules.fit.cache_folder import Watch
 from tempspec.modules.fit.engine_features import EngineFeatures
 from tempspec.modules.fit.features import CachedFeatures, FeatureCache, write_features
 from tempspec.modules.fit.loss import FitLoss, LossSums, Moment, TokenSelection
@@ -210,13 +209,14 @@ class DraftTraining:
             "fit learns from a cached teacher, without a target: validate afterwards, with `tempspec validate`"
         )
 
-    def write_cache(self, kind: Cached, data: Any, device: torch.device) -> None:
+    def write_cache(self, kind: Cached, data: Any, device: torch.device, watch: Watch | None = None) -> None:
         """Write the cache that `teacher` or `features` describes, from where it stopped.
 
         Args:
             kind: which of them.
             data: the data module whose training rows the target reads.
             device: where to compute.
+            watch: shows how far it is.
 
         Raises:
             UserError: it is not described, another cache is in its folder, or the disk is too small.
@@ -224,11 +224,11 @@ class DraftTraining:
         if (self.teacher if kind == "teacher" else self.features) is None:
             raise UserError(f"--cache-{kind} needs model.{kind}: name at least its folder")
         if kind == "teacher" and self.teacher is not None:
-            write_cache(self.teacher, self.pair, data, self.seed, device)
+            write_cache(self.teacher, self.pair, data, self.seed, device, watch)
         elif self.features is not None:
-            write_features(self.features, self.pair, data, device)
+            write_features(self.features, self.pair, data, device, watch)
 
-    def write_served_cache(self, data: Any, server: Server, watch: Callable[[Pace], None] | None = None) -> None:
+    def write_served_cache(self, data: Any, server: Server, watch: Watch | None = None) -> None:
         """Write the cache that `teacher` describes from a server's log-probabilities, from where it stopped.
 
         Args:

@@ -202,3 +202,27 @@ def test_a_biased_mean_of_samples_is_refused(make, data, trainer):
     write(make({"keep": "sampled", "tokens": 4}), data)
     with pytest.raises(UserError, match="NegativeLogAcceptance cannot be had from sampled tokens"):
         fit(make({"keep": "sampled", "tokens": 4}, divergence=divergences.NegativeLogAcceptance()), data, trainer)
+
+
+def test_a_cache_shows_how_far_it_is(make, data):
+    """Row by row, those of an earlier run included."""
+    module, seen = make({"shard_rows": 20}), []
+    write(module, data)
+    shards = module.draft_training.teacher.place.shards()
+    shards[-1].unlink()
+    module.cache_target("teacher", data, torch.device("cpu"), lambda pace: seen.append((pace.rows, pace.all_rows)))
+    rows = len(data.train_rows)
+    begun = (len(shards) - 1) * 20
+    assert 0 < begun < rows
+    assert seen == [(number, rows) for number in range(begun + 1, rows + 1)]
+
+
+def test_no_batch_of_logits_is_made(make, data, monkeypatch):
+    """Those of a real vocabulary would be gigabytes: the head reads one row's counted tokens at a time."""
+    module = make({"tokens": 4})
+    read, sizes, kept = [], [], CachedTeacher.kept
+    module.pair.target_model.lm_head.register_forward_hook(lambda *given: read.append(len(given[2])))
+    monkeypatch.setattr(CachedTeacher, "kept", lambda self, *of: sizes.append(len(of[0])) or kept(self, *of))
+    write(module, data)
+    assert max(read) <= 3 < data.eval_batch_size  # those that try how rows may be read
+    assert sizes == [sum(mask) for mask in data.train_rows["loss_mask"]]
