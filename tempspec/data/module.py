@@ -140,11 +140,21 @@ class TextDataModule(LightningDataModule):
             STARTS in rows.column_names and lengths(rows, STARTS).max(initial=0) > 1 for rows in sets
         )
 
-    def in_order(self, start: int) -> DataLoader[Any]:
-        """The training rows from a number on, in their order, on this process alone."""
-        rows = EncodedSets([self._train])
-        order = [Fetched(row, False) for row in range(start, len(rows))]
-        return DataLoader(rows, sampler=order, batch_size=self.eval_batch_size, collate_fn=self._collate())
+    def in_windows(self, start: int, window: int) -> DataLoader[Any]:
+        """The training rows on this process alone, window by window, within each the longest first.
+
+        Args:
+            start: the first row; the number of one that begins a window.
+            window: rows whose order may change, so that those of a batch are of like length.
+        """
+        size = lengths(self._train, "input_ids")
+        batches = [
+            [Fetched(int(row), False) for row in order[first : first + self.eval_batch_size]]
+            for begin in range(start, len(size), window)
+            for order in [begin + (-size[begin : begin + window]).argsort(kind="stable")]
+            for first in range(0, len(order), self.eval_batch_size)
+        ]
+        return DataLoader(EncodedSets([self._train]), batch_sampler=batches, collate_fn=self._collate())
 
     def sources(self, stage: str) -> dict[str, list[Source]]:
         """What a stage may read, by names such as `train`, `validation/code`, `prompts/chat`.

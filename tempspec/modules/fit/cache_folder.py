@@ -16,7 +16,7 @@ from tempspec.errors import UserError
 from tempspec.files import replacing, write_atomically
 from tempspec.models.digests import of_earlier_version
 
-__all__ = ["CacheFolder", "CacheOrigin", "Watch", "paced", "record_of", "rows_digest", "size"]
+__all__ = ["CacheFolder", "CacheOrigin", "Watch", "in_their_order", "paced", "record_of", "rows_digest", "size"]
 
 Row = TypeVar("Row")
 Watch = Callable[[Pace], None]
@@ -207,6 +207,20 @@ class CacheFolder:
 def record_of(options: Any, origin: CacheOrigin) -> dict[str, Any]:
     """What a folder's record says: the options but its place, and what it was made of."""
     return {name: value for name, value in asdict(options).items() if name != "folder"} | asdict(origin)
+
+
+def in_their_order(found: Iterator[tuple[int, Row]], start: int) -> Iterator[Row]:
+    """What is kept of rows that come in another order, each when all before it are there.
+
+    >>> list(in_their_order(iter([(4, "b"), (3, "a"), (5, "c")]), 3))
+    ['a', 'b', 'c']
+    """
+    held: dict[int, Row] = {}
+    for number, row in found:
+        held[number] = row
+        while start in held:
+            yield held.pop(start)
+            start += 1
 
 
 def paced(rows: Iterator[Row], tokens: Callable[[Row], int], pace: Pace, watch: Watch | None) -> Iterator[Row]:

@@ -23,7 +23,7 @@ from tempspec.decoding.pace import Pace
 from tempspec.errors import UserError
 from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
-from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, Watch, paced, record_of
+from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, Watch, in_their_order, paced, record_of
 from tempspec.modules.fit.teacher import cache_origin, cached_target
 from tempspec.modules.outputs import Batch, LogitSource, linear_heads, response
 
@@ -104,8 +104,9 @@ def write_features(
     rank_zero_info(place.estimate(origin.rows, tokens, size))
     source = LogitSource(pair.vocabulary, reading=reading)
     begun = place.begun(origin.rows)
-    rows = _rows(source, target, data.in_order(begun), states, device)
-    rows = paced(rows, lambda row: len(row.states_LSH), Pace("features", origin.rows, begun), watch)
+    found = _rows(source, target, data.in_windows(begun, options.shard_rows), states, device)
+    found = paced(found, lambda row: len(row[1].states_LSH), Pace("features", origin.rows, begun), watch)
+    rows = in_their_order(found, begun)
     place.write(origin.rows, lambda file, count: _save(file, list(islice(rows, count)), options.dtype))
 
 
@@ -195,14 +196,15 @@ def _record(options: CachedFeatures, origin: CacheOrigin, states: tuple[int, ...
 
 def _rows(
     source: LogitSource, target: PreTrainedModel, batches: Any, states: tuple[int, ...], device: torch.device
-) -> Iterator[RowFeatures]:
-    """What is kept of each row, in order."""
+) -> Iterator[tuple[int, RowFeatures]]:
+    """What is kept of each row, and its number."""
     for batch in batches:
         batch = {name: value.to(device) for name, value in batch.items()}
         tapped, last_BTH = source.tapped(target, batch, states)
         states_BTSH, keep_BT = torch.stack(tapped, 2), response(batch)
-        for number, length in enumerate(batch["attention_mask"].sum(1).tolist()):
-            yield RowFeatures(states_BTSH[number, :length], last_BTH[number, :-1][keep_BT[number]])
+        rows = zip(batch["row"].tolist(), batch["attention_mask"].sum(1).tolist(), strict=True)
+        for number, (row, length) in enumerate(rows):
+            yield row, RowFeatures(states_BTSH[number, :length], last_BTH[number, :-1][keep_BT[number]])
 
 
 def _save(file: Path, rows: list[RowFeatures], dtype: str) -> None:

@@ -18,7 +18,7 @@ from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.digests import has_weights, tokenizer_digest, weights_digest
 from tempspec.models.pair import Pair
 from tempspec.models.reading import Reading
-from tempspec.modules.fit.cache_folder import CacheOrigin, Watch, paced, rows_digest
+from tempspec.modules.fit.cache_folder import CacheOrigin, Watch, in_their_order, paced, rows_digest
 from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache
 from tempspec.modules.ids import check_ids, make_ids_readable
 from tempspec.modules.kept import Kept
@@ -56,18 +56,18 @@ def write_cache(
     # Rows that are read together would depend on where an interrupted cache begins.
     source = LogitSource(pair.vocabulary, reading=replace(reading, branches=False))
 
-    def kept() -> Iterator[SparseLogits]:
-        for batch in data.in_order(writer.begun):
+    def kept() -> Iterator[tuple[int, SparseLogits]]:
+        for batch in data.in_windows(writer.begun, options.shard_rows):
             batch = {name: value.to(device) for name, value in batch.items()}
             keep_BT = response(batch)
             side, begin = source.of(target, batch, Kept.of(keep_BT)), 0
             for row, count in zip(batch["row"].tolist(), keep_BT.sum(1).tolist(), strict=True):
                 logits_NV = logits_of(side, slice(begin, begin + count), pair.vocabulary)
-                yield options.kept(logits_NV, row, seed)
+                yield row, options.kept(logits_NV, row, seed)
                 begin += count
 
     pace = Pace("teacher", origin.rows, writer.begun)
-    writer.write(paced(kept(), lambda row: len(row.token_NK), pace, watch))
+    writer.write(in_their_order(paced(kept(), lambda found: len(found[1].token_NK), pace, watch), writer.begun))
 
 
 def open_cache(
