@@ -9,14 +9,27 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import datasets
+import numpy as np
 import pyarrow.compute as pc
+import torch
+from torch import Tensor
 
 from tempspec.decoding.pace import Pace, PassCounts
 from tempspec.errors import UserError
 from tempspec.files import replacing, write_atomically
 from tempspec.models.digests import of_earlier_version
 
-__all__ = ["CacheFolder", "CacheOrigin", "Watch", "in_their_order", "paced", "record_of", "rows_digest", "size"]
+__all__ = [
+    "CacheFolder",
+    "CacheOrigin",
+    "ShardRoom",
+    "Watch",
+    "counted_tokens",
+    "paced",
+    "record_of",
+    "rows_digest",
+    "size",
+]
 
 Row = TypeVar("Row")
 Watch = Callable[[Pace], None]
@@ -129,13 +142,13 @@ class CacheFolder:
             f"{self.begun(rows)} rows are there"
         )
 
-    def write(self, rows: int, save: Callable[[Path, int], object]) -> None:
-        """Write what is left; `save` writes so many of the next rows to a file."""
+    def write(self, rows: int, save: Callable[[Path, range], object]) -> None:
+        """Write what is left; `save` writes the next rows, of these numbers, to a file."""
         for start in range(self.begun(rows), rows, self.shard_rows):
             count = min(self.shard_rows, rows - start)
             shard = self.path / f"shard-{start // self.shard_rows:06d}{self.suffix}"
             with replacing(shard) as file:
-                save(file, count)
+                save(file, range(start, start + count))
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -209,18 +222,61 @@ def record_of(options: Any, origin: CacheOrigin) -> dict[str, Any]:
     return {name: value for name, value in asdict(options).items() if name != "folder"} | asdict(origin)
 
 
-def in_their_order(found: Iterator[tuple[int, Row]], start: int) -> Iterator[Row]:
-    """What is kept of rows that come in another order, each when all before it are there.
+class ShardRoom:
+    """Room for what is kept of a shard's rows, in the host's memory, one row after the other; filled in any order.
 
-    >>> list(in_their_order(iter([(4, "b"), (3, "a"), (5, "c")]), 3))
-    ['a', 'b', 'c']
+    It is one piece. Tensors of each row, kept while large ones come and go between them, would leave holes in the heap
+    that nothing fits in: gigabytes for a shard of some hundred megabytes.
+
+    Args:
+        count_R: the tokens of each row.
+
+    >>> room = ShardRoom(np.array([1, 2]))
+    >>> room.put(1, ids=torch.tensor([7, 8])), room.put(0, ids=torch.tensor([6]))
+    (None, None)
+    >>> room.parts["ids"], room.end_R
+    (tensor([6, 7, 8]), [0, 1, 3])
     """
-    held: dict[int, Row] = {}
-    for number, row in found:
-        held[number] = row
-        while start in held:
-            yield held.pop(start)
-            start += 1
+
+    def __init__(self, count_R: np.ndarray) -> None:
+        self.end_R: list[int] = [0, *np.cumsum(count_R).tolist()]
+        self.parts: dict[str, Tensor] = {}
+
+    def put(self, row: int, **parts: Tensor) -> None:
+        """Keep what a row has.
+
+        Args:
+            row: its number in the shard.
+            parts: `[N, ...]` each, N the row's tokens.
+
+        Raises:
+            ValueError: it has another number of tokens.
+        """
+        begin, end = self.end_R[row : row + 2]
+        for name, part in parts.items():
+            if len(part) != end - begin:
+                raise ValueError(f"row {row} of a shard: expected {end - begin} tokens of {name}, got {len(part)}")
+            if name not in self.parts:
+                self.parts[name] = torch.empty(self.end_R[-1], *part.shape[1:], dtype=part.dtype)
+            self.parts[name][begin:end] = part
+
+
+def counted_tokens(rows: datasets.Dataset) -> np.ndarray:
+    """How many tokens the loss counts in each encoded row, `[R]`; nothing predicts the first one of a row.
+
+    >>> counted_tokens(datasets.Dataset.from_dict({"loss_mask": [[True, False, True], [False, True], []]}))
+    array([1, 1, 0])
+    """
+    found = [np.zeros(0, np.int64)]
+    tables = rows.select_columns(["loss_mask"]).with_format("arrow").iter(10_000)
+    for chunk in (chunk for table in tables for chunk in table.column("loss_mask").chunks):
+        values = chunk.flatten().to_numpy(zero_copy_only=False)
+        end = pc.list_value_length(chunk).to_numpy(zero_copy_only=False).cumsum()
+        begin = np.concatenate([[0], end[:-1]]).astype(np.int64)
+        total = np.concatenate([[0], values.cumsum()])
+        first = total[np.minimum(begin + 1, end)]
+        found.append(total[end] - first)
+    return np.concatenate(found)
 
 
 def paced(rows: Iterator[Row], tokens: Callable[[Row], int], pace: Pace, watch: Watch | None) -> Iterator[Row]:

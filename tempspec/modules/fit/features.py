@@ -8,7 +8,7 @@ Axes: B batch, T positions, L tokens of a shard, S states, H hidden, N response 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,11 +19,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tempspec.data.grouping import lengths
 from tempspec.decoding.pace import Pace
 from tempspec.errors import UserError
 from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
-from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, Watch, in_their_order, paced, record_of
+from tempspec.modules.fit.cache_folder import (
+    CacheFolder,
+    CacheOrigin,
+    ShardRoom,
+    Watch,
+    counted_tokens,
+    paced,
+    record_of,
+)
 from tempspec.modules.fit.teacher import cache_origin, cached_target
 from tempspec.modules.outputs import Batch, LogitSource, linear_heads, response
 
@@ -97,17 +106,26 @@ def write_features(
     target, reading, origin = cached_target(pair, data, device)
     if not linear_heads([target]):
         raise UserError(f"a feature cache needs logits that are a linear map of states, which {pair.target} lacks")
-    place, tokens = options.place, _tokens(data.train_rows)
+    length_R, count_R, dtype = lengths(data.train_rows), counted_tokens(data.train_rows), getattr(torch, options.dtype)
+    place, tokens = options.place, int(length_R.sum())
     width = target.config.get_text_config().hidden_size
-    size = getattr(torch, options.dtype).itemsize * width * (len(states) * tokens + origin.tokens)
+    size = dtype.itemsize * width * (len(states) * tokens + origin.tokens)
     place.claim(_record(options, origin, states), origin.rows, size, "set features.dtype: bfloat16")
     rank_zero_info(place.estimate(origin.rows, tokens, size))
     source = LogitSource(pair.vocabulary, reading=reading)
     begun = place.begun(origin.rows)
     found = _rows(source, target, data.in_windows(begun, options.shard_rows), states, device)
-    found = paced(found, lambda row: len(row[1].states_LSH), Pace("features", origin.rows, begun), watch)
-    rows = in_their_order(found, begun)
-    place.write(origin.rows, lambda file, count: _save(file, list(islice(rows, count)), options.dtype))
+    found = paced(found, lambda numbered: len(numbered[1].states_LSH), Pace("features", origin.rows, begun), watch)
+
+    def save(file: Path, members: range) -> None:
+        states, last = (ShardRoom(each_R[members.start : members.stop]) for each_R in (length_R, count_R))
+        for number, row in islice(found, len(members)):
+            states.put(number - members.start, states=row.states_LSH.to(dtype))
+            last.put(number - members.start, last=row.last_NH.to(dtype))
+        ends = {"states_ends": torch.tensor(states.end_R), "last_ends": torch.tensor(last.end_R)}
+        save_file(states.parts | last.parts | ends, file)
+
+    place.write(origin.rows, save)
 
 
 class FeatureCache:
@@ -185,11 +203,6 @@ def target_config(pair: Pair) -> Any:
     return config.get_text_config()
 
 
-def _tokens(rows: Any) -> int:
-    """How many tokens rows have."""
-    return sum(chunk.flatten().__len__() for chunk in rows.data.column("input_ids").chunks)
-
-
 def _record(options: CachedFeatures, origin: CacheOrigin, states: tuple[int, ...]) -> dict[str, Any]:
     return record_of(options, origin) | {"states": list(states)}
 
@@ -205,17 +218,3 @@ def _rows(
         rows = zip(batch["row"].tolist(), batch["attention_mask"].sum(1).tolist(), strict=True)
         for number, (row, length) in enumerate(rows):
             yield row, RowFeatures(states_BTSH[number, :length], last_BTH[number, :-1][keep_BT[number]])
-
-
-def _save(file: Path, rows: list[RowFeatures], dtype: str) -> None:
-    """A shard: rows one after the other, and where each begins."""
-
-    def joined(parts: list[Tensor]) -> Tensor:
-        return torch.cat(parts).to(getattr(torch, dtype)).cpu().contiguous()
-
-    def ends(parts: list[Tensor]) -> Tensor:
-        return torch.tensor(list(accumulate(map(len, parts), initial=0)), dtype=torch.int64)
-
-    states, last = [row.states_LSH for row in rows], [row.last_NH for row in rows]
-    tensors = {"states": joined(states), "last": joined(last)}
-    save_file(tensors | {"states_ends": ends(states), "last_ends": ends(last)}, file)

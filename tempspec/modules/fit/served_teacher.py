@@ -24,7 +24,7 @@ from tempspec.decoding.pace import Pace, PassCounts
 from tempspec.errors import UserError
 from tempspec.models.loading import load_config, vocabulary_of_config
 from tempspec.models.pair import Pair
-from tempspec.modules.fit.cache_folder import CacheOrigin
+from tempspec.modules.fit.cache_folder import CacheOrigin, counted_tokens
 from tempspec.modules.fit.teacher import cache_origin
 from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter
 from tempspec.modules.openai_client import Refused, Server, Trouble, call
@@ -80,7 +80,7 @@ class ServedTeacher:
         writer = CacheWriter(self.options, origin)
         rank_zero_info(str(writer))
         if writer.begun < origin.rows:
-            writer.write(self._kept(writer.begun, origin))
+            writer.write(self._kept(writer.begun, origin), counted_tokens(self.data.train_rows))
 
     def _origin(self) -> CacheOrigin:
         """What the cache is made of: a target that is known by its name, and the kind of server."""
@@ -90,8 +90,8 @@ class ServedTeacher:
         origin = cache_origin(self.pair, self.data)
         return replace(origin, vocabulary=self._vocabulary, weights="", served=kind.name, apart=bool(self.data.packed))
 
-    def _kept(self, begun: int, origin: CacheOrigin) -> Iterator[SparseLogits]:
-        """What is kept of each row from a number on, in their order."""
+    def _kept(self, begun: int, origin: CacheOrigin) -> Iterator[tuple[int, SparseLogits]]:
+        """The number of each row from one on, and what is kept of it, in their order."""
         rows = self.data.train_rows
         apart = origin.apart
         self._check(_texts(rows[begun], apart))
@@ -103,7 +103,7 @@ class ServedTeacher:
             for done, kept in enumerate(_in_order(pool, self._ask, due, self.server.concurrency, self._seen(pace)), 1):
                 tokens += len(kept.token_NK)
                 pace.counts = PassCounts(done, tokens, tokens)
-                yield kept
+                yield begun + done - 1, kept
 
     def _seen(self, pace: Pace) -> Callable[[], None]:
         def show() -> None:

@@ -18,7 +18,7 @@ from tempspec.interfaces import Divergence, TemperatureSchedule
 from tempspec.models.digests import has_weights, tokenizer_digest, weights_digest
 from tempspec.models.pair import Pair
 from tempspec.models.reading import Reading
-from tempspec.modules.fit.cache_folder import CacheOrigin, Watch, in_their_order, paced, rows_digest
+from tempspec.modules.fit.cache_folder import CacheOrigin, Watch, counted_tokens, paced, rows_digest
 from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter, TeacherCache
 from tempspec.modules.ids import check_ids, make_ids_readable
 from tempspec.modules.kept import Kept
@@ -67,7 +67,8 @@ def write_cache(
                 begin += count
 
     pace = Pace("teacher", origin.rows, writer.begun)
-    writer.write(in_their_order(paced(kept(), lambda found: len(found[1].token_NK), pace, watch), writer.begun))
+    found = paced(kept(), lambda numbered: len(numbered[1].token_NK), pace, watch)
+    writer.write(found, counted_tokens(data.train_rows))
 
 
 def open_cache(

@@ -7,13 +7,14 @@ Axes: B batch, T positions, N the rows' response tokens, K kept tokens, H temper
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from tempspec.core.sparse import SparseLogits, draw, top_k
 from tempspec.decoding.sweep import Temperatures
 from tempspec.errors import UserError
 from tempspec.interfaces import Kept
-from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, record_of
+from tempspec.modules.fit.cache_folder import CacheFolder, CacheOrigin, ShardRoom, record_of
 
 __all__ = ["CacheWriter", "CachedTeacher", "TeacherCache"]
 
@@ -133,9 +134,27 @@ class CacheWriter:
         """The estimate, in one line."""
         return self.options.place.estimate(self.origin.rows, self.origin.tokens, self._bytes)
 
-    def write(self, rows: Iterator[SparseLogits]) -> None:
-        """Write what is left; `rows` begins after those that are written."""
-        self.options.place.write(self.origin.rows, lambda file, count: _arrow(file, _table(list(islice(rows, count)))))
+    def write(self, rows: Iterator[tuple[int, SparseLogits]], count_R: np.ndarray) -> None:
+        """Write what is left.
+
+        Args:
+            rows: the numbers of those that are not written yet and what is kept of each, shard by shard; within a
+                shard in any order.
+            count_R: the response tokens of every row.
+        """
+
+        def save(file: Path, members: range) -> None:
+            room = ShardRoom(count_R[members.start : members.stop])
+            for number, kept in islice(rows, len(members)):
+                room.put(
+                    number - members.start,
+                    token=kept.token_NK.int(),
+                    logit=kept.logit_NK.float(),
+                    logsum=kept.logsum_NH.float(),
+                )
+            _arrow(file, _table(room))
+
+        self.options.place.write(self.origin.rows, save)
 
 
 class TeacherCache:
@@ -186,17 +205,14 @@ def _record(options: CachedTeacher, origin: CacheOrigin) -> dict[str, Any]:
     return record_of(options, origin) | {"tokens_kept": options.tokens}
 
 
-def _table(rows: Sequence[SparseLogits]) -> pa.Table:
-    """Rows of a shard; no number of theirs becomes an object of Python's."""
-    columns = zip(*((row.token_NK.int(), row.logit_NK, row.logsum_NH) for row in rows), strict=True)
-    return pa.Table.from_arrays([_lists(column) for column in columns], schema=_SCHEMA)
-
-
-def _lists(parts: Sequence[Tensor]) -> pa.ListArray:
-    """A list of each tensor's numbers, in order."""
-    ends = list(accumulate((part.numel() for part in parts), initial=0))
-    values = torch.cat([part.flatten() for part in parts]).cpu().numpy()
-    return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))
+def _table(room: ShardRoom) -> pa.Table:
+    """The rows of a shard; no number of theirs becomes an object of Python's."""
+    columns = []
+    for name in _SCHEMA.names:
+        part_NX = room.parts[name]
+        ends = pa.array([end * part_NX.shape[1] for end in room.end_R], pa.int32())
+        columns.append(pa.ListArray.from_arrays(ends, pa.array(part_NX.flatten().numpy())))
+    return pa.Table.from_arrays(columns, schema=_SCHEMA)
 
 
 def _arrow(file: Path, table: pa.Table) -> None:
