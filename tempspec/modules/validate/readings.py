@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tempspec.modules.kept import Kept
@@ -21,6 +22,8 @@ __all__ = ["TargetReadings"]
 
 _LIMIT = 2**28
 """Bytes of hidden states that are kept: 116,000 tokens of 576 float32 numbers, or 32,000 of 4,096 in bf16."""
+
+_ALIGNED = 64
 
 _READ = ("input_ids", "attention_mask", "position_ids", "key")
 """What decides what a model gives on a batch. Rows of one key may be read together, which moves the last bits."""
@@ -39,12 +42,16 @@ class TargetReadings:
     def __init__(self, limit: int = _LIMIT) -> None:
         self.limit = limit
         self._target: Callable[[], PreTrainedModel | None] = lambda: None
-        self._held: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._held: dict[tuple[Any, ...], Tensor] = {}
+        # One piece of memory, of which the system gives what is written: a tensor for each batch, kept while logits
+        # come and go, would leave holes in the heap.
+        self._room = torch.empty(limit, dtype=torch.uint8)
+        self._used = 0
 
     def __reduce__(self) -> tuple[type["TargetReadings"], tuple[int]]:
         return type(self), (self.limit,)
 
-    def of(self, target: PreTrainedModel, batch: Batch, kept: Kept, source: LogitSource) -> HiddenStates | torch.Tensor:
+    def of(self, target: PreTrainedModel, batch: Batch, kept: Kept, source: LogitSource) -> HiddenStates | Tensor:
         """The target's side at the kept positions, as `LogitSource.of` gives it, from memory where it is there.
 
         Args:
@@ -54,19 +61,21 @@ class TargetReadings:
             source: reads what is not known.
         """
         if self._target() is not target:
-            self._held, self._target = {}, weakref.ref(target)
+            self._held, self._target, self._used = {}, weakref.ref(target), 0
         key = (source, _state(target), _digest(batch, kept))
         head = target.get_output_embeddings()
         if (hidden_NH := self._held.get(key)) is not None:
             return HiddenStates(hidden_NH.to(head.weight.device), head.weight, head.bias)
         side = source.of(target, batch, kept)
-        if isinstance(side, HiddenStates) and self._bytes + side.hidden_NH.nbytes <= self.limit:
-            self._held[key] = side.hidden_NH.detach().cpu()
+        if isinstance(side, HiddenStates) and self._used + side.hidden_NH.nbytes <= self.limit:
+            self._held[key] = self._kept(side.hidden_NH)
         return side
 
-    @property
-    def _bytes(self) -> int:
-        return sum(hidden_NH.nbytes for hidden_NH in self._held.values())
+    def _kept(self, hidden_NH: Tensor) -> Tensor:
+        """A copy in the room."""
+        place = self._room[self._used : self._used + hidden_NH.nbytes].view(hidden_NH.dtype).view(hidden_NH.shape)
+        self._used += -(-hidden_NH.nbytes // _ALIGNED) * _ALIGNED
+        return place.copy_(hidden_NH)
 
 
 def _state(model: PreTrainedModel) -> tuple[Any, ...]:
