@@ -133,6 +133,11 @@ class TextDataModule(LightningDataModule):
         return self._train
 
     @property
+    def train_lengths(self) -> np.ndarray:
+        """The tokens of each training row, int64 `[R]`; after setup."""
+        return lengths(self._train)
+
+    @property
     def packed(self) -> bool:
         """Whether some row that was set up holds several documents that are to be kept from each other."""
         sets = [*([self._train] if hasattr(self, "_train") else []), *self._validation, *self._test]
@@ -147,7 +152,7 @@ class TextDataModule(LightningDataModule):
             start: the first row; the number of one that begins a window.
             window: rows whose order may change, so that those of a batch are of like length.
         """
-        size = lengths(self._train, "input_ids")
+        size = self.train_lengths
         batches = [
             [Fetched(int(row), False) for row in order[first : first + self.eval_batch_size]]
             for begin in range(start, len(size), window)

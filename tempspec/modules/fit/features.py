@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tempspec.data.grouping import lengths
 from tempspec.decoding.pace import Pace
 from tempspec.errors import UserError
 from tempspec.models.loading import load_config
@@ -106,7 +105,7 @@ def write_features(
     target, reading, origin = cached_target(pair, data, device)
     if not linear_heads([target]):
         raise UserError(f"a feature cache needs logits that are a linear map of states, which {pair.target} lacks")
-    length_R, count_R, dtype = lengths(data.train_rows), counted_tokens(data.train_rows), getattr(torch, options.dtype)
+    length_R, count_R, dtype = data.train_lengths, counted_tokens(data.train_rows), getattr(torch, options.dtype)
     place, tokens = options.place, int(length_R.sum())
     width = target.config.get_text_config().hidden_size
     size = dtype.itemsize * width * (len(states) * tokens + origin.tokens)
@@ -122,8 +121,9 @@ def write_features(
         for number, row in islice(found, len(members)):
             states.put(number - members.start, states=row.states_LSH.to(dtype))
             last.put(number - members.start, last=row.last_NH.to(dtype))
-        ends = {"states_ends": torch.tensor(states.end_R), "last_ends": torch.tensor(last.end_R)}
-        save_file(states.parts | last.parts | ends, file)
+        ends = {"states_ends": states.end_R, "last_ends": last.end_R}
+        places = {name: torch.tensor(end_R, dtype=torch.int64) for name, end_R in ends.items()}
+        save_file(states.parts | last.parts | places, file)
 
     place.write(origin.rows, save)
 
