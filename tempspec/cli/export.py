@@ -1,4 +1,4 @@
-"""`tempspec export`: a conditioned draft or head at one temperature, or a head in a format, as a folder (floor 6)."""
+"""`tempspec export`: a draft or head as an engine takes it, at one temperature, in a format, of a size (floor 6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from tempspec.models.eagle3.files import is_head_folder
 from tempspec.models.head_draft import make_head
 from tempspec.models.loading import load_config, load_draft, load_model, load_tokenizer, save_model
 from tempspec.models.tapping import head_target
+from tempspec.models.vocabulary_size import resize_vocabulary
 from tempspec.modules.callbacks.serving_defaults import misread_note
 from tempspec.reporting.model_card import write_exported_card
 
@@ -28,12 +29,17 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, no such folder, a draft that is not conditioned, or an output that holds other files.
     """
-    description = "Fold a conditioned draft or head into an ordinary one, or write an EAGLE-3 head in another format."
+    description = (
+        "Fold a conditioned draft or head into an ordinary one, give a draft the target's vocab_size, or write an "
+        "EAGLE-3 head in another format."
+    )
     parser = errors.parser("tempspec export", description)
     parser.add_argument("--draft", type=str, required=True, help="The folder of a draft that fit wrote, or of a head.")
     parser.add_argument("--temperature", type=float | None, default=None, help="The draft temperature to fold at.")
     parser.add_argument("--format", type=Literal["plain", "speculators"] | None, default=None, help="Of a head.")
-    parser.add_argument("--target", type=str | None, default=None, help="The target of a head.")
+    parser.add_argument(
+        "--target", type=str | None, default=None, help="The target of a head, or of a draft of another vocab_size."
+    )
     parser.add_argument("--output", type=str, required=True, help="The folder to write.")
     options = parser.parse_args(list(arguments[1:]))
     quiet()
@@ -41,22 +47,49 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _draft(options: Any) -> int:
-    """Fold a draft."""
-    _check_temperature(options)
-    _check_unused(options, "a draft", "format", "target")
-    draft = load_draft(options.draft, dtype="float32")
-    if not is_conditioned(draft):
-        raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
+    """Fold a draft, give it the target's vocab_size, or both."""
+    if options.target is None:
+        _check_temperature(options)
+    _check_unused(options, "a draft", "format")
+    draft, tokenizer = load_draft(options.draft, dtype="float32"), load_tokenizer(options.draft)
     folder, output = Path(options.draft).expanduser().resolve(), Path(options.output).resolve()
+    told = _at_temperature(options, is_conditioned(draft))
+    size = _size(options.target)
+    if size == draft.config.get_text_config().vocab_size and not told:
+        raise UserError(f"{options.draft} has the vocab_size of {options.target}, {size}: it serves as it is")
     _check_output(output, folder)
     own = load_config(options.draft).dtype  # which the sum of the weights and their change is rounded to, once
-    save_model(at_temperature(draft, options.temperature), load_tokenizer(options.draft), output, dtype=own)
-    told = f"the draft at temperature {options.temperature:g}"
-    _finish(
-        options, folder, output, f"This is {told}, folded from one that is conditioned on it.", {"target": "TARGET"}
-    )
-    print(f"{options.output}: {told}")
+    written = at_temperature(draft, options.temperature) if told else draft
+    added = ""
+    if size is not None and size != written.config.get_text_config().vocab_size:
+        share = resize_vocabulary(written, size, len(tokenizer))
+        told += f" with vocab_size {size}"
+        added = f"; the ids that were added have at most {share:.1g} of its distribution at T = 1" if share else ""
+    save_model(written, tokenizer, output, dtype=own)
+    made = ", folded from one that is conditioned on it" if options.temperature is not None else ""
+    _finish(options, folder, output, f"This is the draft{told}{made}.", {"target": options.target or "TARGET"})
+    print(f"{options.output}: the draft{told}{added}")
     return 0
+
+
+def _at_temperature(options: Any, conditioned: bool) -> str:
+    """The temperature that a draft is folded at, in words; empty for one that is not conditioned.
+
+    Raises:
+        UserError: it is conditioned and no temperature is given, or the other way round.
+    """
+    if conditioned:
+        _check_temperature(options)
+        return f" at temperature {options.temperature:g}"
+    if options.target is None:
+        raise UserError(f"{options.draft} is not conditioned on the temperature: it serves as it is")
+    _check_unused(options, "a draft that is not conditioned on it", "temperature")
+    return ""
+
+
+def _size(target: str | None) -> int | None:
+    """The `vocab_size` of a target; None for none."""
+    return None if target is None else int(load_config(target).get_text_config().vocab_size)
 
 
 def _head(options: Any) -> int:

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tempspec.models.conditioning import condition, is_conditioned, set_temperature
 from tempspec.models.eagle3 import Eagle3
 from tempspec.models.head_draft import save_head
-from tempspec.models.loading import load_model
+from tempspec.models.loading import load_model, load_tokenizer, save_model
 from tempspec.models.tapping import head_target, tapped
 
 
@@ -123,3 +123,25 @@ def test_a_draft_takes_no_format_and_needs_a_temperature(run, world):
     draft = ("export", "--draft", world / "draft", "--output", "o")
     assert "--temperature must be 0 or more" in run(*draft)[2]
     assert "--format is not for a draft" in run(*draft, "--temperature", "1", "--format", "plain")[2]
+
+
+def test_a_draft_gets_the_targets_vocab_size(run, world, tmp_path):
+    """vLLM compares the two before it loads a draft model."""
+    larger = load_model(str(world / "target"))
+    larger.resize_token_embeddings(larger.config.vocab_size + 40, mean_resizing=False)
+    save_model(larger, load_tokenizer(str(world / "target")), tmp_path / "larger")
+    to = ("--target", tmp_path / "larger", "--output", tmp_path / "wide")
+    code, printed, _ = run("export", "--draft", world / "draft", *to)
+    size = larger.config.vocab_size
+    assert code == 0
+    assert printed.startswith(f"{tmp_path / 'wide'}: the draft with vocab_size {size}; the ids that were added have at")
+    first, wide = load_model(str(world / "draft")), load_model(str(tmp_path / "wide"))
+    assert wide.config.vocab_size == size
+    text = torch.arange(8)[None]
+    with torch.no_grad():
+        own = first(input_ids=text).logits
+        assert torch.equal(wide(input_ids=text).logits[..., : own.shape[-1]], own)
+    assert f"vocab_size {size}" in (tmp_path / "wide/README.md").read_text()
+    again = ("--target", tmp_path / "larger", "--output", tmp_path / "more")
+    assert "it serves as it is" in run("export", "--draft", tmp_path / "wide", *again)[2]
+    assert "--temperature is not for a draft" in run("export", "--draft", world / "draft", *to, "--temperature", "1")[2]

@@ -83,6 +83,6 @@ def sizes_note(draft: int, target: int) -> str:
     if draft == target:
         return ""
     return (
-        f"vLLM refuses a draft model with vocab_size {draft} for a target with {target}: it serves drafts of "
-        "model.draft_layers, or of the same vocab_size; transformers takes this one"
+        f"vLLM refuses a draft model with vocab_size {draft} for a target with {target}: "
+        "`tempspec export --draft FOLDER --target TARGET --output OTHER` writes one that it takes"
     )
