@@ -96,7 +96,7 @@ def configuration(cell: Cell, options: Namespace) -> dict:
     """What serve-check is asked about."""
     sweep = {"target_temperatures": options.temperatures or ([0.0, 1.0] if options.quick else [0.0, 0.5, 1.0, 1.5])}
     sweep |= {"samples": options.samples, "max_new_tokens": options.tokens or (32 if options.quick else 64)}
-    sweep |= {"stop_at_eos": False}
+    sweep |= {"stop_at_eos": False, "slots": 64}
     length = {"class_path": "FixedLength", "init_args": {"tokens": DRAFTED}}
     model = {"target": options.target, "loading": {"dtype": "float32"}, "length": length, "sweep": sweep}
     text = {"path": options.text, "limit": options.prompts or (12 if options.quick else 32)}

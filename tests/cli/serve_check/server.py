@@ -109,7 +109,7 @@ class LlamaCpp(Speculating):
     def answered(self, body):
         assert body["samplers"][0] == "temperature"
         asked = {"prompt": body["prompt"], "temperature": body["temperature"], "top_k": body["top_k"]}
-        told = self.completion(asked | {"max_tokens": body["n_predict"] - 1, "seed": body["seed"]})
+        told = self.completion(asked | {"max_tokens": max(body["n_predict"] - 1, 1), "seed": body["seed"]})
         record, ids = told["metrics"]["speculative_decoding"], told["choices"][0]["token_ids"]
         timings = {"predicted_n": told["rounds"] + record["num_accepted_draft_tokens"] + 1}
         if record["num_draft_tokens"]:
