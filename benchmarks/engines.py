@@ -94,11 +94,12 @@ def goals_of(name: str, cell: Cell, code: int, findings: list[dict]) -> Iterator
 
 def configuration(cell: Cell, options: Namespace) -> dict:
     """What serve-check is asked about."""
-    sweep = {"target_temperatures": [0.0, 1.0] if options.quick else [0.0, 0.5, 1.0, 1.5], "samples": options.samples}
-    sweep |= {"max_new_tokens": 32 if options.quick else 64, "stop_at_eos": False}
+    sweep = {"target_temperatures": options.temperatures or ([0.0, 1.0] if options.quick else [0.0, 0.5, 1.0, 1.5])}
+    sweep |= {"samples": options.samples, "max_new_tokens": options.tokens or (32 if options.quick else 64)}
+    sweep |= {"stop_at_eos": False, "slots": 64}
     length = {"class_path": "FixedLength", "init_args": {"tokens": DRAFTED}}
     model = {"target": options.target, "loading": {"dtype": "float32"}, "length": length, "sweep": sweep}
-    text = {"path": options.text, "limit": 12 if options.quick else 32}
+    text = {"path": options.text, "limit": options.prompts or (12 if options.quick else 32)}
     text |= {"prompt": "prompt", "chat": True} if options.chat else {"prompt_tokens": 24}
     data = {"prompts": {"text": text}, "cache_dir": str(options.output / "cache")}
     return {"run": str(options.output / cell.run), "model": model | cell.own, "data": data}
@@ -116,6 +117,9 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="a file of texts, whose beginnings are the prompts")
     parser.add_argument("--chat", action="store_true", help="its rows are questions, in the column prompt")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt at T > 0")
+    parser.add_argument("--temperatures", nargs="*", type=float, help="0, 0.5, 1 and 1.5 by default")
+    parser.add_argument("--prompts", type=int, help="32 by default")
+    parser.add_argument("--tokens", type=int, help="new ones of each prompt, 64 by default")
     parser.add_argument("--cells", nargs="*", help="some of the cells")
     parser.add_argument("--output", type=Path, default=Path("runs/engines"))
     options = parse(parser)

@@ -1,5 +1,6 @@
 """What the Lightning subcommands leave: tables on the screen, metrics.json and summary.csv (floor 6)."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from tempspec.cli.progress import watching
 from tempspec.data.digest import digest_file, digest_folder, digest_path
 from tempspec.data.module import TextDataModule
 from tempspec.data.provenance import Provenance, write_provenance
+from tempspec.errors import UserError
 from tempspec.metrics.acceptance_grid import GridEstimates
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell
@@ -18,9 +20,10 @@ from tempspec.modules.draft_temperatures import write_fitted
 from tempspec.modules.openai_client import Server
 from tempspec.modules.predict.identity import draft_identity, fitted_for
 from tempspec.modules.predict.remote_generation import ServedGeneration
-from tempspec.modules.predict.row_metrics import sweep_metrics
+from tempspec.modules.predict.row_metrics import round_rows, sweep_metrics
 from tempspec.modules.predict.row_store import RowStore
 from tempspec.reporting.console_tables import DecodingTable, category_tables, validation_table
+from tempspec.reporting.engine_record import advice_of, engine_record, spoken
 from tempspec.reporting.records import prompt_rows, summary_rows, write_metrics_json, write_parquet, write_summary_csv
 
 ANALYTIC = "analytic"
@@ -71,8 +74,7 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
     Console().print(*category_tables(by_category), DecodingTable(estimates))  # what matters most last
     for note in whole.places.notes():
         print(note)
-    none = {"draft": "", "checkpoint": ""}
-    measured = draft_identity(module.pair, _checkpoint(module)) if runner.needs_draft else none
+    measured = draft_identity(module.pair, _checkpoint(module), used=runner.needs_draft)
     facts = {
         "measured": measured,
         "parameter_ratio": ratio,
@@ -80,6 +82,21 @@ def report_sweep(module: DistillationModule, folder: Path) -> None:
         "timing_slots": list(whole.timing_slots),
     }
     _write(folder, estimates | by_category, **facts, **runner.busy_share())
+    for line in _engine_advice(module, folder.parent, measured):
+        print(line)
+
+
+def _engine_advice(module: DistillationModule, run: Path, measured: Mapping[str, str]) -> Iterator[str]:
+    """What to draft in the engine that serve-check has timed in this run; nothing where it has timed none."""
+    runner = module.runner
+    rules = {label: type(rule).__name__ for label, rule in runner.verifiers.items()}
+    try:
+        record, note = engine_record(run, measured)
+    except UserError as error:  # of another command's file: what predict measured is on the disk already
+        record, note = {}, str(error)
+    if note:
+        yield note
+    yield from spoken(record.get("kind", ""), advice_of(record, round_rows(runner.store, runner.order), rules))
 
 
 def report_generated(module: DistillationModule, data: TextDataModule, folder: Path) -> None:

@@ -7,7 +7,7 @@ Axes: N requests, K drafted tokens, W = 1 + replicates.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,8 +15,9 @@ import torch
 
 from tempspec.metrics.bootstrap import Estimate, Sums, bootstrap_compute, bootstrap_update, paired_quotient
 from tempspec.metrics.ratio import to_estimate
+from tempspec.metrics.rows import Cell
 
-__all__ = ["Gain", "Speed", "Timed", "best", "gains", "speeds_of", "speedup"]
+__all__ = ["Advice", "Gain", "Pair", "Speed", "Timed", "advised", "best", "gains", "in_pairs", "speeds_of", "speedup"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ def speeds_of(records: Iterable[Mapping[str, Any]]) -> list[Speed]:
     return [Speed(**{**one, "requests": tuple(Timed(**request) for request in one["requests"])}) for one in records]
 
 
+Pair = tuple[Speed, Speed | None]
+"""With a draft, and without where a server without one was asked."""
+
+
+def in_pairs(speeds: Sequence[Speed]) -> Iterator[Pair]:
+    """Each timing with a draft, and that without at the same temperature and concurrency."""
+    plain = {(one.temperature, one.concurrency): one for one in speeds if not one.drafted}
+    yield from ((one, plain.get((one.temperature, one.concurrency))) for one in speeds if one.drafted)
+
+
 def speedup(drafting: Speed, plain: Speed) -> Estimate:
     """How many times as fast a request's tokens come with a draft; paired where both were asked the same prompts."""
     return _estimate(_quotient(drafting.rate(), plain.rate()))
@@ -148,6 +159,34 @@ def best(found: Sequence[Gain]) -> Gain:
     """
     known = [one for one in found if one.speedup.value > 1]
     return max(known, key=lambda one: one.speedup.value, default=Gain(0, Estimate(1.0, math.nan, math.nan, 0)))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to draft in an engine.
+
+    Attributes:
+        cell: what was decoded here.
+        concurrency: requests in flight there.
+        gain: the best length.
+    """
+
+    cell: Cell
+    concurrency: int
+    gain: Gain
+
+
+def advised(tokens: Mapping[Cell, Sums], pairs: Sequence[Pair]) -> Iterator[Advice]:
+    """The best length of each cell, at each number of requests that was timed with a draft and without.
+
+    Args:
+        tokens: of a round that drafts 1..K tokens, by cell.
+        pairs: timings.
+    """
+    for cell, yielded in tokens.items():
+        for drafting, plain in pairs:
+            if plain is not None and drafting.temperature == cell.target_temperature:
+                yield Advice(cell, drafting.concurrency, best(gains(yielded, drafting, plain)))
 
 
 def _values(sums: Sums) -> torch.Tensor:

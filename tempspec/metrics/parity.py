@@ -16,7 +16,19 @@ from tempspec.metrics.bootstrap import Estimate, Sums, bootstrap_update, contras
 from tempspec.metrics.ratio import to_estimate
 from tempspec.metrics.rows import DecodedRow
 
-__all__ = ["Counted", "Line", "agrees", "compare", "counted_row", "figures", "tokens_per_round"]
+__all__ = [
+    "Counted",
+    "Line",
+    "Totals",
+    "agrees",
+    "compare",
+    "counted_row",
+    "figures",
+    "mean_drafted",
+    "tokens_per_round",
+    "total_figures",
+    "total_row",
+]
 
 
 @dataclass(frozen=True)
@@ -89,10 +101,69 @@ def figures(counted: Iterable[Counted]) -> dict[str, Sums]:
     return found
 
 
-def tokens_per_round(counted: Sequence[Counted]) -> Sums:
+@dataclass(frozen=True)
+class Totals:
+    """What is counted of one request where nothing is said of positions.
+
+    Attributes:
+        prompt_key: of its prompt.
+        rounds: target calls, those of the last tokens included.
+        drafted: tokens.
+        accepted: of these.
+    """
+
+    prompt_key: int
+    rounds: float
+    drafted: float
+    accepted: float
+
+
+def total_row(row: DecodedRow) -> Totals:
+    """What a decoded row says.
+
+    Args:
+        row: of predict.
+    """
+    return Totals(row["prompt_key"], len(row["drafted"]), sum(row["drafted"]), sum(row["accepted"]))
+
+
+def total_figures(totals: Iterable[Totals]) -> dict[str, Sums]:
+    """Ratios by name: draft acceptance (accepted / drafted) and block efficiency.
+
+    >>> found = total_figures([Totals(7, 10, 40, 6)])
+    >>> {name: float(sums.numerator_SW[0, 0] / sums.denominator_SW[0, 0]) for name, sums in found.items()}
+    {'draft acceptance': 0.15, 'block efficiency': 1.6}
+    """
+    totals = list(totals)
+    key_N = torch.tensor([one.prompt_key for one in totals], dtype=torch.int64)
+    accepted_N1, drafted_N1, rounds_N1 = (
+        torch.tensor([[getattr(one, name)] for one in totals], dtype=torch.float64)
+        for name in ("accepted", "drafted", "rounds")
+    )
+    return {
+        "draft acceptance": bootstrap_update(accepted_N1, drafted_N1, key_N),
+        "block efficiency": bootstrap_update(accepted_N1 + rounds_N1, rounds_N1, key_N),
+    }
+
+
+def mean_drafted(totals: Iterable[Totals]) -> float:
+    """Drafted tokens per round over all requests.
+
+    >>> mean_drafted([Totals(7, 10, 40, 6), Totals(8, 10, 20, 6)])
+    3.0
+    """
+    totals = list(totals)
+    return sum(one.drafted for one in totals) / max(sum(one.rounds for one in totals), 1.0)
+
+
+def tokens_per_round(counted: Sequence[Counted], *, tokenwise: bool = True) -> Sums:
     """The tokens of a round if it drafts at most 1, 2, ..., K tokens, as sums `[K, W]`.
 
     Exact for rules that decide token by token: a shorter draft is then the beginning of a longer one.
+
+    Args:
+        counted: of each request.
+        tokenwise: whether the rule is one of these; else only the longest draft's tokens are known, and others NaN.
 
     >>> found = tokens_per_round([Counted.of_reached(7, 20, 10, [6, 3])])
     >>> found.numerator_SW[:, 0].tolist()
@@ -105,6 +176,8 @@ def tokens_per_round(counted: Sequence[Counted]) -> Sums:
     joint = running_product(bootstrap_update(accepted_NK, tested_NK, key_N))
     drafting_1W = share.numerator_SW / share.denominator_SW
     length_KW = 1 + drafting_1W * joint.numerator_SW.nan_to_num(0.0).cumsum(0)
+    if not tokenwise:
+        length_KW[:-1] = torch.nan
     return Sums(length_KW, torch.ones_like(length_KW), share.seen_M2)
 
 

@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tempspec.core.suffixes import suffix_draft
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, DraftContext, Drafter, DraftLength
 
-__all__ = ["CausalLM", "EarlyExit", "PromptLookup", "Speculator"]
+__all__ = ["CausalLM", "EarlyExit", "PromptLookup", "Speculator", "SuffixLookup"]
 
 
 class CausalLM(Drafter):
@@ -104,8 +105,7 @@ class PromptLookup(Drafter):
         place_BK = (start_B[:, None] + offset_K).clamp(max=context.token_BT.shape[1] - 1)
         real_BK = offset_K < length_B[:, None]
         token_BK = context.token_BT.gather(1, place_BK).masked_fill(~real_BK, 0)
-        draft = Draft.certain(token_BK, length_B, context.vocabulary)
-        return Draft(token_BK, _stopped(draft, context.rule), draft.logq_BKV)
+        return _certain(token_BK, length_B, context)
 
     def _continuation(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
         """Where the copy starts, `[B]`; the row's length where nothing matches."""
@@ -122,6 +122,49 @@ class PromptLookup(Drafter):
         best_B = (matched_BT * len(place_T) + rank_T).argmax(-1)
         found_B = matched_BT.gather(1, best_B[:, None]).squeeze(1) >= self.shortest_ngram
         return torch.where(found_B, best_B + 1, length_B)
+
+
+class SuffixLookup(Drafter):
+    """Copies how the text went on most often where its last tokens occurred before; no model, and no fixed n-gram.
+
+    Of n-grams of all lengths that end the text, takes the one whose most frequent continuation promises most accepted
+    tokens by its counts: longer matches draft more, rare continuations end a draft. The draft is deterministic and q
+    one-hot. Counts are of the request's own text, as in vLLM with `suffix_decoding_max_cached_requests: 0`.
+
+    Args:
+        depth: the most tokens of an n-gram and its continuation, at least 2. vLLM's `suffix_decoding_max_tree_depth`.
+        factor: drafted tokens for each token of the n-gram, at most; more than 0. vLLM's
+            `suffix_decoding_max_spec_factor`.
+        least: the share of the n-gram's places that must go on like the draft, 0 to 1. vLLM's
+            `suffix_decoding_min_token_prob`.
+    """
+
+    source: ClassVar[str] = "Oliaro et al. 2024, SuffixDecoding, arXiv 2411.04975"
+
+    def __init__(self, depth: int = 24, factor: float = 1.0, least: float = 0.1) -> None:
+        if depth < 2:
+            raise UserError(f"SuffixLookup: depth must be 2 or more, got {depth}")
+        if factor <= 0:
+            raise UserError(f"SuffixLookup: factor must be more than 0, got {factor}")
+        if not 0 <= least <= 1:
+            raise UserError(f"SuffixLookup: least must be from 0 to 1, got {least}")
+        self.depth = depth
+        self.factor = factor
+        self.least = least
+
+    def propose(self, context: DraftContext) -> Draft:
+        """See `Drafter.propose`."""
+        lengths, limits = context.length_B.tolist(), context.limit_B.tolist()
+        texts = [row[:length] for row, length in zip(context.token_BT.tolist(), lengths, strict=True)]
+        found = [
+            suffix_draft(text, limit, self.depth, self.factor, self.least) if limit else []
+            for text, limit in zip(texts, limits, strict=True)
+        ]
+        longest = max(map(len, found))
+        if longest == 0:
+            return _nothing(context)
+        token_BK = context.token_BT.new_tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in found])
+        return _certain(token_BK, context.length_B.new_tensor([len(tokens) for tokens in found]), context)
 
 
 def _sampled(context: DraftContext) -> Draft:
@@ -154,6 +197,12 @@ def _nothing(context: DraftContext) -> Draft:
     token_BK = context.token_BT[:, :0]
     law_BKV = torch.zeros(len(token_BK), 0, context.vocabulary, dtype=torch.float32, device=token_BK.device)
     return Draft(token_BK, torch.zeros_like(context.length_B), law_BKV)
+
+
+def _certain(token_BK: Tensor, length_B: Tensor, context: DraftContext) -> Draft:
+    """A draft that was copied, ended where the rule says."""
+    draft = Draft.certain(token_BK, length_B, context.vocabulary)
+    return Draft(token_BK, _stopped(draft, context.rule), draft.logq_BKV)
 
 
 def _stopped(draft: Draft, rule: DraftLength) -> Tensor:

@@ -20,6 +20,7 @@ from tempspec.metrics.rows import DecodedRow, cell_of
 from tempspec.metrics.timing import places_of
 from tempspec.own_yaml import read_own_yaml
 from tempspec.reporting.decoded_rows import decoded_rows, parquet_rows
+from tempspec.reporting.engine_record import engine_record
 from tempspec.reporting.measured import MEASURING, fit_of_measured, measured_draft, of_other_drafts, of_unknown_drafts
 from tempspec.reporting.records import Estimates
 from tempspec.reporting.study_index import FILE as STUDY_FILE
@@ -257,10 +258,8 @@ def read_run(folder: Path, name: str = "") -> MeasuredRun:
     elif "validate" in finished:
         notes.append(f"{folder / 'validate'} has no acceptance.parquet: left out; run validate again")
     kept = [stage for stage in begun if stage not in others]
-    engine: Mapping[str, Any] = _optional(folder / "serve-check" / "serve_check.json", json.loads)
-    if "predict" in begun and engine and engine.get("measured") != measured_draft(folder / "predict"):
-        notes.append(f"{folder / 'serve-check'} is of another draft than predict: left out; run serve-check again")
-        engine = {}
+    engine, other = engine_record(folder, measured_draft(folder / "predict") if "predict" in begun else None)
+    notes += [other] if other else []
     return MeasuredRun(
         name=name or _clean(folder.resolve().name),
         folder=folder,

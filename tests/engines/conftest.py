@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from benchmarks.vllm_server import served
@@ -58,6 +59,26 @@ def world(tmp_path_factory):
         "data": {"prompts": {"p": {"path": f"{folder}/p.jsonl", "chat": True}}, "cache_dir": f"{folder}/cache"},
     }
     (folder / "c.yaml").write_text(yaml.safe_dump(said))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def deep(world, tmp_path_factory):
+    """A configuration of a target of eight layers, whose states a head reads, and of its own text to learn from."""
+    folder = tmp_path_factory.mktemp("deep")
+    target = llama(0, 24, 8, gain=6.0, **HEADS, context=256, eos_token_id=None)
+    save_model(target, tokenizer(), folder / "target")
+    starts = torch.arange(1, 24).repeat(8)[:, None]
+    written = target.generate(starts, attention_mask=torch.ones_like(starts), do_sample=True, max_new_tokens=63)
+    texts = [{"text": " ".join(f"w{one}" for one in row if one)} for row in written.tolist()]
+    (folder / "t.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    said = yaml.safe_load((world / "c.yaml").read_text())
+    del said["model"]["draft"]
+    head = {"class_path": "Eagle3", "init_args": {"draft_vocabulary": 12}}
+    said["model"] |= {"target": f"{folder}/target", "head": head, "temperature": 1.0}
+    said["model"] |= {"optimizer": {"class_path": "AdamW", "init_args": {"lr": 0.01}}}
+    said["data"] |= {"train": f"{folder}/t.jsonl", "max_length": 64, "batch_size": 16, "cache_dir": f"{folder}/cache"}
+    (folder / "c.yaml").write_text(yaml.safe_dump(said | {"run": f"{folder}/run"}))
     return folder
 
 

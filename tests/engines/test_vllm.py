@@ -11,6 +11,7 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.vllm_server import VllmServer, served
 from tempspec.core.sparse import SparseLogits
@@ -94,9 +95,9 @@ def test_a_server_that_is_killed_and_comes_again(world, vllm, tmp_path):
     is_whole(world, tmp_path)
 
 
-def checked(tempspec, world, url):
+def checked(tempspec, world, url, *more):
     """The exit code of serve-check, and what it says of each thing."""
-    code, *_ = tempspec("serve-check", "--server", url, "--config", world / "c.yaml", "--run", world / "run")
+    code, *_ = tempspec("serve-check", "--server", url, "--config", world / "c.yaml", "--run", world / "run", *more)
     findings = json.loads((world / "run/serve-check/serve_check.json").read_text())["findings"]
     return code, {one["about"]: (one["agrees"], one["says"]) for one in findings}
 
@@ -191,3 +192,32 @@ def test_speeds_beside_a_server_without_a_draft(world, server, vllm, tempspec, t
         assert 0 < float(step.numerator_SW[0, 0] / step.denominator_SW[0, 0]) < 10
         assert all(one.tokens == 31 for one in speed.requests)
         assert all(one.rounds < 31 if speed.drafted else one.rounds == 31 for one in speed.requests)
+
+
+def without_d2t(head, folder):
+    """A copy that names no ids: an engine then drafts the first ones of the target's."""
+    folder = shutil.copytree(head, folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: value for name, value in tensors.items() if name != "d2t"}, folder / "model.safetensors")
+    return folder
+
+
+def test_an_exported_head_accepts_there_what_it_does_here(deep, vllm, tempspec, tmp_path):
+    options = ("--trainer.max_steps", "80", "--trainer.limit_val_batches", "0")
+    code, _, error = tempspec("fit", "--config", deep / "c.yaml", *options)
+    assert code == 0, error
+    head = deep / "run/fit/head"
+    more = ("--model.draft", head)
+    for folder, sampled, says in (
+        (head, True, ("agrees", "agrees")),
+        (head, False, ("agrees", "the engine drafts by argmax")),
+        (without_d2t(head, tmp_path / "head"), True, ("another draft", "another draft")),
+    ):
+        speculation = {"method": "eagle3", "model": str(folder), "num_speculative_tokens": 3}
+        speculation |= {"draft_sample_method": "probabilistic"} if sampled else {}
+        with served(vllm, deep / "target", log=tmp_path / "vllm.log", speculation=speculation) as server:
+            code, found = checked(tempspec, deep, server.url, *more)
+        assert found["text at T = 0"] == (True, "agrees: 20 of 20 texts are equal")
+        assert found["T = 0"][1].startswith(says[0]), found
+        assert found["T = 1"][1].startswith(says[1]), found
+        assert code == int(says != ("agrees", "agrees"))

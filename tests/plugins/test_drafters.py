@@ -4,7 +4,7 @@ import torch
 from tempspec.core.sampling import one_hot_log
 from tempspec.errors import UserError
 from tempspec.interfaces import DraftContext
-from tempspec.plugins.drafters import CausalLM, PromptLookup
+from tempspec.plugins.drafters import CausalLM, PromptLookup, SuffixLookup
 from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
 from tempspec.testing import check_drafter
 from tempspec.testing.drafters import HashModel
@@ -137,3 +137,21 @@ def test_lookup_finds_repeats_of_one_token_just_before_the_end():
 def test_lookup_refuses_ngrams_out_of_order(options):
     with pytest.raises(UserError, match="expected 1 <= shortest_ngram <= longest_ngram"):
         PromptLookup(**options)
+
+
+@pytest.mark.parametrize("options", [{"least": 0.0, "factor": 4.0}, {"depth": 2}, {"factor": 0.5}])
+def test_suffix_lookup_conforms_with_other_options(options):
+    check_drafter(SuffixLookup(**options), vocabulary=2, seed=1)
+
+
+def test_suffix_lookup_is_ragged_and_keeps_limits():
+    texts = [[1, 2, 3, 4, 1, 2, 3], [1, 2, 3], [5, 6, 5], [5, 6, 5]]
+    assert drafted(SuffixLookup().propose(context(texts, [4, 4, 4, 0]))) == [[4, 1, 2], [], [6], []]
+    assert drafted(SuffixLookup().propose(context(texts, [2, 2, 2, 2]))) == [[4, 1], [], [6], [6]]
+    assert drafted(SuffixLookup().propose(context([[1], [2]], [2, 2]))) == [[], []]
+
+
+@pytest.mark.parametrize("options", [{"depth": 1}, {"factor": 0.0}, {"least": 1.5}])
+def test_suffix_lookup_refuses_options_out_of_range(options):
+    with pytest.raises(UserError, match=f"SuffixLookup: {next(iter(options))} must be"):
+        SuffixLookup(**options)

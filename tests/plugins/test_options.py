@@ -56,6 +56,7 @@ OPTIONS = {
     "DynamicTree": {"width": 4, "depth": 4, "nodes": 16},
     "EarlyExit": {"layers": 1},
     "PromptLookup": {"longest_ngram": 3, "shortest_ngram": 1, "match": "latest"},
+    "SuffixLookup": {"depth": 24, "factor": 1.0, "least": 0.1},
     "StaticTree": {"levels": None, "parents": None, "siblings": "distinct"},
     "AdaEDL": {"coefficient": 0.2, "threshold": 0.3, "longest": 8, "goal": 0.7, "gain": 0.5},
     "ConfidenceThreshold": {"threshold": 0.4, "longest": 8},

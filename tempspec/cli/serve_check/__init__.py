@@ -1,7 +1,7 @@
 """`tempspec serve-check`: whether a live engine accepts what predict measures, and what it does otherwise (floor 6)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,16 +12,29 @@ from rich.table import Table
 from tempspec.cli.errors import OneLineErrors
 from tempspec.cli.serve_check.asking import Answers, LiveEngine
 from tempspec.cli.serve_check.decoded import Ours, decoded, due, rows_at
-from tempspec.cli.serve_check.speed import Pair, check_in_flight, numbers, show_speeds, speeds
-from tempspec.cli.serve_check.verdicts import Verdict, of_drafted, of_own_count, of_text, of_tokens, verdict
+from tempspec.cli.serve_check.speed import check_in_flight, numbers, show_speeds, speeds
+from tempspec.cli.serve_check.verdicts import (
+    Verdict,
+    of_drafted,
+    of_mean_drafted,
+    of_own_count,
+    of_text,
+    of_tokens,
+    verdict,
+)
 from tempspec.errors import UserError
 from tempspec.files import write_atomically
 from tempspec.metrics.bootstrap import FEWEST, Sums
-from tempspec.metrics.parity import counted_row, figures
+from tempspec.metrics.goodput import Pair
+from tempspec.metrics.parity import counted_row, figures, mean_drafted, total_figures, total_row
+from tempspec.metrics.rows import DecodedRow
 from tempspec.models.evaluating import evaluating
 from tempspec.modules.openai_client import Server
 
 __all__ = ["check", "main"]
+
+OfRows = Callable[[Iterable[DecodedRow]], dict[str, Sums]]
+"""Figures of decoded rows."""
 
 WIDTH = 100
 """Columns of the table: a narrower file or terminal would break every figure in two."""
@@ -91,17 +104,13 @@ def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
     among = (ours.drafted + 2) * len(temperatures)
     for temperature in temperatures:
         answers = engine.answer(due(ours, temperature))
-        if not answers.counts:
+        if not any(count.drafted or count.by_position for _, count in answers.counts):
             yield Verdict(f"T = {temperature:g}", "the engine drafted nothing", False)
             continue
-        if (finding := of_drafted(answers.drafted, ours.drafted)) is not None:
-            yield finding
-        theirs = figures(answers.counted(max(answers.drafted, ours.drafted)))
-        found = verdict(temperature, theirs, _columns(ours, temperature), among, alike=alike)
+        theirs, of_rows = _theirs(answers, ours.drafted, engine.dialect.positions)
+        found = verdict(temperature, theirs, _columns(ours, temperature, of_rows), among, alike=alike)
+        yield from _of_counts(answers, theirs, ours, temperature)
         yield found
-        length = theirs["block efficiency"]
-        if finding := of_own_count(*answers.own, float(length.numerator_SW[0, 0] / length.denominator_SW[0, 0])):
-            yield finding
         if temperature == 0:
             alike = found.agrees is not False
             yield _of_text(ours, answers)
@@ -109,14 +118,37 @@ def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
             yield Verdict("speed", f"T = {temperature:g}: {answers.tokens / answers.seconds:.0f} tokens/s", True)
 
 
-def _columns(ours: Ours, temperature: float) -> dict[str, dict[str, Sums]]:
+def _theirs(answers: Answers, drafted: int, positions: bool) -> tuple[dict[str, Sums], OfRows]:
+    """An engine's figures, and what computes the same ones from our rows."""
+    if not positions:
+        return total_figures(answers.totals()), lambda rows: total_figures(map(total_row, rows))
+    theirs = figures(answers.counted(max(answers.drafted, drafted)))
+    return theirs, lambda rows: figures(counted_row(row, drafted) for row in rows)
+
+
+def _of_counts(answers: Answers, theirs: Mapping[str, Sums], ours: Ours, temperature: float) -> Iterator[Verdict]:
+    """How many tokens a round drafts, and of which rounds the engine's own mean is."""
+    if "draft acceptance" in theirs:
+        rows = rows_at(ours, "same", temperature, temperature)
+        found = [of_mean_drafted(mean_drafted(answers.totals()), mean_drafted(map(total_row, rows)), ours.drafted)]
+    else:
+        own = of_own_count(*answers.own, _value(theirs["block efficiency"]))
+        found = [of_drafted(answers.drafted, ours.drafted), own]
+    yield from (one for one in found if one is not None)
+
+
+def _value(sums: Sums) -> float:
+    return float(sums.numerator_SW[0, 0] / sums.denominator_SW[0, 0])
+
+
+def _columns(ours: Ours, temperature: float, of_rows: OfRows) -> dict[str, dict[str, Sums]]:
     """Our figures under each hypothesis that differs from `same` at this temperature."""
     rows = {"same": rows_at(ours, "same", temperature, temperature)}
     if temperature > 0 and ours.samples_draft:
         rows["argmax"] = rows_at(ours, "same", temperature, 0.0)
         if "uncut" in ours.rows:
             rows["uncut"] = rows_at(ours, "uncut", temperature, temperature)
-    return {name: figures(counted_row(row, ours.drafted) for row in members) for name, members in rows.items()}
+    return {name: of_rows(members) for name, members in rows.items()}
 
 
 def _of_tokens(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:

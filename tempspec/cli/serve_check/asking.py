@@ -6,21 +6,20 @@ each of which then counts as one observation.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from multiprocessing.pool import ThreadPool
 from typing import Any
 
 from tempspec.cli.import_results.counters import difference, of_counters, scraped
 from tempspec.cli.import_results.counts import LoggedCounts
-from tempspec.cli.import_results.responses import of_responses
+from tempspec.cli.serve_check.dialects import dialect_of
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.metrics.parity import Counted
+from tempspec.metrics.parity import Counted, Totals
 from tempspec.modules.openai_client import Refused, Server, call, page
 from tempspec.modules.server_kind import Kind, listed_models, recognise, refusal
 
-__all__ = ["Answers", "LiveEngine", "written"]
+__all__ = ["Answers", "LiveEngine"]
 
 GROUPS = 12
 """Observations that requests are put into where an engine counts for all of them together."""
@@ -50,7 +49,7 @@ class Answers:
 
     @property
     def drafted(self) -> int:
-        """The tokens that a round drafts at most."""
+        """The tokens that a round drafts at most; 0 where the engine tells no positions."""
         return max(len(count.by_position) for _, count in self.counts)
 
     @property
@@ -58,6 +57,10 @@ class Answers:
         """Emitted tokens and rounds as the engine counts them itself: of the rounds that drafted."""
         rounds = sum(count.drafting for _, count in self.counts)
         return rounds + sum(sum(count.by_position) for _, count in self.counts), rounds
+
+    def totals(self) -> list[Totals]:
+        """What an engine counts that tells no positions."""
+        return [Totals(key, count.rounds, count.drafted or 0.0, count.accepted or 0.0) for key, count in self.counts]
 
     def counted(self, longest: int) -> list[Counted]:
         """The same for a comparison.
@@ -87,15 +90,12 @@ class LiveEngine:
         self.server = server
         self.kind: Kind = recognise(server)
         if self.kind.form != "engine":
-            raise UserError(f"{server.url} is {self.kind.name}: expected an engine that speculates, vLLM or SGLang")
-        if self.kind.name == "llama.cpp":
             raise UserError(
-                f"{server.url} is llama.cpp, which tells no positions: save its answers as JSON Lines and give them to "
-                "`tempspec import-results`"
+                f"{server.url} is {self.kind.name}: expected an engine that speculates: vLLM, SGLang or llama.cpp"
             )
         names = [str(entry.get("id")) for entry in listed_models(server)]
         self.model = server.model or (names[0] if len(names) == 1 else "")
-        self.sglang = self.kind.name.startswith("SGLang")
+        self.dialect = dialect_of(self.kind.name)
 
     def answer(self, due: Sequence[tuple[int, Request]]) -> Answers:
         """Ask for completions.
@@ -108,9 +108,8 @@ class LiveEngine:
         """
         found = Answers()
         first = self.ask(due[0][1].shortened(1))
-        told = self.sglang or bool((first.get("metrics") or {}).get("speculative_decoding"))
         began = time.monotonic()
-        if told:
+        if self.dialect.tells(first):
             self._each(due, found)
         else:
             self._in_groups(due, found)
@@ -120,19 +119,18 @@ class LiveEngine:
     def tokens_of(self, body: Mapping[str, Any]) -> list[int] | None:
         """What the server's tokenizer makes of a text or of messages; None where it does not tell."""
         try:
-            told = call(self.server, "/tokenize", {"model": self.model, **body}).get("tokens")
-        except (Refused, UserError):
+            return self.dialect.tokenized(self.server, self.model, body)
+        except UserError:
             return None
-        return [int(token) for token in told] if isinstance(told, list) else None
 
     # -- one temperature ----------------------------------------------------------------------------------------------
 
     def _each(self, due: Sequence[tuple[int, Request]], found: Answers) -> None:
         """By the record of each answer."""
-        for (key, request), answer in zip(due, self._ask_all([one for _, one in due]), strict=True):
+        asked = [replace(one, max_new_tokens=one.max_new_tokens + self.dialect.extra) for _, one in due]
+        for (key, request), answer in zip(due, self._ask_all(asked), strict=True):
             self._keep(found, request, answer)
-            log = of_responses(self.server.url, [answer])
-            for count in log.counts if log else ():
+            for count in self.dialect.counts(self.server.url, answer):
                 found.counts.append((key, self._whole(count)))
 
     def _in_groups(self, due: Sequence[tuple[int, Request]], found: Answers) -> None:
@@ -149,7 +147,7 @@ class LiveEngine:
                 self._keep(found, request, answer)
             after = self._settled()
             counters = difference(before, after)
-            here = sum(written(answer) for answer in answers)
+            here = sum(self.dialect.written(answer) for answer in answers)
             if (all_written := counters.get("generation_tokens", here)) != here:
                 raise UserError(
                     f"{self.server.url} wrote {all_written:g} tokens while {here} were asked for here: it is used "
@@ -180,7 +178,7 @@ class LiveEngine:
         Raises:
             UserError: nothing is said of positions.
         """
-        if not count.by_position:
+        if self.dialect.positions and not count.by_position:
             raise UserError(f"{self.server.url} tells no acceptance by position, which is compared; {_TELL}")
         return count
 
@@ -194,11 +192,9 @@ class LiveEngine:
         return counters
 
     def _keep(self, found: Answers, request: Request, answer: Mapping[str, Any]) -> None:
-        choice = answer if self.sglang else answer["choices"][0]
-        ids = choice.get("output_ids" if self.sglang else "token_ids")
-        if ids:
-            found.ids[request.key] = [int(token) for token in ids]
-        found.tokens += written(answer)
+        if ids := self.dialect.ids(answer):
+            found.ids[request.key] = [int(token) for token in ids][: request.max_new_tokens]
+        found.tokens += self.dialect.written(answer)
 
     # -- one request --------------------------------------------------------------------------------------------------
 
@@ -212,32 +208,8 @@ class LiveEngine:
         Raises:
             UserError: it is refused, or the engine cannot be reached.
         """
-        body = self._body(request)
-        post = partial(call, self.server, "/generate" if self.sglang else "completions")
+        body = self.dialect.body(request, self.model)
         try:
-            return post(body)
+            return call(self.server, self.dialect.path, body)
         except Refused as error:
             raise refusal(self.server, body, error) from error
-
-    def _body(self, request: Request) -> dict[str, Any]:
-        sampling = {
-            "temperature": request.target_temperature,
-            "top_p": request.top_p,
-            "top_k": request.top_k or -1,
-            "min_p": request.min_p,
-            "repetition_penalty": 1.0,
-            "ignore_eos": not request.stop_ids,
-        }
-        if self.sglang:
-            return {
-                "input_ids": list(request.prompt),
-                "sampling_params": sampling | {"max_new_tokens": request.max_new_tokens},
-            }
-        own = {"model": self.model, "prompt": list(request.prompt), "max_tokens": request.max_new_tokens}
-        return own | sampling | {"seed": request.seed & 0x7FFFFFFF, "return_token_ids": True}
-
-
-def written(answer: Mapping[str, Any]) -> int:
-    """Tokens of an answer."""
-    usage = answer.get("usage") or answer.get("meta_info") or {}
-    return int(usage.get("completion_tokens") or 0)

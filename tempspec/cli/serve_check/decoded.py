@@ -78,7 +78,7 @@ class _Decoding(CommandLine):
         prompts = [prompt for members in self.datamodule.prompt_sets().values() for prompt in members]
         parts = (self.model.pair, runner.sweep, runner.length.longest, runner.needs_draft, prompts)
         path = self.trainer.ckpt_path
-        measured = draft_identity(self.model.pair, str(path) if path else None)
+        measured = draft_identity(self.model.pair, str(path) if path else None, used=runner.needs_draft)
         ours = Ours(*parts, folder=self.folder.parents[1], measured=measured)
         ours.rows[self.column] = cast(list[DecodedRow], rows)
         self.kept.append(ours)

@@ -4,23 +4,19 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.pool import ThreadPool
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
-from tempspec.cli.import_results.responses import of_responses
-from tempspec.cli.serve_check.asking import LiveEngine, written
+from tempspec.cli.serve_check.asking import LiveEngine
 from tempspec.cli.serve_check.decoded import Ours, due, rows_at
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.metrics.bootstrap import FEWEST, Sums
-from tempspec.metrics.goodput import Speed, Timed, best, gains, speedup
+from tempspec.metrics.goodput import Pair, Speed, Timed, best, gains, speedup
 from tempspec.metrics.parity import counted_row, tokens_per_round
+from tempspec.reporting.engine_record import TOKENWISE
 
-__all__ = ["Pair", "advice", "check_in_flight", "measured", "numbers", "show_speeds", "speed_table", "speeds"]
-
-Pair = tuple[Speed, Speed | None]
-"""With a draft, and without where a server without one was asked."""
+__all__ = ["advice", "check_in_flight", "measured", "numbers", "show_speeds", "speed_table", "speeds"]
 
 Due = Sequence[tuple[int, Request]]
 """Requests, each with its prompt's key."""
@@ -94,11 +90,8 @@ def show_speeds(pairs: Sequence[Pair], ours: Ours, verifier: str, width: int) ->
 
 def _tokens(ours: Ours, temperature: float, verifier: str) -> Sums:
     """Tokens of a round that drafts 1..K; of rules that look at a whole draft, of the longest alone."""
-    rows = rows_at(ours, "same", temperature, temperature)
-    found = tokens_per_round([counted_row(row, ours.drafted) for row in rows])
-    if verifier != "TokenwiseRejection":
-        found.numerator_SW[:-1] = torch.nan
-    return found
+    rows = [counted_row(row, ours.drafted) for row in rows_at(ours, "same", temperature, temperature)]
+    return tokens_per_round(rows, tokenwise=verifier == TOKENWISE)
 
 
 def measured(engine: LiveEngine, requests: Due, concurrency: int, drafted: int) -> Speed:
@@ -125,7 +118,7 @@ def _timed(engine: LiveEngine, key: int, request: Request, drafts: bool) -> Time
     first = time.perf_counter()
     answer = engine.ask(request)
     end = time.perf_counter()
-    tokens = max(written(answer) - 1, 0)
+    tokens = max(engine.dialect.written(answer) - 1, 0)
     rounds = _rounds(engine, answer) if drafts else float(tokens)
     return Timed(key, first - began, max(end - first - (first - began), 0.0), rounds, tokens)
 
@@ -133,10 +126,10 @@ def _timed(engine: LiveEngine, key: int, request: Request, drafts: bool) -> Time
 def _rounds(engine: LiveEngine, answer: dict[str, object]) -> float:
     """Target calls of an answer; 0 where it does not tell."""
     try:
-        log = of_responses(engine.server.url, [answer])
+        counts = engine.dialect.counts(engine.server.url, answer)
     except UserError:
         return 0.0
-    return log.counts[0].rounds if log else 0.0
+    return counts[0].rounds if counts else 0.0
 
 
 def speed_table(pairs: Sequence[Pair]) -> Table:

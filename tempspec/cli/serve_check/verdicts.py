@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from tempspec.metrics.bootstrap import Sums
 from tempspec.metrics.parity import Line, agrees, compare
 
-__all__ = ["HYPOTHESES", "Verdict", "of_drafted", "of_own_count", "of_text", "of_tokens", "verdict"]
+__all__ = [
+    "HYPOTHESES",
+    "Verdict",
+    "of_drafted",
+    "of_mean_drafted",
+    "of_own_count",
+    "of_text",
+    "of_tokens",
+    "verdict",
+]
 
 HYPOTHESES: dict[str, str] = {
     "same": "agrees",
@@ -20,6 +29,9 @@ HYPOTHESES: dict[str, str] = {
 
 TIE = 0.25
 """In nats: two tokens this close may change places where another dtype or batch rounds otherwise."""
+
+MEAN_SLACK = 0.1
+"""How far the drafted tokens per round of two engines may differ, as a share: rounds at a text's end draft less."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +116,25 @@ def of_drafted(theirs: int, ours: int) -> Verdict | None:
         return None
     says = (
         f"the engine drafts {theirs} tokens per round, the configuration {ours}: set model.length or the engine alike"
+    )
+    return Verdict("length", says, False)
+
+
+def of_mean_drafted(theirs: float, ours: float, most: int) -> Verdict | None:
+    """Whether both draft as many tokens per round, where the engine tells no lengths; None where they do.
+
+    Args:
+        theirs: drafted tokens per round.
+        ours: the same.
+        most: that a round drafts here.
+
+    >>> of_mean_drafted(3.9, 3.8, 4)
+    """
+    if abs(theirs - ours) <= MEAN_SLACK * ours:
+        return None
+    says = (
+        f"the engine drafts {theirs:.2f} tokens per round, here it is {ours:.2f}: start llama-server with "
+        f"--draft-max {most} --draft-min 0 --draft-p-min 0"
     )
     return Verdict("length", says, False)
 

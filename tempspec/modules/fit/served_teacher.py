@@ -1,7 +1,7 @@
 """A cached teacher from a server: the log-probabilities that an engine gives the training rows (floor 5).
 
-No weights of the target are on this machine: its tokenizer and configuration alone. vLLM tells the K most likely tokens
-at every token of a given text (`prompt_logprobs`), raw: before any temperature or truncation.
+No weights of the target are on this machine: its tokenizer and configuration alone. vLLM and SGLang tell the K most
+likely tokens at every token of a given text, raw: before any temperature or truncation.
 
 Axes: N the row's response tokens, K kept tokens.
 """
@@ -25,9 +25,10 @@ from tempspec.errors import UserError
 from tempspec.models.loading import load_config, vocabulary_of_config
 from tempspec.models.pair import Pair
 from tempspec.modules.fit.cache_folder import CacheOrigin, counted_tokens
+from tempspec.modules.fit.prompt_logprobs import TellingEngine, telling
 from tempspec.modules.fit.teacher import cache_origin
 from tempspec.modules.fit.teacher_cache import CachedTeacher, CacheWriter
-from tempspec.modules.openai_client import Refused, Server, Trouble, call
+from tempspec.modules.openai_client import Refused, Server, Trouble
 from tempspec.modules.server_kind import Kind, listed_models, recognise
 
 __all__ = ["ServedTeacher", "kept_of"]
@@ -44,6 +45,10 @@ SAME = 0.5
 
 Text = tuple[list[int], list[int]]
 """Token ids that the server reads together, and the places of those that count."""
+
+
+class NotRaw(ValueError):
+    """Values that are no log-probabilities of a whole law."""
 
 
 @dataclass
@@ -64,6 +69,7 @@ class ServedTeacher:
     server: Server
     watch: Callable[[Pace], None] | None = None
     _trouble: Trouble = field(default_factory=lambda: Trouble(rank_zero_info), init=False)
+    _engine: TellingEngine = field(init=False)
 
     def write(self) -> None:
         """Ask for what is missing.
@@ -85,8 +91,7 @@ class ServedTeacher:
     def _origin(self) -> CacheOrigin:
         """What the cache is made of: a target that is known by its name, and the kind of server."""
         kind: Kind = recognise(self.server, self._trouble)
-        if not kind.name.startswith("vLLM"):
-            raise UserError(f"{self.server.url} is {kind.name}: expected vLLM, which tells prompt_logprobs")
+        self._engine = telling(self.server, kind.name)
         origin = cache_origin(self.pair, self.data)
         return replace(origin, vocabulary=self._vocabulary, weights="", served=kind.name, apart=bool(self.data.packed))
 
@@ -121,28 +126,26 @@ class ServedTeacher:
         try:
             return kept_of(entries, self._asked, self._vocabulary, self.options.temperatures)
         except ValueError as error:
-            raise UserError(f"{self.server.url}: {error}") from error
+            remedy = self._engine.raw if isinstance(error, NotRaw) else "lower teacher.tokens"
+            raise UserError(f"{self.server.url}: {error}; {remedy}") from error
 
     def _entries(self, text: Text, temperature: float) -> list[Any]:
-        """The entries of `prompt_logprobs` at the places of a text that count."""
+        """What the engine tells at the places of a text that count."""
         ids, places = text
-        body = {"model": self._model, "prompt": ids, "max_tokens": 1, "temperature": temperature}
+        asked = (self._model, ids, self._asked, temperature, self._trouble)
         try:
-            answer = call(self.server, "completions", body | {"prompt_logprobs": self._asked}, self._trouble)
+            found = self._engine.laws(self.server, *asked)
         except Refused as error:
             raise self._refusal(error) from error
-        found = (answer.get("choices") or [{}])[0].get("prompt_logprobs")
-        if not isinstance(found, list) or len(found) != len(ids):
-            raise UserError(f"{self.server.url} gives no prompt_logprobs for each of {len(ids)} tokens: ask vLLM")
         return [found[place] for place in places]
 
     def _refusal(self, error: Refused) -> UserError:
         if "logprobs" in str(error):
             return UserError(
-                f"{self.server.url} gives fewer log-probabilities than teacher.tokens, {self._asked} ({error}): start "
-                f"vLLM with --max-logprobs {self._asked}, or lower teacher.tokens"
+                f"{self.server.url} gives fewer log-probabilities than teacher.tokens, {self._asked} ({error}): "
+                + self._engine.more.format(self._asked)
             )
-        return UserError(f"{self.server.url} refuses: {error}; see server.model and --max-model-len")
+        return UserError(f"{self.server.url} refuses: {error}; {self._engine.longer}")
 
     def _check(self, texts: Sequence[Text]) -> None:
         """See on a row that values are raw log-probabilities, and say how well the tail is known.
@@ -155,8 +158,7 @@ class ServedTeacher:
         alike = one.token_NK == other.token_NK
         if bool((gaps[alike] > SAME).any()):
             raise UserError(
-                f"{self.server.url} gives log-probabilities that depend on the temperature: start vLLM with "
-                "--logprobs-mode raw_logprobs, its default"
+                f"{self.server.url} gives log-probabilities that depend on the temperature: {self._engine.raw}"
             )
         if one.token_NK.shape[-1] < self._vocabulary and len(one.token_NK):
             rank_zero_info(_tail_note(one, self._vocabulary))
@@ -186,7 +188,7 @@ class ServedTeacher:
 def kept_of(
     laws: Sequence[Mapping[str, Mapping[str, float]]], kept: int, vocabulary: int, temperatures: Sequence[float]
 ) -> SparseLogits:
-    """A teacher from entries of vLLM's `prompt_logprobs`.
+    """A teacher from what an engine tells of each token.
 
     Args:
         laws: of each token, by the token's id: `logprob` and `rank`; the text's own token may be there beyond the rest.
@@ -195,7 +197,7 @@ def kept_of(
         temperatures: increasing, above 0.
 
     Raises:
-        ValueError: fewer tokens than K are told, or values that are no log-probabilities.
+        ValueError: fewer tokens than K are told, or, as `NotRaw`, values that are no log-probabilities.
 
     >>> law = {"7": {"logprob": -0.5, "rank": 1}, "3": {"logprob": -1.5, "rank": 2}, "9": {"logprob": -5, "rank": 8}}
     >>> kept_of([law], 2, 10, [1.0]).token_NK
@@ -208,10 +210,7 @@ def kept_of(
     most_N = sum_N + (vocabulary - kept) * logp_NK.amin(-1).exp()
     for broken_N, sums in ((sum_N > 1 + SUM_SLACK, "more than 1"), (most_N < LEAST_SUM, "less than 1")):
         if bool(broken_N.any()):
-            raise ValueError(
-                f"expected log-probabilities, got values whose exponentials add up to {sums}: start vLLM with "
-                "--logprobs-mode raw_logprobs, its default"
-            )
+            raise NotRaw(f"expected raw log-probabilities, got values whose exponentials add up to {sums}")
     found = told(token_NK, logp_NK, vocabulary, temperatures)
     return replace(found, logit_NK=found.logit_NK.float(), logsum_NH=found.logsum_NH.float())
 
@@ -220,9 +219,7 @@ def _largest(law: Mapping[str, Mapping[str, float]], kept: int, vocabulary: int)
     told_ = sorted((float(entry["rank"]), int(token), float(entry["logprob"])) for token, entry in (law or {}).items())
     real = [(token, value) for rank, token, value in told_ if rank <= kept and token < vocabulary]
     if len(real) < kept:
-        raise ValueError(
-            f"expected the {kept} most likely of {vocabulary} tokens, got {len(real)}: lower teacher.tokens"
-        )
+        raise ValueError(f"expected the {kept} most likely of {vocabulary} tokens, got {len(real)}")
     return real
 
 

@@ -10,8 +10,16 @@ _WITHOUT_EFFECT = {"shard_target", "trust_remote_code", "export_dtype"}
 """Options of loading that no logit depends on."""
 
 
-def draft_identity(pair: Pair, checkpoint: str | None) -> dict[str, str]:
-    """Which draft it is, in words that change with its weights, and not with where they lie."""
+def draft_identity(pair: Pair, checkpoint: str | None, *, used: bool = True) -> dict[str, str]:
+    """Which draft it is, in words that change with its weights, and not with where they lie.
+
+    Args:
+        pair: names it.
+        checkpoint: the file that its weights came from, if not from its folder.
+        used: whether the drafter has a draft model; both texts are empty where it has none.
+    """
+    if not used:
+        return {"draft": "", "checkpoint": ""}
     made = f"{pair.draft_layers} {pair.spacing} layers of {pair.width}" if pair.head is None else describe(pair.head)
     return {
         "draft": weights_digest(pair.draft, pair.options.draft_revision) if pair.draft else made,

@@ -19,7 +19,7 @@ from tempspec.metrics.rows import (
 from tempspec.metrics.timing import TimingPlaces
 from tempspec.modules.predict.row_store import RowStore
 
-__all__ = ["sweep_metrics"]
+__all__ = ["round_rows", "sweep_metrics"]
 
 
 def sweep_metrics(
@@ -64,6 +64,17 @@ def sweep_metrics(
         whole.update(*rows)
         by_category.update(*(row for row in rows if row["category"]))
     return whole, by_category
+
+
+def round_rows(store: RowStore, keys: Sequence[str]) -> Iterator[DecodedRow]:
+    """The rows of these keys with what their rounds drafted and accepted.
+
+    Args:
+        store: finished.
+        keys: those of the sweep.
+    """
+    for table in store.tables([*PLACE_COLUMNS, "finish", "drafted", "tested", "accepted"], keys):
+        yield from _rows(table)
 
 
 def _metric_rows(store: RowStore, keys: Sequence[str]) -> Iterator[list[DecodedRow]]:

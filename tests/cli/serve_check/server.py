@@ -76,7 +76,8 @@ class Speculating:
         }
         usage = {"completion_tokens": len(done.tokens)}
         metrics = {"speculative_decoding": record} if self.records else None
-        return {"choices": [{"text": "", "token_ids": done.tokens}], "usage": usage, "metrics": metrics}
+        choices, rounds = [{"text": "", "token_ids": done.tokens}], len(done.drafted)
+        return {"choices": choices, "usage": usage, "metrics": metrics, "rounds": rounds}
 
     def metrics(self):
         at_least = [sum(self.histogram[place:]) for place in range(1, self.longest + 1)]
@@ -90,6 +91,35 @@ class Speculating:
         position = 'spec_decode_num_accepted_tokens_per_pos_total{{position="{}"}}'
         lines |= {position.format(place): count for place, count in enumerate(at_least)}
         return "".join(f"vllm:{name} {value}.0\n" for name, value in lines.items())
+
+
+class LlamaCpp(Speculating):
+    """The same engine, which speaks as llama-server does."""
+
+    def __call__(self, path, body):
+        pages = {"/v1/models": {"data": [{"id": "m.gguf", "owned_by": "llamacpp"}]}}
+        if path == "/tokenize":
+            return 200, {"tokens": self.tokenizer(body["content"])["input_ids"]}
+        if path == "/apply-template":
+            return 200, {"prompt": body["messages"][0]["content"]}
+        if path == "/completion":
+            return 200, self.answered(body)
+        return (200, pages[path]) if path in pages else (404, {"error": {"message": "File Not Found"}})
+
+    def answered(self, body):
+        assert body["samplers"][0] == "temperature"
+        asked = {"prompt": body["prompt"], "temperature": body["temperature"], "top_k": body["top_k"]}
+        told = self.completion(asked | {"max_tokens": max(body["n_predict"] - 1, 1), "seed": body["seed"]})
+        record, ids = told["metrics"]["speculative_decoding"], told["choices"][0]["token_ids"]
+        timings = {"predicted_n": told["rounds"] + record["num_accepted_draft_tokens"] + 1}
+        if record["num_draft_tokens"]:
+            timings |= {"draft_n": record["num_draft_tokens"], "draft_n_accepted": record["num_accepted_draft_tokens"]}
+        return {"content": "", "tokens": [*ids, 0], "timings": timings}
+
+
+def llama_cpp(*args, **options):
+    """A running server of that kind."""
+    return serving(LlamaCpp(*args, **options))
 
 
 def speculating(*args, **options):

@@ -58,7 +58,34 @@ def test_a_refused_option_of_the_sweep_is_named():
         LiveEngine(Server(server.url)).answer(due)
 
 
-def test_llama_cpp_is_sent_to_import_results():
-    with serving(pages(v1__models={"data": [{"id": "m", "owned_by": "llamacpp"}]})) as server:
-        with pytest.raises(UserError, match="give them to `tempspec import-results`"):
-            LiveEngine(Server(server.url))
+def test_llama_cpp_is_asked_in_its_own_form():
+    """An answer by the layout of its documentation: `timings` has no counts where nothing was drafted."""
+
+    def answer(path, body):
+        if path == "/v1/models":
+            return 200, {"data": [{"id": "m.gguf", "owned_by": "llamacpp"}]}
+        timings = {"prompt_n": 2, "predicted_n": 10, "predicted_ms": 20.5}
+        timings |= {"draft_n": 16, "draft_n_accepted": 5} if body and body["prompt"] == [1, 2] else {}
+        return (200, {"content": "x", "tokens": [5, 6], "timings": timings}) if path == "/completion" else (404, {})
+
+    with serving(answer) as server:
+        found = LiveEngine(Server(server.url)).answer(DUE)
+        asked = [body for path, body in server.seen if path == "/completion"]
+    assert [(one.prompt_key, one.rounds, one.drafted, one.accepted) for one in found.totals()] == [
+        (7, 4, 16, 5),
+        (8, 9, 0, 0),
+    ]
+    assert (found.drafted, found.tokens, found.ids) == (0, 20, {"a": [5, 6], "b": [5, 6]})
+    assert [body["n_predict"] for body in asked] == [1, 10, 10]  # one more than 9: its first comes before any round
+    assert asked[1]["samplers"] == ["temperature", "top_k", "top_p", "min_p"]
+    assert (asked[1]["temperature"], asked[1]["top_k"], asked[1]["min_p"]) == (0.5, -1, 0.0)
+
+
+def test_llama_cpp_renders_messages_before_it_tells_their_tokens():
+    said = {"v1__models": {"data": [{"owned_by": "llamacpp"}]}, "apply-template": {"prompt": "<user>hello"}}
+    with serving(pages(**said, tokenize={"tokens": [3, 4]})) as server:
+        engine = LiveEngine(Server(server.url))
+        assert engine.tokens_of({"messages": [{"role": "user", "content": "hello"}]}) == [3, 4]
+        assert engine.tokens_of({"prompt": "hello"}) == [3, 4]
+        asked = [body for path, body in server.seen if path == "/tokenize"]
+    assert asked == [{"content": "<user>hello", "add_special": False}, {"content": "hello", "add_special": True}]

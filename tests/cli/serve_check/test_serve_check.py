@@ -17,7 +17,7 @@ from tempspec.plugins.lengths import FixedLength
 from tests.serving import pages, serving
 from tests.tiny import llama, words
 
-from .server import speculating
+from .server import llama_cpp, speculating
 
 PARTS = {"drafter": CausalLM(), "length": FixedLength(3)}
 PLAIN = {"drafter": PromptLookup(longest_ngram=24, shortest_ngram=24), "length": FixedLength(1)}
@@ -90,6 +90,28 @@ def test_how_an_engine_samples_its_draft_is_named(models, ours, options, agrees,
     assert found["text at T = 0", True] == "agrees: 16 of 16 texts are equal"
 
 
+@pytest.mark.parametrize(
+    ("options", "agrees", "says"),
+    [({}, True, "agrees"), ({"draft_temperature": 0.0}, False, "the engine drafts by argmax")],
+)
+def test_an_engine_without_positions_is_checked_by_totals(models, ours, options, agrees, says):
+    target, near, _ = models
+    with llama_cpp(target, near, PARTS, words(), **options) as server:
+        found = findings(ours, server)
+    assert found["T = 1", agrees].startswith(says)
+    assert found["T = 0", True] == "agrees"
+    assert found["text at T = 0", True] == "agrees: 16 of 16 texts are equal"
+    assert not any(about in ("length", "counts") for about, _ in found)
+
+
+def test_other_lengths_of_an_engine_without_positions(models, ours):
+    target, near, _ = models
+    with llama_cpp(target, near, PARTS | {"length": FixedLength(2)}, words()) as server:
+        says = findings(ours, server)["length", False]
+    assert float(says.split()[3]) < 2  # "the engine drafts 1.89 tokens per round, ..."
+    assert says.endswith("start llama-server with --draft-max 3 --draft-min 0 --draft-p-min 0")
+
+
 def test_another_draft_and_another_target_are_named(models, ours):
     target, _, far = models
     with speculating(target, far, PARTS, words()) as server:
@@ -154,6 +176,7 @@ def test_rounds_without_a_draft_are_named_as_a_definition(models, config):
     parts = {"drafter": PromptLookup(longest_ngram=3), "length": FixedLength(3)}
     options = ["--config", str(config), "--model.drafter", "PromptLookup", "--model.sweep.top_k", "0"]
     rows = decoded([*options, "--run", str(config.parent / "lookup")], 16, "TokenwiseRejection")
+    assert rows.measured == {"draft": "", "checkpoint": ""}  # as predict says it: the report takes the figures then
     with speculating(target, None, parts, words()) as server:
         found = findings(rows, server)
     assert found["T = 1", True].startswith("agrees")
@@ -185,3 +208,15 @@ def test_speeds_beside_a_plain_server_say_what_to_draft(models, config, run, tmp
     ]
     assert all(one.tokens == 23 for speed in speeds for one in speed.requests)
     assert all((one.rounds == 23) == (speed.drafted == 0) for speed in speeds for one in speed.requests)
+
+
+def test_predict_says_what_to_draft_in_an_engine_that_was_timed(models, config, run, tmp_path):
+    target, near, _ = models
+    few = ("--config", config, "--model.sweep.samples", 1, "--run", tmp_path / "run")
+    with speculating(target, near, PARTS, words()) as server, speculating(target, None, PLAIN, words()) as plain:
+        urls = ("--server", server.url, "--plain", plain.url, "--speed", 2)
+        run("serve-check", *urls, "--prompts", 8, *few)
+    code, printed, error = run("predict", "--model.sweep.timing_prompts", 0, *few)
+    assert code == 0, error
+    for temperature in (0, 1):
+        assert f"in vLLM 0.32.0: p, T = {temperature}, 2 in flight: " in printed

@@ -70,6 +70,27 @@ class Telling:
         return found
 
 
+class TellingAsSglang(Telling):
+    """The same as SGLang's `/generate` tells it: of each token `[log-probability, id, text]`; null at the first."""
+
+    def __call__(self, path, body):
+        pages = {"/get_server_info": {"model_path": "m", "version": "0.5.6"}}
+        if path != "/generate":
+            return (200, pages[path]) if path in pages else (404, {})
+        assert (body["return_logprob"], body["logprob_start_len"]) == (True, 0)
+        kept, temperature = body["top_logprobs_num"], body["sampling_params"]["temperature"]
+        laws = self.told({"prompt": body["input_ids"], "temperature": temperature}, kept)
+        return 200, {
+            "text": "w1",
+            "meta_info": {"input_top_logprobs": [law and self.listed(law)[:kept] for law in laws]},
+        }
+
+    @staticmethod
+    def listed(law):
+        ranked = sorted((entry["rank"], int(token), entry["logprob"]) for token, entry in law.items())
+        return [[value, token, None] for _, token, value in ranked]
+
+
 @pytest.fixture(scope="module")
 def target(pair):
     return AutoModelForCausalLM.from_pretrained(pair / "target").eval()
@@ -219,6 +240,41 @@ def test_what_a_server_cannot_give_is_refused(pair, bare, target, data, tmp_path
     assert not list((tmp_path / "t").glob("*.arrow"))
 
 
-def test_another_server_than_vllm_is_refused(pair, bare, data, tmp_path):
-    with pytest.raises(UserError, match="is unknown: expected vLLM"):
+def test_sglang_teaches_what_vllm_does(pair, bare, target, data, tmp_path):
+    """Of one model: each by its own form, to caches that are equal but for the engine's name."""
+    for name, answer in (("vllm", Telling(target)), ("sglang", TellingAsSglang(target))):
+        write(answer, module(pair, bare, tmp_path / name), data)
+    shards = sorted(file.name for file in (tmp_path / "vllm").glob("*.arrow"))
+    assert len(shards) > 1
+    for name in shards:
+        assert (tmp_path / "vllm" / name).read_bytes() == (tmp_path / "sglang" / name).read_bytes()
+    assert json.loads((tmp_path / "sglang/teacher.json").read_text())["served"] == "SGLang 0.5.6"
+
+
+@pytest.mark.parametrize(
+    ("of", "says"),
+    [
+        (lambda logits, t: (logits / t).log_softmax(-1), "depend on the temperature: SGLang tells its"),
+        (lambda logits, _: logits, "add up to more than 1; SGLang tells its"),
+    ],
+    ids=["processed", "logits"],
+)
+def test_values_of_sglang_that_are_not_raw_are_refused(pair, bare, target, data, tmp_path, of, says):
+    with pytest.raises(UserError, match=says):
+        write(TellingAsSglang(target, of), module(pair, bare, tmp_path / "t"), data)
+
+
+def test_an_sglang_that_leaves_tokens_out_is_refused(pair, bare, target, data, tmp_path):
+    """As one would that tells only what it had not read before."""
+
+    class Short(TellingAsSglang):
+        def told(self, body, asked):
+            return super().told(body, asked)[1:]
+
+    with pytest.raises(UserError, match="gives no log-probabilities for each of"):
+        write(Short(target), module(pair, bare, tmp_path / "t"), data)
+
+
+def test_another_server_than_these_is_refused(pair, bare, data, tmp_path):
+    with pytest.raises(UserError, match="is unknown: expected vLLM or SGLang"):
         write(lambda path, body: (404, {}), module(pair, bare, tmp_path / "t"), data)

@@ -1,0 +1,72 @@
+"""Drafts from how a text went on where its end occurred before, by counts (floor 1).
+
+Pure Python over token ids: what is compared is counted, not computed.
+"""
+
+from collections.abc import Iterator, Sequence
+
+__all__ = ["suffix_draft"]
+
+_ROUNDING = 1e-6
+"""Added before a product of a length and a factor is rounded down."""
+
+
+def suffix_draft(
+    text: Sequence[int], longest: int, depth: int = 24, factor: float = 1.0, least: float = 0.1
+) -> list[int]:
+    """The continuation that a text's own counts expect most accepted tokens of.
+
+    For each n the last n tokens are looked up. From their places the most frequent next token is taken, and again from
+    the places of that. The share of the n-gram's places, its last one included, that go on like this estimates the
+    probability that a token is accepted. The draft whose estimates add up to most wins, of equals the longest n-gram's.
+    Of tokens that are equally frequent the one with the earliest place is taken. Oliaro et al. 2024, arXiv 2411.04975.
+
+    Args:
+        text: tokens so far.
+        longest: the most tokens to draft.
+        depth: the most tokens of an n-gram and its continuation.
+        factor: a continuation has at most so many tokens for each token of the n-gram.
+        least: the smallest estimate, 0 to 1.
+
+    >>> suffix_draft([1, 2, 3, 4, 1, 2], 4)
+    [3, 4]
+    >>> suffix_draft([7, 1, 7, 2, 7, 2, 7], 4), suffix_draft([7, 1, 7, 2, 7, 2, 7], 4, depth=2), suffix_draft([1, 2], 4)
+    ([2, 7], [2], [])
+    """
+    matched = _matched(text, depth - 1)
+    best, most = [], 0.0
+    for count in range(1, max(matched, default=0) + 1):
+        ends = [end for end, length in enumerate(matched) if length >= count]
+        room = min(longest, int(count * factor + _ROUNDING), depth - count)
+        path = list(_path(text, [*ends, len(text)], room, least))
+        if (score := sum(share for _, share in path)) >= most:
+            best, most = [token for token, _ in path], score
+    return best
+
+
+def _matched(text: Sequence[int], most: int) -> list[int]:
+    """How many of the tokens before each place but the last are those before the text's end, at most so many.
+
+    >>> _matched([1, 2, 3, 1, 2], 4)
+    [0, 0, 2, 0, 0]
+    """
+    return [_common(text, end, most) for end in range(len(text))]
+
+
+def _common(text: Sequence[int], end: int, most: int) -> int:
+    longest = min(end, most)
+    return next((back for back in range(longest) if text[end - 1 - back] != text[-1 - back]), longest)
+
+
+def _path(text: Sequence[int], places: list[int], room: int, least: float) -> Iterator[tuple[int, float]]:
+    """The most frequent continuation of some places: its tokens, and the share of the places that go on like this."""
+    begun = len(places)
+    for _ in range(room):
+        following: dict[int, list[int]] = {}
+        for place in places:
+            if place < len(text):
+                following.setdefault(text[place], []).append(place + 1)
+        token, places = max(following.items(), key=lambda item: len(item[1]), default=(0, []))
+        if not places or len(places) / begun < least:
+            return
+        yield token, len(places) / begun
