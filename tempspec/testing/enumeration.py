@@ -1,29 +1,26 @@
-"""A verifier as a probabilistic program: run it under every outcome of its noise and add up the exact law (floor 3).
+"""A verifier's exact laws: of what a round emits and of what it accepts (floor 3).
 
-All randomness of a verifier passes through `Noise.coins` and `Noise.draw`. `outcomes` replays the verifier, with each
-sequence of outcomes forced on all rows at once, and hands out each row's probability of that sequence. With every
-drafted chain as a row, that gives the joint law of the emitted tokens without a sample: in float64, to rounding.
+`tempspec.testing.outcomes` runs a verifier under every outcome of its noise. With every drafted chain as a row, that
+gives the joint law of the emitted tokens without a sample: in float64, to rounding.
 
 Axes: B rows, K drafted, V vocabulary, G groups of rows (one law each).
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 from torch import Tensor
 
-from tempspec.core.noise import Stream
 from tempspec.core.tree_verification import sibling_law
 from tempspec.core.trees import depths, path
-from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
+from tempspec.interfaces import Draft, Siblings, Verdict, Verifier
 from tempspec.testing.errors import ConformanceError
 from tempspec.testing.laws import LawPair, all_chains
+from tempspec.testing.outcomes import Outcome, outcomes, rows_of
 
 __all__ = [
     "LawError",
-    "Outcome",
     "Rounds",
     "accepted_law",
     "all_rounds",
@@ -34,136 +31,9 @@ __all__ = [
     "joined",
     "law_error",
     "mean_accepted",
-    "outcomes",
     "path_codes",
     "reached_under",
 ]
-
-_NOT_DRAWN_FROM = frozenset({Stream.DRAFT, Stream.SHARED, Stream.ACCEPT})
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Every outcome of the noise
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-class _ForcedNoise(Noise):
-    """Noise whose outcomes are dictated: the first call has outcome `choices[0]` in every row, and so on.
-
-    Args:
-        choices: the outcomes of the first calls; later calls take their outcome 0 and are appended.
-        rows: B.
-        where: names the setting in errors.
-    """
-
-    def __init__(self, choices: list[int], rows: int, where: str) -> None:
-        self.choices = choices
-        self.counts: list[int] = []
-        self._drawn_B = torch.ones(rows, dtype=torch.float64)
-        self._low_BK = torch.zeros(rows, 0, dtype=torch.float64)
-        self._high_BK = self._low_BK
-        self._where = where
-        self._used: set[Stream] = set()
-
-    @property
-    def weight_B(self) -> Tensor:
-        """The probability of all outcomes so far: of what was drawn, and of every decision's u being where it must."""
-        return self._drawn_B * (self._high_BK - self._low_BK).prod(-1)
-
-    def coins(self, probability_BK: Tensor) -> Tensor:
-        """One of the patterns that some row can show, the same in every row.
-
-        Each decision's u is known to be in an interval, [0, 1) at first; deciding cuts it at h and keeps one side.
-        """
-        self._require(~probability_BK.isnan().any(-1), "coins have probabilities", "NaN")
-        tossed = probability_BK.shape[1]
-        more = max(0, tossed - self._low_BK.shape[1])
-        self._low_BK = torch.nn.functional.pad(self._low_BK, (0, more))
-        self._high_BK = torch.nn.functional.pad(self._high_BK, (0, more), value=1.0)
-        low_BK, high_BK = self._low_BK[:, :tossed], self._high_BK[:, :tossed]
-        cut_BK = probability_BK.double().nan_to_num().clamp(low_BK, high_BK)
-        alive_B1 = self.weight_B[:, None] > 0
-        fails_K = (alive_B1 & (cut_BK < high_BK)).any(0).tolist()
-        wins_K = (alive_B1 & (low_BK < cut_BK)).any(0).tolist()
-        sides_K = [[False] * fails + [True] * wins or [False] for fails, wins in zip(fails_K, wins_K, strict=True)]
-        patterns = list(product(*sides_K))
-        pattern_K = torch.tensor(patterns[self._choose(len(patterns))], dtype=torch.bool)
-        self._low_BK = torch.cat([torch.where(pattern_K, low_BK, cut_BK), self._low_BK[:, tossed:]], 1)
-        self._high_BK = torch.cat([torch.where(pattern_K, cut_BK, high_BK), self._high_BK[:, tossed:]], 1)
-        return pattern_K.expand_as(cut_BK).clone()
-
-    def draw(self, weight: Tensor, stream: Stream = Stream.RESIDUAL) -> Tensor:
-        """One of the V (or V^N) outcomes, the same in every row."""
-        self._use(stream)
-        weight_BNV = weight.double().reshape(len(weight), -1, weight.shape[-1])
-        fine_BN = (weight_BNV.isfinite() & (weight_BNV >= 0)).all(-1) & (weight_BNV.sum(-1) > 0)
-        self._require(fine_BN.all(-1), "draws have finite non-negative weights, not all zero", "such weights")
-        count, vocabulary = weight_BNV.shape[1:]
-        token_N = all_chains(vocabulary, count)[self._choose(vocabulary**count)]
-        chosen_BN = weight_BNV.gather(-1, token_N.expand(len(weight), -1)[..., None]).squeeze(-1)
-        share_BN = torch.where(fine_BN, chosen_BN / weight_BNV.sum(-1), 0.0)
-        self._drawn_B = self._drawn_B * share_BN.prod(-1)
-        return token_N.expand(len(weight), -1).reshape(weight.shape[:-1])
-
-    def shared_gumbel(self, count: int, vocabulary: int) -> Tensor:
-        """Refused: continuous, and meant for verifiers that say so."""
-        law = "only a verifier with shared_noise = True asks for shared noise"
-        raise ConformanceError(law, self._where, "shared_gumbel was called")
-
-    def _choose(self, count: int) -> int:
-        """The dictated outcome of this call among `count`."""
-        if len(self.counts) == len(self.choices):
-            self.choices.append(0)
-        self.counts.append(count)
-        return self.choices[len(self.counts) - 1]
-
-    def _use(self, stream: Stream) -> None:
-        """Refuse noise that the round has used already, here or for its drafts."""
-        if stream in self._used or stream in _NOT_DRAWN_FROM:
-            law = "a verifier draws once from a stream, and from none of the drafter's or the accept decisions'"
-            raise ConformanceError(law, self._where, f"{stream.name} noise was used again")
-        self._used.add(stream)
-
-    def _require(self, fine_B: Tensor, law: str, found: str) -> None:
-        """Refuse broken arguments in any row that can come this far."""
-        broken_B = ~fine_B & (self.weight_B > 0)
-        if broken_B.any():
-            raise ConformanceError(law, f"{self._where}, row {int(broken_B.nonzero()[0])}", f"{found} were given")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One sequence of noise outcomes.
-
-    Attributes:
-        weight_B: its probability in each row.
-        verdict: what the verifier decided under it.
-    """
-
-    weight_B: Tensor
-    verdict: Verdict
-
-
-def outcomes(verifier: Verifier, logp_BKV: Tensor, draft: Draft, where: str = "a batch") -> Iterator[Outcome]:
-    """Every outcome of one round, depth first; the weights of each row add up to 1.
-
-    Args:
-        verifier: must take its randomness from `coins` and `draw` alone.
-        logp_BKV: as `Verifier.verify` takes it.
-        draft: likewise.
-        where: names the setting in errors.
-    """
-    choices: list[int] = []
-    while True:
-        noise = _ForcedNoise(choices, len(logp_BKV), where)
-        yield Outcome(verdict=verifier.verify(logp_BKV, draft, noise), weight_B=noise.weight_B)
-        choices = noise.choices
-        while choices and choices[-1] + 1 == noise.counts[len(choices) - 1]:
-            choices.pop()
-        if not choices:
-            return
-        choices[-1] += 1
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Every draft of a pair of laws
@@ -320,13 +190,14 @@ def emitted_under(every: Iterable[Outcome], rounds: Rounds, where: str) -> Tenso
     code_BK1 = path_codes(rounds.draft, vocabulary)
     mass = [torch.zeros(groups, vocabulary**depth, dtype=torch.float64) for depth in range(rounds.pair.longest + 2)]
     for outcome in every:
-        weight_B, accepted_B = rounds.weight_B * outcome.weight_B, outcome.verdict.accepted_B
-        check_range(outcome.verdict, rounds.draft, vocabulary, where, weight_B > 0)
-        last_B = accepted_B if outcome.verdict.node_B is None else outcome.verdict.node_B + 1
-        code_B = code_BK1.gather(1, last_B[:, None]).squeeze(1) * vocabulary + outcome.verdict.next_token_B
+        row_B, verdict = outcome.row_B, outcome.verdict
+        check_range(verdict, rows_of(rounds.draft, row_B), vocabulary, where, row_B)
+        last_B = verdict.accepted_B if verdict.node_B is None else verdict.node_B + 1
+        code_B = code_BK1[row_B, last_B] * vocabulary + verdict.next_token_B
+        group_B, weight_B = rounds.group_B[row_B], rounds.weight_B[row_B] * outcome.weight_B
         for depth in range(1, rounds.pair.longest + 2):
-            here_B = (accepted_B == depth - 1) & (weight_B > 0)
-            mass[depth].index_put_((rounds.group_B[here_B], code_B[here_B]), weight_B[here_B], accumulate=True)
+            here_B = verdict.accepted_B == depth - 1
+            mass[depth].index_put_((group_B[here_B], code_B[here_B]), weight_B[here_B], accumulate=True)
     return rounds.pair.complete(tuple(mass))
 
 
@@ -343,7 +214,8 @@ def accepted_law(verifier: Verifier, rounds: Rounds, where: str = "a pair of law
     count_K = torch.arange(rounds.pair.longest + 1)
     law_BK = torch.zeros(len(rounds.weight_B), len(count_K), dtype=torch.float64)
     for outcome in outcomes(verifier, rounds.logp_BKV, rounds.draft, where):
-        law_BK += outcome.weight_B[:, None] * (outcome.verdict.accepted_B[:, None] == count_K)
+        share_BK = outcome.weight_B[:, None] * (outcome.verdict.accepted_B[:, None] == count_K)
+        law_BK.index_add_(0, outcome.row_B, share_BK)
     return law_BK
 
 
@@ -358,12 +230,12 @@ def reached_under(every: Iterable[Outcome], rounds: Rounds) -> Tensor:
     for outcome in every:
         verdict = outcome.verdict
         node_B = verdict.accepted_B - 1 if verdict.node_B is None else verdict.node_B
-        stands_BK1 = torch.nn.functional.pad(path(node_B, rounds.draft.tree_BK), (1, 0), value=True)
-        reached_BK1 += outcome.weight_B[:, None] * stands_BK1
+        stands_BK1 = torch.nn.functional.pad(path(node_B, rounds.draft.tree_BK[outcome.row_B]), (1, 0), value=True)
+        reached_BK1.index_add_(0, outcome.row_B, outcome.weight_B[:, None] * stands_BK1)
     return reached_BK1
 
 
-def check_range(verdict: Verdict, draft: Draft, vocabulary: int, where: str, possible_B: Tensor | None = None) -> None:
+def check_range(verdict: Verdict, draft: Draft, vocabulary: int, where: str, row_B: Tensor | None = None) -> None:
     """Refuse a verdict that no draft allows.
 
     Args:
@@ -371,14 +243,15 @@ def check_range(verdict: Verdict, draft: Draft, vocabulary: int, where: str, pos
         draft: what was verified.
         vocabulary: V.
         where: names the setting in errors.
-        possible_B: the rows that count, bool; None counts all.
+        row_B: the rows' numbers in errors; None counts them.
 
     Raises:
         ConformanceError: an accepted count or a token is out of its range, or not int64 `[B]`.
     """
+    row_B = torch.arange(len(draft.length_B)) if row_B is None else row_B
     most = {"accepted_B": draft.length_B, "next_token_B": torch.full_like(draft.length_B, vocabulary - 1)}
     if verdict.node_B is not None:
-        _check_node(verdict, draft, where, possible_B)
+        _check_node(verdict, draft, where, row_B)
     elif draft.parent_BK is not None:
         raise ConformanceError("a verdict on a tree names the last node", where, "node_B is None")
     for name, most_B in most.items():
@@ -386,24 +259,22 @@ def check_range(verdict: Verdict, draft: Draft, vocabulary: int, where: str, pos
         if value_B.dtype != torch.int64 or value_B.shape != most_B.shape:
             raise ConformanceError(f"{name} is int64 [B]", where, f"{value_B.dtype} {list(value_B.shape)}")
         wrong_B = (value_B < 0) | (value_B > most_B)
-        wrong_B = wrong_B if possible_B is None else wrong_B & possible_B
         if wrong_B.any():
-            row = int(wrong_B.nonzero()[0])
-            found = f"{int(value_B[row])}, possible is 0 to {int(most_B[row])}"
-            raise ConformanceError(f"{name} is in its range", f"{where}, row {row}", found)
+            at = int(wrong_B.nonzero()[0])
+            found = f"{int(value_B[at])}, possible is 0 to {int(most_B[at])}"
+            raise ConformanceError(f"{name} is in its range", f"{where}, row {int(row_B[at])}", found)
 
 
-def _check_node(verdict: Verdict, draft: Draft, where: str, possible_B: Tensor | None) -> None:
+def _check_node(verdict: Verdict, draft: Draft, where: str, row_B: Tensor) -> None:
     """Refuse a node that was not drafted, or at another depth than was accepted."""
     node_B, nodes = verdict.node_B, draft.token_BK.shape[1]
     assert node_B is not None
     depth_B = path(node_B, draft.tree_BK).sum(-1)
     wrong_B = (node_B < -1) | (node_B >= draft.length_B.clamp(max=nodes)) | (depth_B != verdict.accepted_B)
-    wrong_B = wrong_B if possible_B is None else wrong_B & possible_B
     if wrong_B.any():
-        row = int(wrong_B.nonzero()[0])
-        found = f"node {int(node_B[row])} at depth {int(depth_B[row])}, accepted {int(verdict.accepted_B[row])}"
-        raise ConformanceError("node_B is a real node at depth accepted_B", f"{where}, row {row}", found)
+        at = int(wrong_B.nonzero()[0])
+        found = f"node {int(node_B[at])} at depth {int(depth_B[at])}, accepted {int(verdict.accepted_B[at])}"
+        raise ConformanceError("node_B is a real node at depth accepted_B", f"{where}, row {int(row_B[at])}", found)
 
 
 @dataclass(frozen=True)

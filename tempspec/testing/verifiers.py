@@ -17,19 +17,18 @@ from tempspec.core.verification import real
 from tempspec.interfaces import Draft, Verdict, Verifier
 from tempspec.testing.enumeration import (
     LawError,
-    Outcome,
     Rounds,
     all_rounds,
     all_trees,
     check_range,
     emitted_under,
     joined,
-    outcomes,
     path_codes,
     reached_under,
 )
 from tempspec.testing.errors import ConformanceError
 from tempspec.testing.laws import LawPair, law_cases
+from tempspec.testing.outcomes import Outcome, outcomes
 from tempspec.testing.sampling import SampledNoise, SampledRounds, chi_square, sample_rounds, sampled_law
 
 __all__ = ["check_verifier"]
