@@ -51,7 +51,7 @@ class Objective:
         divergence: the distance between the laws.
         target_GN: the target's loss temperatures.
         draft_GN: the draft's.
-        share_G: the weight of each temperature.
+        share_G: the weight of each temperature; without any the text's own tokens alone are learned.
         weight_N: the weight of each token; 0 leaves it out, whatever its value.
         context: the step and, as `[1, N]`, the text's own tokens.
         label_weight: the share of the cross-entropy with those tokens, at temperature 1.
@@ -107,7 +107,9 @@ class Objective:
             yield self._label_loss
 
     def overlap(self, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
-        """The acceptance at the first loss temperature, `[N]`, without a gradient."""
+        """The acceptance at the first loss temperature, `[N]`, without a gradient; 0 where there is none."""
+        if not len(self.share_G):
+            return torch.zeros_like(self.weight_N)
         with torch.no_grad():
             return acceptance.overlap(*self._laws(0, z_p_NV, z_q_NV))
 
@@ -174,7 +176,8 @@ def chunked(pairs: LogitPairs, objective: Objective, compile: bool | None = None
     if fixed and pairs.chunk is None:
         pairs = replace(pairs, chunk=fixed_length(len(hidden_NH), pairs.vocabulary, hidden_NH.device.type))
     walk = _Walk(replace(pairs, target=target), objective, fixed)
-    return Result(*_Chunked.apply(*pairs.draft, objective.target_GN, objective.draft_GN, walk))
+    draft = pairs.draft if torch.is_grad_enabled() else HiddenStates._make(map(_without, pairs.draft))
+    return Result(*_Chunked.apply(*draft, objective.target_GN, objective.draft_GN, walk))
 
 
 def _compilable(pairs: LogitPairs, objective: Objective) -> bool:
@@ -409,6 +412,11 @@ def _in_order(chunks: Sequence[Tokens], values: Sequence[Tensor]) -> Tensor:
     for tokens, value_N in zip(chunks, values, strict=True):
         whole_N[tokens] = value_N
     return whole_N
+
+
+def _without(value: Tensor | None) -> Tensor | None:
+    """A tensor for which no gradient is computed: autograd asks a function for those of parameters even then."""
+    return None if value is None else value.detach()
 
 
 def _zeros(value: Tensor) -> Tensor:

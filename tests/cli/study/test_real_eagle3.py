@@ -1,4 +1,4 @@
-"""The study of heads on a real model, at a tiny size: its own file with another target, other prompts and fewer of all."""
+"""The study of heads on a real model, at a tiny size: its own file with another target and fewer prompts."""
 
 import json
 from pathlib import Path

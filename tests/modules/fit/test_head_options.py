@@ -205,7 +205,7 @@ def test_what_a_head_cannot_be_trained_with_is_refused(pair, options, says):
 
 def test_a_conditioned_head_writes_no_text_of_its_own(pair, data, trainer):
     options = {"conditioning_rank": 2, "temperature": Uniform(0.5, 2.0, per="sequence")}
-    with pytest.raises(UserError, match="cannot write its own text yet: set online.writer to target"):
+    with pytest.raises(UserError, match=r"cannot write its own text yet: set online\.writer to target"):
         trainer(max_steps=1).fit(module_of(pair, online=OnlineText("both"), **options), data)
     found = learned(
         module_of(pair, online=OnlineText("target", max_new_tokens=4), **options), data, trainer, max_steps=1
