@@ -20,7 +20,8 @@ from tempspec.core.reduce import masked_sum_and_count, or_one
 from tempspec.core.vocabulary import draft_ids
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
-from tempspec.modules.fit.objective import Objective, Summaries, summaries
+from tempspec.modules.fit.objective import Objective
+from tempspec.modules.fit.summaries import Summaries, summaries
 from tempspec.modules.head_steps import DraftStep, joined
 from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import Batch, LogitPairs, generation_temperature, response
