@@ -57,8 +57,33 @@ class SparseLogits:
             logq_NV: the draft's log-law, at its own temperature.
 
         Raises:
+            UserError: see `check`.
+        """
+        self.check(temperature_N, logq_NV.shape[-1])
+        return self.cells(temperature_N, logq_NV)
+
+    def check(self, temperature_N: Tensor, vocabulary: int) -> None:
+        """Refuse temperatures that nothing was kept for. The host waits for them.
+
+        Args:
+            temperature_N: of the teacher.
+            vocabulary: V; where all of its tokens are kept any temperature will do.
+
+        Raises:
             UserError: a temperature outside of those kept; of samples, another one than those.
         """
+        kept_H = temperature_N.new_tensor(self.temperatures)
+        if self.drawn_at is not None:
+            far_NH = (temperature_N[:, None] - kept_H).abs() > 1e-5
+            if bool(far_NH.all(-1).any()):
+                raise UserError(self._outside(temperature_N, "one of"))
+        elif self.token_NK.shape[-1] < vocabulary:
+            cold_N, cold_H = 1 / temperature_N, 1 / kept_H
+            if bool(((cold_N > cold_H[0] * (1 + 1e-5)) | (cold_N < cold_H[-1] * (1 - 1e-5))).any()):
+                raise UserError(self._outside(temperature_N, "between"))
+
+    def cells(self, temperature_N: Tensor, logq_NV: Tensor) -> tuple[Tensor, Tensor]:
+        """`laws` at temperatures that `check` has let pass; no value is read on the host."""
         z_NK = self.logit_NK / temperature_N[:, None]
         logq_NK = logq_NV.gather(-1, self.token_NK)
         if self.drawn_at is not None:
@@ -79,17 +104,12 @@ class SparseLogits:
 
     def _exactly(self, temperature_N: Tensor) -> Tensor:
         """The logsumexp at temperatures that are among those kept."""
-        kept_H = temperature_N.new_tensor(self.temperatures)
-        gap_NH = (temperature_N[:, None] - kept_H).abs()
-        if gap_NH.numel() and bool((gap_NH.amin(-1) > 1e-5).any()):
-            raise UserError(self._outside(temperature_N, "one of"))
+        gap_NH = (temperature_N[:, None] - temperature_N.new_tensor(self.temperatures)).abs()
         return self.logsum_NH.gather(-1, gap_NH.argmin(-1, keepdim=True)).squeeze(-1)
 
     def _tail(self, temperature_N: Tensor) -> Tensor:
         """The logsumexp of the tail at any temperature between the least and the largest kept."""
         cold_N, cold_H = 1 / temperature_N, 1 / temperature_N.new_tensor(self.temperatures)
-        if bool(((cold_N > cold_H[0] * (1 + 1e-5)) | (cold_N < cold_H[-1] * (1 - 1e-5))).any()):
-            raise UserError(self._outside(temperature_N, "between"))
         if len(cold_H) == 1:
             return self.logsum_NH[:, 0]
         # cold_H falls: the first of the two neighbours is the colder one.

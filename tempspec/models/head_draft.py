@@ -68,16 +68,18 @@ def _loaded(head: DraftHead, folder: Path, target: PreTrainedModel) -> HeadModel
         raise UserError(f"cannot read {folder / FILE}: {str(error).splitlines()[0]}; write the head again") from error
 
 
-def check_head_folder(folder: str | None) -> None:
+def check_head_folder(folder: str | None, option: str = "model.draft") -> None:
     """Refuse a name that leads to no folder; None is a new head.
+
+    Args:
+        folder: the name.
+        option: what it was given by.
 
     Raises:
         UserError: there is none.
     """
     if folder is not None and not Path(folder).expanduser().is_dir():
-        raise UserError(
-            f"model.draft must be the folder of a trained head with model.head, got {folder}: no such folder"
-        )
+        raise UserError(f"{option} must be the folder of a trained head with model.head, got {folder}: no such folder")
 
 
 def refuse_head_folder(folder: str) -> None:

@@ -75,7 +75,7 @@ class Pair:
     head: DraftHead | None = None
     draft_in_memory: str = field(default="", init=False)
     """A digest of the draft's weights where no file has them: of one that was trained since it was loaded."""
-    _references: dict[str, PreTrainedModel] = field(default_factory=dict, repr=False)
+    _references: dict[str, DraftModel] = field(default_factory=dict, repr=False)
     _device: torch.device = field(default=torch.device("cpu"), repr=False)
     _decoding: bool = field(default=False, repr=False)
     _ids_known: bool = field(default=True, repr=False)
@@ -306,16 +306,14 @@ class Pair:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         self.draft_in_memory = digest.hexdigest()[:32]
 
-    def reference_model(self, path: str) -> PreTrainedModel:
-        """Another draft to compare with, frozen, loaded once.
+    def reference_model(self, path: str) -> DraftModel:
+        """Another draft of the same kind to compare with, frozen, loaded once.
 
         Raises:
             UserError: there is none, its tokenizer is another one, or it is conditioned on the temperature.
         """
         if path not in self._references:
-            trust = self.options.trust_remote_code
-            check_vocabulary(self.tokenizer, load_tokenizer(path, trust_remote_code=trust))
-            model = load_draft(path, **self._options(self.options.dtype, None))
+            model = self._other_draft(path)
             if is_conditioned(model):
                 raise UserError(
                     f"selection.reference expected an ordinary draft, got {path}, which is conditioned on the "
@@ -323,6 +321,14 @@ class Pair:
                 )
             self._references[path] = model.requires_grad_(False)
         return self._references[path]
+
+    def _other_draft(self, path: str) -> DraftModel:
+        if self.head is not None:
+            check_head_folder(path, "selection.reference")
+            return make_head(self.head, self.target_model, path, None).eval()
+        trust = self.options.trust_remote_code
+        check_vocabulary(self.tokenizer, load_tokenizer(path, trust_remote_code=trust))
+        return load_draft(path, **self._options(self.options.dtype, None))
 
     def _options(self, dtype: DType, revision: str | None) -> dict[str, Any]:
         """How one of the models is loaded."""

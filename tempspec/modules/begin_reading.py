@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
+from transformers import PreTrainedModel
 
 from tempspec.interfaces import HeadModel
 from tempspec.models.branches import branching
@@ -31,7 +32,7 @@ def logit_source(
     """
     models = [] if isinstance(draft, HeadModel) else [draft]
     if training.reference is not None and trainer.state.fn == "fit":
-        models.append(training.reference())
+        models += [one for one in [training.reference()] if isinstance(one, PreTrainedModel)]
     if not cached:
         models.append(pair.target_model)
     make_ids_readable(pair, models)

@@ -108,7 +108,7 @@ def read_target(
         target: the target.
         batch: as the data module makes it.
         source: runs the target.
-        cached: as in `head_steps`.
+        cached: knows the target's states and last hidden states of the batch, in a dtype; None lets the target read.
     """
     if cached is None:
         return TargetRead(*source.tapped(target, batch, head.states))
@@ -123,7 +123,6 @@ def head_steps(
     source: LogitSource,
     steps: int,
     decay: float = 1.0,
-    cached: Features | None = None,
     read: TargetRead | None = None,
 ) -> Iterator[DraftStep]:
     """A head's unrolled steps over the text's own tokens; each may be left once its loss is known.
@@ -135,10 +134,9 @@ def head_steps(
         source: runs the target.
         steps: J.
         decay: as in `step_batch`.
-        cached: knows the target's states and last hidden states of the batch, in a dtype; None lets the target read.
-        read: what `read_target` gave for the batch, where it was read before.
+        read: what `read_target` gave for the batch; None lets the target read.
     """
-    states, output_BTX = read_target(head, target, batch, source, cached) if read is None else read
+    states, output_BTX = read_target(head, target, batch, source) if read is None else read
     document_BT, position_BT = _documents(batch, source)
     embed = target.get_input_embeddings()
     ids_R = None if head.ids_R is None else head.ids_R[head.ids_R < source.vocabulary]

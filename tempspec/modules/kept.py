@@ -33,6 +33,16 @@ class Kept(NamedTuple):
         """
         return cls(mask_BT, mask_BT.flatten().nonzero().squeeze(-1))
 
+    @classmethod
+    def everywhere(cls, value_BT: Tensor) -> "Kept":
+        """All positions of a tensor's shape. The host waits for nothing.
+
+        >>> Kept.everywhere(torch.tensor([[5, 6], [7, 8]])).place_N
+        tensor([0, 1, 2, 3])
+        """
+        whole_BT = torch.ones_like(value_BT, dtype=torch.bool)
+        return cls(whole_BT, torch.arange(whole_BT.numel(), device=value_BT.device))
+
     def values(self, value_BT: Tensor) -> Tensor:
         """The kept ones of `[..., B, T]`, as `value_BT[..., mask_BT]` gives them.
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
@@ -23,14 +22,14 @@ from tempspec.errors import UserError
 from tempspec.interfaces import Exact
 from tempspec.models.loading import DType, cast_weights, load_config, load_model, load_tokenizer, save_model
 from tempspec.models.ragged import check_rows
-from tempspec.models.reading import Reading
 from tempspec.models.recomputing import recompute_activations
 from tempspec.modules.callbacks import BatchSeed, FiniteLoss, TrainingMonitor, lacking
 from tempspec.modules.fit.optim import CLIP, fine_tuning, optimizers
-from tempspec.modules.outputs import reading_of
+from tempspec.modules.fit.text_loss import TextLoss, text_loss
+from tempspec.modules.outputs import Batch, LogitSource, linear_heads, reading_of
 from tempspec.modules.processes import all_reduced
 
-__all__ = ["LanguageModelModule", "ModelShape", "NatsPerToken", "token_nats"]
+__all__ = ["LanguageModelModule", "ModelShape", "NatsPerToken"]
 
 
 @dataclass
@@ -88,12 +87,6 @@ class ModelShape:
         return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-def token_nats(logits_BTV: Tensor, input_ids_BT: Tensor) -> Tensor:
-    """-log p of each token given those before it, in nats, float32 `[B, T]`; 0 at position 0, which none predicts."""
-    nats = F.cross_entropy(logits_BTV[:, :-1].float().transpose(1, 2), input_ids_BT[:, 1:], reduction="none")
-    return F.pad(nats, (1, 0))
-
-
 class NatsPerToken(Exact, Metric):
     """Cross-entropy per token of every validation set, token-weighted: sums and counts, `[S]` each.
 
@@ -144,6 +137,7 @@ class LanguageModelModule(LightningModule):
         dtype: of the weights in training; train in float32 and set `trainer.precision: bf16-mixed` for speed.
         export_dtype: of the weights that are saved; `auto` is what `pretrained` came in, float32 for a new model.
         attn_implementation: the attention implementation, by transformers' name; null leaves it to the model.
+        chunk_tokens: tokens whose logits exist at a time; null chooses, 0 computes whole logits.
         gradient_checkpointing: keep only the input of each layer in fit, and compute the rest again in the backward
             pass: a third more time for a fraction of the activations.
         optimizer: the optimiser, whose weight decay is then of all parameters; if not given AdamW(lr=1e-3, betas=(0.9,
@@ -153,7 +147,7 @@ class LanguageModelModule(LightningModule):
             `pretrained` with 5% of the steps to warm up.
 
     Raises:
-        UserError: no tokenizer, or both or neither kind of model.
+        UserError: no tokenizer, both or neither kind of model, or chunks of fewer than no tokens.
     """
 
     export_name = "model"
@@ -167,6 +161,7 @@ class LanguageModelModule(LightningModule):
         dtype: DType = "float32",
         export_dtype: DType = "auto",
         attn_implementation: str | None = None,
+        chunk_tokens: int | None = None,
         gradient_checkpointing: bool = False,
         optimizer: OptimizerCallable | None = None,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -177,6 +172,8 @@ class LanguageModelModule(LightningModule):
         source = tokenizer or pretrained
         if source is None:
             raise UserError("a new model needs model.tokenizer: a folder or hub name that holds a tokenizer")
+        if chunk_tokens is not None and chunk_tokens < 0:
+            raise UserError(f"chunk_tokens must be 0 (whole logits) or more, got {chunk_tokens}")
         self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -184,13 +181,14 @@ class LanguageModelModule(LightningModule):
         self.pretrained = pretrained
         self.dtype_name: DType = dtype
         self.attn_implementation = attn_implementation
+        self.chunk_tokens = chunk_tokens
         self.gradient_checkpointing = gradient_checkpointing
         self._export_dtype: torch.dtype = torch.float32 if export_dtype == "auto" else getattr(torch, export_dtype)
         self._keeps_dtype = export_dtype == "auto"
         self.tokenizer = load_tokenizer(source)
         self.model: PreTrainedModel | None = None
         self.set_names: tuple[str, ...] = ()
-        self._reading: Reading | None = None
+        self._source: LogitSource | None = None
         self._sums: Tensor | None = None  # nats and weights of the step's batches so far
 
     # -- building ------------------------------------------------------------------------------------------------------
@@ -250,24 +248,25 @@ class LanguageModelModule(LightningModule):
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def _nats(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Nats of every token and its weight in the loss, `[B, T]` each."""
+    def _read(self, batch: Batch) -> TextLoss:
+        """The text's own tokens under the model; no more logits exist at a time than a chunk has."""
         assert self.model is not None
-        if self._reading is None:
-            self._reading = reading_of([self.model], self._trainer and getattr(self._trainer, "datamodule", None))
-        logits_BTV = self.model(**self._reading.inputs(batch)).logits
-        return token_nats(logits_BTV, batch["input_ids"]), batch["loss_mask"] * batch["weight"].float()[:, None]
+        if self._source is None:
+            reading = reading_of([self.model], self._trainer and getattr(self._trainer, "datamodule", None))
+            rows = len(self.model.get_output_embeddings().weight)
+            whole = self.chunk_tokens == 0 or not linear_heads([self.model])
+            self._source = LogitSource(rows, self.chunk_tokens, whole, reading)
+        return text_loss(self.model, batch, self._source)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The token-weighted cross-entropy of the batch."""
-        nats_BT, weight_BT = self._nats(batch)
-        total = (nats_BT * weight_BT).sum()
+        found = self._read(batch)
         # Of all processes: gradients are averaged over them, and one with fewer tokens must count less.
-        sums = torch.stack([total.detach(), weight_BT.sum()])
-        sums = all_reduced(sums)
+        sums = all_reduced(torch.stack([found.total.detach(), found.weight_BT.sum()]))
         self._sums = sums if self._sums is None else self._sums + sums
-        self.log("train/loss", self._sums[0] / or_one(self._sums[1]), prog_bar=True, batch_size=len(nats_BT))
-        return total / or_one(sums[1])
+        rows = len(batch["input_ids"])
+        self.log("train/loss", self._sums[0] / or_one(self._sums[1]), prog_bar=True, batch_size=rows)
+        return found.total / or_one(sums[1])
 
     def on_train_start(self) -> None:
         """Begin a step; say which defaults are those of fine-tuning."""
@@ -280,11 +279,12 @@ class LanguageModelModule(LightningModule):
         """Begin another step."""
         self._sums = None
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the batch's nats and tokens, by set."""
-        self.nats_per_token.update(*self._nats(batch), batch["set_index"])
+        found = self._read(batch)
+        self.nats_per_token.update(found.nats_BT, found.weight_BT, batch["set_index"])
 
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As in validation."""
         self.validation_step(batch, batch_idx)
 

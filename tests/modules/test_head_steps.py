@@ -1,10 +1,7 @@
-import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tempspec.core.acceptance import overlap
@@ -20,6 +17,7 @@ from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import HiddenStates, LogitPairs, LogitSource, response
 from tempspec.plugins.divergences import ForwardKL, LabelCrossEntropy, NegativeLogAcceptance, ReverseKL, TotalVariation
 from tempspec.plugins.schedules import Constant, Grid, TokenDifficulty
+from tests.modules.wide import Wide
 
 STEPS, VOCABULARY = 3, 24
 
@@ -210,30 +208,6 @@ def test_tokens_of_another_place_have_another_loss(world):
 def plain_objective(tokens):
     one_GN = torch.ones(1, tokens, dtype=torch.float64)
     return Objective(ForwardKL(), one_GN, one_GN, one_GN[:, 0], one_GN[0], LossContext(0, 10))
-
-
-class Wide(TorchDispatchMode):
-    """Bytes that are alive at most in matrices of a vocabulary's width."""
-
-    def __init__(self, vocabulary):
-        super().__init__()
-        self.vocabulary, self.alive, self.most, self.seen = vocabulary, 0, 0, set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor) and value.ndim == 2 and value.shape[1] == self.vocabulary:
-                storage = value.untyped_storage()
-                if storage.data_ptr() not in self.seen:
-                    self.seen.add(storage.data_ptr())
-                    self.alive += storage.nbytes()
-                    weakref.finalize(storage, self._gone, storage.data_ptr(), storage.nbytes())
-        self.most = max(self.most, self.alive)
-        return result
-
-    def _gone(self, place, size):
-        self.seen.discard(place)
-        self.alive -= size
 
 
 def test_three_steps_hold_no_more_logits_than_one(world):

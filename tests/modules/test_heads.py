@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 from tempspec.core.acceptance import overlap
+from tempspec.core.divergences import forward_kl
 from tempspec.core.vocabulary import coverage
 from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
@@ -19,12 +20,11 @@ from tempspec.models.loading import load_config, load_model
 from tempspec.models.tapping import head_target, tapped
 from tempspec.modules.callbacks import PretrainedExport
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.fit.loss import TokenSelection
 from tempspec.modules.fit.training import HeadTraining
-from tempspec.modules.validate.analytic import Measurement
 from tempspec.plugins.divergences import NegativeLogAcceptance
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.schedules import Grid, Linear, Uniform
+from tests.modules.runs import data_module, quiet_trainer
 
 STATES = [0, 1, 2]
 
@@ -317,16 +317,9 @@ def test_predict_decodes_with_the_head(pair, data, trainer, tmp_path):
 # -- what is refused ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        ({"draft_layers": 1}, "got both model.head and model.draft_layers"),
-        ({"selection": TokenSelection("x")}, "model.selection is not for a head yet"),
-    ],
-)
-def test_what_a_head_cannot_be_trained_with_is_refused(pair, options, says):
-    with pytest.raises(UserError, match=says):
-        DistillationModule(str(pair / "target"), **{"head": "Eagle3", **options})
+def test_a_head_of_some_layers_is_refused(pair):
+    with pytest.raises(UserError, match=r"got both model\.head and model\.draft_layers"):
+        DistillationModule(str(pair / "target"), head="Eagle3", draft_layers=1)
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"decay": 0.0}, {"decay": 1.5}])
@@ -351,23 +344,59 @@ def test_tokens_a_round_are_of_each_drafted_token(pair, data, trainer):
     torch.testing.assert_close(found["val/block_efficiency"], torch.stack(rounds).mean(), rtol=1e-5, atol=1e-6)
 
 
-def test_fit_leaves_the_weights_that_serve_best(pair, data, trainer, tmp_path, monkeypatch):
-    scores, exported, means = iter([1.2, 1.9, 1.5]), {}, Measurement.means
-    monkeypatch.setattr(Measurement, "means", lambda self: means(self)._replace(block_efficiency=next(scores)))
-    module = module_of(pair, serve_temperatures=[1.0], length=FixedLength(1))
+@pytest.fixture(scope="module")
+def stages(pair, tmp_path_factory):
+    """Weights at three validations: untrained, trained and sharpened 30 times, and trained a little.
+
+    Sharpening keeps the most likely token and so the acceptance at T = 0, and makes the divergence at T = 1 huge.
+    """
+    found = []
+    for steps, sharp in ((0, 1.0), (30, 30.0), (6, 1.0)):
+        module = module_of(pair, optimizer=lambda parameters: torch.optim.Adam(parameters, 0.02))
+        run = quiet_trainer(tmp_path_factory.mktemp("run"), max_steps=max(steps, 1), limit_val_batches=0)
+        begun = {}
+        module.on_train_start = lambda m=module, b=begun, s=module.on_train_start: (b.update(state(m)), s())
+        run.fit(module, data_module(pair, tmp_path_factory.mktemp("cache")))
+        weights = state(module) if steps else begun
+        weights["lm_head.weight"] = sharp * weights["lm_head.weight"]
+        found.append(weights)
+    return found
+
+
+def held_out(module, data):
+    """The divergence at T = 1 and the acceptance at T = 0 of the first drafted token, by definition."""
+    target, head, losses, accepted = module.pair.target_model, module.draft, [], []
+    for rows in data.val_dataloader()[0]:
+        keep = rows["loss_mask"][:, 2:] & (rows["weight"] > 0)[:, None]
+        with torch.no_grad():
+            out = tapped(target, STATES, input_ids=rows["input_ids"], use_cache=False)
+            z_p = target.lm_head(out.hidden_BTH)[:, 1:-1, :24][keep]
+            embed = target.get_input_embeddings()
+            z_q = head.logits(next(head.unrolled(out.states, rows["input_ids"], embed, 1)))[:, :-1, :24][keep]
+        losses.append(forward_kl(z_p.log_softmax(-1), z_q.log_softmax(-1)))
+        accepted.append((z_p.argmax(-1) == z_q.argmax(-1)).float())
+    return float(torch.cat(losses).mean()), float(torch.cat(accepted).mean())
+
+
+@pytest.mark.parametrize(("served", "best"), [(0.0, 1), (1.0, 2)])
+def test_fit_leaves_the_weights_that_serve_best(pair, data, trainer, tmp_path, stages, served, best):
+    """At T = 0 those with the largest divergence; the same weights and data, served at T = 1, leave others."""
+    module = module_of(pair, serve_temperatures=[served], length=FixedLength(1))
     run = trainer(max_steps=3, val_check_interval=1, num_sanity_val_steps=0, callbacks=[PretrainedExport(tmp_path)])
-    ended = module.on_validation_epoch_end
+    begun, seen, coming = module.on_validation_epoch_start, [], iter(stages)
 
-    def keeping():
-        exported[run.global_step] = state(module)
-        ended()
+    def begin():
+        module.draft.load_state_dict(next(coming))
+        seen.append(held_out(module, data))
+        begun()
 
-    module.on_validation_epoch_end = keeping
+    module.on_validation_epoch_start = begin
     run.fit(module, data)
+    losses, accepted = zip(*seen, strict=True)
+    assert losses.index(max(losses)) == accepted.index(max(accepted)) == 1
     held = load_file(tmp_path / "head" / "model.safetensors")
-    assert sorted(exported) == [1, 2, 3]
-    assert all(torch.equal(value, held[name]) for name, value in exported[2].items())
-    assert not torch.equal(exported[3]["fc.weight"], held["fc.weight"])
+    same = [all(torch.equal(value, held[name]) for name, value in weights.items()) for weights in stages]
+    assert same == [number == best for number in range(3)]
 
 
 def test_weights_that_serve_best_need_a_validation(pair, data, trainer):

@@ -3,7 +3,7 @@ import torch
 
 from tempspec.errors import UserError
 from tempspec.models.loading import save_model
-from tempspec.modules.language_model import LanguageModelModule, ModelShape, NatsPerToken, token_nats
+from tempspec.modules.language_model import LanguageModelModule, ModelShape, NatsPerToken
 from tests import tiny
 
 SMALL = ModelShape(hidden_size=8, layers=1, heads=2, max_position_embeddings=32)
@@ -42,22 +42,6 @@ def module(folder):
     return made
 
 
-def test_token_nats_are_minus_the_log_law_of_the_token():
-    logits_BTV = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
-    ids_BT = torch.randint(7, (2, 5), generator=torch.Generator().manual_seed(1))
-    nats_BT = token_nats(logits_BTV, ids_BT)
-    assert torch.equal(nats_BT[:, 0], torch.zeros(2))
-    for t in range(1, 5):
-        law_BV = logits_BTV[:, t - 1].log_softmax(-1)
-        torch.testing.assert_close(nats_BT[:, t], -law_BV.gather(-1, ids_BT[:, t, None])[:, 0])
-
-
-def test_token_nats_of_bf16_logits_are_computed_in_float32():
-    logits_BTV = torch.randn(1, 3, 7).bfloat16()
-    ids_BT = torch.tensor([[1, 2, 3]])
-    torch.testing.assert_close(token_nats(logits_BTV, ids_BT), token_nats(logits_BTV.float(), ids_BT), rtol=0, atol=0)
-
-
 def test_the_loss_is_transformers_own(folder):
     made = module(folder)
     ids = torch.tensor([[1, 2, 3, 1]])
@@ -72,9 +56,9 @@ def test_the_loss_is_transformers_own(folder):
 
 def test_the_loss_weighs_tokens_not_rows(folder):
     made = module(folder)
-    nats_BT, weight_BT = made._nats(batch())
-    assert weight_BT.sum(1).tolist() == [3, 1]
-    torch.testing.assert_close(made.training_step(batch(), 0), (nats_BT * weight_BT).sum() / 4)
+    found = made._read(batch())
+    assert found.weight_BT.sum(1).tolist() == [3, 1]
+    torch.testing.assert_close(made.training_step(batch(), 0), (found.nats_BT * found.weight_BT).sum() / 4)
 
 
 @pytest.mark.parametrize("change", [{"weight": torch.tensor([1.0, 0.0])}, {"padding": 3}])
@@ -145,6 +129,11 @@ def test_sizes_that_do_not_fit(sizes, says):
 def test_a_module_needs_one_model_and_a_tokenizer(arguments):
     with pytest.raises(UserError, match="model"):
         LanguageModelModule(**arguments)
+
+
+def test_chunks_of_less_than_no_tokens_are_refused(folder):
+    with pytest.raises(UserError, match=r"chunk_tokens must be 0 \(whole logits\) or more, got -1"):
+        LanguageModelModule(pretrained=str(folder), chunk_tokens=-1)
 
 
 def test_a_larger_tokenizer_is_refused(folder, tmp_path, tokenizer):

@@ -1,11 +1,10 @@
-"""The target's hidden states from files that a serving engine wrote, one for each text (floor 5).
+"""The target's hidden states from files that a serving engine or a trainer wrote, one for each text (floor 5).
 
-vLLM's `extract_hidden_states` and speculators' offline generation write the same tensors: `hidden_states`
-[tokens, states, H] and `token_ids` [tokens]. A file does not say which states it holds: the configuration does, and the
-target's own pass over one row tells whether that is so. The last state comes without the final norm.
+A file does not say which states it holds: the configuration does, and the target's own pass over one row tells whether
+that is so. It also tells whether the last state comes before the final norm, as vLLM has it, or after it, as SpecForge.
 
-Axes: B batch, T positions, L tokens of a row, S states of the files, C those that are used, K all of the target's,
-H hidden.
+Axes: B batch, T positions, L tokens of a row, S states of the files, C those that are used, K all of the target's and
+its last one after the norm, H hidden.
 """
 
 import hashlib
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tempspec.errors import UserError
@@ -25,11 +23,11 @@ from tempspec.models.heads import hidden_states
 from tempspec.models.pair import Pair
 from tempspec.models.tapping import Taps, final_norm
 from tempspec.modules.fit.features import CachedFeatures, head_states, target_config
+from tempspec.modules.fit.state_files import state_files, states_of, tokens_of
 from tempspec.modules.outputs import Batch
 
 __all__ = ["EngineFeatures"]
 
-_STATES, _TOKENS = "hidden_states", "token_ids"
 _FAR = 0.3
 """The share of a state's size that an engine's precision does not explain."""
 
@@ -62,7 +60,7 @@ class EngineFeatures:
         self._pair, self._held, self._columns = pair, held, [held.index(state) for state in needed]
         folder = Path(options.folder).expanduser()
         self._files = _files_of_rows(folder, data.train_rows, len(held), config.hidden_size)
-        self._checked = False
+        self._normed: bool | None = None  # of the last state; unknown before the first row
 
     def __call__(self, batch: Batch, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
         """The states of a batch's text, `[B, T, H]` each, and the last hidden states; 0 for rows that do not count.
@@ -70,18 +68,18 @@ class EngineFeatures:
         Raises:
             UserError: at the first call, the files hold other states than they are said to.
         """
-        ids_BT, norm = batch["input_ids"], self._norm
+        ids_BT = batch["input_ids"]
         width = self._pair.target_model.get_output_embeddings().weight.shape[1]
         found_CBTH = torch.zeros(len(self._columns), *ids_BT.shape, width, dtype=dtype)
         lengths, weights = batch["attention_mask"].sum(1).tolist(), batch["weight"].tolist()
         for place, row in enumerate(batch["row"].tolist()):
             if weights[place] > 0:
                 states_LSH = self._row(row)
-                self._check_once(ids_BT[place, : lengths[place]], states_LSH, self._files[row])
+                self._look_once(ids_BT[place, : lengths[place]], states_LSH, self._files[row])
                 found_CBTH[:, place, : lengths[place]] = states_LSH[:, self._columns].transpose(0, 1).to(dtype)
         *states, last_BTH = found_CBTH.to(ids_BT.device).unbind()
         with torch.no_grad():
-            return tuple(states), norm(last_BTH)
+            return tuple(states), last_BTH if self._normed else self._norm(last_BTH)
 
     @cached_property
     def _norm(self) -> nn.Module:
@@ -96,33 +94,36 @@ class EngineFeatures:
 
     def _row(self, row: int) -> Tensor:
         """All that is held of a row, `[L, S, H]`."""
-        with safe_open(self._files[row], "pt") as file:
-            return file.get_tensor(_STATES)
+        return states_of(self._files[row], len(self._held))
 
     @torch.no_grad()
-    def _check_once(self, ids_L: Tensor, states_LSH: Tensor, file: Path) -> None:
-        """Hold the first row's states to those of the target's own pass over it.
+    def _look_once(self, ids_L: Tensor, states_LSH: Tensor, file: Path) -> None:
+        """Hold the first row's states to those of the target's own pass over it; the last one may be after the norm.
 
         Raises:
             UserError: a state is nearest to another one of the target's, or far from all of them.
         """
-        if self._checked:
+        if self._normed is not None:
             return
         target = self._pair.target_model
-        with Taps(target, range(target.config.get_text_config().num_hidden_layers + 1)) as taps:
-            hidden_states(target, input_ids=ids_L[None], use_cache=False)
-            own_KLH = torch.cat(taps.states).float().cpu()
+        layers = target.config.get_text_config().num_hidden_layers
+        with Taps(target, range(layers + 1)) as taps:
+            last_1LH = hidden_states(target, input_ids=ids_L[None], use_cache=False)
+            own_KLH = torch.cat([*taps.states, last_1LH]).float().cpu()
         for state, theirs_LH in zip(self._held, states_LSH.float().unbind(1), strict=True):
             # By the median token: the first ones may be a thousand times as large as all others.
             far_K = ((own_KLH - theirs_LH).norm(dim=-1) / own_KLH.norm(dim=-1)).median(1).values
             nearest = int(far_K.argmin())
-            if nearest != state or not far_K[state] < _FAR:
+            if state == layers:
+                self._normed = nearest > layers
+            if min(nearest, layers) != state or not far_K[nearest] < _FAR:
                 raise UserError(
                     f"{file} does not hold the target's state {state} where features.engine_states says so: it is off "
-                    f"by {far_K[state]:.0%}, and by {far_K[nearest]:.0%} from state {nearest}; name the ids that the "
-                    "engine was given, and its target"
+                    f"by {far_K[state]:.0%}, and by {far_K[nearest]:.0%} from state {min(nearest, layers)}; name the "
+                    "ids that the engine was given, and its target"
                 )
-        self._checked = True
+        if self._normed and layers in head_states(self._pair):
+            raise UserError(f"{file} holds state {layers} after the final norm, and the head reads it before: see vLLM")
 
 
 def _files_of_rows(folder: Path, rows: Any, states: int, width: int) -> list[Path]:
@@ -132,8 +133,8 @@ def _files_of_rows(folder: Path, rows: Any, states: int, width: int) -> list[Pat
         UserError: a row has none, or a file is not as an engine writes it.
     """
     known: dict[bytes, Path] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        known[_digest(_tokens(file, states, width))] = file
+    for file in state_files(folder):
+        known[_digest(tokens_of(file, states, width))] = file
     found = [known.get(_digest(text)) for text in _texts(rows)]
     lacking = [number for number, file in enumerate(found) if file is None]
     if lacking:
@@ -142,28 +143,6 @@ def _files_of_rows(folder: Path, rows: Any, states: int, width: int) -> list[Pat
             "ask the engine for the rows' own token ids, each a request of its own (data.pack: false)"
         )
     return [file for file in found if file is not None]
-
-
-def _tokens(file: Path, states: int, width: int) -> Any:
-    """A file's token ids.
-
-    Raises:
-        UserError: it is torn, lacks a tensor, or has another shape.
-    """
-    try:
-        with safe_open(file, "pt") as opened:
-            names = set(opened.keys())
-            if not {_STATES, _TOKENS} <= names:
-                raise UserError(f"{file} must hold {_STATES} and {_TOKENS}, got {', '.join(sorted(names))}: remove it")
-            token_L, shape = opened.get_tensor(_TOKENS), opened.get_slice(_STATES).get_shape()
-    except SafetensorError as error:
-        raise UserError(f"cannot read {file}: {str(error).splitlines()[0]}; let the engine write it again") from error
-    if list(shape) != (expected := [len(token_L), states, width]):
-        raise UserError(
-            f"{_STATES} of {file} must be [tokens, engine_states, the target's width] = {expected}, got {list(shape)}: "
-            "name the states that the engine was given, and its target"
-        )
-    return token_L.numpy()
 
 
 def _texts(rows: Any) -> Iterator[Any]:

@@ -1,18 +1,20 @@
 """A function of a chunk's logits, compiled for few shapes: chunks are padded to a power of two (floor 5).
 
-Axes: N tokens of a chunk, of whatever else.
+Axes: N tokens of a chunk, U positions that they read, V vocabulary, of whatever else.
 """
 
 import warnings
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from tempspec.modules.outputs import chunk_length
+from tempspec.core.sparse import SparseLogits
+from tempspec.modules.outputs import SharedLogits, TargetLogits, chunk_length
 
-__all__ = ["FixedShapes", "fixed_length", "padded"]
+__all__ = ["FixedShapes", "fixed_length", "padded", "padded_target"]
 
 Made = TypeVar("Made")
 
@@ -77,3 +79,28 @@ def padded(value: Tensor | None, length: int, axis: int, fill: float = 0.0) -> T
     shape = list(value.shape)
     shape[axis] = length - shape[axis]
     return torch.cat([value, value.new_full(shape, fill)], axis)
+
+
+def padded_target(logits_NV: TargetLogits, length: int) -> TargetLogits:
+    """The target's logits of a chunk with entries added; where tokens share them, to a power of two of positions.
+
+    >>> padded_target(SharedLogits(torch.zeros(3, 7), torch.tensor([0, 1, 2, 2])), 8).logits_UV.shape
+    torch.Size([4, 7])
+    """
+    if isinstance(logits_NV, SharedLogits):
+        positions = 1 << max(len(logits_NV.logits_UV) - 1, 0).bit_length()
+        return SharedLogits(_padded(logits_NV.logits_UV, positions), _padded(logits_NV.index_N, length))
+    if isinstance(logits_NV, SparseLogits):
+        return replace(
+            logits_NV,
+            token_NK=_padded(logits_NV.token_NK, length),
+            logit_NK=_padded(logits_NV.logit_NK, length),
+            logsum_NH=_padded(logits_NV.logsum_NH, length),
+        )
+    return _padded(logits_NV, length)
+
+
+def _padded(value: Tensor, length: int) -> Tensor:
+    found = padded(value, length, 0)
+    assert found is not None
+    return found

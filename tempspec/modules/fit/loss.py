@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from tempspec.core.reduce import masked_sum_and_count, or_one
 from tempspec.core.vocabulary import draft_ids
 from tempspec.errors import UserError
 from tempspec.interfaces import Divergence, LossContext, ScheduleContext, Summary, Temperatures, TemperatureSchedule
-from tempspec.modules.fit.objective import Objective, Summaries, summaries
+from tempspec.modules.fit.objective import Objective
+from tempspec.modules.fit.summaries import Summaries, summaries
 from tempspec.modules.head_steps import DraftStep, joined
 from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import Batch, LogitPairs, generation_temperature, response
@@ -34,8 +36,8 @@ class TokenSelection:
     Xiao et al. 2025 (AdaSPEC, arXiv 2510.19779).
 
     Args:
-        reference: folder or hub name of the reference, a draft that was distilled on all tokens.
-        fraction: the share of a batch's tokens that is kept, in (0, 1].
+        reference: folder or hub name of the reference, a draft that was distilled on all tokens. A head's is a folder.
+        fraction: the share of a batch's tokens that is kept, in (0, 1]; of a head at each of its steps.
 
     Raises:
         UserError: fraction is out of range.
@@ -149,7 +151,7 @@ class FitLoss:
         self,
         steps: Sequence[DraftStep],
         moment: Moment,
-        reference: LogitPairs | None = None,
+        reference: Sequence[LogitPairs] = (),
         mean: Callable[[Tensor], Tensor] | None = None,
     ) -> BatchLoss:
         """The loss of a batch: the mean over the tokens of all its steps, computed in one walk over them.
@@ -157,10 +159,10 @@ class FitLoss:
         Args:
             steps: the draft's steps on the batch; one of a language model.
             moment: when it comes.
-            reference: the target's and the reference draft's logits at the only step, for selection.
+            reference: the target's and the reference draft's logits at each step, for selection.
             mean: the mean of a vector over all processes; None where there is one.
         """
-        objectives = [self._objective(step, reference, moment) for step in steps]
+        objectives = [self._objective(*both, moment) for both in zip_longest(steps, reference)]
         result = Objective.joined(objectives).of(joined(steps))
         sizes = [len(objective.weight_N) for objective in objectives]
         tokens = zip(result.loss_N.split(sizes), result.overlap_N.split(sizes), strict=True)

@@ -181,7 +181,7 @@ def sizes(
     draft = draft.to(_TRUE.get(str(precision), _training_dtype(pair)))
     if gradient_checkpointing:
         recompute_activations(draft)
-    other = None if reference is None else _built(reference, None, pair, pair.options.dtype)
+    other = None if reference is None else _reference(reference, pair, target)
     models = [target] if isinstance(draft, HeadModel) else [draft, target]
     vocabulary = min(model.get_output_embeddings().weight.shape[0] for model in models)
     mixed = _MIXED.get(str(precision))
@@ -204,7 +204,7 @@ def sizes(
         target_layers=0 if from_cache else sum(map(_bytes, layers)),
         target_rest=0 if from_cache else _bytes(target) - sum(map(_bytes, layers)),
         target_layer=0 if from_cache else max(map(_bytes, layers), default=0),
-        reference=0 if other is None else _bytes(other) + _hidden(other, step),
+        reference=0 if other is None else _bytes(other) + _hidden(other, step, head_steps),
         moments=(),
         whole=(),
     )
@@ -257,6 +257,13 @@ def _draft(pair: Pair, target: PreTrainedModel) -> DraftModel:
     return _built(pair.draft, pair.options.draft_revision, pair, pair.options.dtype)
 
 
+def _reference(path: str, pair: Pair, target: PreTrainedModel) -> DraftModel:
+    """The draft that tokens are selected by, of the kind of the pair's own."""
+    if pair.head is not None:
+        return make_head(pair.head, target, path, None).to("meta")
+    return _built(path, None, pair, pair.options.dtype)
+
+
 def _training_dtype(pair: Pair) -> torch.dtype:
     """A draft in training is float32 unless a dtype is named."""
     return torch.float32 if pair.options.dtype == "auto" else getattr(torch, pair.options.dtype)
@@ -270,10 +277,13 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return list(next((part for part in model.modules() if isinstance(part, nn.ModuleList)), nn.ModuleList()))
 
 
-def _hidden(model: PreTrainedModel, step: StepPlan) -> int:
-    """Bytes of a frozen model's outputs, which wait for the loss."""
-    weight_VH = model.get_output_embeddings().weight
-    return step.batch_size * (step.length - 1) * weight_VH.shape[1] * weight_VH.element_size()
+def _hidden(model: DraftModel, step: StepPlan, steps: int) -> int:
+    """Bytes of a frozen draft's outputs, which wait for the loss; of a head those of all its steps."""
+    if isinstance(model, HeadModel):
+        weight_VH, passes = model.output_RH, steps
+    else:
+        weight_VH, passes = model.get_output_embeddings().weight, 1
+    return passes * step.batch_size * (step.length - 1) * weight_VH.shape[1] * weight_VH.element_size()
 
 
 def _unfused(draft: DraftModel, target: PreTrainedModel) -> bool:

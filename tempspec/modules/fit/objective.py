@@ -7,7 +7,7 @@ In place of the target's side both take what a cache has kept of it.
 Axes: N tokens, V vocabulary, H hidden, G temperatures at once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,16 +17,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from tempspec.core import acceptance
-from tempspec.core.divergences import entropy, forward_kl, label_cross_entropy
+from tempspec.core.divergences import label_cross_entropy
 from tempspec.core.reduce import masked_sum_and_count
 from tempspec.core.sparse import SparseLogits
-from tempspec.core.vocabulary import draft_law, laws, target_law
-from tempspec.errors import UserError
-from tempspec.interfaces import Divergence, LossContext, Summary
-from tempspec.modules.fit.fixed_shapes import FixedShapes, fixed_length, padded
-from tempspec.modules.outputs import HiddenStates, LogitPairs, SharedLogits, TargetLogits, Tokens, narrow, wide
+from tempspec.core.vocabulary import draft_law, target_law
+from tempspec.interfaces import Divergence, LossContext
+from tempspec.modules.fit.fixed_shapes import FixedShapes, fixed_length, padded, padded_target
+from tempspec.modules.outputs import HiddenStates, LogitPairs, SharedLogits, Side, TargetLogits, Tokens, narrow, wide
 
-__all__ = ["Objective", "Result", "Summaries", "chunked", "plain", "summaries"]
+__all__ = ["Objective", "Result", "chunked", "plain", "value_and_slope"]
 
 
 class Result(NamedTuple):
@@ -51,7 +50,7 @@ class Objective:
         divergence: the distance between the laws.
         target_GN: the target's loss temperatures.
         draft_GN: the draft's.
-        share_G: the weight of each temperature.
+        share_G: the weight of each temperature; without any the text's own tokens alone are learned.
         weight_N: the weight of each token; 0 leaves it out, whatever its value.
         context: the step and, as `[1, N]`, the text's own tokens.
         label_weight: the share of the cross-entropy with those tokens, at temperature 1.
@@ -106,8 +105,24 @@ class Objective:
         if self.label_weight:
             yield self._label_loss
 
+    def check(self, target: Side | TargetLogits, vocabulary: int) -> None:
+        """Refuse temperatures that a cache of the target says nothing of, once for all tokens.
+
+        Args:
+            target: the target's side.
+            vocabulary: the ids that both sides have.
+
+        Raises:
+            UserError: naming the temperatures that it knows.
+        """
+        if isinstance(target, SparseLogits):
+            for target_N in self.target_GN.detach():
+                target.check(target_N, vocabulary)
+
     def overlap(self, z_p_NV: TargetLogits, z_q_NV: Tensor) -> Tensor:
-        """The acceptance at the first loss temperature, `[N]`, without a gradient."""
+        """The acceptance at the first loss temperature, `[N]`, without a gradient; 0 where there is none."""
+        if not len(self.share_G):
+            return torch.zeros_like(self.weight_N)
         with torch.no_grad():
             return acceptance.overlap(*self._laws(0, z_p_NV, z_q_NV))
 
@@ -122,7 +137,7 @@ class Objective:
         # A product costs a third of a quotient.
         logq_NV = (z_q_NV * (1 / self.draft_GN[index][:, None])).log_softmax(-1)
         if isinstance(z_p_NV, SparseLogits):
-            return z_p_NV.laws(self.target_GN[index], logq_NV)
+            return z_p_NV.cells(self.target_GN[index], logq_NV)
         logp_NC = self._target_law(z_p_NV, self.target_GN[index], renormalised=renormalised)
         return logp_NC, logq_NV if self.ids_R is None else draft_law(logq_NV, renormalised=renormalised)
 
@@ -150,6 +165,7 @@ def plain(logits_p_NV: TargetLogits, logits_q_NV: Tensor, objective: Objective) 
         logits_q_NV: the draft's.
         objective: what to minimise.
     """
+    objective.check(logits_p_NV, logits_q_NV.shape[-1])
     z_p_NV, z_q_NV = _wide_target(logits_p_NV), wide(logits_q_NV)
     loss_N = torch.stack([term(z_p_NV, z_q_NV) for term in objective.terms()]).sum(0)
     total, _ = masked_sum_and_count(loss_N, objective.weight_N > 0, objective.weight_N)
@@ -168,41 +184,50 @@ def chunked(pairs: LogitPairs, objective: Objective, compile: bool | None = None
         compile: let `torch.compile` make one function of a chunk, where it can; None is on a GPU.
     """
     assert isinstance(pairs.draft, HiddenStates)
+    objective.check(pairs.target, pairs.common)
     target = narrow(pairs.target) if isinstance(pairs.target, HiddenStates) else pairs.target
     hidden_NH = pairs.draft.hidden_NH
     fixed = (hidden_NH.is_cuda if compile is None else compile) and _compilable(pairs, objective)
     if fixed and pairs.chunk is None:
         pairs = replace(pairs, chunk=fixed_length(len(hidden_NH), pairs.vocabulary, hidden_NH.device.type))
     walk = _Walk(replace(pairs, target=target), objective, fixed)
-    return Result(*_Chunked.apply(*pairs.draft, objective.target_GN, objective.draft_GN, walk))
+    draft = pairs.draft if torch.is_grad_enabled() else HiddenStates._make(map(_without, pairs.draft))
+    return Result(*_Chunked.apply(*draft, objective.target_GN, objective.draft_GN, walk))
 
 
 def _compilable(pairs: LogitPairs, objective: Objective) -> bool:
-    """Whether a chunk is a function of logits and constants alone: a step's number would be compiled anew each step."""
-    plain_sides = not isinstance(pairs.target, SparseLogits) and pairs.ids_R is None and pairs.place_N is None
+    """Whether a chunk is a function of logits and constants alone: a step's number would be compiled anew each step.
+
+    Whole logits of the target have as many shapes as there are batches.
+    """
+    whole = isinstance(pairs.target, Tensor) and pairs.target.shape[-1] > 0
     learned = objective.target_GN.requires_grad or objective.draft_GN.requires_grad
-    kind = type(objective.divergence)
-    return plain_sides and not learned and kind.in_context is Divergence.in_context and _VALUE_AND_SLOPE.takes(kind)
+    alone = type(objective.divergence).in_context is Divergence.in_context
+    return alone and not whole and not learned and _VALUE_AND_SLOPE.takes(_use(pairs, objective))
+
+
+def _use(pairs: LogitPairs, objective: Objective) -> Hashable:
+    """What one compiled function is of: a divergence, a kind of target, and whether the draft knows all tokens."""
+    shared, some = pairs.place_N is not None, pairs.ids_R is not None
+    return type(objective.divergence), type(pairs.target), shared, some
 
 
 def value_and_slope(
-    divergence: Divergence,
-    label_weight: float,
-    z_p_NV: Tensor,
-    z_q_NV: Tensor,
-    target_GN: Tensor,
-    draft_GN: Tensor,
-    share_G: Tensor,
-    weight_N: Tensor,
-    label_1N: Tensor | None,
+    objective: Objective, z_p_NV: TargetLogits, z_q_NV: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A chunk's total, the loss of each token, the overlap of each, and the total's slope by the draft's logits.
 
-    Sums are in float32 or better whatever the logits are in. All temperatures share the loads. See `Objective`.
+    Sums are in float32 or better whatever the logits are in. All temperatures share the loads.
+
+    Args:
+        objective: of the chunk's tokens.
+        z_p_NV: the target's logits; of those that tokens share each reads its own.
+        z_q_NV: the draft's.
     """
-    context = LossContext(0, None, label_1N)
-    objective = Objective(divergence, target_GN, draft_GN, share_G, weight_N, context, label_weight)
-    wide_p_NV, wide_q_NV = wide(z_p_NV), wide(z_q_NV)
+    weight_N, wide_q_NV = objective.weight_N, wide(z_q_NV)
+    wide_p_NV = _wide_target(z_p_NV)
+    if isinstance(wide_p_NV, SharedLogits):  # whether temperatures are shared, too, only the host could tell
+        wide_p_NV = wide_p_NV.logits_UV[wide_p_NV.index_N]
 
     def total(z_NV: Tensor) -> tuple[Tensor, Tensor]:
         loss_N = torch.stack([term(wide_p_NV, z_NV) for term in objective.terms()]).sum(0)
@@ -212,48 +237,25 @@ def value_and_slope(
     return value, loss_N, objective.overlap(wide_p_NV, wide_q_NV), slope_NV.to(z_q_NV.dtype)
 
 
-_VALUE_AND_SLOPE = FixedShapes(value_and_slope)
+def _of_a_chunk(
+    divergence: Divergence,
+    label_weight: float,
+    renormalised: bool,
+    tensors: Sequence[Tensor | None],
+    z_p_NV: TargetLogits,
+    z_q_NV: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`value_and_slope` of what `torch.compile` tells apart: constants, and tensors of fixed shapes."""
+    target_GN, draft_GN, share_G, weight_N, label_1N, ids_R = tensors
+    assert target_GN is not None
+    assert draft_GN is not None
+    assert share_G is not None
+    assert weight_N is not None
+    each = target_GN, draft_GN, share_G, weight_N, LossContext(0, None, label_1N)
+    return value_and_slope(Objective(divergence, *each, label_weight, ids_R, renormalised), z_p_NV, z_q_NV)
 
 
-class Summaries(NamedTuple):
-    """What schedules may ask about tokens, `[N]` each, None where not asked; laws at temperature 1."""
-
-    entropy_N: Tensor | None = None
-    loss_N: Tensor | None = None
-    peak_p_N: Tensor | None = None
-    peak_q_N: Tensor | None = None
-
-
-@torch.no_grad()
-def summaries(pairs: LogitPairs, needs: frozenset[Summary]) -> Summaries:
-    """The summaries that a schedule needs, chunk by chunk.
-
-    Raises:
-        UserError: the target's side is a cache, which has no whole laws.
-    """
-    if isinstance(pairs.target, SparseLogits):
-        raise UserError(f"a cached teacher has no {', '.join(sorted(needs))} for the temperature schedule")
-    pairs = pairs.narrow()
-    parts = [_summarise(pairs, tokens, needs) for tokens in pairs.chunks()]
-    return Summaries(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
-
-
-def _summarise(pairs: LogitPairs, tokens: Tokens, needs: frozenset[Summary]) -> Summaries:
-    target = pairs.of_target(tokens, pairs.common)
-    assert isinstance(target, Tensor)
-    z_p_NV, z_q_NV = wide(target), wide(pairs.of_draft(tokens, pairs.common))
-    logp_NV = z_p_NV.log_softmax(-1) if needs & {"entropy", "loss"} else None
-    return Summaries(
-        entropy(logp_NV) if logp_NV is not None and "entropy" in needs else None,
-        _loss(logp_NV, z_q_NV.log_softmax(-1), pairs.ids_R) if logp_NV is not None and "loss" in needs else None,
-        *((z.amax(-1) - z.mean(-1)) if "peaks" in needs else None for z in (z_p_NV, z_q_NV)),
-    )
-
-
-def _loss(logp_NV: Tensor, logq_NV: Tensor, ids_R: Tensor | None) -> Tensor:
-    """Forward KL, `[N]`, over the draft's ids where it knows some alone."""
-    both = (logp_NV, logq_NV) if ids_R is None else laws(logp_NV, logq_NV, ids_R, renormalised=True)
-    return forward_kl(*both)
+_VALUE_AND_SLOPE = FixedShapes(_of_a_chunk)
 
 
 class _Chunked(torch.autograd.Function):
@@ -372,23 +374,24 @@ class _Walk(NamedTuple):
 
     def _compiled(self, draft: HiddenStates, tokens: Tokens, found: _Gradients) -> Result | None:
         """The same by one compiled function; None where there is none."""
-        pairs, part, what = replace(self.pairs, draft=draft), self.objective.part(tokens), self.objective
+        pairs, part = replace(self.pairs, draft=draft), self.objective.part(tokens)
+        use = _use(pairs, part)
         assert pairs.chunk is not None
-        count, size, kind = len(part.weight_N), pairs.chunk, type(what.divergence)
-        if not _VALUE_AND_SLOPE.takes(kind):
+        count, size = len(part.weight_N), pairs.chunk
+        if not _VALUE_AND_SLOPE.takes(use):
             return None
-        made = _VALUE_AND_SLOPE(
-            kind,
-            what.divergence,
-            what.label_weight,
-            padded(pairs.of_target(tokens, pairs.common), size, 0),  # type: ignore[arg-type]
-            padded(pairs.of_draft(tokens, pairs.common), size, 0),
+        tensors = (
             padded(part.target_GN, size, 1, 1.0),
             padded(part.draft_GN, size, 1, 1.0),
-            what.share_G,
+            part.share_G,
             padded(part.weight_N, size, 0),
             padded(part.context.label_BT, size, 1),
+            part.ids_R,
         )
+        constants = part.divergence, part.label_weight, part.renormalised
+        z_p_NV = padded_target(pairs.of_target(tokens, pairs.common), size)
+        z_q_NV = padded(pairs.of_draft(tokens, pairs.common), size, 0)
+        made = _VALUE_AND_SLOPE(use, *constants, tensors, z_p_NV, z_q_NV)
         if made is None:
             return None
         total, loss_N, overlap_N, slope_NV = made
@@ -409,6 +412,11 @@ def _in_order(chunks: Sequence[Tokens], values: Sequence[Tensor]) -> Tensor:
     for tokens, value_N in zip(chunks, values, strict=True):
         whole_N[tokens] = value_N
     return whole_N
+
+
+def _without(value: Tensor | None) -> Tensor | None:
+    """A tensor for which no gradient is computed: autograd asks a function for those of parameters even then."""
+    return None if value is None else value.detach()
 
 
 def _zeros(value: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from tempspec.core.noise import fold, uniform
 from tempspec.core.verification import first_rejection
 from tempspec.decoding.engine import Engine
 from tempspec.errors import UserError
-from tempspec.interfaces import Draft, Noise, Request, Verdict, Verifier
+from tempspec.interfaces import Draft, HeadModel, Noise, Request, Verdict, Verifier
+from tempspec.models.head_draft import DraftModel
 from tempspec.modules.outputs import generation_temperature
-from tempspec.plugins.drafters import CausalLM
+from tempspec.plugins.drafters import CausalLM, Speculator
 from tempspec.plugins.lengths import FixedLength
 
 __all__ = ["OnlineText", "OnlineWriter", "TokenMixture"]
@@ -57,7 +58,7 @@ class OnlineText:
 
     Args:
         writer: `draft` is on-policy (GKD, arXiv 2306.13649; DistillSpec, arXiv 2310.08461); `target` samples the
-            teacher; `both` mix token by token.
+            teacher; `both` mix token by token. A head drafts after the target alone: it takes `target` or `both`.
         share: the chance of a row to be rewritten, in [0, 1]; the others keep the corpus' response.
         low: the least temperature that responses are sampled at, 0 or more; each row draws its own.
         high: the largest; `low` by default.
@@ -121,7 +122,7 @@ class OnlineWriter:
         model: PreTrainedModel,
         step: int,
         key: int,
-        draft: PreTrainedModel | None = None,
+        draft: DraftModel | None = None,
         number: int = 0,
     ) -> dict[str, Tensor]:
         """The batch with some rows rewritten; the same for equal weights, batch and key.
@@ -157,7 +158,7 @@ class OnlineWriter:
 
     @torch.no_grad()
     def _write(
-        self, batch: Batch, chosen: Sequence[int], model: PreTrainedModel, key: int, draft: PreTrainedModel | None
+        self, batch: Batch, chosen: Sequence[int], model: PreTrainedModel, key: int, draft: DraftModel | None
     ) -> list[dict[str, Any]]:
         options = self.options
         assert options.high is not None
@@ -173,11 +174,13 @@ class OnlineWriter:
             )
             for place, (index, temperature) in enumerate(zip(chosen, temperature_B, strict=True))
         ]
-        writers = [model] if draft is None else [model, draft]
+        writers: list[DraftModel] = [model] if draft is None else [model, draft]
         training = [writer.training for writer in writers]
         try:
+            for writer in writers:
+                writer.eval()
             with torch.autocast(model.device.type, enabled=False):
-                engine = self._engine(*(writer.eval() for writer in writers), slots=max(len(requests), 1))
+                engine = self._engine(model, draft, slots=max(len(requests), 1))
                 completions = sorted(engine.run(requests), key=lambda completion: int(completion.request.key))
         finally:
             for writer, mode in zip(writers, training, strict=True):
@@ -191,14 +194,14 @@ class OnlineWriter:
             for done in completions
         ]
 
-    def _engine(self, model: PreTrainedModel, draft: PreTrainedModel | None = None, *, slots: int) -> Engine:
+    def _engine(self, model: PreTrainedModel, draft: DraftModel | None, *, slots: int) -> Engine:
         if draft is None:
             return Engine(model, self.vocabulary, slots=slots)
         return Engine(
             model,
             self.vocabulary,
             verifier=TokenMixture(self.options.target_share),
-            drafter=CausalLM(),
+            drafter=Speculator() if isinstance(draft, HeadModel) else CausalLM(),
             length=FixedLength(LONGEST),
             draft=draft,
             slots=slots,

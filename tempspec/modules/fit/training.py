@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from tempspec.core.noise import fold
 from tempspec.errors import UserError
-from tempspec.interfaces import Divergence, DraftHead, HeadModel, LossContext, TemperatureSchedule
+from tempspec.interfaces import Divergence, HeadModel, LossContext, TemperatureSchedule
 from tempspec.models.conditioning import condition, conditioned_rank, is_conditioned, set_temperature
 from tempspec.models.head_draft import DraftModel
 from tempspec.models.pair import Pair
@@ -26,13 +26,14 @@ from tempspec.modules.callbacks import StepClock
 from tempspec.modules.fit.cache_folder import Watch
 from tempspec.modules.fit.engine_features import EngineFeatures
 from tempspec.modules.fit.features import CachedFeatures, FeatureCache, write_features
+from tempspec.modules.fit.head_options import check_head_options, check_reference_head
 from tempspec.modules.fit.loss import FitLoss, LossSums, Moment, TokenSelection
 from tempspec.modules.fit.online_text import OnlineText, OnlineWriter
 from tempspec.modules.fit.served_teacher import ServedTeacher
 from tempspec.modules.fit.teacher import open_cache, write_cache
 from tempspec.modules.fit.teacher_cache import CachedTeacher, TeacherCache
 from tempspec.modules.fit.temperature_check import Span, inconsistency
-from tempspec.modules.head_steps import DraftStep, head_steps
+from tempspec.modules.head_steps import DraftStep, head_steps, read_target
 from tempspec.modules.kept import Kept
 from tempspec.modules.named import DivergenceLike, ScheduleLike, plugin
 from tempspec.modules.openai_client import Server
@@ -154,7 +155,7 @@ class DraftTraining:
         self.gradient_checkpointing = gradient_checkpointing
         self.head_training = HeadTraining() if head_training is None else head_training
         if pair.head is not None:
-            self._check_head(pair.head)
+            check_head_options(pair.head, online, teacher, features)
         elif features is not None:
             raise UserError("model.features is for a head, got it with a language model: take model.teacher")
         self.cache: TeacherCache | None = None
@@ -164,21 +165,6 @@ class DraftTraining:
         self._began = 0.0
         self._steps = StepClock()
         self._sums: list[LossSums] = []
-
-    def _check_head(self, head: DraftHead) -> None:
-        """Refuse what a head cannot be trained with.
-
-        Raises:
-            UserError: naming it.
-        """
-        refused = {
-            "model.online": self.online,
-            "model.selection": self.reference,
-            "model.teacher": self.teacher,
-        }
-        for name, given in refused.items():
-            if given:
-                raise UserError(f"{name} is not for a head yet, got it with {type(head).__name__}: leave it out")
 
     # -- before training ----------------------------------------------------------------------------------------------
 
@@ -247,13 +233,17 @@ class DraftTraining:
         """Make a draft one that can be trained as asked, in train mode: transformers loads in eval mode.
 
         Raises:
-            UserError: the draft is conditioned by changes of another rank, or cannot write.
+            UserError: the draft is conditioned by changes of another rank, cannot write, or is a head with a reference
+                of other states or tokens.
         """
         self.condition(draft)
+        other = None if self.reference is None else self.reference()
+        if isinstance(draft, HeadModel) and isinstance(other, HeadModel):
+            check_reference_head(draft, other)
         if self.gradient_checkpointing:
             recompute_activations(draft)
         draft.train()
-        if self.online is not None and isinstance(draft, PreTrainedModel):
+        if self.online is not None:
             self._writer = self._online_writer(self.online, draft)
 
     def condition(self, draft: DraftModel) -> None:
@@ -335,13 +325,10 @@ class DraftTraining:
         self._sums = [one + two for one, two in zip(self._sums, found.sums, strict=True)] if self._sums else found.sums
         return Learned(found.loss, {**logged, **self._means()}, batch)
 
-    def _read(self, draft: DraftModel, batch: Batch, source: LogitSource) -> tuple[list[DraftStep], LogitPairs | None]:
-        """The draft's steps on a batch, and for selection the reference draft's logits at the same tokens."""
+    def _read(self, draft: DraftModel, batch: Batch, source: LogitSource) -> tuple[list[DraftStep], list[LogitPairs]]:
+        """The draft's steps on a batch, and for selection the reference draft's logits at each step's tokens."""
         if isinstance(draft, HeadModel):
-            options = self.head_training
-            place = draft, self.pair.target_model, batch, source
-            found = head_steps(*place, options.steps, options.decay, self.feature_cache)
-            return list(found), None
+            return self._read_head(draft, batch, source)
         kept = Kept.of(response(batch))
         with torch.no_grad():
             if self.cache is not None:
@@ -350,7 +337,19 @@ class DraftTraining:
                 target = source.of(self.pair.target_model, batch, kept)
             best = None if self.reference is None else source.of(self.reference(), batch, kept)
         pairs = source.pairs(target, source.of(draft, batch, kept))
-        return [DraftStep(batch, pairs, kept)], None if best is None else source.pairs(target, best)
+        return [DraftStep(batch, pairs, kept)], [] if best is None else [source.pairs(target, best)]
+
+    def _read_head(
+        self, head: HeadModel, batch: Batch, source: LogitSource
+    ) -> tuple[list[DraftStep], list[LogitPairs]]:
+        target, options = self.pair.target_model, self.head_training
+        read = read_target(head, target, batch, source, self.feature_cache)
+        place = target, batch, source, options.steps, options.decay
+        found, other = list(head_steps(head, *place, read=read)), None if self.reference is None else self.reference()
+        if not isinstance(other, HeadModel):
+            return found, []
+        with torch.no_grad():
+            return found, [step.pairs for step in head_steps(other, *place, read=read)]
 
     def _means(self) -> dict[str, Tensor]:
         """What is logged of the step's batches so far; of a head its acceptance at each of its steps as well."""
@@ -370,21 +369,21 @@ class DraftTraining:
 
     # -- text that is written while training --------------------------------------------------------------------------
 
-    def _online_writer(self, options: OnlineText, draft: PreTrainedModel) -> OnlineWriter:
+    def _online_writer(self, options: OnlineText, draft: DraftModel) -> OnlineWriter:
         if is_conditioned(draft) and options.writer != "target":
             raise UserError("a conditioned draft cannot write its own text yet: set online.writer to target")
         self.pair.options.attention(decoding=True)  # refused now, not when the first text is due
-        context = min(context_length(model.config) for model in (self.pair.target_model, draft))
+        read = [model for model in (self.pair.target_model, draft) if isinstance(model, PreTrainedModel)]
+        context = min(context_length(model.config) for model in read)
         return OnlineWriter(options, self.pair.vocabulary, self.pair.stop_ids, context)
 
-    def _written(
-        self, draft: PreTrainedModel, batch: Batch, moment: Moment, number: int, writer: OnlineWriter
-    ) -> Batch:
+    def _written(self, draft: DraftModel, batch: Batch, moment: Moment, number: int, writer: OnlineWriter) -> Batch:
         """The batch with rows that the draft or the target writes now."""
         by = writer.options.writer
-        author = draft if by == "draft" else self.pair.target_model
+        own = by == "draft" and isinstance(draft, PreTrainedModel)
+        author = draft if own else self.pair.target_model
         other = draft if by == "both" else None
-        with self.pair.decode_with(*(model for model in (author, other) if model is not None)):
+        with self.pair.decode_with(*(model for model in (author, other) if isinstance(model, PreTrainedModel))):
             return writer(batch, author, moment.step, moment.key, other, number)
 
     def state(self) -> dict[str, Any]:

@@ -1,12 +1,10 @@
-import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 
-from tempspec.core.divergences import entropy, forward_kl
 from tempspec.interfaces import LossContext
-from tempspec.modules.fit.objective import Objective, chunked, plain, summaries
+from tempspec.modules.fit.objective import Objective, chunked, plain
 from tempspec.modules.outputs import HiddenStates, LogitPairs, chunk_length
 from tempspec.plugins import divergences as plugins
 from tests.built_ins import built_in
@@ -152,26 +150,6 @@ def test_no_tokens_have_no_loss():
     assert got.total == 0
     assert got.loss_N.shape == (0,)
     assert not found[1].any()
-
-
-@pytest.mark.parametrize(
-    "needs", [set(each) for n in range(4) for each in itertools.combinations(["entropy", "loss", "peaks"], n)]
-)
-def test_summaries_are_computed_where_asked(needs):
-    target, draft = sides()
-    z_p, z_q = project(target), project(draft)
-    got = summaries(LogitPairs(target, draft, VOCABULARY, 6), frozenset(needs))
-    expected = (
-        ("entropy", entropy(z_p.log_softmax(-1))),
-        ("loss", forward_kl(z_p.log_softmax(-1), z_q.log_softmax(-1))),
-        ("peaks", z_p.amax(-1) - z_p.mean(-1)),
-        ("peaks", z_q.amax(-1) - z_q.mean(-1)),
-    )
-    for value, (name, right) in zip(got, expected, strict=True):
-        if name in needs:
-            torch.testing.assert_close(value, right)
-        else:
-            assert value is None
 
 
 def test_a_chunk_is_never_tiny():
