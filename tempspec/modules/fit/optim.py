@@ -86,10 +86,7 @@ def default_optimizer(parameters: ParamsT, pretrained: bool = False) -> Optimize
     """
     groups: list[Any] = list(parameters)
     rate = _FINE_RATE if pretrained else _RATE
-    optimizer = AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.1, fused=all(map(_fusible, _tensors(groups))))
-    # Lightning would refuse to clip gradients of one that says it divides them itself, as fused ones do.
-    optimizer._step_supports_amp_scaling = False
-    return optimizer
+    return AdamW(groups, lr=rate, betas=(0.9, 0.95), weight_decay=0.1, fused=all(map(_fusible, _tensors(groups))))
 
 
 def _tensors(groups: Iterable[Any]) -> list[Tensor]:
@@ -137,6 +134,8 @@ def optimizers(
         chosen = default_optimizer([group for group in groups if group["params"]], pretrained)
     else:
         chosen = optimizer([group for group in (matrices, vectors, besides) if group["params"]])
+    # Lightning would refuse to clip gradients of one that says it divides them itself, as fused ones do.
+    chosen._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     if lr_scheduler is None:
         schedule: Any = WarmupCosine(chosen, warmup=_FINE_WARMUP) if pretrained else WarmupCosine(chosen)
     else:

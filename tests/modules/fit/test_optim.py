@@ -63,6 +63,17 @@ def test_a_named_optimizer_is_torchs_own(pair, fitted):
         assert (group["initial_lr"], group["weight_decay"]) == (2e-3, 1e-2)
 
 
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_of_a_named_fused_optimizer_are_clipped(pair, fitted, precision, fused):
+    module = Huge(
+        str(pair / "target"),
+        draft=str(pair / "draft"),
+        optimizer=lambda p: torch.optim.AdamW(p, lr=2e-3, fused=fused),
+    )
+    assert fitted(module, precision=precision).norm == pytest.approx(1, rel=1e-3)
+
+
 @pytest.mark.parametrize(("pretrained", "rate"), [(False, 1e-3), (True, 1e-4)])
 def test_random_weights_learn_at_a_higher_rate(pair, fitted, pretrained, rate):
     options = {"pretrained": str(pair / "draft")} if pretrained else {"shape": ModelShape(16, 1, 2)}
