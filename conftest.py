@@ -1,4 +1,8 @@
-"""The quick set: `pytest -m quick` reads and runs these folders alone, of the package and of the tests."""
+"""The order of the tests, and the quick set: `pytest -m quick` reads and runs its folders alone.
+
+Each file is run by one process (`--dist loadfile` in pyproject.toml), and those of `LONG` are begun first: a long file
+that is begun last would leave the other processes without work.
+"""
 
 from pathlib import Path
 
@@ -8,6 +12,17 @@ ROOT = Path(__file__).parent
 QUICK = {"core", "interfaces", "metrics", "plugins", "test_floors.py", "test_names.py"}
 LONGER = {"test_verifiers.py", "test_tree_verifiers.py", "test_distributed.py"}
 """Files of these folders that take most of a minute: every verifier's laws enumerated or sampled, and two processes."""
+LONG = (
+    "tests/modules/fit/test_memory.py",
+    "tests/cli/test_two_processes.py",
+    "tests/cli/study/test_study.py",
+    "tests/cli/study/test_growth.py",
+    "tests/modules/predict/test_sweep_runner.py",
+    "tests/test_documents.py",
+    "tests/decoding/test_trees.py",
+    "tests/decoding/test_engine.py",
+)
+"""The files that take longest."""
 MARKED = {"slow", "gpu", "browser", "engines"}
 
 
@@ -24,7 +39,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is quick; pytest selects by markers only then."""
+    """Mark what is quick, which pytest selects by only then; and begin with what is long."""
     for item in items:
         if is_quick(item.path) and not MARKED & {marker.name for marker in item.iter_markers()}:
             item.add_marker("quick")
+    place = {path: number for number, path in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(LONG)))

@@ -10,7 +10,7 @@ _BLOCK = 128
 """Tokens that inversion sums at once."""
 
 _WHOLE = 1 << 16
-"""Weights up to so many are summed as a whole: fewer operations, but each costs more memory."""
+"""Weights up to so many, and those of one block, are summed as a whole: fewer operations, but more memory each."""
 
 _BELOW_ONE = 1 - 2.0**-52
 
@@ -140,7 +140,7 @@ def inverse_cdf(weight: Tensor, uniform: Tensor) -> Tensor:
     2
     """
     vocabulary = weight.shape[-1]
-    if weight.numel() <= _WHOLE:
+    if vocabulary <= _BLOCK or weight.numel() <= _WHOLE:
         return _invert(weight.cumsum(-1, dtype=torch.float64), uniform)[0]
     # Which block of tokens first, then which of its tokens: one pass over the weights, whatever V.
     padding = -vocabulary % _BLOCK

@@ -5,8 +5,7 @@ import json
 import os
 import resource
 import signal
-import subprocess
-import sys
+from contextlib import contextmanager
 
 import pyarrow.parquet as pq
 import pytest
@@ -27,19 +26,26 @@ def _timeless(path, content):
     return json.loads(content) | {"started": None} if path.name == "environment.json" else content
 
 
+@contextmanager
+def files_of_at_most(size):
+    """Let this process write no larger file: what exceeds it fails as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def test_a_full_disk_is_one_line_and_what_was_there_stays(world, run, tmp_path):
     config = ["--config", str(world / "lm.yaml"), "--run", str(tmp_path / "run")]
     assert run("fit", *config)[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run/fit").rglob("*.*") if "metrics" not in path.name}
-    done = subprocess.run(
-        [sys.executable, "-m", "tempspec", "fit", *config, "--trainer.max_steps", "6", "--ckpt_path", "auto"],
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (SMALL, SMALL)),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert "no space left" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    with files_of_at_most(SMALL):
+        code, _, error = run("fit", *config, "--trainer.max_steps", "6", "--ckpt_path", "auto")
+    assert code == 2
+    assert "no space left" in error.splitlines()[-1]
+    assert "Traceback" not in error
     kept = {path: _timeless(path, path.read_bytes()) for path in before if path.name != "config.yaml"}
     assert kept == {path: _timeless(path, held) for path, held in before.items() if path.name != "config.yaml"}
 

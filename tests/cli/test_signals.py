@@ -1,12 +1,27 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 
-import pytest
-
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+COMMANDS = """
+import json, os, sys
+from tempspec.__main__ import main
+import tempspec.cli.lightning, tempspec.modules.language_model
+
+started = {}
+for line in json.loads(sys.argv[1]):  # each in a process of its own, which begins after the imports
+    if not (process := os.fork()):
+        sys.exit(main(line))
+    started[process] = None
+print(*started, flush=True)
+for _ in started:
+    process, status = os.wait()
+    started[process] = os.waitstatus_to_exitcode(status)
+print(*started.values())
+"""
 
 
 def wait_for(path, process):
@@ -15,15 +30,17 @@ def wait_for(path, process):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", CODES)
-def test_a_stopped_fit_leaves_a_checkpoint_and_the_signals_code(number, world, tmp_path):
-    command = [sys.executable, "-m", "tempspec", "fit", "--config", world / "lm.yaml", "--run", tmp_path / "run"]
-    process = subprocess.Popen(
-        [*map(str, command), "--trainer.max_steps", "1000000"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )
-    wait_for(tmp_path / "run" / "fit" / "metrics.csv", process)
-    os.kill(process.pid, number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == CODES[number]
-    assert b"Traceback" not in error
-    assert (tmp_path / "run" / "fit" / "checkpoints" / "last.ckpt").exists()
+def test_a_stopped_fit_leaves_a_checkpoint_and_the_signals_code(world, tmp_path):
+    fit = ["fit", "--config", str(world / "lm.yaml"), "--trainer.max_steps", "1000000", "--run"]
+    lines = json.dumps([[*fit, str(tmp_path / str(number))] for number in CODES])
+    command = [sys.executable, "-c", COMMANDS, lines]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = map(int, process.stdout.readline().split())
+    for number, fitting in zip(CODES, started, strict=True):
+        wait_for(tmp_path / str(number) / "fit" / "metrics.csv", process)
+        os.kill(fitting, number)
+    codes, error = process.communicate(timeout=60)
+    assert list(map(int, codes.split()[-len(CODES) :])) == list(CODES.values())
+    assert "Traceback" not in error
+    for number in CODES:
+        assert (tmp_path / str(number) / "fit" / "checkpoints" / "last.ckpt").exists()

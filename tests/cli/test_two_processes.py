@@ -112,6 +112,39 @@ def commands(folder, run, *more):
     yield ["generate", *config, *DECODING]
 
 
+LATE = """
+import os, signal, torch
+from lightning.pytorch import Callback
+
+class Late(Callback):
+    def on_predict_batch_end(self, trainer, module, outputs, batch, *unused):
+        if batch.last and torch.distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.fixture(scope="module")
+def both(experiment, tmp_path_factory):
+    """The folder of what two processes ran, one command after the other in the same two, and all that each printed."""
+    folder = tmp_path_factory.mktemp("both")
+    (folder / "failing.py").write_text(LATE)
+    fit, *rest = commands(experiment, folder / "two", *MACHINES, "--data.batch_size", "4")
+    ways = [[*fit, *more, "--run", str(folder / way)] for way, more in SHARDED.items()]
+
+    def online(name, steps, *more):
+        text = ["--model.online.every", "2", "--model.online.max_new_tokens", "4"]
+        return [*fit, *text, "--run", str(folder / name), "--trainer.max_steps", str(steps), *more]
+
+    # Step 3 uses the text of step 2 again, which only the checkpoint has.
+    stopped = online("stopped", 3), online("stopped", 5, "--ckpt_path", "last")
+    late = [*rest[1], "--run", str(folder / "late"), "--trainer.callbacks", "failing.Late"]
+    late += ["--model.sweep.draft_temperatures", "same"]
+    ranks = start([fit, *rest, *ways, online("whole", 5), *stopped, late], torchruns, folder)
+    printed = [rank.communicate(timeout=600)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(printed)
+    return folder, printed
+
+
 def losses(run):
     with (run / "fit" / "metrics.csv").open(newline="") as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
@@ -128,18 +161,15 @@ def decoded(path):
     ]
 
 
-def test_two_processes_are_one(experiment, run, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
+def test_two_processes_are_one(experiment, both, run, tmp_path):
+    one, (folder, _) = tmp_path / "one", both
+    two = folder / "two"
     for command in commands(experiment, one):
         code, _, error = run(*command)
         assert code == 0, error
-    fit, *rest = commands(experiment, two, *MACHINES, "--data.batch_size", "4")
-    ways = {way: [*fit, *more, "--run", str(tmp_path / way)] for way, more in SHARDED.items()}
-    ended(start([fit, *rest, *ways.values()], torchruns))
-
-    for way in ways:
-        assert losses(tmp_path / way) == pytest.approx(losses(one), abs=1e-5)
-        assert_same_draft(tmp_path / way, one)
+    for way in SHARDED:
+        assert losses(folder / way) == pytest.approx(losses(one), abs=1e-5)
+        assert_same_draft(folder / way, one)
     assert losses(two) == pytest.approx(losses(one), abs=1e-5)
     assert len(losses(one)) == 20
     fits = [json.loads((folder / "validate/draft_temperatures.json").read_text())["fits"] for folder in (one, two)]
@@ -168,25 +198,10 @@ def test_a_signal_to_one_process_ends_decoding_in_both(experiment, tmp_path):
     ended(ranks, 128 + signal.SIGTERM)
 
 
-LATE = """
-import os, signal, torch
-from lightning.pytorch import Callback
-
-class Late(Callback):
-    def on_predict_batch_end(self, trainer, module, outputs, batch, *unused):
-        if batch.last and torch.distributed.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-"""
-
-
-def test_a_signal_behind_the_last_pass_leaves_nobody_waiting(experiment, tmp_path):
-    (tmp_path / "failing.py").write_text(LATE)
-    *_, predict, _ = commands(experiment, tmp_path / "run", *MACHINES, "--trainer.callbacks", "failing.Late")
-    ranks = start([[*predict, "--model.sweep.draft_temperatures", "same"]], torchruns, tmp_path)
-    printed = [rank.communicate(timeout=300)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(printed)
+def test_a_signal_behind_the_last_pass_leaves_nobody_waiting(both):
+    folder, printed = both
     assert "stopping after this step or batch" not in printed[0]
-    assert len(decoded(tmp_path / "run/predict/predictions.parquet"))
+    assert len(decoded(folder / "late/predict/predictions.parquet"))
 
 
 def test_torchrun_starts_two_processes_on_one_machine(experiment, run, tmp_path):
@@ -232,22 +247,13 @@ def test_a_slurm_job_that_does_not_fit_the_trainer_is_one_line(variable, value, 
     assert "Traceback" not in error
 
 
-def test_text_that_two_processes_write_is_taken_up_again(experiment, tmp_path):
-    online = ["--model.online.every", "2", "--model.online.max_new_tokens", "4"]
-
-    def fit(name, steps):
-        line = ["fit", "--config", f"{experiment}/pair.yaml", "--run", str(tmp_path / name), *MACHINES, *FIT, *online]
-        return [*line, "--data.batch_size", "4", "--trainer.max_steps", str(steps)]
-
-    # Step 3 uses the text of step 2 again, which only the checkpoint has.
-    stopped = fit("stopped", 3), [*fit("stopped", 5), "--ckpt_path", "last"]
-    ended(start([fit("whole", 5), *stopped], torchruns))
-
-    kept = torch.load(tmp_path / "stopped/fit/checkpoints/last.ckpt", weights_only=False)["online_text"]
+def test_text_that_two_processes_write_is_taken_up_again(both):
+    folder, _ = both
+    kept = torch.load(folder / "stopped/fit/checkpoints/last.ckpt", weights_only=False)["online_text"]
     assert len(kept) == 2
     assert kept[0] != kept[1]
-    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
-    drafts = [AutoModelForCausalLM.from_pretrained(tmp_path / name / "fit/draft") for name in ("whole", "stopped")]
+    assert losses(folder / "stopped") == losses(folder / "whole")
+    drafts = [AutoModelForCausalLM.from_pretrained(folder / name / "fit/draft") for name in ("whole", "stopped")]
     torch.testing.assert_close(*(draft.state_dict() for draft in drafts), rtol=0, atol=0)
 
 

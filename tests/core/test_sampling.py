@@ -102,3 +102,11 @@ def test_inverse_cdf_of_many_tokens_is_by_one_cumulative_sum(vocabulary):
     cumulative = weight.cumsum(-1)
     expected = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:] * (1 - 1e-12), right=True)
     assert inverse_cdf(weight, uniform).tolist() == expected.squeeze(-1).tolist()
+
+
+def test_of_few_tokens_a_row_gives_the_same_alone_and_in_any_batch():
+    weight = torch.rand(20_000, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cumulative = weight.cumsum(-1)
+    uniform = (cumulative[:, 3] / cumulative[:, -1]).clamp(max=1 - 2.0**-53)  # where the last digit decides
+    alone = torch.cat([inverse_cdf(*part) for part in zip(weight.split(100), uniform.split(100), strict=True)])
+    assert torch.equal(inverse_cdf(weight, uniform), alone)

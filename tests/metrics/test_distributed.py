@@ -8,11 +8,12 @@ import torch
 from tempspec.metrics.ratio import ClusteredRatio
 
 RANK = """
-import sys
+import os, sys
 import torch
 from tempspec.metrics.ratio import ClusteredRatio, paired_difference
 
-rank, store, result = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+(store, result), other = sys.argv[1:], os.fork()  # both begin after the imports
+rank = 0 if other else 1
 torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 even, idle = ClusteredRatio(replicates=20), ClusteredRatio(replicates=20)
 key_N = torch.arange(6) + 2**62 + 6 * rank
@@ -24,13 +25,13 @@ found = [even.estimate(), idle.estimate(), paired_difference(even, even)]
 even.update(torch.zeros(0), torch.zeros(0), key_N[:0])
 torch.save([list(estimate.to_dict().values()) for estimate in [*found, even.estimate()]], f"{result}{rank}")
 torch.distributed.destroy_process_group()
+sys.exit(rank == 0 and os.waitpid(other, 0)[1] != 0)
 """
 
 
 def test_ranks_agree_with_one_process(tmp_path):
-    arguments = [str(tmp_path / "store"), str(tmp_path / "result")]
-    ranks = [subprocess.Popen([sys.executable, "-c", RANK, str(rank), *arguments]) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    line = [sys.executable, "-c", RANK, str(tmp_path / "store"), str(tmp_path / "result")]
+    assert subprocess.run(line, timeout=120).returncode == 0
 
     single = ClusteredRatio(replicates=20)
     for rank in range(2):

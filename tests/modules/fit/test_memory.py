@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -51,6 +52,18 @@ def folder(tmp_path_factory):
 
 def pair(folder, **options):
     return Pair(str(folder / "target"), str(folder / "draft"), None, ModelOptions(**options))
+
+
+@cache
+def pair_sizes(folder, batch_size=1, length=16, **options):
+    """Those of the pair: each is a rehearsal, and several tests ask for the same."""
+    return sizes(pair(folder), batch_size=batch_size, length=length, **options)
+
+
+@cache
+def head_sizes(folder, batch=4, length=128, steps=3, **options):
+    made = Pair(str(folder / "target"), None, None, ModelOptions(), head=Eagle3())
+    return sizes(made, batch_size=batch, length=length, head_steps=steps, **options)
 
 
 def most(found, kind):
@@ -128,11 +141,6 @@ def test_a_heads_fit_takes_what_was_estimated(folder):
     assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
 
 
-def head_sizes(folder, batch=4, length=128, steps=3, **options):
-    made = Pair(str(folder / "target"), None, None, ModelOptions(), head=Eagle3())
-    return sizes(made, batch_size=batch, length=length, head_steps=steps, **options)
-
-
 def test_a_heads_step_counts_what_it_is_made_of(folder):
     plain, single = (head_sizes(folder, steps=steps, chunk_tokens=64) for steps in (3, 1))
     assert single.draft_weights == plain.draft_weights
@@ -155,7 +163,7 @@ def test_a_heads_folder_is_estimated_by_its_own_sizes(folder, tmp_path):
 
 
 def test_more_devices_never_take_more_of_each(folder):
-    found = sizes(pair(folder), batch_size=1, length=16)
+    found = pair_sizes(folder)
     for one, two in zip(ways(4)[1:], ways(8)[1:], strict=True):
         assert estimate(found, two).total <= estimate(found, one).total
     assert len({estimate(found, way).total for way in ways(8)}) == 5
@@ -163,7 +171,7 @@ def test_more_devices_never_take_more_of_each(folder):
 
 def test_weights_count_exactly(folder):
     module: LightningModule = llama(2, 320)
-    found = sizes(pair(folder), batch_size=1, length=16)
+    found = pair_sizes(folder)
     parameters = sum(parameter.numel() for parameter in module.parameters())
     assert found.draft_weights == 4 * parameters
     assert found.states == pytest.approx(8 * parameters, rel=0.01)
@@ -172,13 +180,13 @@ def test_weights_count_exactly(folder):
 
 
 def test_a_cached_teacher_takes_the_target_away(folder):
-    whole, cached = (sizes(pair(folder), batch_size=1, length=16, from_cache=told) for told in (False, True))
+    whole, cached = pair_sizes(folder), pair_sizes(folder, from_cache=True)
     for way in ways(8):
         assert estimate(cached, way) == replace(estimate(whole, way), target=0)
 
 
 def test_changes_by_temperature_count(folder):
-    plain, conditioned = (sizes(pair(folder), batch_size=4, length=128, conditioning_rank=rank) for rank in (0, 4))
+    plain, conditioned = pair_sizes(folder, 4, 128), pair_sizes(folder, 4, 128, conditioning_rank=4)
     draft = condition(load_model(str(folder / "draft")), rank=4)
     assert conditioned.draft_weights == 4 * sum(parameter.numel() for parameter in draft.parameters())
     for part in ("draft_weights", "draft_layer", "states"):
@@ -187,9 +195,7 @@ def test_changes_by_temperature_count(folder):
 
 
 def test_chunks_of_a_named_size_and_whole_logits(folder):
-    default, half, whole = (
-        sizes(pair(folder), batch_size=4, length=128, chunk_tokens=tokens) for tokens in (512, 256, 0)
-    )
+    default, half, whole = (pair_sizes(folder, 4, 128, chunk_tokens=tokens) for tokens in (512, 256, 0))
     head = 4 * WORDS * 320
     assert most(half, "logits") - head == pytest.approx((most(default, "logits") - head) * 256 / (4 * 127), rel=0.03)
     assert set(whole.moments) == set(whole.whole)
@@ -225,24 +231,20 @@ def test_a_loss_counts_by_its_own_code(name):
 
 
 def test_layers_that_are_computed_again_keep_their_input_alone(folder):
-    plain, again = (
-        sizes(pair(folder), batch_size=4, length=128, gradient_checkpointing=told) for told in (False, True)
-    )
+    plain, again = pair_sizes(folder, 4, 128), pair_sizes(folder, 4, 128, gradient_checkpointing=True)
     assert most(again, "activations") < 0.7 * most(plain, "activations")
     assert again.draft_weights == plain.draft_weights
 
 
 def test_mixed_precision_takes_half_of_the_activations(folder):
-    full, mixed = (sizes(pair(folder), batch_size=4, length=128, precision=told) for told in ("32-true", "bf16-mixed"))
+    full, mixed = pair_sizes(folder, 4, 128), pair_sizes(folder, 4, 128, precision="bf16-mixed")
     assert 0.4 < most(mixed, "activations") / most(full, "activations") < 0.9
     assert mixed.draft_weights == full.draft_weights
-    assert 2 * sizes(pair(folder), batch_size=1, length=16, precision="bf16-true").draft_weights == full.draft_weights
+    assert 2 * pair_sizes(folder, precision="bf16-true").draft_weights == full.draft_weights
 
 
 def test_a_reference_draft_counts_on_every_device(folder):
-    alone, selected = (
-        sizes(pair(folder), batch_size=1, length=16, reference=path) for path in (None, str(folder / "draft"))
-    )
+    alone, selected = pair_sizes(folder), pair_sizes(folder, reference=str(folder / "draft"))
     weights = sum(parameter.numel() for parameter in load_model(str(folder / "draft")).parameters())
     for way in ways(8):
         more = estimate(selected, way).total - estimate(alone, way).total
@@ -252,7 +254,7 @@ def test_a_reference_draft_counts_on_every_device(folder):
 
 def test_a_draft_of_the_targets_layers(folder):
     made = Pair(str(folder / "target"), None, 2, ModelOptions())
-    assert sizes(made, batch_size=1, length=16) == sizes(pair(folder), batch_size=1, length=16)
+    assert sizes(made, batch_size=1, length=16) == pair_sizes(folder)
 
 
 def test_no_draft(folder):
