@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from tests.cli.conftest import WORDS
@@ -183,6 +184,19 @@ def test_two_processes_are_one(experiment, both, run, tmp_path):
         assert {name: found["value"] for name, found in left["metrics"].items()} == pytest.approx(
             {name: found["value"] for name, found in right["metrics"].items()}, abs=1e-6
         )
+
+
+def test_a_head_learns_from_a_target_in_parts(experiment, run, tmp_path):
+    """Its states come from layers that are put together one at a time; what is validated does, too."""
+    head = ["--model.draft", "null", "--model.head", "Eagle3", "--model.head.states", "[0, 1, 2]"]
+    one, two = ([*next(commands(experiment, tmp_path / name)), *head] for name in ("one", "two"))
+    steps = ["--trainer.max_steps", "4"]
+    code, _, error = run(*one, *steps)
+    assert code == 0, error
+    ended(start([[*two, *steps, *MACHINES, "--data.batch_size", "4", *SHARDED["target"]]], torchruns))
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
+    heads = [load_file(tmp_path / name / "fit/head/model.safetensors") for name in ("one", "two")]
+    torch.testing.assert_close(*heads, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow  # two processes

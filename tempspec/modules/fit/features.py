@@ -44,9 +44,9 @@ class CachedFeatures:
 
     Args:
         folder: where it is.
-        engine_states: the folder holds files of vLLM's `extract_hidden_states`, or of speculators, and these are the
-            layer ids that the engine was given, in its order: those that the head reads, and the target's number of
-            layers. The other options then do nothing. null is for our own files.
+        engine_states: the folder holds files of vLLM's `extract_hidden_states`, of speculators or of SpecForge, and
+            these are the layer ids that the tool was given, in its order: those that the head reads, and the target's
+            number of layers. The other options then do nothing. null is for our own files.
         dtype: what states are kept in; float32 is as exact as a forward pass in float32, at twice the size.
         shard_rows: rows of a file; an interrupted run loses at most so many.
 

@@ -15,7 +15,7 @@ def test_heads_are_compared_by_the_temperature_of_their_loss(world, tmp_path, mo
     prompts = {"path": f"{world}/text.jsonl", "limit": 2, "prompt_tokens": 4}
     experiment = config["experiment"]
     experiment["model"]["target"] = f"{world}/target"
-    experiment["model"]["head"]["init_args"] = {"draft_vocabulary": 9, "states": [0, 1, 2]}
+    experiment["model"]["head"]["init_args"] = {"states": [0, 1, 2]}
     experiment["model"]["sweep"] |= {"max_new_tokens": 6, "stop_at_eos": False}
     experiment["data"] |= {"prompts": {"p": prompts}, "max_length": 16, "cache_dir": f"{world}/cache"}
     experiment["trainer"] |= {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
