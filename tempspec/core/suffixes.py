@@ -1,4 +1,4 @@
-"""Drafts from how a text went on where its end occurred before, by counts (floor 1).
+"""Drafts what followed where the end of a text occurred before, by counts (floor 1).
 
 Pure Python over token ids: what is compared is counted, not computed.
 """
@@ -17,7 +17,7 @@ def suffix_draft(
     """The continuation that a text's own counts expect most accepted tokens of.
 
     For each n the last n tokens are looked up. From their places the most frequent next token is taken, and again from
-    the places of that. The share of the n-gram's places, its last one included, that go on like this estimates the
+    the places of that. The share of the n-gram's places, its last one included, that continue like this estimates the
     probability that a token is accepted. The draft whose estimates add up to most wins, of equals the longest n-gram's.
     Of tokens that are equally frequent the one with the earliest place is taken. Oliaro et al. 2024, arXiv 2411.04975.
 
@@ -59,7 +59,7 @@ def _common(text: Sequence[int], end: int, most: int) -> int:
 
 
 def _path(text: Sequence[int], places: list[int], room: int, least: float) -> Iterator[tuple[int, float]]:
-    """The most frequent continuation of some places: its tokens, and the share of the places that go on like this."""
+    """The most frequent continuation of some places: its tokens, and the share of the places that continue like this."""
     begun = len(places)
     for _ in range(room):
         following: dict[int, list[int]] = {}

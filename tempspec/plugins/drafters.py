@@ -125,7 +125,7 @@ class PromptLookup(Drafter):
 
 
 class SuffixLookup(Drafter):
-    """Copies how the text went on most often where its last tokens occurred before; no model, and no fixed n-gram.
+    """Copies what followed most often where its last tokens occurred before; no model, and no fixed n-gram.
 
     Of n-grams of all lengths that end the text, takes the one whose most frequent continuation promises most accepted
     tokens by its counts: longer matches draft more, rare continuations end a draft. The draft is deterministic and q
@@ -135,7 +135,7 @@ class SuffixLookup(Drafter):
         depth: the most tokens of an n-gram and its continuation, at least 2. vLLM's `suffix_decoding_max_tree_depth`.
         factor: drafted tokens for each token of the n-gram, at most; more than 0. vLLM's
             `suffix_decoding_max_spec_factor`.
-        least: the share of the n-gram's places that must go on like the draft, 0 to 1. vLLM's
+        least: the share of the n-gram's places that must continue like the draft, 0 to 1. vLLM's
             `suffix_decoding_min_token_prob`.
     """
 

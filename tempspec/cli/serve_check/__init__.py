@@ -127,7 +127,7 @@ def _theirs(answers: Answers, drafted: int, positions: bool) -> tuple[dict[str, 
 
 
 def _of_counts(answers: Answers, theirs: Mapping[str, Sums], ours: Ours, temperature: float) -> Iterator[Verdict]:
-    """How many tokens a round drafts, and of which rounds the engine's own mean is."""
+    """How many tokens are drafted per round, and of which rounds the engine's own mean is."""
     if "draft acceptance" in theirs:
         rows = rows_at(ours, "same", temperature, temperature)
         found = [of_mean_drafted(mean_drafted(answers.totals()), mean_drafted(map(total_row, rows)), ours.drafted)]
