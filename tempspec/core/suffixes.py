@@ -59,7 +59,7 @@ def _common(text: Sequence[int], end: int, most: int) -> int:
 
 
 def _path(text: Sequence[int], places: list[int], room: int, least: float) -> Iterator[tuple[int, float]]:
-    """The most frequent continuation of some places: its tokens, and the share of the places that continue like this."""
+    """The tokens that follow most often at some places, and the share of the places where they do."""
     begun = len(places)
     for _ in range(room):
         following: dict[int, list[int]] = {}
