@@ -16,8 +16,10 @@ from tempspec.core.verification import precise
 Value = TypeVar("Value", float, Tensor)
 
 # Elements of the tempered laws alive at once: a few megabytes stay in a CPU's cache, a GPU wants large kernels.
-_CPU_ELEMENTS = 1 << 19
+_CPU_ELEMENTS = 1 << 21
 _GPU_ELEMENTS = 1 << 27
+_LEAST = torch.finfo(torch.float32).min
+"""In place of -inf where a product with a probability of 0 is to be 0."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ class Survey:
 
 
 def survey(logits_p_NV: Tensor, logits_q_NV: Tensor, temperatures: Sequence[float]) -> Survey:
-    """All that validation reports, from one softmax per model and temperature.
+    """All that validation reports, from one softmax per model and temperature above 0.
 
     Equal to the functions below, each of which tempers anew; nothing larger than a chunk of positions' laws is held.
 
@@ -284,13 +286,45 @@ def survey(logits_p_NV: Tensor, logits_q_NV: Tensor, temperatures: Sequence[floa
 def _survey_chunk(
     logits_p_NV: Tensor, logits_q_NV: Tensor, temperatures: Sequence[float], common: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    whole_p_TNV, whole_q_TNV = tempered(logits_p_NV, temperatures), tempered(logits_q_NV, temperatures)
-    p_TNV, q_TNV = whole_p_TNV[..., :common], whole_q_TNV[..., :common]
-    match_NT = torch.linalg.vecdot(p_TNV, q_TNV).T
-    best_N = logits_q_NV.argmax(-1)
-    argmax_TN = p_TNV.gather(-1, best_N.clamp(max=common - 1).expand(len(p_TNV), -1)[..., None]).squeeze(-1)
-    argmax_NT = torch.where(best_N < common, argmax_TN, 0.0).T
-    return _overlaps(p_TNV, q_TNV), match_NT, argmax_NT, torch.special.entr(whole_p_TNV).sum(-1).T
+    """The survey of a few positions. At T = 0 a law is one id: its overlap with another is what that gives the id."""
+    logits_p_NV, logits_q_NV = logits_p_NV.detach(), logits_q_NV.detach()
+    warm = [temperature for temperature in temperatures if temperature > 0]
+    place = {temperature: number for number, temperature in enumerate(warm)}
+    p_WNV, q_WNV = tempered(logits_p_NV, warm), tempered(logits_q_NV, warm)
+    best_p_N, best_q_N = logits_p_NV.argmax(-1), logits_q_NV.argmax(-1)
+    top_WN, at_best_q_WN, at_best_p_WN = _at(p_WNV, best_p_N), _at(p_WNV, best_q_N), _at(q_WNV, best_p_N)
+    overlap_NWW = _overlaps(p_WNV[..., :common], q_WNV[..., :common]) if warm else p_WNV.new_empty(len(best_p_N), 0, 0)
+    match_WN = torch.linalg.vecdot(p_WNV[..., :common], q_WNV[..., :common])
+    equal_N = (best_p_N == best_q_N).to(p_WNV.dtype)
+    below_NV = (logits_p_NV - logits_p_NV.amax(-1, keepdim=True)).to(p_WNV.dtype).clamp(min=_LEAST)
+
+    def overlap(target: float, draft: float) -> Tensor:
+        if target > 0 and draft > 0:
+            return overlap_NWW[:, place[target], place[draft]]
+        if target > 0:
+            return at_best_q_WN[place[target]]
+        return at_best_p_WN[place[draft]] if draft > 0 else equal_N
+
+    def entropy(temperature: float) -> Tensor:  # log Z less the mean exponent, both counted from the largest
+        if temperature == 0:
+            return torch.zeros_like(equal_N)
+        law_NV = p_WNV[place[temperature]]
+        return -top_WN[place[temperature]].log() - torch.linalg.vecdot(law_NV, below_NV) / temperature
+
+    columns = [overlap(target, draft) for target in temperatures for draft in temperatures]
+    return (
+        torch.stack(columns, -1).unflatten(-1, (len(temperatures), len(temperatures))),
+        torch.stack([match_WN[place[one]] if one > 0 else equal_N for one in temperatures], -1),
+        torch.stack([overlap(one, 0.0) for one in temperatures], -1),
+        torch.stack([entropy(one) for one in temperatures], -1),
+    )
+
+
+def _at(law_TNV: Tensor, id_N: Tensor) -> Tensor:
+    """What laws give one id of each position, `[T, N]`; nothing where they do not have it."""
+    size = law_TNV.shape[-1]
+    given_TN = law_TNV.gather(-1, id_N.clamp(max=size - 1).expand(len(law_TNV), -1)[..., None]).squeeze(-1)
+    return torch.where(id_N < size, given_TN, 0.0)
 
 
 def acceptance_grid(
