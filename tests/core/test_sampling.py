@@ -104,7 +104,7 @@ def test_inverse_cdf_of_many_tokens_is_by_one_cumulative_sum(vocabulary):
     assert inverse_cdf(weight, uniform).tolist() == expected.squeeze(-1).tolist()
 
 
-def test_of_few_tokens_a_row_gives_the_same_alone_and_in_any_batch():
+def test_few_tokens_are_drawn_alike_alone_and_in_any_batch():
     weight = torch.rand(20_000, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     cumulative = weight.cumsum(-1)
     uniform = (cumulative[:, 3] / cumulative[:, -1]).clamp(max=1 - 2.0**-53)  # where the last digit decides
