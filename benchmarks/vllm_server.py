@@ -14,8 +14,8 @@ from typing import Any
 
 __all__ = ["VllmServer", "free_port", "served"]
 
-PATIENCE = 600
-"""Seconds until it must be healthy."""
+PATIENCE = 1800
+"""Seconds until it must be healthy: on a busy machine it loads for many minutes."""
 
 
 class VllmServer:
@@ -88,6 +88,7 @@ def _environment(vllm: Path) -> dict[str, str]:
     preload = next(iter(sorted((vllm / "venv").rglob("libiomp5.so"))), None)
     own = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     own |= {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "VLLM_NO_USAGE_STATS": "1"}
+    own |= {"VLLM_ENGINE_READY_TIMEOUT_S": str(PATIENCE)}
     own |= {"LD_PRELOAD": str(preload)} if preload else {}
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | own
 

@@ -37,7 +37,8 @@ class Counted:
 
     Attributes:
         prompt_key: of its prompt, or of what else was counted together.
-        rounds: target calls, those of the last tokens left out where the length cut them.
+        rounds: target calls, the first left out, which an engine has in its pass over the prompt, and the last where
+            the length cut it.
         drafting: of these, how many drafted something.
         tested: rounds that tested each position, `[K]`.
         accepted: of these, how many accepted it.
@@ -68,10 +69,10 @@ def counted_row(row: DecodedRow, longest: int) -> Counted:
 
     >>> row = {"prompt_key": 7, "finish": "length", "drafted": [2, 2, 0], "tested": [2, 1, 0], "accepted": [1, 0, 0]}
     >>> counted_row(row, 2)
-    Counted(prompt_key=7, rounds=2, drafting=2, tested=(2, 1), accepted=(1, 0))
+    Counted(prompt_key=7, rounds=1, drafting=1, tested=(2, 1), accepted=(1, 0))
     """
     cut = row["finish"] == "length"  # the last round may draft less than it would, for want of room
-    drafted = row["drafted"][: -1 if cut else None]
+    drafted = row["drafted"][1 : -1 if cut else None]
 
     def reached(lengths: Sequence[int]) -> tuple[int, ...]:
         return tuple(sum(length >= position for length in lengths) for position in range(1, longest + 1))

@@ -53,4 +53,5 @@ def of_counters(counters: dict[str, float]) -> EngineLog | None:
     tokens, finished = (counters.get(name) for name in _ALONE[3:])
     written = None if tokens is None or finished is None else tokens - finished
     note = ONLY_DRAFTING.replace("completion_tokens", "generation_tokens") if written is None else ""
-    return EngineLog("vLLM counters", [of_vllm(drafts, accepted, drafted, reached, written=written)], False, note)
+    counts = of_vllm(drafts, accepted, drafted, reached, written=written, requests=finished or 1.0)
+    return EngineLog("vLLM counters", [counts], False, note)

@@ -1,9 +1,10 @@
 """What engines count of speculative decoding, in one form (floor 6)."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["EngineLog", "LoggedCounts", "at_least", "number", "of_vllm"]
+__all__ = ["EngineLog", "LoggedCounts", "at_least", "beyond", "number", "of_vllm"]
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,13 @@ def of_vllm(
     by_position: tuple[float, ...] = (),
     *,
     written: float | None = None,
+    requests: float = 1.0,
 ) -> LoggedCounts:
     """Counts of vLLM, whose own are of the rounds that drafted.
 
     Every round emits a token beside those that it accepts, and the pass over the prompt one more. Where the number of
-    tokens is known, so are the rounds that drafted nothing.
+    tokens is known, so are the rounds that drafted nothing, but for the tokens that a request's last round accepts
+    beyond its end: vLLM counts these and does not write them, see `beyond`.
 
     Args:
         drafting: `num_spec_steps`, `num_drafts`.
@@ -67,12 +70,33 @@ def of_vllm(
         drafted: tokens.
         by_position: of the rounds that drafted, how many accepted each position.
         written: tokens after those of the pass over the prompt; None where the engine does not say.
+        requests: how many these are.
 
     >>> of_vllm(15, 45, 60).emitted / 15, of_vllm(15, 45, 60, written=63).rounds
-    (4.0, 18)
+    (4.0, 18.0)
     """
-    rounds = drafting if written is None else max(drafting, written - accepted)
+    rounds = drafting
+    if written is not None and written > accepted + drafting:  # else all rounds drafted
+        rounds = written + beyond(written, by_position, requests) - accepted
     return LoggedCounts(accepted + rounds, rounds, accepted, drafted, drafting if by_position else 0.0, by_position)
+
+
+def beyond(written: float, by_position: tuple[float, ...], requests: float) -> float:
+    """How many tokens requests are expected to accept beyond their ends, if these fall anywhere in a round.
+
+    A round of a accepted tokens emits a + 1 and is the last one in proportion; a / 2 of these are then cut off on
+    average. With T the emitted tokens, T = written + requests * sum of a (a + 1) / 2 over rounds / T.
+
+    Args:
+        written: tokens.
+        by_position: how many rounds accepted each position.
+        requests: how many these are.
+
+    >>> round(beyond(60.0, (16.0, 8.0), 1.0), 3)
+    0.529
+    """
+    halves = requests * sum(place * reached for place, reached in enumerate(by_position, start=1))
+    return (math.sqrt(written**2 + 4 * halves) - written) / 2
 
 
 def at_least(histogram: list[Any]) -> tuple[float, ...]:

