@@ -237,6 +237,13 @@ def test_the_joint_law_survives_a_tree_of_some_tokens(small):
     assert min(p_values(*pair, RecursiveRejection(), 1500, drafter=StaticTree([2, 2]))) > 1e-4
 
 
+@pytest.mark.parametrize("verifier", [RecursiveRejection(), Traversal()], ids=lambda rule: type(rule).__name__)
+def test_the_joint_law_survives_a_tree_by_confidence(small, verifier):
+    """EAGLE-2's, which grows where the head is sure: at T = .7, 1 and 1.5, with top-k and top-p."""
+    tree = DynamicTree(width=2, depth=2, nodes=4)
+    assert min(p_values(*small, verifier, 1500, drafter=tree)) > 1e-4
+
+
 def test_a_row_of_one_token_drafts_from_its_second_round_on(wide):
     (completion,) = engine_of(wide, SAMPLING["TokenwiseRejection"]).run([Request((7,), 1.0, max_new_tokens=9)])
     assert completion.drafted[0] == 0
