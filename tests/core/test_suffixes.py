@@ -59,6 +59,6 @@ def test_rare_continuations_end_a_draft():
     assert suffix_draft(text, 8, factor=3.0, least=0.26) == []
 
 
-def test_the_most_frequent_continuation_is_taken_then_the_earliest():
+def test_the_most_frequent_continuation_wins_then_the_earliest():
     assert suffix_draft([7, 1, 7, 2, 7, 2, 7], 1, depth=2) == [2]
     assert suffix_draft([7, 1, 7, 2, 7], 1, depth=2) == [1]
