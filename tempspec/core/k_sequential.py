@@ -3,7 +3,8 @@
 Sun et al. 2023, SpecTr, 2310.15141. In trees it is applied node by node, from the root down; node order and the N + 1
 convention: see `tempspec.core.trees`.
 
-Axes: B batch, N nodes, V vocabulary, K children of one node; any leading axes where a shape is not named.
+Axes: B batch, N nodes, V vocabulary, K children of one node, R places of all rows; any leading axes where a shape is
+not named.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tempspec.core.tree_verification import Children
+from tempspec.core.children import Children
 from tempspec.core.verification import at_position, of_token, precise, probabilities, quotient, real, strips
 
 _NEWTON_STEPS = 10
@@ -83,28 +84,43 @@ class SequentialCoins:
 
 
 def sequential_coins(
-    logp_BNV: Tensor, logq_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor
+    logp_BNV: Tensor,
+    logq_BNV: Tensor,
+    token_BN: Tensor,
+    parent_BN: Tensor,
+    length_B: Tensor,
+    children: Children | None = None,
 ) -> SequentialCoins:
     """K-SEQ at every node of a tree of independent children; nodes are decided on the way down.
 
     Arguments as in `tempspec.core.tree_verification.tree_coins`; the law of a node's children is its first child's.
     """
-    children = Children.of(parent_BN, length_B)
-    rho_BN = torch.ones(len(token_BN), token_BN.shape[1] + 1, dtype=torch.float64, device=token_BN.device)
-    for place, count in enumerate(children.most):
-        if count < 2:  # one child: rho = 1
-            continue
-        first_B = children.node_BNK[:, place, 0].clamp(min=0)
-        count_B = (children.node_BNK[:, place] >= 0).sum(-1).clamp(min=1)
-        for rows in strips(len(logp_BNV), logp_BNV):
-            p_BV = probabilities(logp_BNV[rows, place])
-            q_BV = probabilities(at_position(logq_BNV[rows], first_B[rows]))
-            rho_BN[rows, place] = sequential_division(p_BV, q_BV, count_B[rows])
+    children = Children.of(parent_BN, length_B) if children is None else children
+    rho_BN = _divisions(logp_BNV, logq_BNV, children)
     row_B1 = torch.arange(len(token_BN), device=token_BN.device)[:, None]
     own_BN = logp_BNV[row_B1, parent_BN + 1, token_BN].double().exp()
     chance_BN = of_token(logq_BNV, token_BN).double().exp() * rho_BN.gather(1, parent_BN + 1)
     accept_BN = quotient(own_BN, chance_BN).clamp(max=1.0)
     return SequentialCoins(torch.where(real(token_BN, length_B), accept_BN, 0.0), rho_BN, children)
+
+
+def _divisions(logp_BNV: Tensor, logq_BNV: Tensor, children: Children) -> Tensor:
+    """K-SEQ's rho at every place, float64 `[B, N+1]`; 1 where no row has two children. All places are found at once."""
+    rows, places = children.node_BNK.shape[:2]
+    rho_BN = torch.ones(rows, places, dtype=torch.float64, device=logp_BNV.device)
+    wanted = [place for place, count in enumerate(children.most) if count > 1]
+    if not wanted:
+        return rho_BN
+    place_R = torch.tensor(wanted, device=rho_BN.device).repeat(rows)
+    row_R = torch.arange(rows, device=rho_BN.device).repeat_interleave(len(wanted))
+    child_RK = children.node_BNK[row_R, place_R]
+    count_R, first_R = (child_RK >= 0).sum(-1).clamp(min=1), child_RK[:, 0].clamp(min=0)
+    parts = []
+    for part in strips(len(row_R), logp_BNV):
+        p_RV = probabilities(at_position(logp_BNV, place_R[part], row_R[part]))
+        q_RV = probabilities(at_position(logq_BNV, first_R[part], row_R[part]))
+        parts.append(sequential_division(p_RV, q_RV, count_R[part]))
+    return rho_BN.index_put_((row_R, place_R), torch.cat(parts))
 
 
 def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins: SequentialCoins) -> Tensor:

@@ -53,7 +53,16 @@ def fold(*parts: Tensor | int) -> Tensor:
 
     Order matters: `fold(a, b)` and `fold(b, a)` are unrelated.
     """
-    key = torch.zeros((), dtype=torch.int64)
+    return extend(torch.zeros((), dtype=torch.int64), *parts)
+
+
+def extend(key: Tensor, *parts: Tensor | int) -> Tensor:
+    """The hash of a longer key, from that of its beginning.
+
+    >>> seed = torch.tensor([1, 2])
+    >>> torch.equal(extend(fold(seed), 3, 4), fold(seed, 3, 4))
+    True
+    """
     for part in parts:
         key = mix(key + part + _GOLDEN)
     return key

@@ -6,6 +6,8 @@ Axes: B batch, N positions, V vocabulary, M likely tokens.
 import torch
 from torch import Tensor
 
+from tempspec.core import hosts
+
 _BLOCK = 128
 """Tokens that inversion sums at once."""
 
@@ -65,7 +67,7 @@ def _outside_nucleus(logp_BNV: Tensor, p_B11: Tensor) -> Tensor:
     The most likely tokens alone decide, where they have the mass. On a GPU, whose sums are not in order, sums over two
     different widths may round apart: there all are sorted.
     """
-    if logp_BNV.device.type == "cpu" and logp_BNV.shape[-1] >= 4 * _LIKELY:
+    if hosts.reads_free(logp_BNV) and logp_BNV.shape[-1] >= 4 * _LIKELY:
         likely_BNM = logp_BNV.topk(_LIKELY, -1).values
         up_to_BNM = likely_BNM.exp().cumsum(-1)
         if bool(((up_to_BNM[..., -1:] >= p_B11) | (p_B11 >= 1)).all()):

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from tempspec.core.acceptance import overlap
+from tempspec.core.children import Children
 from tempspec.core.sampling import one_hot_log
-from tempspec.core.trees import ancestry, elder
+from tempspec.core.trees import elder
 from tempspec.core.verification import at_position, of_token, precise, probabilities, quotient, real, strips
 
 Siblings = Literal["independent", "distinct", "top", "greedy"]
@@ -84,64 +85,6 @@ def sibling_law(logq: Tensor, score: Tensor, taken: Tensor, rank: int, count: in
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Children:
-    """The real children of every place of a tree, the root's first, and the places that have any, by depth.
-
-    Attributes:
-        node_BNK: the k-th child of each place in the order they were drawn, -1 where there is none, `[B, N+1, K]`.
-        most: the most children that any row has at each place, on the host.
-        place_BDW: the places with children at each depth, the root's 0, -1 where a row has fewer, `[B, N+1, W]`.
-        levels: of every depth that has such places how many, and the most children of any, on the host.
-        on_BNN: the tree's `trees.ancestry`.
-    """
-
-    node_BNK: Tensor
-    most: list[int]
-    place_BDW: Tensor
-    levels: list[tuple[int, int]]
-    on_BNN: Tensor
-
-    @classmethod
-    def of(cls, parent_BN: Tensor, length_B: Tensor) -> "Children":
-        """Of trees whose first `length_B` nodes are real; reads the shape on the host, once."""
-        nodes, real_BN = parent_BN.shape[1], real(parent_BN, length_B)
-        place_N = torch.arange(nodes + 1, device=parent_BN.device)
-        on_BNN = ancestry(parent_BN)
-        depth_BN = torch.nn.functional.pad(on_BNN.sum(-1), (1, 0))
-        count_BN = torch.zeros_like(depth_BN).scatter_add_(1, parent_BN + 1, real_BN.long())
-        at_BND = (depth_BN[..., None] == place_N) & (count_BN > 0)[..., None]
-        counts_BND = at_BND * count_BN[..., None]
-        most, widths, counts = torch.stack([count_BN.amax(0), at_BND.sum(1).amax(0), counts_BND.amax((0, 1))]).tolist()
-        among_BN = elder(parent_BN).sum(-1)
-        before_BN = at_BND.cumsum(1).gather(2, depth_BN[..., None]).squeeze(-1) - 1
-        return cls(
-            _table(parent_BN + 1, among_BN, real_BN, nodes + 1, max(most)),
-            most,
-            _table(depth_BN, before_BN, count_BN > 0, nodes + 1, max(widths)),
-            [(width, count) for width, count in zip(widths, counts, strict=True) if width],
-            on_BNN,
-        )
-
-    def at(self, node_B: Tensor) -> Tensor:
-        """The children of one node of each row, -1 for the root: `[B, K]`."""
-        return self.of_places(node_B[:, None] + 1)[:, 0]
-
-    def of_places(self, place_BW: Tensor) -> Tensor:
-        """The children of some places of each row, 0 the root, `[B, W, K]`; none where the place is -1."""
-        at_BWK = place_BW.clamp(min=0)[..., None].expand(*place_BW.shape, self.node_BNK.shape[-1])
-        return self.node_BNK.gather(1, at_BWK).masked_fill(place_BW[..., None] < 0, -1)
-
-
-def _table(row_BN: Tensor, column_BN: Tensor, there_BN: Tensor, rows: int, columns: int) -> Tensor:
-    """The numbers of some entries, each at its row and column, `[B, rows, columns]`; -1 where there is none."""
-    width = columns + 1  # the last column takes what is not there, and is cut off
-    place_BN = row_BN * width + column_BN.masked_fill(~there_BN, columns)
-    number_BN = torch.arange(row_BN.shape[1], device=row_BN.device).expand_as(row_BN)
-    table_BX = row_BN.new_full((len(row_BN), rows * width), -1).scatter_(1, place_BN, number_BN)
-    return table_BX.view(len(row_BN), rows, width)[..., :columns]
-
-
 class _Law:
     """The law `a r` at one place of each row while its children are tried: `scale_B * law_BV`, so nothing is divided.
 
@@ -201,7 +144,14 @@ class TreeCoins:
 
 
 def tree_coins(
-    logp_BNV: Tensor, logd_BNV: Tensor, token_BN: Tensor, parent_BN: Tensor, length_B: Tensor, *, joint: bool
+    logp_BNV: Tensor,
+    logd_BNV: Tensor,
+    token_BN: Tensor,
+    parent_BN: Tensor,
+    length_B: Tensor,
+    children: Children | None = None,
+    *,
+    joint: bool,
 ) -> TreeCoins:
     """Recursive rejection of a tree's nodes, each node alone or jointly with what hangs below it.
 
@@ -220,10 +170,11 @@ def tree_coins(
         token_BN: the nodes' tokens.
         parent_BN: their parents.
         length_B: the first nodes that are real.
+        children: the trees' `Children`, where they are known.
         joint: see above.
     """
     nodes = token_BN.shape[1]
-    children = Children.of(parent_BN, length_B)
+    children = Children.of(parent_BN, length_B) if children is None else children
     # Each with an entry more, which takes what a row with fewer places or children has not.
     reach_BN = torch.ones(len(token_BN), nodes + 2, dtype=torch.float64, device=token_BN.device)
     behind_BN, coin_BN = reach_BN.clone(), torch.zeros_like(reach_BN[:, 1:])

@@ -51,10 +51,14 @@ def depths(parents: Sequence[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def ancestry(parent_BN: Tensor) -> Tensor:
+def ancestry(parent_BN: Tensor, deepest: int | None = None) -> Tensor:
     """Which nodes lie on the path to each node, itself included: bool `[B, N, N]`, `[b, i, j]` for j on the path to i.
 
     The attention mask of a tree's nodes among themselves. Each product doubles the steps up that are known.
+
+    Args:
+        parent_BN: the nodes' parents.
+        deepest: the length of the longest path or more, where it is known; fewer products then.
 
     >>> ancestry(torch.tensor([[-1, 0, 0]])).int()
     tensor([[[1, 0, 0],
@@ -64,18 +68,49 @@ def ancestry(parent_BN: Tensor) -> Tensor:
     nodes = parent_BN.shape[1]
     node_N = torch.arange(nodes, device=parent_BN.device)
     on_BNN = ((parent_BN[..., None] == node_N) | (node_N[:, None] == node_N)).float()
-    for _ in range(max(nodes - 2, 0).bit_length()):
+    longest = nodes if deepest is None else min(deepest, nodes)
+    for _ in range(max(longest - 2, 0).bit_length()):
         on_BNN = (on_BNN @ on_BNN).clamp_(max=1.0)
     return on_BNN > 0
 
 
-def postorder(parent_BN: Tensor) -> Tensor:
+def grown(on_BNN: Tensor | None, parent_BM: Tensor) -> Tensor:
+    """The `ancestry` of a tree to which M nodes are added whose parents it holds; None for one without nodes.
+
+    >>> on = grown(None, torch.tensor([[-1, -1]]))
+    >>> torch.equal(grown(on, torch.tensor([[1, -1]])), ancestry(torch.tensor([[-1, -1, 1, -1]])))
+    True
+    """
+    added = parent_BM.shape[1]
+    own_BMM = torch.eye(added, dtype=torch.bool, device=parent_BM.device).expand(len(parent_BM), -1, -1)
+    if on_BNN is None:
+        return own_BMM
+    at_BMN = (parent_BM + 1)[..., None].expand(-1, -1, on_BNN.shape[-1])
+    above_BMN = torch.nn.functional.pad(on_BNN, (0, 0, 1, 0)).gather(1, at_BMN)
+    return torch.cat([torch.nn.functional.pad(on_BNN, (0, added)), torch.cat([above_BMN, own_BMM], -1)], 1)
+
+
+def with_root(on_BNN: Tensor) -> Tensor:
+    """The `ancestry` of a tree's root and its nodes, the root's row and column first, `[B, N+1, N+1]`.
+
+    >>> with_root(torch.ones(1, 1, 1, dtype=torch.bool)).int()
+    tensor([[[1, 0],
+             [1, 1]]], dtype=torch.int32)
+    """
+    return torch.nn.functional.pad(torch.nn.functional.pad(on_BNN, (0, 0, 1, 0)), (1, 0), value=True)
+
+
+def postorder(parent_BN: Tensor, on_BNN: Tensor | None = None) -> Tensor:
     """Each node's place when children come before their parent and siblings in order, int64 `[B, N]`.
+
+    Args:
+        parent_BN: the nodes' parents.
+        on_BNN: the tree's `ancestry`, where it is known.
 
     >>> postorder(torch.tensor([[-1, -1, 0, 0]]))
     tensor([[2, 3, 0, 1]])
     """
-    on_BNN = ancestry(parent_BN)
+    on_BNN = ancestry(parent_BN) if on_BNN is None else on_BNN
     size_BN = on_BNN.sum(1)
     skipped_BN = (elder(parent_BN) * size_BN[:, None]).sum(-1)  # the subtrees of the node's elder siblings
     return (on_BNN * skipped_BN[:, None]).sum(-1) + size_BN - 1
@@ -114,10 +149,10 @@ def walk(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None) -> 
     return torch.where(passed_BN, node_N, -1).amax(1)  # of a path the last is the deepest
 
 
-def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
+def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None) -> Tensor:
     """The accepted node that comes first when children come before parents, -1 if none is accepted, int64 `[B]`.
 
-    On a chain: the deepest.
+    On a chain: the deepest. Arguments as in `walk`.
 
     >>> first_from_leaves(torch.tensor([[True, True, False, True]]), torch.tensor([[-1, -1, 0, 1]]))
     tensor([0])
@@ -125,7 +160,7 @@ def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor) -> Tensor:
     nodes = parent_BN.shape[1]
     if nodes == 0:
         return parent_BN.new_full((len(parent_BN),), -1)
-    least_B, node_B = postorder(parent_BN).masked_fill(~accept_BN, nodes).min(-1)
+    least_B, node_B = postorder(parent_BN, on_BNN).masked_fill(~accept_BN, nodes).min(-1)
     return torch.where(least_B < nodes, node_B, -1)
 
 

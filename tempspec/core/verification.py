@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tempspec.core import hosts
+
 # A drafted token has q > 0, so this bound on log(p / q) binds only after a row's length, where it keeps sums finite.
 _MAX_LOG_RATIO = 1e4
 
@@ -60,7 +62,7 @@ def rows_of(wanted_B: Tensor) -> Tensor:
 
     Elsewhere all rows: to ask which are wanted would make the host wait for the device.
     """
-    if wanted_B.device.type == "cpu":
+    if hosts.reads_free(wanted_B):
         return wanted_B.nonzero().squeeze(1)
     return torch.arange(len(wanted_B), device=wanted_B.device)
 

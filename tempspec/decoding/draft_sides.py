@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tempspec.core.trees import ancestry
+from tempspec.core.trees import grown
 from tempspec.decoding import step_times
 from tempspec.decoding.rounds import RoundStart
 from tempspec.interfaces import HeadModel, HeadStep
@@ -229,7 +229,7 @@ class HeadSteps:
         self._side, self._vocabulary, self._longest, self._number = side, vocabulary, max(lengths) - 1, 0
         self._hidden_BNH, self._carry_BNC = (value[:, None] for value in side.last(len(lengths)))
         device = self._hidden_BNH.device
-        self._parent_BN = torch.zeros(len(lengths), 0, dtype=torch.int64, device=device)
+        self._grown_BNN: Tensor | None = None
         self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=device)
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
@@ -251,10 +251,11 @@ class HeadSteps:
         width = token_BM.shape[1]
         with self._side.stopwatch.running():
             self._number += 1
-            grown = self._parent_BN.shape[1]
-            self._parent_BN = torch.cat([self._parent_BN, parent_BM], 1)
-            visible_BNN, longest = ancestry(self._parent_BN), self._longest + grown
-            self._side.keys.begin(self._place_B + grown, width, longest=longest, visible_RNN=visible_BNN)
+            before = 0 if self._grown_BNN is None else self._grown_BNN.shape[1]
+            self._grown_BNN = grown(self._grown_BNN, parent_BM)
+            self._side.keys.begin(
+                self._place_B + before, width, longest=self._longest + before, visible_RNN=self._grown_BNN
+            )
             carry_BMC = self._carry_BNC.gather(1, (parent_BM + 1)[..., None].expand(-1, -1, self._carry_BNC.shape[-1]))
             step = self._side.advance(carry_BMC, token_BM, self._number)
             self._carry_BNC = torch.cat([self._carry_BNC, step.carry_BNC], 1)

@@ -14,26 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tempspec.core.noise import Stream
-from tempspec.core.sampling import log_law
 from tempspec.decoding.as_found import left_as_found
-from tempspec.decoding.draft_sides import HeadSteps, draft_side
-from tempspec.decoding.noise import NoiseAhead, RoundNoise
+from tempspec.decoding.device_round import DeviceRound, Sent
+from tempspec.decoding.draft_sides import draft_side
+from tempspec.decoding.noise import NoiseAhead
 from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature, compiles
-from tempspec.decoding.rounds import (
-    ClosedForms,
-    RoundOutcome,
-    RoundStart,
-    append_forms,
-    append_round,
-    draft_context,
-    has_optimum,
-    law_distance,
-    no_numbers,
-    optimum,
-    outcome_of,
-    visible,
-)
+from tempspec.decoding.rounds import RoundStart, append_forms, append_round, no_numbers
 from tempspec.decoding.slots import ActiveRow, Laws, Slots
 from tempspec.decoding.step_times import round_seconds
 from tempspec.decoding.tally import Tally
@@ -41,14 +27,12 @@ from tempspec.decoding.waiting import Waiting
 from tempspec.errors import UserError
 from tempspec.interfaces import (
     Completion,
-    Draft,
     Drafter,
     DraftLength,
     HeadModel,
     LastRound,
     Request,
     StepTimes,
-    Verdict,
     Verifier,
 )
 from tempspec.models.attention import attending_in_groups
@@ -57,7 +41,7 @@ from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.cutting import first_layers
 from tempspec.models.decodable import check_decodable
 from tempspec.models.head_draft import DraftModel
-from tempspec.models.ragged import DraftSteps, RaggedModel, bucketed, context_length, factor_switch
+from tempspec.models.ragged import RaggedModel, bucketed, context_length, factor_switch
 
 PREFILL_CHUNK = 512
 """Prompt tokens that one prefill pass feeds to a row; longer prompts take several."""
@@ -204,17 +188,30 @@ class Engine:
             return
         target, draft = self._models
         self._capacity = capacity
-        wide, narrow = ((self._longest + 1,), (1, 2)) if self._compile else ((), ())
+        wide, narrow = ((self._longest + 1,), self._catching_up) if self._compile else ((), ())
         sizes = self._slot_count, capacity
         self._draft = draft_side(draft, target, *sizes, narrow)
         self._target = RaggedModel(target, *sizes, wide, draft.states if isinstance(draft, HeadModel) else ())
+        self._prepare()
 
     def share(self, other: "Engine") -> bool:
         """Use another engine's caches and recordings, in turn with it; whether both need the same."""
         same = all(getattr(self, name) == getattr(other, name) for name in _OF_CACHES)
         if same and other._capacity:
             self._capacity, self._target, self._draft = other._capacity, other._target, other._draft
+            self._prepare()
         return same
+
+    def _prepare(self) -> None:
+        """The rounds on these caches."""
+        given = self._target, self._draft, self._verifier, self._drafter, self._vocabulary
+        self._device_round = DeviceRound(*given, analytic=self._analytic)
+
+    @property
+    def _catching_up(self) -> tuple[int, ...]:
+        """How many tokens a draft may have to catch up on: of a tree's path none was fed to it as text."""
+        most = 2 if self._drafter is None or self._drafter.siblings is None else self._longest + 1
+        return tuple(sorted({1, 2, most}))
 
     def _padded(self, longest_row: int) -> int:
         """The positions that rows of this length take."""
@@ -293,25 +290,8 @@ class Engine:
 
     def _round(self, slots: Slots, laws: Laws, noise: NoiseAhead, began: float) -> None:
         start = self._begin(slots, laws, noise)
-        draft, steps = self._propose(start)
-        last_B1 = start.token_BT.gather(1, start.length_B[:, None] - 1)
-        token_BN = torch.cat([last_B1, draft.token_BK], 1)
-        logits_BNV = self._target.forward(
-            token_BN, start.length_B - 1, longest=max(start.lengths) - 1, visible_RNN=visible(draft)
-        )
-        logp_BNV = logits_BNV[..., : self._vocabulary]
-        # A sum of largest logits is finite unless some position has NaN, +inf, or -inf alone: what gives no law.
-        largest_B = logp_BNV.amax(-1).sum(-1).float()
-        finite_B2 = torch.stack([largest_B if steps is None else steps.largest_B, largest_B], 1).isfinite()
-        if self._verifier is None or not self._verifier.reads_logits:
-            logp_BNV = log_law(logp_BNV, laws.target_temperature_B, any_greedy=laws.greedy, **laws.truncation)
-        verdict = self._verify(logp_BNV, draft, start.noise)
-        outcome = outcome_of(draft, verdict)
-        if outcome.node_BD is not None:  # the cache of a tree becomes that of the accepted path
-            self._target.keep_path(start.length_B, outcome.node_BD)
-        self._commit(start, verdict, outcome, self._closed_forms(logp_BNV, draft, outcome), steps, finite_B2)
-        if self._draft is not None:
-            self._draft.observe(start, verdict.accepted_B, outcome.node_BD, self._target.states)
+        self._condition(laws.draft_temperature_B)  # what a head takes in of this round, too
+        self._append(start, self._device_round.run(start))
         self._charge(start, began)
 
     def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> RoundStart:
@@ -356,77 +336,26 @@ class Engine:
             assert self._models[1] is not None
             set_temperature(self._models[1], temperature_R)
 
-    def _propose(self, start: RoundStart) -> tuple[Draft, DraftSteps | HeadSteps | None]:
-        """The drafts of this round, and what the draft model was fed for them, if it was."""
-        longest = max(start.limits)
-        self._condition(start.laws.draft_temperature_B)  # what a head takes in of this round, too
-        if self._drafter is None or start.rule is None or longest == 0:
-            none_B0 = start.token_BT[:, :0]
-            law_B0V = torch.empty(*none_B0.shape, self._vocabulary, dtype=torch.float32, device=none_B0.device)
-            return Draft(none_B0, start.limit_B, law_B0V), None
-        steps = None
-        if self._draft is not None:
-            steps = self._draft.steps(start, self._vocabulary)
-        coupled = self._verifier is not None and self._verifier.shared_noise
-        given = draft_context(start, longest, self._vocabulary, steps, coupled=coupled)
-        return self._drafter.propose(given), steps
-
-    def _verify(self, logp_BNV: Tensor, draft: Draft, noise: RoundNoise) -> Verdict:
-        if self._verifier is None:
-            return Verdict(torch.zeros_like(draft.length_B), noise.draw(logp_BNV[:, 0].exp(), Stream.TARGET))
-        return self._verifier.verify(logp_BNV, draft, noise)
-
-    def _closed_forms(self, logp_BNV: Tensor, draft: Draft, outcome: RoundOutcome) -> ClosedForms:
-        """What the verifier expects, if it was asked for and has closed forms."""
-        if not self._analytic or self._verifier is None:
-            return ClosedForms()
-        acceptance_BK = self._verifier.expected_acceptance(logp_BNV[:, :-1], draft)
-        length_B = self._verifier.expected_length(logp_BNV, draft)
-        siblings = self._drafter.siblings if self._drafter is not None and has_optimum(self._drafter) else None
-        return ClosedForms(
-            None if acceptance_BK is None else acceptance_BK.gather(1, outcome.place_BD),
-            length_B,
-            None if siblings is None else optimum(logp_BNV, draft, siblings, outcome),
-            *law_distance(self._verifier, logp_BNV[:, :-1], draft),
-        )
-
-    # -- commit -------------------------------------------------------------------------------------------------------
-
-    def _commit(
-        self,
-        start: RoundStart,
-        verdict: Verdict,
-        outcome: RoundOutcome,
-        forms: ClosedForms,
-        steps: DraftSteps | HeadSteps | None,
-        finite_B2: Tensor,
-    ) -> None:
-        """Append what was accepted to the rows. The round's one transfer to the host is here.
+    def _append(self, start: RoundStart, sent: Sent) -> None:
+        """Append what was accepted to the rows.
 
         Raises:
             UserError: a row's logits, of the draft or of the target, are no numbers.
         """
-        accepted_B1, next_B1 = verdict.accepted_B[:, None], verdict.next_token_B[:, None]
-        emitted_BN = torch.cat([outcome.token_BD, next_B1], 1).scatter_(1, accepted_B1, next_B1)
-        column_BN = start.length_B[:, None] + torch.arange(emitted_BN.shape[1], device=emitted_BN.device)
-        start.token_BT.scatter_(1, column_BN, emitted_BN)
-        count_B2 = torch.stack([outcome.depth_B, outcome.tested_B], 1)
-        count_BC = torch.cat([finite_B2, accepted_B1, count_B2, emitted_BN], 1)
-        host_BC = torch.cat([count_BC, *forms.columns()], 1).cpu()
-        counts, figures = host_BC[:, : count_BC.shape[1]].tolist(), forms.rows(host_BC[:, count_BC.shape[1] :])
-        for index, row in enumerate(start.rows):
+        for row, limit, found in zip(start.rows, start.limits, sent.read(), strict=True):
             if row is not None:
-                draft_finite, target_finite, accepted, drafted, tested, *emitted = counts[index]
-                if not (draft_finite and target_finite):
-                    raise UserError(no_numbers("target" if draft_finite else "draft", row))
+                if not (found.draft_finite and found.target_finite):
+                    raise UserError(no_numbers("target" if found.draft_finite else "draft", row))
                 length = row.length
-                append_round(row, emitted[: accepted + 1], drafted, tested)
+                append_round(row, found.emitted[: found.accepted + 1], found.drafted, found.tested)
                 self.tally.emit(row.length - length, row.completion.tested[-1], row.completion.accepted[-1])
-                append_forms(row.completion, figures[index])
-                row.last = row.last.then(start.limits[index], drafted, tested, accepted)
-                if steps is not None and steps.fed >= 0:
+                append_forms(row.completion, found.figures)
+                row.last = row.last.then(limit, found.drafted, found.tested, found.accepted)
+                if sent.fed >= 0:
                     # What the draft was fed stays valid as far as it was accepted.
-                    row.draft_cached = min(row.length - 1, row.length - accepted - 1 + min(accepted, steps.fed))
+                    row.draft_cached = min(
+                        row.length - 1, row.length - found.accepted - 1 + min(found.accepted, sent.fed)
+                    )
 
     def _release(self, slots: Slots) -> Iterator[Completion]:
         for index, row in enumerate(slots.rows):

@@ -9,13 +9,17 @@ Axes: B rows, K drafted, V vocabulary, R rounds ahead, S streams, N offsets of a
 import torch
 from torch import Tensor
 
-from tempspec.core.gumbel import coupled_argmax, shared_gumbel
-from tempspec.core.noise import Stream, fold, uniform
+from tempspec.core import hosts
+from tempspec.core.gumbel import Race
+from tempspec.core.noise import Stream, extend, fold, uniform
 from tempspec.core.sampling import inverse_cdf
 from tempspec.interfaces import Noise
 
 ROUNDS_AHEAD = 16
 """Rounds that one hash covers: a hash is some forty small operations, whatever its size."""
+
+WHOLE_ON_A_CPU, WHOLE_ON_A_GPU = 1 << 16, 1 << 27
+"""Shared noise of a round up to so many numbers is made at once: few operations, and on a GPU each is a launch."""
 
 STREAMS_AHEAD = (Stream.DRAFT, Stream.ACCEPT, Stream.RESIDUAL, Stream.TARGET)
 
@@ -28,13 +32,24 @@ class RoundNoise(Noise):
         round_B: the rounds that each row has had.
         length_B: tokens so far; keys the shared noise.
         ahead_BSN: this round's uniforms of `STREAMS_AHEAD`, if they are hashed already; they are the same.
+        shared_B: what the shared noise's keys begin with, likewise.
     """
 
-    def __init__(self, seed_B: Tensor, round_B: Tensor, length_B: Tensor, ahead_BSN: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        seed_B: Tensor,
+        round_B: Tensor,
+        length_B: Tensor,
+        ahead_BSN: Tensor | None = None,
+        shared_B: Tensor | None = None,
+    ) -> None:
         self._seed_B = seed_B
         self._round_B = round_B
         self._length_B = length_B
         self._ahead_BSN = ahead_BSN
+        self._shared_B = shared_B
+        self._race: Race | None = None
+        self._gumbel_BNV: Tensor | None = None
 
     def _uniform(self, stream: Stream, count: int, first: int = 0) -> Tensor:
         ahead_BSN = self._ahead_BSN
@@ -67,16 +82,32 @@ class RoundNoise(Noise):
 
     def shared_gumbel(self, count: int, vocabulary: int) -> Tensor:
         """Gumbel noise of the next `count` positions, `[B, count, V]`."""
-        return shared_gumbel(self._shared_key(0, count), vocabulary)
+        return self._races(count, vocabulary).part(0, count).gumbel()
 
     def coupled(self, logp_BNV: Tensor, first: int = 0) -> Tensor:
         """The tokens that the shared noise picks, `[B, N]`."""
-        return coupled_argmax(logp_BNV, self._shared_key(first, logp_BNV.shape[1]))
+        end, vocabulary = first + logp_BNV.shape[1], logp_BNV.shape[-1]
+        race, free = self._races(end, vocabulary), hosts.reads_free(logp_BNV)
+        if race.later.numel() * vocabulary <= (WHOLE_ON_A_CPU if free else WHOLE_ON_A_GPU):
+            if self._gumbel_BNV is None or self._gumbel_BNV.shape[1] < end:
+                self._gumbel_BNV = race.gumbel()
+            return (logp_BNV + self._gumbel_BNV[:, first:end]).argmax(-1)
+        part = race.part(first, end)
+        return part.winner(logp_BNV) if free else (logp_BNV + part.gumbel()).argmax(-1)
 
-    def _shared_key(self, first: int, count: int) -> Tensor:
-        """The shared noise's keys at positions of the text, `[B, count]`."""
-        offset_N = torch.arange(first, first + count, device=self._seed_B.device)
-        return fold(self._seed_B[:, None], int(Stream.SHARED), self._length_B[:, None] + offset_N)
+    def _races(self, count: int, vocabulary: int) -> Race:
+        """The shared noise of at least so many positions: of the whole round, where it is known how many that has."""
+        if self._race is None or self._race.later.shape[1] < count:
+            count = count if self._ahead_BSN is None else max(count, self._ahead_BSN.shape[-1])
+            position_BN = self._length_B[:, None] + torch.arange(count, device=self._seed_B.device)
+            shared_B = shared_keys(self._seed_B) if self._shared_B is None else self._shared_B
+            self._race = Race.of(extend(shared_B[:, None], position_BN), vocabulary)
+        return self._race
+
+
+def shared_keys(seed_B: Tensor) -> Tensor:
+    """What the keys of the shared noise begin with, `[B]`; each position of the text is folded in."""
+    return fold(seed_B, int(Stream.SHARED))
 
 
 class NoiseAhead:
@@ -96,6 +127,7 @@ class NoiseAhead:
         round_RB11 = self._round_RB[:, :, None, None]
         offset_N = torch.arange(offsets, device=device)
         self._uniform_RBSN = uniform(seed_B[:, None, None], stream_S1, round_RB11, offset_N)
+        self._shared_B = shared_keys(seed_B)
         self._used = 0
 
     @property
@@ -107,4 +139,4 @@ class NoiseAhead:
         """The next round's noise; `length_B` as in `RoundNoise`."""
         at = self._used
         self._used += 1
-        return RoundNoise(self._seed_B, self._round_RB[at], length_B, self._uniform_RBSN[at])
+        return RoundNoise(self._seed_B, self._round_RB[at], length_B, self._uniform_RBSN[at], self._shared_B)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tempspec.core import hosts
 from tempspec.core.lossy import distance
 from tempspec.core.sampling import log_law
-from tempspec.core.tree_verification import Children, Siblings, optimal_siblings
-from tempspec.core.trees import ancestry, path
+from tempspec.core.tree_verification import Siblings, match_steps, optimal_siblings
+from tempspec.core.trees import onward, path, with_root
 from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.slots import ActiveRow, Laws
@@ -155,7 +156,7 @@ def outcome_of(draft: Draft, verdict: Verdict) -> RoundOutcome:
     parent_BK, nodes = draft.parent_BK, draft.token_BK.shape[1]
     node_K = torch.arange(nodes, device=device)
     real_BK = node_K < draft.length_B[:, None]
-    on_BKK = ancestry(parent_BK)
+    on_BKK = draft.on_BKK
     depth_BK = on_BKK.sum(-1)
     childless_B = ~((parent_BK == verdict.node_B[:, None]) & real_BK).any(-1)
     on_BK = path(verdict.node_B, parent_BK, on_BKK)
@@ -200,15 +201,19 @@ def optimum(logp_BNV: Tensor, draft: Draft, siblings: Siblings, outcome: RoundOu
         siblings: how their siblings were drawn.
         outcome: which places were tested.
     """
-    children = Children.of(draft.tree_BK, draft.length_B)
     places = outcome.place_BD.shape[1]
-    if logp_BNV.device.type == "cpu":
+    if hosts.reads_free(logp_BNV):
         places = int(outcome.tested_B.max())
+    place_BD = outcome.place_BD[:, :places]
+    if draft.chosen:  # p's mass on the children
+        step_BK = match_steps(logp_BNV, draft.token_BK, draft.tree_BK, draft.length_B)
+        return onward(step_BK, draft.tree_BK).gather(1, place_BD)
+    children = draft.children
     found = [
         optimal_siblings(
             at_position(logp_BNV, place_B), draft.logq_BKV, draft.token_BK, children.at(place_B - 1), siblings
         )
-        for place_B in outcome.place_BD[:, :places].unbind(1)
+        for place_B in place_BD.unbind(1)
     ]
     return torch.stack(found, 1) if found else outcome.place_BD[:, :0]
 
@@ -233,7 +238,7 @@ def visible(draft: Draft) -> Tensor | None:
     """What the last token and the nodes of a tree see of each other, `[B, K+1, K+1]`; None for a chain."""
     if draft.parent_BK is None:
         return None
-    return ancestry(torch.nn.functional.pad(draft.parent_BK + 1, (1, 0), value=-1))
+    return with_root(draft.on_BKK)
 
 
 def law_distance(verifier: Verifier, logp_BKV: Tensor, draft: Draft) -> tuple[Tensor | None, Tensor | None]:

@@ -8,15 +8,16 @@ Axes: B batch, K drafted, V vocabulary, T positions, M nodes of one call.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from tempspec.core.children import Children
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.tree_verification import Siblings
-from tempspec.core.trees import chain_parents
+from tempspec.core.trees import ancestry, chain_parents, depths
 
 
 @dataclass(slots=True)
@@ -30,17 +31,25 @@ class Draft:
             tree given its elder siblings too.
         parent_BK: of a tree, the node that each is a child of, -1 for the root; None for a chain. Parents come before
             their children, siblings in the order they were drawn.
+        shape: those parents on the host, where they are the same in every row; spares it a look at the device.
+        deepest: the length of the longest path or more, where the host knows it.
+        chosen: whether no token was drawn: every law is one-hot on its token. Decisions are cheaper then.
     """
 
     token_BK: Tensor
     length_B: Tensor
     logq_BKV: Tensor
     parent_BK: Tensor | None = None
+    shape: tuple[int, ...] | None = None
+    deepest: int | None = None
+    chosen: bool = False
+    _on_BKK: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    _children: Children | None = field(default=None, init=False, repr=False, compare=False)
 
     @classmethod
     def certain(cls, token_BK: Tensor, length_B: Tensor, vocabulary: int) -> "Draft":
         """A deterministic draft: q is one-hot on its tokens."""
-        return cls(token_BK, length_B, one_hot_log(token_BK, vocabulary))
+        return cls(token_BK, length_B, one_hot_log(token_BK, vocabulary), chosen=True)
 
     @property
     def tree_BK(self) -> Tensor:
@@ -48,6 +57,37 @@ class Draft:
         if self.parent_BK is not None:
             return self.parent_BK
         return chain_parents(self.token_BK.shape[1], device=self.token_BK.device).expand_as(self.token_BK)
+
+    @property
+    def on_BKK(self) -> Tensor:
+        """The tree's `trees.ancestry`, a chain's too; computed once."""
+        if self._on_BKK is None:
+            known = self._known_shape is not None
+            self._on_BKK = self.children.on_BNN if known else ancestry(self.tree_BK, self.deepest)
+        return self._on_BKK
+
+    @property
+    def children(self) -> Children:
+        """Who is whose child; computed once. Where the host knows no shape, it waits for the device here."""
+        if self._children is None:
+            shape = self._known_shape
+            if shape is None:
+                self._children = Children.of(self.tree_BK, self.length_B, self.on_BKK)
+            else:
+                self._children = Children.of_shape(shape, self.length_B)
+        return self._children
+
+    @property
+    def depth(self) -> int:
+        """The length of the longest path, or more, from what the host knows."""
+        shape = self._known_shape
+        if shape is not None:
+            return max(depths(shape), default=0)
+        return self.token_BK.shape[1] if self.deepest is None else self.deepest
+
+    @property
+    def _known_shape(self) -> tuple[int, ...] | None:
+        return tuple(range(-1, self.token_BK.shape[1] - 1)) if self.parent_BK is None else self.shape
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 Pass = Callable[..., Tensor]
-"""`(token_RN, start_R, view, keep) -> logits`; reads no value on the host."""
+"""`(token_RN, start_R, view, keep, visible_RNN=None) -> logits`; reads no value on the host."""
 
 Compile = bool | Literal["auto"]
 """Whether forward passes are compiled; `auto` is on a GPU, where nothing but the model can forbid it."""
 
-Replay = Callable[[Tensor, Tensor], Tensor]
-"""A recorded pass: `(token_RN, start_R) -> logits` for the shapes that it was recorded with."""
+Replay = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""A recorded pass: `(token_RN, start_R, visible_RNN) -> logits` for the shapes that it was recorded with."""
 
-Recorder = Callable[[Pass, Tensor, Tensor, int, int], Replay]
-"""Makes a recording of a pass from the first `(token_RN, start_R, view, keep)` of a shape."""
+Recorder = Callable[[Pass, Tensor, Tensor, int, int, Tensor | None], Replay]
+"""Makes a recording of a pass from the first `(token_RN, start_R, view, keep, visible_RNN)` of a shape."""
 
 SHAPES = 32
 """Compiled or recorded variants that one model may have: widths times views."""
@@ -90,22 +90,27 @@ class Recorded:
         self._recorded: dict[Hashable, Replay] = {}
         self._full = False
 
-    def __call__(self, token_RN: Tensor, start_R: Tensor, view: int, keep: int) -> Tensor:
+    def __call__(
+        self, token_RN: Tensor, start_R: Tensor, view: int, keep: int, visible_RNN: Tensor | None = None
+    ) -> Tensor:
         """See `Pass`; the logits of a recording are its own and are kept until the next pass."""
-        shape = (token_RN.shape, view, keep)
+        given = token_RN, start_R, view, keep, visible_RNN
+        shape = (token_RN.shape, view, keep, None if visible_RNN is None else visible_RNN.shape)
         replay = self._recorded.get(shape)
         if replay is None and not self._full:
-            replay = self._new(token_RN, start_R, view, keep)
+            replay = self._new(*given)
         if replay is None:
-            return self._forward(token_RN, start_R, view, keep)
+            return self._forward(*given)
         self._recorded[shape] = replay
-        return replay(token_RN, start_R)
+        return replay(token_RN, start_R, visible_RNN)
 
-    def _new(self, token_RN: Tensor, start_R: Tensor, view: int, keep: int) -> Replay | None:
+    def _new(
+        self, token_RN: Tensor, start_R: Tensor, view: int, keep: int, visible_RNN: Tensor | None
+    ) -> Replay | None:
         """A recording; None where there is to be none, now and later."""
         if len(self._recorded) < self._most:
             try:
-                return self._record(self._forward, token_RN, start_R, view, keep)
+                return self._record(self._forward, token_RN, start_R, view, keep, visible_RNN)
             except RuntimeError as error:
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
         else:
@@ -121,28 +126,34 @@ def _pool() -> Any:
     return torch.cuda.graph_pool_handle()
 
 
-def record_graph(forward: Pass, token_RN: Tensor, start_R: Tensor, view: int, keep: int) -> Replay:
+def record_graph(
+    forward: Pass, token_RN: Tensor, start_R: Tensor, view: int, keep: int, visible_RNN: Tensor | None
+) -> Replay:
     """A CUDA graph of a pass.
 
     Raises:
         RuntimeError: the model does what no graph can hold, such as reading a value on the host.
     """
     own_token_RN, own_start_R = token_RN.clone(), start_R.clone()
+    own_visible_RNN = None if visible_RNN is None else visible_RNN.clone()
+    given = own_token_RN, own_start_R, view, keep, own_visible_RNN
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # libraries allocate their workspaces in a first, unrecorded pass
-        first = forward(own_token_RN, own_start_R, view, keep)
+        first = forward(*given)
     torch.cuda.current_stream().wait_stream(side)
     # Not of the shared memory, in which another recording may leave anything between two replays.
     logits = torch.empty_like(first)
     del first
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=_pool()):
-        logits.copy_(forward(own_token_RN, own_start_R, view, keep))
+        logits.copy_(forward(*given))
 
-    def replay(token_RN: Tensor, start_R: Tensor) -> Tensor:
+    def replay(token_RN: Tensor, start_R: Tensor, visible_RNN: Tensor | None) -> Tensor:
         own_token_RN.copy_(token_RN)
         own_start_R.copy_(start_R)
+        if own_visible_RNN is not None and visible_RNN is not None:
+            own_visible_RNN.copy_(visible_RNN)
         graph.replay()
         return logits
 

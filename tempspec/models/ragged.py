@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tempspec.core.trees import ancestry
+from tempspec.core.trees import grown
 from tempspec.errors import UserError
 from tempspec.models.cache import RaggedCache, cache_argument
-from tempspec.models.compiling import compiled
+from tempspec.models.compiling import Recorded, compiled
 from tempspec.models.fast_linear import ThinProducts
 from tempspec.models.stopwatch import Stopwatch
 from tempspec.models.tapping import Taps
@@ -144,7 +144,8 @@ class RaggedModel:
         slots: S, the most rows.
         capacity: positions per row; tokens written for padding need room too.
         widths: compile the passes of at most so many new tokens per row, ascending: they run on all slots, padded to
-            the next of these widths. None, the default, compiles nothing.
+            the next of these widths; on a GPU passes over trees are recorded as well. None, the default, compiles
+            nothing.
         tapped: numbers of states that every pass leaves in `states`, as `tempspec.models.tapping` counts them; not of
             compiled passes.
 
@@ -185,6 +186,7 @@ class RaggedModel:
         self._taps = Taps(model, tapped) if tapped else None
         self.states: tuple[Tensor, ...] = ()
         self._compiled = compiled(self._pass, self.device) if widths else self._pass
+        self._records = isinstance(self._compiled, Recorded)
         if widths:
             self._allocate()
 
@@ -269,9 +271,11 @@ class RaggedModel:
     ) -> Tensor:
         if rows is None and visible_RNN is None and self._widths and token_RN.shape[1] <= self._widths[-1]:
             return self._static(token_RN, start_R, longest, keep)
+        if rows is None and visible_RNN is not None and self._records:
+            return self._static_tree(token_RN, start_R, longest, keep, visible_RNN)
         view = min(bucketed(longest + token_RN.shape[1]), self.cache.capacity)
         with self._thin.turned(token_RN.numel()):
-            return self._pass(token_RN, start_R, view, keep, rows, visible_RNN)
+            return self._pass(token_RN, start_R, view, keep, visible_RNN, rows)
 
     def _static(self, token_RN: Tensor, start_R: Tensor, longest: int, keep: int) -> Tensor:
         """A compiled pass: all slots, a width of `widths`, a view that doubles, so that few shapes occur."""
@@ -281,10 +285,24 @@ class RaggedModel:
         if width > new or idle:
             token_RN = torch.nn.functional.pad(token_RN, (0, width - new, 0, idle))
             start_R = torch.nn.functional.pad(start_R, (0, idle))
-        view = min(max(SMALLEST_STATIC_VIEW, 1 << (longest + width - 1).bit_length()), self.cache.capacity)
         with self._thin.turned(token_RN.numel()):
-            logits = self._compiled(token_RN, start_R, view, keep if width == new else 0)
+            logits = self._compiled(token_RN, start_R, self._static_view(longest + width), keep if width == new else 0)
         return logits[:rows, new - 1 : new] if keep and width > new else logits[:rows, :new]
+
+    def _static_tree(self, token_RN: Tensor, start_R: Tensor, longest: int, keep: int, visible_RNN: Tensor) -> Tensor:
+        """A recorded pass over nodes of a tree: as `_static`, of exactly so many nodes; a tree has few levels."""
+        rows, new = token_RN.shape
+        visible_RNN = visible_RNN.expand(rows, -1, -1)
+        if idle := self.cache.slots - rows:
+            token_RN = torch.nn.functional.pad(token_RN, (0, 0, 0, idle))
+            start_R = torch.nn.functional.pad(start_R, (0, idle))
+            visible_RNN = torch.nn.functional.pad(visible_RNN, (0, 0, 0, 0, 0, idle), value=True)
+        with self._thin.turned(token_RN.numel()):
+            return self._compiled(token_RN, start_R, self._static_view(longest + new), keep, visible_RNN)[:rows]
+
+    def _static_view(self, end: int) -> int:
+        """The positions that a compiled pass sees up to this one: views double, so that few shapes occur."""
+        return min(max(SMALLEST_STATIC_VIEW, 1 << (end - 1).bit_length()), self.cache.capacity)
 
     def _pass(
         self,
@@ -292,8 +310,8 @@ class RaggedModel:
         start_R: Tensor,
         view: int,
         keep: int,
-        rows: Tensor | None = None,
         visible_RNN: Tensor | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """One forward pass: reads no value on the host, so that it can be compiled or captured."""
         new = token_RN.shape[1]
@@ -366,7 +384,7 @@ class DraftSteps:
         self.fed = -1
         self._vocabulary = vocabulary
         self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=model.device)
-        self._parent_BN: Tensor | None = None
+        self._grown_BNN: Tensor | None = None
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
         """Feed the tokens that the cache lacks (one or two a row); logits `[B, V]` after each row's last token.
@@ -390,10 +408,10 @@ class DraftSteps:
 
         The next round's text is fed again from there: nothing of a tree counts as `fed`.
         """
-        grown = self._parent_BN.shape[1] if self._parent_BN is not None else 0
-        self._parent_BN = parent_BM if self._parent_BN is None else torch.cat([self._parent_BN, parent_BM], 1)
+        before = 0 if self._grown_BNN is None else self._grown_BNN.shape[1]
+        self._grown_BNN = grown(self._grown_BNN, parent_BM)
         logits = self._model.forward(
-            token_BM, self._next_B + grown, longest=self._longest + grown, visible_RNN=ancestry(self._parent_BN)
+            token_BM, self._next_B + before, longest=self._longest + before, visible_RNN=self._grown_BNN
         )
         return self._watched(logits)
 

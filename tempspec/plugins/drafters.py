@@ -8,9 +8,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from tempspec.core import hosts
 from tempspec.core.suffixes import suffix_draft
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, DraftContext, Drafter, DraftLength
+
+FEW_ROWS = 4
+"""Rows that may all have stopped before the longest draft, so that a GPU is asked after every token."""
 
 __all__ = ["CausalLM", "EarlyExit", "PromptLookup", "Speculator", "SuffixLookup"]
 
@@ -18,8 +22,9 @@ __all__ = ["CausalLM", "EarlyExit", "PromptLookup", "Speculator", "SuffixLookup"
 class CausalLM(Drafter):
     """Drafts with a causal language model, one token at a time, sampled at the request's draft temperature.
 
-    Rows that have stopped are fed on with the batch, and what they draft then lies after their length. The model is not
-    called where no row may draft, nor after the last token.
+    Rows that have stopped are fed on with the batch, and what they draft then lies after their length. Once all have
+    stopped no more is drafted, but on a GPU more than four rows are not asked. The model is not called where no row may
+    draft, nor after the last token.
     """
 
     needs_model: ClassVar[bool] = True
@@ -98,7 +103,7 @@ class PromptLookup(Drafter):
         """See `Drafter.propose`."""
         start_B = self._continuation(context.token_BT, context.length_B)
         length_B = torch.minimum(context.length_B - start_B, context.limit_B)
-        longest = int(length_B.max())
+        longest = int(length_B.max()) if hosts.reads_free(length_B) else context.longest
         if longest == 0:
             return _nothing(context)
         offset_K = torch.arange(longest, device=length_B.device)
@@ -186,10 +191,18 @@ def _sampled(context: DraftContext) -> Draft:
         proceed_B = context.rule.proceed(token_B, logq_BV)
         if proceed_B is not None:
             length_B = torch.where(proceed_B, length_B, length_B.clamp(max=count))
-            if not (length_B > count).any():
+            if _may_ask(length_B) and not (length_B > count).any():
                 break
         logits_BV = context.model.step(token_B)
     return Draft(torch.stack(tokens, 1), length_B, torch.stack(laws, 1))
+
+
+def _may_ask(length_B: Tensor) -> bool:
+    """Whether to ask the device if all rows have stopped.
+
+    A GPU makes the host wait for the answer, which is worth a step of the draft. Many rows hardly ever stop together.
+    """
+    return hosts.reads_free(length_B) or len(length_B) <= FEW_ROWS
 
 
 def _nothing(context: DraftContext) -> Draft:
@@ -202,7 +215,8 @@ def _nothing(context: DraftContext) -> Draft:
 def _certain(token_BK: Tensor, length_B: Tensor, context: DraftContext) -> Draft:
     """A draft that was copied, ended where the rule says."""
     draft = Draft.certain(token_BK, length_B, context.vocabulary)
-    return Draft(token_BK, _stopped(draft, context.rule), draft.logq_BKV)
+    draft.length_B = _stopped(draft, context.rule)
+    return draft
 
 
 def _stopped(draft: Draft, rule: DraftLength) -> Tensor:

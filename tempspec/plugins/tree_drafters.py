@@ -7,14 +7,18 @@ Axes: B batch, N nodes, M nodes of one level, V vocabulary, W width of a beam.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor
 
 from tempspec.core.sampling import one_hot_log
-from tempspec.core.tree_verification import Siblings, is_drawn, sibling_law
-from tempspec.core.trees import ancestry, depths, level_parents
+from tempspec.core.siblings import SiblingLaws, cleaned
+from tempspec.core.tree_shapes import Level, growth, selected
+from tempspec.core.tree_verification import Siblings, is_drawn
+from tempspec.core.trees import depths, level_parents
+from tempspec.core.verification import precise
 from tempspec.errors import UserError
 from tempspec.interfaces import Draft, DraftContext, Drafter, StepModel
 
@@ -64,11 +68,7 @@ class StaticTree(Drafter):
         self.parents = _shape([2, 2] if levels is None else levels) if parents is None else _checked(parents)
         self.siblings: Siblings = siblings
         self._depths = depths(self.parents)
-        self._children = {
-            node: [child for child, parent in enumerate(self.parents) if parent == node]
-            for node in range(-1, len(self.parents))
-        }
-        self.most_children = max(map(len, self._children.values()))
+        self.most_children = max(map(self.parents.count, self.parents))
 
     def most_nodes(self, longest: int) -> int:
         """See `Drafter.most_nodes`."""
@@ -80,54 +80,57 @@ class StaticTree(Drafter):
         deepest = min(context.longest, max(self._depths))
         if deepest == 0:
             return _nothing(context)
-        nodes = self.most_nodes(deepest)
-        token_BN = context.token_BT.new_zeros(len(context.token_BT), nodes)
+        shape = self.parents[: self.most_nodes(deepest)]
+        plan = growth(shape, context.token_BT.device)
         logits_BMV = model.catch_up(context.token_BT, context.length_B)[:, None]
-        laws: dict[int, Tensor] = {}
-        fed = {-1: -1}  # the number that the model knows a node by
-        inner = [-1]
-        for depth in range(1, deepest + 1):
-            self._draw_level(context, inner, logits_BMV, token_BN, laws)
-            inner = [node for node in range(nodes) if self._depths[node] == depth and self._children[node]]
-            if depth == deepest or not inner:
-                break
-            parent_M = torch.tensor(
-                [fed[self.parents[node]] for node in inner], dtype=torch.int64, device=token_BN.device
-            )
-            fed |= {node: len(fed) - 1 + index for index, node in enumerate(inner)}
-            logits_BMV = model.grow(token_BN[:, inner], parent_M.expand(len(token_BN), -1))
-        parent_BN = torch.tensor(self.parents[:nodes], dtype=torch.int64, device=token_BN.device).expand_as(token_BN)
-        return Draft(token_BN, self._lengths(context), torch.stack([laws[node] for node in range(nodes)], 1), parent_BN)
+        tokens: list[Tensor] = []
+        laws: list[Tensor] = []
+        for level in plan.levels:
+            if tokens:
+                fed_BM = selected(tokens[-1], level.inner_P)
+                logits_BMV = model.grow(fed_BM, level.parent_P.expand(len(fed_BM), -1))
+            token_BM, logd_BMV = self._draw_level(context, level, logits_BMV)
+            tokens.append(token_BM)
+            laws.append(logd_BMV)
+        token_BN = torch.cat(tokens, 1)
+        length_B = plan.upto_L[context.limit_B.clamp(max=deepest)]
+        chosen = self.siblings == "top"
+        return Draft(token_BN, length_B, torch.cat(laws, 1), plan.parent_N.expand_as(token_BN), shape, chosen=chosen)
 
-    def _draw_level(
-        self, context: DraftContext, inner: Sequence[int], logits_BMV: Tensor, token_BN: Tensor, laws: dict[int, Tensor]
-    ) -> None:
-        """Draw the children of the nodes `inner`, whose logits these are; writes `token_BN` and `laws`."""
-        logq_BMV = context.law(logits_BMV)
-        lacking = max(0, context.vocabulary - logits_BMV.shape[-1])
-        score_BMV = torch.nn.functional.pad(logits_BMV.to(logq_BMV.dtype).clamp(min=-1e30), (0, lacking), value=-1e30)
-        score_BMV = score_BMV[..., : context.vocabulary]
-        for count in sorted({len(self._children[node]) for node in inner}):
-            place = [index for index, node in enumerate(inner) if len(self._children[node]) == count]
-            logq_BPV, score_BPV = logq_BMV[:, place], score_BMV[:, place]
-            taken_BPV = torch.zeros_like(logq_BPV, dtype=torch.bool)
-            for rank in range(count):
-                nodes = [self._children[inner[index]][rank] for index in place]
-                logd_BPV = sibling_law(logq_BPV, score_BPV, taken_BPV, rank, count, self.siblings)
+    def _draw_level(self, context: DraftContext, level: Level, logits_BMV: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw the children of nodes whose logits these are: tokens and laws in the level's order."""
+        logq_BMV, score_BMV = context.law(logits_BMV), _scores(logits_BMV, context.vocabulary)
+        tokens, drawn = [], []
+        for brood in level.broods:
+            given = selected(logq_BMV, brood.place_P), selected(score_BMV, brood.place_P)
+            laws = SiblingLaws(*given, brood.size, self.siblings)
+            for rank, node_P in enumerate(brood.children):
+                logd_BPV = laws.law(rank)
                 if is_drawn(self.siblings, rank):
-                    token_BP = context.draw(
-                        logd_BPV.exp(), torch.tensor(nodes, dtype=torch.int64, device=token_BN.device)
-                    )
+                    tokens.append(context.draw(logd_BPV.exp(), node_P))
+                    laws.take(tokens[-1])
                 else:
-                    token_BP = logd_BPV.argmax(-1)
-                token_BN[:, nodes] = token_BP
-                laws.update(zip(nodes, logd_BPV.unbind(1), strict=True))
-                taken_BPV = taken_BPV.scatter(-1, token_BP[..., None], True)
+                    tokens.append(laws.chosen(rank))
+                drawn.append(logd_BPV)
+        return _in_order(tokens, level), cleaned(_in_order(drawn, level))
 
-    def _lengths(self, context: DraftContext) -> Tensor:
-        """The nodes that each row's limit leaves, `[B]`."""
-        upto = [self.most_nodes(limit) for limit in range(context.longest + 1)]
-        return torch.tensor(upto, dtype=torch.int64, device=context.limit_B.device)[context.limit_B]
+
+def _scores(logits_BMV: Tensor, vocabulary: int) -> Tensor:
+    """What ranks tokens that are not drawn: finite logits over the target's ids."""
+    finite_BMV = precise(logits_BMV).clamp(min=-1e30)
+    lacking = max(0, vocabulary - logits_BMV.shape[-1])
+    if lacking:
+        finite_BMV = torch.nn.functional.pad(finite_BMV, (0, lacking), value=-1e30)
+    return finite_BMV[..., :vocabulary]
+
+
+def _in_order(ranks: list[Tensor], level: Level) -> Tensor:
+    """What the broods of a level gave rank by rank, `[B, P, ...]` each, in the order of its nodes."""
+    parts, first = [], 0
+    for brood in level.broods:
+        parts.append(torch.stack(ranks[first : first + brood.size], 2).flatten(1, 2))
+        first += brood.size
+    return selected(parts[0] if len(parts) == 1 else torch.cat(parts, 1), level.order_M)
 
 
 def _shape(levels: Sequence[int]) -> tuple[int, ...]:
@@ -188,31 +191,31 @@ class DynamicTree(Drafter):
         width = min(self.width, context.vocabulary)
         logits_BMV = model.catch_up(context.token_BT, context.length_B)[:, None]
         # Candidates: token, parent (a candidate's number, -1 the root) and score; those fed are kept by their number.
-        token_BC, parent_BC = context.token_BT[:, :0], context.token_BT[:, :0]
-        score_BC = logits_BMV.new_zeros(len(token_BC), 0, dtype=torch.float64)
-        inner_BM, fed_BM = token_BC.new_full((len(token_BC), 1), -1), token_BC.new_full((len(token_BC), 1), -1)
-        above_BM = score_BC.new_zeros(len(token_BC), 1)
-        count = 0
+        tokens, parents, scores = [], [], []
+        inner_BM = fed_BM = torch.full_like(context.token_BT[:, :1], -1)
+        above_BM = torch.zeros_like(inner_BM, dtype=torch.float64)
+        start = count = 0
         for depth in range(1, deepest + 1):
-            best = logits_BMV[..., : context.vocabulary].double().log_softmax(-1).topk(width)
-            start = token_BC.shape[1]
-            token_BC = torch.cat([token_BC, best.indices.flatten(1)], 1)
-            parent_BC = torch.cat([parent_BC, inner_BM.repeat_interleave(width, 1)], 1)
-            score_BC = torch.cat([score_BC, (above_BM[..., None] + best.values).flatten(1)], 1)
+            best = precise(logits_BMV[..., : context.vocabulary]).log_softmax(-1).topk(width)
+            tokens.append(best.indices.flatten(1))
+            parents.append(inner_BM[..., None].expand_as(best.indices).flatten(1))
+            scores.append((above_BM[..., None] + best.values).flatten(1))
             if depth == deepest:
                 break
-            top = score_BC[:, start:].topk(min(width, score_BC.shape[1] - start), sorted=False)
-            place_BM = top.indices.sort(-1).values
+            place_BM = scores[-1].topk(width, sorted=False).indices.sort(-1).values
             parent_fed_BM = fed_BM.gather(1, place_BM // width)
-            inner_BM, above_BM = place_BM + start, score_BC[:, start:].gather(1, place_BM)
-            fed_BM = (count + torch.arange(place_BM.shape[1], device=place_BM.device)).expand_as(place_BM)
-            count += place_BM.shape[1]
-            logits_BMV = model.grow(token_BC.gather(1, inner_BM), parent_fed_BM)
-        return self._pruned(context, token_BC, parent_BC, score_BC)
+            inner_BM, above_BM = place_BM + start, scores[-1].gather(1, place_BM)
+            fed_BM = torch.arange(count, count + width, device=place_BM.device).expand_as(place_BM)
+            start, count = start + tokens[-1].shape[1], count + width
+            logits_BMV = model.grow(tokens[-1].gather(1, place_BM), parent_fed_BM)
+        drafted = torch.cat(tokens, 1), torch.cat(parents, 1), torch.cat(scores, 1)
+        return self._pruned(context, *drafted, _beam_depths(width, deepest, inner_BM.device))
 
-    def _pruned(self, context: DraftContext, token_BC: Tensor, parent_BC: Tensor, score_BC: Tensor) -> Draft:
+    def _pruned(
+        self, context: DraftContext, token_BC: Tensor, parent_BC: Tensor, score_BC: Tensor, depth_C: Tensor
+    ) -> Draft:
         """The best candidates in level order; a parent scores no less than its children and wins ties."""
-        allowed_BC = ancestry(parent_BC).sum(-1) <= context.limit_B[:, None]
+        allowed_BC = depth_C <= context.limit_B[:, None]
         order_BC = score_BC.masked_fill(~allowed_BC, -torch.inf).sort(stable=True, dim=-1, descending=True).indices
         kept_BN = order_BC[:, : self.nodes].sort(-1).values
         place_BC = torch.zeros_like(token_BC).scatter_(
@@ -222,4 +225,12 @@ class DynamicTree(Drafter):
         parent_BN = torch.where(parent_BN < 0, -1, place_BC.gather(1, parent_BN.clamp(min=0)))
         token_BN = token_BC.gather(1, kept_BN)
         length_B = allowed_BC.gather(1, kept_BN).sum(-1)
-        return Draft(token_BN, length_B, one_hot_log(token_BN, context.vocabulary), parent_BN)
+        logd_BNV = one_hot_log(token_BN, context.vocabulary)
+        return Draft(token_BN, length_B, logd_BNV, parent_BN, deepest=min(context.longest, self.depth), chosen=True)
+
+
+@cache
+def _beam_depths(width: int, deepest: int, device: torch.device) -> Tensor:
+    """The depths of a beam's candidates, `[C]`: the root has `width` of them, each level after it `width` for each."""
+    levels = [width] + [width * width] * (deepest - 1)
+    return torch.arange(1, deepest + 1, device=device).repeat_interleave(torch.tensor(levels, device=device))

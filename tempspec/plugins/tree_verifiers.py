@@ -11,34 +11,30 @@ from typing import ClassVar, get_args
 from torch import Tensor
 
 from tempspec.core import k_sequential, tree_verification, trees
+from tempspec.core.children import Children
 from tempspec.core.noise import Stream
+from tempspec.core.tree_descent import chosen_coins, descend
 from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
+from tempspec.plugins.verifiers import SampledMatch
 
 __all__ = ["KSequential", "RecursiveRejection", "Traversal"]
 
 _ALL: frozenset[Siblings] = frozenset(get_args(Siblings))
 
 
-def _verdict(node_B: Tensor, draft: Draft, next_token_B: Tensor, on_BKK: Tensor) -> Verdict:
-    """The path to `node_B` is accepted."""
-    return Verdict(trees.path(node_B, draft.tree_BK, on_BKK).sum(-1), next_token_B, node_B)
-
-
-def _parts(logp_BKV: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _parts(logp_BKV: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Children]:
     """What the accept decisions of a tree depend on."""
-    return logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B
+    return logp_BKV, draft.logq_BKV, draft.token_BK, draft.tree_BK, draft.length_B, draft.children
 
 
-def _recursive(logp_BKV: Tensor, draft: Draft, noise: Noise, *, joint: bool) -> Verdict:
-    """Recursive rejection of the tree's nodes, each alone from the root down, or jointly from the leaves up."""
-    coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=joint)
-    accept_BK, on_BKK = noise.coins(coins.coin_BN), coins.children.on_BNN
-    if joint:
-        node_B = trees.first_from_leaves(accept_BK, draft.tree_BK)
-    else:
-        node_B = trees.walk(accept_BK, draft.tree_BK, on_BKK)
-    weight_BV = tree_verification.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
-    return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL), on_BKK)
+def _accepted(node_B: Tensor, draft: Draft) -> Tensor:
+    """How many tokens are accepted when the path to `node_B` is."""
+    return trees.path(node_B, draft.tree_BK, draft.on_BKK).sum(-1)
+
+
+def _chosen_steps(logp_BKV: Tensor, draft: Draft) -> Tensor:
+    """P's mass on each node's token, for children that were chosen."""
+    return tree_verification.match_steps(logp_BKV, draft.token_BK, draft.tree_BK, draft.length_B)
 
 
 class _TopDown(Verifier):
@@ -79,11 +75,16 @@ class RecursiveRejection(_TopDown):
     siblings: ClassVar[frozenset[Siblings]] = _ALL
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
-        """See `Verifier.verify`."""
-        return _recursive(logp_BKV, draft, noise, joint=False)
+        """See `Verifier.verify`; of chosen children as if they were looked up in p."""
+        if draft.chosen:
+            return SampledMatch().verify(logp_BKV, draft, noise)
+        end = descend(logp_BKV, draft.logq_BKV, draft.token_BK, draft.children, noise.coins)
+        return Verdict(end.depth_B, noise.draw(end.weight_BV, Stream.RESIDUAL), end.node_B)
 
     def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`min(1, r / d)` with r what the elder siblings left of p."""
+        if draft.chosen:
+            return tree_verification.match_coins(_chosen_steps(logp_BKV, draft), draft.tree_BK)
         return tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=False).coin_BN
 
 
@@ -101,10 +102,9 @@ class KSequential(_TopDown):
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         coins = k_sequential.sequential_coins(*_parts(logp_BKV, draft))
-        on_BKK = coins.children.on_BNN
-        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK, on_BKK)
+        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK, draft.on_BKK)
         weight_BV = k_sequential.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
-        return _verdict(node_B, draft, noise.draw(weight_BV, Stream.RESIDUAL), on_BKK)
+        return Verdict(_accepted(node_B, draft), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
 
     def coin_probability(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """`min(1, p / (rho q))`."""
@@ -125,9 +125,25 @@ class Traversal(Verifier):
 
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
-        return _recursive(logp_BKV, draft, noise, joint=True)
+        if draft.chosen:
+            return self._verify_chosen(logp_BKV, draft, noise)
+        coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=True)
+        node_B = trees.first_from_leaves(noise.coins(coins.coin_BN), draft.tree_BK, draft.on_BKK)
+        weight_BV = tree_verification.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+        return Verdict(_accepted(node_B, draft), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
+
+    def _verify_chosen(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
+        """Of children that were chosen: p's mass on them decides."""
+        parts = draft.token_BK, draft.tree_BK, draft.length_B
+        coin_BK = chosen_coins(_chosen_steps(logp_BKV, draft), draft.tree_BK, draft.depth)
+        node_B = trees.first_from_leaves(noise.coins(coin_BK), draft.tree_BK, draft.on_BKK)
+        weight_BV = tree_verification.match_weight(logp_BKV, *parts, node_B)
+        return Verdict(_accepted(node_B, draft), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
 
     def expected_length(self, logp_BKV: Tensor, draft: Draft) -> Tensor:
         """Every node's depth times the chance that it is the first to be accepted, from the leaves up."""
+        if draft.chosen:
+            coin_BK = chosen_coins(_chosen_steps(logp_BKV, draft), draft.tree_BK, draft.depth)
+            return trees.depth_from_leaves(coin_BK, draft.tree_BK)
         coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=True)
         return trees.depth_from_leaves(coins.coin_BN, draft.tree_BK)

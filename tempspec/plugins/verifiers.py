@@ -27,9 +27,10 @@ def _while_equal(token_BK: Tensor, draft: Draft) -> Verdict:
     """
     if draft.parent_BK is not None:
         own_BK = token_BK.gather(1, draft.parent_BK + 1)
-        node_B = trees.walk((own_BK == draft.token_BK) & core.real(own_BK, draft.length_B), draft.parent_BK)
+        right_BK = (own_BK == draft.token_BK) & core.real(own_BK, draft.length_B)
+        node_B = trees.walk(right_BK, draft.parent_BK, draft.on_BKK)
         next_token_B = token_BK.gather(1, node_B[:, None] + 1).squeeze(1)
-        return Verdict(trees.path(node_B, draft.parent_BK).sum(-1), next_token_B, node_B)
+        return Verdict(trees.path(node_B, draft.parent_BK, draft.on_BKK).sum(-1), next_token_B, node_B)
     accepted_B = core.first_rejection(token_BK[:, :-1] == draft.token_BK, draft.length_B)
     return Verdict(accepted_B, token_BK.gather(1, accepted_B[:, None]).squeeze(1))
 
@@ -143,9 +144,10 @@ class SampledMatch(_Match):
         """See `Verifier.verify`."""
         parts = (draft.token_BK, draft.tree_BK, draft.length_B)
         chance_BK = tree_verification.match_coins(self._steps(logp_BKV, draft), draft.tree_BK)
-        node_B = trees.walk(noise.coins(chance_BK), draft.tree_BK)
+        node_B = trees.walk(noise.coins(chance_BK), draft.tree_BK, draft.on_BKK)
         weight_BV = tree_verification.match_weight(logp_BKV, *parts, node_B)
-        return Verdict(trees.path(node_B, draft.tree_BK).sum(-1), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
+        accepted_B = trees.path(node_B, draft.tree_BK, draft.on_BKK).sum(-1)
+        return Verdict(accepted_B, noise.draw(weight_BV, Stream.RESIDUAL), node_B)
 
 
 class GumbelCoupling(Verifier):

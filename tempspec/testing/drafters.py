@@ -210,10 +210,20 @@ def _check_record(drafter: Drafter, draft: Draft, rounds: _Rounds) -> None:
         "laws are no NaN, after the length too": draft.logq_BKV.isnan(),
         "laws add up to 1": _real(draft) & ~((mass_BK - 1.0).abs() < 1e-4),
         "a drafted token has q > 0": _real(draft) & ~(own_BK > -torch.inf),
+        "a draft that says `chosen` drew nothing": _real(draft) & (own_BK != 0) & draft.chosen,
+        "`shape` is every row's parents": _real(draft) & (parent_BK != _shaped(draft, parent_BK)),
+        "no path is longer than `deepest`": _real(draft) & (depth_BK > draft.depth),
     }
     for law, wrong_B in wrong.items():
         if wrong_B.any():
             raise ConformanceError(law, f"{int(wrong_B.sum())} places", f"the first is {wrong_B.nonzero()[0].tolist()}")
+
+
+def _shaped(draft: Draft, parent_BK: Tensor) -> Tensor:
+    """The parents that the draft's `shape` names; its own where it names none."""
+    if draft.shape is None or len(draft.shape) != parent_BK.shape[1]:
+        return parent_BK if draft.shape is None else torch.full_like(parent_BK, -2)
+    return torch.tensor(draft.shape, dtype=torch.int64).expand_as(parent_BK)
 
 
 def _check_law(draft: Draft) -> None:

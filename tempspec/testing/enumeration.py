@@ -122,6 +122,7 @@ def all_trees(pair: LawPair, parents: Sequence[int], siblings: Siblings) -> Roun
         length_B,
         torch.where(real_BN[..., None], logd_BNV[row_BC], logd_BNV[back_BC]),
         torch.tensor(parents, dtype=torch.int64).expand(len(row_BC), -1),
+        chosen=siblings == "top",
     )
     logp_BNV = torch.where(known_BN1, logp_BNV[row_BC], logp_BNV[back_BC])
     groups = tuple(f"{cut} nodes of {list(parents)}, {siblings} siblings" for cut in cuts)
@@ -145,6 +146,7 @@ def joined(parts: Sequence[Rounds]) -> Rounds:
         torch.cat([draft.length_B for draft in drafts]),
         torch.cat([draft.logq_BKV for draft in drafts]),
         torch.cat([draft.tree_BK for draft in drafts]),
+        chosen=all(draft.chosen for draft in drafts),
     )
     return Rounds(
         parts[0].pair,

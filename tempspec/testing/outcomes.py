@@ -65,7 +65,8 @@ def outcomes(verifier: Verifier, logp_BKV: Tensor, draft: Draft, where: str = "a
 def rows_of(draft: Draft, row_B: Tensor) -> Draft:
     """Some of a batch's drafts."""
     parent_BK = None if draft.parent_BK is None else draft.parent_BK[row_B]
-    return Draft(draft.token_BK[row_B], draft.length_B[row_B], draft.logq_BKV[row_B], parent_BK)
+    given = draft.token_BK[row_B], draft.length_B[row_B], draft.logq_BKV[row_B], parent_BK
+    return Draft(*given, draft.shape, draft.deepest, draft.chosen)
 
 
 class _ForcedNoise(Noise):

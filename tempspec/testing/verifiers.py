@@ -254,7 +254,8 @@ def _check_pure(verifier: Verifier, rounds: Rounds, seed: int, where: str) -> No
 
     def same(law: str, row_B: Tensor, columns: int) -> None:
         parent_BK = None if draft.parent_BK is None else draft.parent_BK[row_B, :columns]
-        part = Draft(draft.token_BK[row_B, :columns], draft.length_B[row_B], draft.logq_BKV[row_B, :columns], parent_BK)
+        given = draft.token_BK[row_B, :columns], draft.length_B[row_B], draft.logq_BKV[row_B, :columns], parent_BK
+        part = Draft(*given, chosen=draft.chosen)
         again = verifier.verify(logp_BKV[row_B, : columns + 1], part, SampledNoise(key_B[row_B]))
         _check_same(law, verdict, again, row_B, where)
 

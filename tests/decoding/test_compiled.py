@@ -7,8 +7,12 @@ import torch
 
 from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
+from tempspec.models.compiling import Recorded
 from tempspec.plugins.drafters import PromptLookup
 from tempspec.plugins.lengths import FixedLength
+from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
+from tempspec.plugins.tree_verifiers import RecursiveRejection, Traversal
+from tests.models.test_compiling import Recorder
 
 from .conftest import tiny_llama
 from .engines import SAMPLING, greedy_text, prompts, run, speculative
@@ -90,6 +94,36 @@ def test_engines_of_other_caches_share_nothing(wide_pair, other):
     first.reserve(64)
     second = speculative(target, verifier=SAMPLING["TokenwiseRejection"], **{"draft": draft, "slots": 2} | other)
     assert not second.share(first)
+
+
+@pytest.mark.parametrize("drafter", [StaticTree([2, 2]), DynamicTree(2, 3, 5)], ids=lambda kind: type(kind).__name__)
+def test_recorded_trees_are_those_of_eager_passes(wide_pair, monkeypatch, drafter):
+    target, draft = wide_pair
+    requests = [Request(p, 1.0, max_new_tokens=9 + 2 * i, seed=i, key=str(i)) for i, p in enumerate(prompts(5, 40))]
+    options = {"drafter": drafter, "slots": 3}
+    eager = run(speculative(target, draft, RecursiveRejection(), **options), requests)
+    recorder = Recorder()
+    monkeypatch.setattr("tempspec.models.ragged.compiled", lambda forward, device: Recorded(forward, recorder))
+    engine = speculative(target, draft, RecursiveRejection(), compile=True, **options)
+    engine.reserve(64)
+    for _ in range(2):  # the second time nothing is recorded anew
+        recorded = run(engine, requests)
+        assert [c.tokens for c in recorded] == [c.tokens for c in eager]
+        assert [c.accepted for c in recorded] == [c.accepted for c in eager]
+        made = recorder.made
+    assert recorder.made == made > 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("drafter", [StaticTree([2, 2]), DynamicTree(2, 3, 5)], ids=lambda kind: type(kind).__name__)
+def test_on_cuda_recorded_trees_are_those_of_eager_passes(wide_pair, drafter):
+    target, draft = (copy.deepcopy(model).cuda() for model in wide_pair)
+    requests = [Request(p, 0.0, max_new_tokens=9 + 2 * i, key=str(i)) for i, p in enumerate(prompts(5, 40))]
+    eager, recorded = (
+        run(speculative(target, draft, Traversal(), drafter=drafter, slots=3, compile=compile), requests)
+        for compile in (False, True)
+    )
+    assert [c.tokens for c in recorded] == [c.tokens for c in eager]
 
 
 @pytest.mark.gpu

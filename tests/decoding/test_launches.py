@@ -1,14 +1,18 @@
-"""How many operations a round launches outside the models: on a GPU each costs a launch, whatever its size."""
+"""How many operations a round launches outside the models: on a GPU each costs a launch, whatever its size.
+
+Counted on a CPU, with the branches that a GPU takes.
+"""
 
 import pytest
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tempspec.core import hosts
 from tempspec.interfaces import Request
 from tempspec.models.ragged import RaggedModel
 from tempspec.plugins.drafters import PromptLookup
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
-from tempspec.plugins.tree_verifiers import RecursiveRejection, Traversal
+from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
 from tempspec.plugins.verifiers import BlockVerification, GumbelCoupling, TokenwiseRejection
 from tests.decoding.engines import speculative
 from tests.tiny import llama
@@ -50,6 +54,8 @@ def launches_a_round(engine, monkeypatch):
             whole(*args)
         found.append(mode.count)
 
+    monkeypatch.setattr(hosts, "reads_free", lambda value: False)
+    list(engine.run(requests[:1]))  # what a device is told once
     monkeypatch.setattr(RaggedModel, "_call", outside)
     engine._round = counted
     list(engine.run(requests))
@@ -59,10 +65,17 @@ def launches_a_round(engine, monkeypatch):
 PATHS = {
     "token": (250, TokenwiseRejection(), {}),
     "block": (250, BlockVerification(), {}),
-    "coupled": (1000, GumbelCoupling(), {}),
+    "coupled": (250, GumbelCoupling(), {}),
     "prompt lookup": (250, TokenwiseRejection(), {"drafter": PromptLookup(), "draft": None}),
-    "a static tree": (900, RecursiveRejection(), {"drafter": StaticTree([4, 2, 2]), "length": FixedLength(3)}),
-    "a dynamic tree": (900, Traversal(), {"drafter": DynamicTree(4, 4, 16)}),
+    "a static tree": (400, RecursiveRejection(), {"drafter": StaticTree([4, 2, 2]), "length": FixedLength(3)}),
+    "a dynamic tree": (400, Traversal(), {"drafter": DynamicTree(4, 4, 16)}),
+    "a dynamic tree from the root": (400, RecursiveRejection(), {"drafter": DynamicTree(4, 4, 16)}),
+    "a static tree from the leaves": (800, Traversal(), {"drafter": StaticTree([4, 2, 2]), "length": FixedLength(3)}),
+    "a static tree by K-SEQ": (
+        750,
+        KSequential(),
+        {"drafter": StaticTree([4, 2, 2], siblings="independent"), "length": FixedLength(3)},
+    ),
 }
 
 

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from tempspec.core import hosts
 from tempspec.core.noise import Stream
+from tempspec.decoding import noise as of_rounds
 from tempspec.decoding.noise import ROUNDS_AHEAD, NoiseAhead, RoundNoise
 
 SEED, ROUND, LENGTH = torch.tensor([3, 2**62, 5]), torch.tensor([0, 7, 100]), torch.tensor([4, 9, 1])
@@ -41,3 +43,18 @@ def test_shared_noise_is_the_same_by_position_or_at_once():
         assert torch.equal(one, noise.coupled(logp)[:, offset : offset + 1])
         later = RoundNoise(SEED, ROUND + 1, LENGTH + offset)
         assert torch.equal(one, later.coupled(logp[:, offset : offset + 1]))
+
+
+@pytest.mark.parametrize("free", [True, False])
+@pytest.mark.parametrize("most", [0, 1 << 30])
+def test_shared_noise_picks_the_same_however_it_is_made(monkeypatch, free, most):
+    logp = torch.randn(3, 4, 70, generator=torch.Generator().manual_seed(0))
+    expected = (logp + RoundNoise(SEED, ROUND, LENGTH).shared_gumbel(4, 70)).argmax(-1)
+    monkeypatch.setattr(hosts, "reads_free", lambda value: free)
+    monkeypatch.setattr(of_rounds, "WHOLE_ON_A_CPU", most)
+    monkeypatch.setattr(of_rounds, "WHOLE_ON_A_GPU", most)
+    for noise in (RoundNoise(SEED, ROUND, LENGTH), NoiseAhead(SEED, ROUND, offsets=4).next(LENGTH)):
+        drawn = [noise.coupled(logp[:, offset : offset + 1], offset) for offset in range(4)]
+        assert torch.equal(torch.cat(drawn, 1), expected)
+        assert torch.equal(noise.coupled(logp), expected)
+        assert torch.equal(noise.coupled(logp[:, 1:3], 1), expected[:, 1:3])

@@ -8,8 +8,9 @@ import torch
 from tempspec.models.compiling import Recorded
 
 
-def forward(token_RN, start_R, view, keep):
-    return (token_RN * view + start_R[:, None])[:, -keep:]
+def forward(token_RN, start_R, view, keep, visible_RNN=None):
+    seen_RN = 0 if visible_RNN is None else visible_RNN.sum(-1)
+    return (token_RN * view + start_R[:, None] + seen_RN)[:, -keep:]
 
 
 class Recorder:
@@ -18,16 +19,17 @@ class Recorder:
     def __init__(self, error=None):
         self.made, self.error = 0, error
 
-    def __call__(self, forward, token_RN, start_R, view, keep):
+    def __call__(self, forward, token_RN, start_R, view, keep, visible_RNN):
         self.made += 1
         if self.error:
             raise self.error
-        own_token_RN, own_start_R = token_RN.clone(), start_R.clone()
+        own = [None if value is None else value.clone() for value in (token_RN, start_R, visible_RNN)]
 
-        def replay(token_RN, start_R):
-            own_token_RN.copy_(token_RN)
-            own_start_R.copy_(start_R)
-            return forward(own_token_RN, own_start_R, view, keep)
+        def replay(*given):
+            for mine, value in zip(own, given, strict=True):
+                if mine is not None:
+                    mine.copy_(value)
+            return forward(*own[:2], view, keep, own[2])
 
         return replay
 
@@ -52,6 +54,16 @@ def test_each_shape_is_recorded_once():
         warnings.simplefilter("error")
         assert equal_to_eager(Recorded(forward, recorder), [1, 3, 1, 1, 3])
     assert recorder.made == 4
+
+
+def test_trees_are_recorded_for_each_size_of_what_is_seen():
+    recorder = Recorder()
+    passes = Recorded(forward, recorder)
+    for seed, (new, tree) in enumerate([(2, 2), (2, 4), (2, 2), (2, 4)]):
+        given, seen = inputs(new, seed), torch.rand(2, new, tree) < 0.5
+        assert torch.equal(passes(*given, 8, 1, seen), forward(*given, 8, 1, seen))
+    assert torch.equal(passes(*inputs(2, 9), 8, 1), forward(*inputs(2, 9), 8, 1))
+    assert recorder.made == 3
 
 
 def test_shapes_beyond_the_most_run_eagerly_and_say_so_once():

@@ -5,6 +5,7 @@ import torch
 
 from tempspec.interfaces import Draft, Drafter
 from tempspec.plugins.drafters import CausalLM, PromptLookup
+from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
 from tempspec.testing import ConformanceError, check_drafter
 from tempspec.testing.drafters import HashModel
 
@@ -80,6 +81,29 @@ class RubbishIds(CausalLM):
         return Draft(draft.token_BK.masked_fill(behind_BK, -1), draft.length_B, draft.logq_BKV)
 
 
+class SaysChosen(CausalLM):
+    """Draws, and says that it did not."""
+
+    def propose(self, context):
+        draft = super().propose(context)
+        draft.chosen = True
+        return draft
+
+
+class SaysAnotherShape(StaticTree):
+    def propose(self, context):
+        draft = super().propose(context)
+        draft.shape = (-1,) * len(draft.shape or ())
+        return draft
+
+
+class SaysShallow(DynamicTree):
+    def propose(self, context):
+        draft = super().propose(context)
+        draft.deepest = 1
+        return draft
+
+
 @pytest.mark.parametrize(
     ("drafter", "law"),
     [
@@ -92,6 +116,9 @@ class RubbishIds(CausalLM):
         (OwnRandomness(), "equal noise gives equal drafts"),
         (CallsForNothing(), "the model is not called"),
         (RubbishIds(), "ids lie in 0..V-1"),
+        (SaysChosen(), "a draft that says `chosen` drew nothing"),
+        (SaysAnotherShape(siblings="distinct"), "`shape` is every row's parents"),
+        (SaysShallow(), "no path is longer than `deepest`"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Drafter) else None,
 )
