@@ -31,6 +31,9 @@ _OWN = {
 }
 """Options that a study sets for every run, and what it makes them from."""
 
+_TEXT_SEED = 0
+"""Of all shared texts and caches: other seeds of a study are other trainings, measured on the same texts."""
+
 Purpose = Literal["sampled", "training", "fitting"]
 """What the target's own texts are for: to measure acceptance on, to train drafts on, to fit draft temperatures on."""
 
@@ -44,7 +47,7 @@ class Study:
         experiment: what all runs share: `trainer`, `model` and `data` as in any configuration.
         drafts: the drafts, by names of your own.
         kind: the question that it asks, which decides what the report begins with.
-        seeds: each draft is distilled and decoded once for each.
+        seeds: each draft is distilled and decoded once for each; the texts have a seed of their own.
         reference_temperature: where falls of acceptance are counted from.
         fixed: the text that is the same at every temperature: the `continuation` of each prompt in its own file, or,
             for files of prompts alone, what the target `sampled` at the reference temperature.
@@ -245,15 +248,15 @@ class Study:
         config = self._of_draft(run)
         digest = hashlib.sha256(in_words(for_cache(config, self.cache) | {"options": options}).encode()).hexdigest()
         folder = self.texts / f"{self.cache}-{digest[:8]}"
-        config |= {"run": folder.as_posix(), "seed_everything": self.seeds[0]}
+        config |= {"run": folder.as_posix(), "seed_everything": _TEXT_SEED}
         for option in ("model.seed", "model.sweep.seed", "data.seed"):
-            _set(config, option, self.seeds[0])
+            _set(config, option, _TEXT_SEED)
         config["model"][self.cache] = copy.deepcopy(options) | {"folder": (folder / "cache").as_posix()}
         return config
 
     def texts_config(self, name: Purpose) -> Config:
         """The configuration that generates the texts of one purpose, at all their temperatures in one batch."""
-        config = self._base(self.texts / name, self.seeds[0])
+        config = self._base(self.texts / name, _TEXT_SEED)
         _set(config, "model.sweep.generation_temperatures", self.temperatures_of(name))
         _set(config, "model.sweep.samples", 1)
         if name != "sampled":

@@ -215,6 +215,21 @@ def test_drafts_choose_among_named_training_prompts(small, world, run):
     assert lengths == [{4}, {5}]
 
 
+def test_other_seeds_are_measured_on_the_same_texts(small):
+    """A study that asked for other seeds on another day began its texts anew, and everything with them."""
+    drafts = {"d": {"generation_temperatures": [1.0]}}
+    options = {
+        "drafts": drafts,
+        "teacher": {"tokens": 4},
+        "training_prompts": {"path": "text.jsonl", "prompt_tokens": 4},
+    }
+    first, other = (Study.of(yaml.safe_load(small(1, seeds=seeds, **options).read_text())) for seeds in ([0], [7, 0]))
+    for purpose in first.purposes:
+        assert first.texts_config(purpose) == other.texts_config(purpose)
+    assert first.cache_config(first.runs[0]) == other.cache_config(other.runs[0])
+    assert first.run_config(first.runs[0]) != other.run_config(other.runs[0])
+
+
 def test_runs_wait_by_seed_and_by_length(small, tmp_path):
     drafts = {"long": {"options": {"trainer.max_steps": 900}}, "short": {}}
     study = Study.of(yaml.safe_load(small(1, drafts=drafts, seeds=[5, 4]).read_text()))
