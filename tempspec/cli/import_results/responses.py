@@ -112,9 +112,9 @@ def _vllm(record: Row) -> LoggedCounts:
     tokens = record.get("completion_tokens")
     requests = number(record.get("sequences", 1))
     written = None if tokens is None else number(tokens) - requests
-    counts = [number(record[name]) for name in names]
+    rounds, accepted, drafted = (number(record[name]) for name in names)
     by_position = at_least(record.get("acceptance_histogram") or [])
-    return of_vllm(*counts, by_position, written=written, requests=requests)
+    return of_vllm(rounds, accepted, drafted, by_position, written=written, requests=requests)
 
 
 def _sglang(record: Row) -> LoggedCounts:
