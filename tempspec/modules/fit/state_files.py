@@ -62,7 +62,7 @@ def tokens_of(file: Path, states: int, width: int) -> Any:
     if file.suffix == ".safetensors":
         return _safe_tokens(file, states, width)
     token_L, parts = _pickled(file)
-    token_L = torch.as_tensor(token_L).reshape(-1).long()
+    token_L = torch.as_tensor(token_L, dtype=torch.int64).reshape(-1)
     lengths, numbers = {part.shape[-2] for part in parts}, sum(part.shape[-1] for part in parts)
     if lengths != {len(token_L)} or numbers != states * width:
         raise _other_shape(file, [len(token_L), states, width], f"{sorted(lengths)} tokens of {numbers} numbers")
