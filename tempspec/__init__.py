@@ -53,6 +53,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the face; nothing her
     from tempspec.plugins.drafters import EarlyExit as EarlyExit
     from tempspec.plugins.drafters import PromptLookup as PromptLookup
     from tempspec.plugins.drafters import Speculator as Speculator
+    from tempspec.plugins.drafters import SuffixLookup as SuffixLookup
     from tempspec.plugins.lengths import SVIP as SVIP
     from tempspec.plugins.lengths import AdaEDL as AdaEDL
     from tempspec.plugins.lengths import ConfidenceThreshold as ConfidenceThreshold

@@ -70,6 +70,10 @@ class Children:
             node_BNK, whole.most, whole.place_BDW.expand(rows, -1, -1), whole.levels, whole.on_BNN.expand(rows, -1, -1)
         )
 
+    def of_rows(self, row_B: Tensor) -> "Children":
+        """Those of some rows; what the host knows stays that of all."""
+        return Children(self.node_BNK[row_B], self.most, self.place_BDW[row_B], self.levels, self.on_BNN[row_B])
+
     def at(self, node_B: Tensor) -> Tensor:
         """The children of one node of each row, -1 for the root: `[B, K]`."""
         at_B1K = (node_B + 1)[:, None, None].expand(-1, 1, self.node_BNK.shape[-1])
@@ -85,7 +89,7 @@ class Children:
 def _children_of(parents: tuple[int, ...], device: torch.device) -> Children:
     """Of a whole tree of this shape, as one row."""
     parent_1N = torch.tensor([parents], dtype=torch.int64, device=device)
-    return Children.of(parent_1N, torch.tensor([len(parents)], device=device))
+    return Children.of(parent_1N, torch.tensor([len(parents)], dtype=torch.int64, device=device))
 
 
 def _table(row_BN: Tensor, column_BN: Tensor, there_BN: Tensor, rows: int, columns: int) -> Tensor:

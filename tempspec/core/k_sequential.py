@@ -111,7 +111,7 @@ def _divisions(logp_BNV: Tensor, logq_BNV: Tensor, children: Children) -> Tensor
     wanted = [place for place, count in enumerate(children.most) if count > 1]
     if not wanted:
         return rho_BN
-    place_R = torch.tensor(wanted, device=rho_BN.device).repeat(rows)
+    place_R = torch.tensor(wanted, dtype=torch.int64, device=rho_BN.device).repeat(rows)
     row_R = torch.arange(rows, device=rho_BN.device).repeat_interleave(len(wanted))
     child_RK = children.node_BNK[row_R, place_R]
     count_R, first_R = (child_RK >= 0).sum(-1).clamp(min=1), child_RK[:, 0].clamp(min=0)

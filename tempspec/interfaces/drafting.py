@@ -51,6 +51,15 @@ class Draft:
         """A deterministic draft: q is one-hot on its tokens."""
         return cls(token_BK, length_B, one_hot_log(token_BK, vocabulary), chosen=True)
 
+    def of_rows(self, row_B: Tensor) -> "Draft":
+        """Some rows. A tree's tables stay as wide and deep as those of all, so that a verifier goes the same way."""
+        parent_BK = None if self.parent_BK is None else self.parent_BK[row_B]
+        given = self.token_BK[row_B], self.length_B[row_B], self.logq_BKV[row_B], parent_BK
+        part = Draft(*given, self.shape, self.deepest, self.chosen)
+        if self.parent_BK is not None:
+            part._on_BKK, part._children = self.on_BKK[row_B], self.children.of_rows(row_B)
+        return part
+
     @property
     def tree_BK(self) -> Tensor:
         """The parents, a chain's too, int64 `[B, K]`."""

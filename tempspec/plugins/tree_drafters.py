@@ -233,4 +233,5 @@ class DynamicTree(Drafter):
 def _beam_depths(width: int, deepest: int, device: torch.device) -> Tensor:
     """The depths of a beam's candidates, `[C]`: the root has `width` of them, each level after it `width` for each."""
     levels = [width] + [width * width] * (deepest - 1)
-    return torch.arange(1, deepest + 1, device=device).repeat_interleave(torch.tensor(levels, device=device))
+    count_D = torch.tensor(levels, dtype=torch.int64, device=device)
+    return torch.arange(1, deepest + 1, device=device).repeat_interleave(count_D)

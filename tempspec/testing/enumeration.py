@@ -17,7 +17,7 @@ from tempspec.core.trees import depths, path
 from tempspec.interfaces import Draft, Siblings, Verdict, Verifier
 from tempspec.testing.errors import ConformanceError
 from tempspec.testing.laws import LawPair, all_chains
-from tempspec.testing.outcomes import Outcome, outcomes, rows_of
+from tempspec.testing.outcomes import Outcome, outcomes
 
 __all__ = [
     "LawError",
@@ -193,7 +193,7 @@ def emitted_under(every: Iterable[Outcome], rounds: Rounds, where: str) -> Tenso
     mass = [torch.zeros(groups, vocabulary**depth, dtype=torch.float64) for depth in range(rounds.pair.longest + 2)]
     for outcome in every:
         row_B, verdict = outcome.row_B, outcome.verdict
-        check_range(verdict, rows_of(rounds.draft, row_B), vocabulary, where, row_B)
+        check_range(verdict, rounds.draft.of_rows(row_B), vocabulary, where, row_B)
         last_B = verdict.accepted_B if verdict.node_B is None else verdict.node_B + 1
         code_B = code_BK1[row_B, last_B] * vocabulary + verdict.next_token_B
         group_B, weight_B = rounds.group_B[row_B], rounds.weight_B[row_B] * outcome.weight_B

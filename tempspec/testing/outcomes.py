@@ -18,7 +18,7 @@ from tempspec.interfaces import Draft, Noise, Verdict, Verifier
 from tempspec.testing.errors import ConformanceError
 from tempspec.testing.laws import all_chains
 
-__all__ = ["Outcome", "outcomes", "rows_of"]
+__all__ = ["Outcome", "outcomes"]
 
 _NOT_DRAWN_FROM = frozenset({Stream.DRAFT, Stream.SHARED, Stream.ACCEPT})
 _MOST_ROWS = 8192
@@ -53,20 +53,13 @@ def outcomes(verifier: Verifier, logp_BKV: Tensor, draft: Draft, where: str = "a
     while undecided:
         row_B, choice_BC = undecided.pop()
         noise = _ForcedNoise(choice_BC, row_B, where)
-        verdict = verifier.verify(logp_BKV[row_B], rows_of(draft, row_B), noise)
+        verdict = verifier.verify(logp_BKV[row_B], draft.of_rows(row_B), noise)
         if noise.chance_BO is None:
             yield Outcome(row_B, noise.weight_B, verdict)
             continue
         for found_M2 in noise.chance_BO.nonzero().split(_MOST_ROWS):
             at_M, choice_M = found_M2.T
             undecided.append((row_B[at_M], torch.cat([choice_BC[at_M], choice_M[:, None]], 1)))
-
-
-def rows_of(draft: Draft, row_B: Tensor) -> Draft:
-    """Some of a batch's drafts."""
-    parent_BK = None if draft.parent_BK is None else draft.parent_BK[row_B]
-    given = draft.token_BK[row_B], draft.length_B[row_B], draft.logq_BKV[row_B], parent_BK
-    return Draft(*given, draft.shape, draft.deepest, draft.chosen)
 
 
 class _ForcedNoise(Noise):

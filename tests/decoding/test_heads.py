@@ -212,11 +212,12 @@ def test_every_node_of_a_tree_has_the_law_of_the_training_steps(wide):
 def test_nodes_that_see_their_siblings_have_other_laws(wide, monkeypatch):
     """The control of the test above."""
 
-    def everything_before(parent_BN):
-        rows, nodes = parent_BN.shape
+    def everything_before(on_BNN, parent_BM):
+        rows, nodes = parent_BM.shape
+        nodes += 0 if on_BNN is None else on_BNN.shape[1]
         return torch.ones(rows, nodes, nodes, dtype=torch.bool).tril()
 
-    monkeypatch.setattr("tempspec.decoding.draft_sides.ancestry", everything_before)
+    monkeypatch.setattr("tempspec.decoding.draft_sides.grown", everything_before)
     drafter = WatchingTree([2, 2, 1])
     run(engine_of(wide, Traversal(), drafter=drafter), [Request((1, 2, 3), 1.0, max_new_tokens=6)])
     found = [float((logq.exp() - unrolled_law(wide, *at, 40).exp()).abs().sum()) for *at, logq in drafter.seen]

@@ -1,5 +1,6 @@
 import pytest
 
+from tempspec.cli.serve_check.dialects import Vllm
 from tempspec.cli.serve_check.speed import measured
 from tempspec.interfaces import Request
 from tempspec.modules.openai_client import Server
@@ -15,7 +16,7 @@ class Clocked:
         record: whether it tells them.
     """
 
-    server = Server("http://host")
+    server, dialect = Server("http://host"), Vllm()
 
     def __init__(self, rounds, record=True):
         self.rounds, self.record, self.now = rounds, record, 0.0
