@@ -3,7 +3,7 @@
     tempspec study --config configs/studies/real-consistent.yaml --until validate
     python benchmarks/trained.py runs/studies/real-training
 
-A line is a draft, a column a temperature: of decoding, of proposing, and of the text that acceptance is measured on.
+T is the temperature of decoding, of proposing, and of the text that acceptance is measured on.
 Tokens of all prompt sets count alike, and those of all seeds. In brackets is the 95% interval over prompts; after it
 come the values of the single seeds. The second table has the differences to one draft, prompt by prompt, and says in
 how many seeds the difference has the same sign. A draft is shown with the seeds that are finished.
@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from goals import Goal, finish, parse
 
 from tempspec.metrics.ratio import ClusteredRatio, paired_difference
 
@@ -51,7 +52,9 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 0.5, 1.0, 1.5])
     parser.add_argument("--reference", default="text-1-loss-1")
-    options = parser.parse_args()
+    options = parse(parser)
+    if options.quick:
+        options.temperatures = [1.0]
     found = dict(drafts(options.study))
     for name, paths in found.items():
         print(f"{name} ({len(paths)} seeds)")
@@ -74,6 +77,7 @@ def main() -> None:
             ]
             same = sum(one * change.value > 0 for one in signs)
             print(f"  T = {temperature:g}: {change:+}; the same sign in {same} of {len(pairs)} seeds")
+    finish([Goal("seeds of the draft that has fewest", min(map(len, found.values())), low=3, digits=0)])
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         arguments: `export` and its options.
 
     Raises:
-        UserError: a wrong option, no such folder, a draft that is not conditioned, or an output that holds other files.
+        UserError: a wrong option, no such folder, a draft that is as it should be, or an output that holds other files.
     """
     description = (
         "Fold a conditioned draft or head into an ordinary one, give a draft the target's vocab_size, or write an "
@@ -51,21 +51,21 @@ def _draft(options: Any) -> int:
     if options.target is None:
         _check_temperature(options)
     _check_unused(options, "a draft", "format")
-    draft, tokenizer = load_draft(options.draft, dtype="float32"), load_tokenizer(options.draft)
     folder, output = Path(options.draft).expanduser().resolve(), Path(options.output).resolve()
+    own, size = _size(options.draft), _size(options.draft if options.target is None else options.target)
+    draft, tokenizer = load_draft(options.draft, dtype="float32"), load_tokenizer(options.draft)
     told = _at_temperature(options, is_conditioned(draft))
-    size = _size(options.target)
-    if size == draft.config.get_text_config().vocab_size and not told:
+    if size == own and not told:
         raise UserError(f"{options.draft} has the vocab_size of {options.target}, {size}: it serves as it is")
     _check_output(output, folder)
-    own = load_config(options.draft).dtype  # which the sum of the weights and their change is rounded to, once
     written = at_temperature(draft, options.temperature) if told else draft
     added = ""
-    if size is not None and size != written.config.get_text_config().vocab_size:
+    if size != own:
         share = resize_vocabulary(written, size, len(tokenizer))
         told += f" with vocab_size {size}"
         added = f"; the ids that were added have at most {share:.1g} of its distribution at T = 1" if share else ""
-    save_model(written, tokenizer, output, dtype=own)
+    # The sum of the weights and their change is rounded once.
+    save_model(written, tokenizer, output, dtype=load_config(options.draft).dtype)
     made = ", folded from one that is conditioned on it" if options.temperature is not None else ""
     _finish(options, folder, output, f"This is the draft{told}{made}.", {"target": options.target or "TARGET"})
     print(f"{options.output}: the draft{told}{added}")
@@ -87,9 +87,9 @@ def _at_temperature(options: Any, conditioned: bool) -> str:
     return ""
 
 
-def _size(target: str | None) -> int | None:
-    """The `vocab_size` of a target; None for none."""
-    return None if target is None else int(load_config(target).get_text_config().vocab_size)
+def _size(model: str) -> int:
+    """The `vocab_size` of a model."""
+    return int(load_config(model).get_text_config().vocab_size)
 
 
 def _head(options: Any) -> int:

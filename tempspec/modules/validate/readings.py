@@ -43,9 +43,7 @@ class TargetReadings:
         self.limit = limit
         self._target: Callable[[], PreTrainedModel | None] = lambda: None
         self._held: dict[tuple[Any, ...], Tensor] = {}
-        # One piece of memory, of which the system gives what is written: a tensor for each batch, kept while logits
-        # come and go, would leave holes in the heap.
-        self._room = torch.empty(limit, dtype=torch.uint8)
+        self._room: Tensor | None = None
         self._used = 0
 
     def __reduce__(self) -> tuple[type["TargetReadings"], tuple[int]]:
@@ -72,7 +70,12 @@ class TargetReadings:
         return side
 
     def _kept(self, hidden_NH: Tensor) -> Tensor:
-        """A copy in the room."""
+        """A copy in the room: one piece of memory, of which the system gives what is written.
+
+        A tensor for each batch, kept while logits come and go, would leave holes in the heap.
+        """
+        if self._room is None:
+            self._room = torch.empty(self.limit, dtype=torch.uint8, device="cpu")
         place = self._room[self._used : self._used + hidden_NH.nbytes].view(hidden_NH.dtype).view(hidden_NH.shape)
         self._used += -(-hidden_NH.nbytes // _ALIGNED) * _ALIGNED
         return place.copy_(hidden_NH)
