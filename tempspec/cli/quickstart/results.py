@@ -77,7 +77,8 @@ def _gain(metric: str, cells: Sequence[Cell], differences: Mapping[Cell, Mapping
         )
     if list(places) == ["is not shown to change"]:
         return "is not shown to change at any T"
-    return ", ".join(f"{verb} {_at(some, len(cells))}" for verb, some in places.items())
+    *others, last = (f"{verb} {_at(some, len(cells))}" for verb, some in places.items())
+    return f"{', '.join(others)}, and {last}" if others else last
 
 
 def _at(temperatures: Sequence[float], all_: int) -> str:

@@ -20,9 +20,9 @@ def said(tmp_path, before, after):
 def test_a_fall_and_a_gain_are_said_where_they_are_shown(tmp_path):
     temperature, distillation, speed = said(tmp_path, FLAT, FALLING)
     assert "acceptance falls from .900 at T = 0.5 to .511 at T = 1.5, -.389 [" in temperature
-    assert distillation == ("- Distillation: acceptance rises at T = 0 and 0.5, is not shown to change at T = 1.5.")
+    assert distillation == ("- Distillation: acceptance rises at T = 0 and 0.5, and is not shown to change at T = 1.5.")
     assert "times as fast as without it at T = 0.5" in speed
-    assert "By distillation it rises at T = 0 and 0.5, is not shown" in speed
+    assert "By distillation it rises at T = 0 and 0.5, and is not shown" in speed
 
 
 def test_nothing_is_claimed_of_two_equal_drafts(tmp_path):
