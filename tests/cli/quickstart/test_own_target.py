@@ -27,8 +27,8 @@ def test_more_time_never_means_less():
 def test_too_little_time_gives_the_least_and_says_so():
     sizes = fitting(RATES, 1)
     assert (sizes.answers, sizes.prompts) == (ANSWERS[0], PROMPTS[0])
-    assert "as 1 show nothing here" in sizes.said(1)
-    assert "show nothing" not in fitting(RATES, 10).said(10)
+    assert "--minutes 1 is too short here" in sizes.said(1)
+    assert "too short" not in fitting(RATES, 10).said(10)
 
 
 def test_a_fast_model_is_not_given_more_than_is_needed():
