@@ -81,7 +81,8 @@ class Sizes:
         said = f"about {math.ceil(self.seconds / 60)} minutes for {amount}"
         if self.seconds <= 75 * minutes:
             return said
-        return f"{said}\n    --minutes {minutes:g} is too short here: fewer show nothing. Ctrl-C stops; the same command resumes"
+        short = f"--minutes {minutes:g} is too short here: fewer show nothing. Ctrl-C stops; the same command resumes"
+        return f"{said}\n    {short}"
 
     def write(self, path: Path, target: str, minutes: float) -> None:
         """Keep them for the next call, which resumes what this one began."""
