@@ -90,9 +90,9 @@ def _help() -> str:
     lines = "\n".join(f"  {name:{width}}  {line}" for name, (_, line) in COMMANDS.items())
     return (
         "usage: tempspec SUBCOMMAND [OPTIONS]\n\n"
-        "Train the draft for the temperature you serve at, and know what speculative decoding gains.\n\n"
+        "Train the draft for the temperature you serve at, and know what speculative\ndecoding gains.\n\n"
         f"{lines}\n\n"
-        "tempspec SUBCOMMAND --help lists the options; tempspec --version says which version this is."
+        "tempspec SUBCOMMAND --help lists the options.\ntempspec --version prints the version."
     )
 
 

@@ -1,4 +1,4 @@
-"""`tempspec check-head`: what engines would read otherwise in a head's folder, and what it accepts (floor 6)."""
+"""`tempspec check-head`: what engines would misread in a head's folder, and what it accepts (floor 6)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UserError: a wrong option, no such target, or a folder without a head.
     """
-    parser = errors.parser("tempspec check-head", "What engines would read otherwise in a head's folder.")
+    parser = errors.parser("tempspec check-head", "What engines would misread in a head's folder.")
     parser.add_argument("folder", type=str, help="The folder of an EAGLE-3 head, of either format.")
     parser.add_argument("--target", type=str, required=True, help="The target: a folder or a hub name.")
     parser.add_argument(

@@ -43,7 +43,7 @@ def as_user_error(error: Exception, checkpoint: str | None = None) -> UserError 
     if checkpoint is not None and told.startswith(_RESTORING):
         return UserError(
             f"the checkpoint {checkpoint} does not fit this configuration's model or optimizer; give the one that "
-            "fit left, or the configuration that it was trained with (config.yaml beside checkpoints/)"
+            "fit left, or the configuration that it was trained with (config.yaml next to checkpoints/)"
         )
     if lost_another(error):
         return UserError("another process of this run has ended: its own message says why")

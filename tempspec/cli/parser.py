@@ -107,7 +107,7 @@ def add_shared_options(parser: LightningArgumentParser, task: str, run: str) -> 
         default=None,
         help="Where generate takes the target's text from, or with --cache-teacher its log-probabilities, instead of "
         "running it: an OpenAI-compatible server's address, or {url: ADDRESS, concurrency: 16, ...}. The API key comes "
-        "from the environment alone.",
+        "only from the environment.",
     )
     parser.add_argument(
         "--before",

@@ -1,4 +1,4 @@
-"""`tempspec plugins`: what is registered, with its origin and its doc line (floor 6)."""
+"""`tempspec plugins`: the installed plugins, with package, summary and paper (floor 6)."""
 
 import inspect
 import warnings

@@ -166,7 +166,7 @@ def _report_rows(
         server=server,
     )
     beside = write_provenance(store.path.parent, record)
-    more = f" beside {record.count - count} of other sweeps" if record.count > count else ""
+    more = f", next to {record.count - count} of other sweeps" if record.count > count else ""
     print(f"{count} responses, {tokens} tokens{more}: {store.path}; where they come from: {beside}")
 
 

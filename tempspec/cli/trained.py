@@ -43,7 +43,7 @@ def measure_what_was_trained(options: Any, task: str, ahead: Ahead) -> str:
     if not (trained / "config.json").is_file():
         return f"{fit} has left no {folder} yet: measuring what the configuration names" if fit.is_dir() else ""
     if options.before:  # as the record of a stage says that was asked for it
-        return f"measuring the {folder} that the configuration names, as its before: true says; not {trained}"
+        return f"measuring the {folder} that the configuration names, as before: true asks for; not {trained}"
     options.model[option] = str(trained)
     for name, nothing in others.items():
         options.model[name] = nothing

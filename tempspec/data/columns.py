@@ -180,7 +180,7 @@ def _about_preferences(rows: Sequence[RawRow]) -> str:
         advice = f"name the one to learn: `{'prompt: prompt, response: chosen' if asked else 'text: chosen'}`"
     else:
         advice = "write the one to learn as the last turn of the conversation"
-    return f"expected one answer a row, got preferences, chosen and rejected; {advice}"
+    return f"expected one answer per row, got preferences, chosen and rejected; {advice}"
 
 
 def _about_unknown(rows: Sequence[RawRow], found: list[str], need_response: bool) -> str:
@@ -202,7 +202,7 @@ def _about_unknown(rows: Sequence[RawRow], found: list[str], need_response: bool
     elif (example := _longest_text(rows, found)) is not None:
         advice = f"name yours, for example `text: {example}`"
     else:
-        advice = "none of them holds text: write a list of rows or JSON Lines, with one text a row"
+        advice = "none of them holds text: write a list of rows or JSON Lines, with one text per row"
     return f"expected columns {known}; it has {_names(found)}; {advice}"
 
 

@@ -83,7 +83,7 @@ def _whole(path: Path, text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} is not JSON ({error.msg}, column {error.colno})"
-        raise UserError(f"{path}: {place}; repair it, or write JSON Lines, one object a line") from error
+        raise UserError(f"{path}: {place}; repair it, or write JSON Lines, one object per line") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({str(error).partition(';')[0]}); repair it") from error
 

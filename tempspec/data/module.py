@@ -36,26 +36,26 @@ _WORKERS = 4
 class TextDataModule(LightningDataModule):
     """Corpora, named validation sets and named prompt sets over one tokenizer.
 
-    Documents (`text`) are packed to rows of `max_length` with EOS between them. Of pairs and conversations the loss
-    sees the response alone.
+    Documents (`text`) are packed to rows of `max_length` with EOS between them. In pairs and
+    conversations only the response counts in the loss.
 
     Args:
         tokenizer: a folder or a hub name; the target's by default.
-        train: the training corpus, or several; here and below, a path alone will do for a corpus without options.
+        train: the training corpus, or several; here and below, a plain path is enough for a corpus without options.
         validation: named validation sets.
         validation_fraction: without `validation`, the share of the training rows that is held out as the set
-            `train-held-out`, chosen by content: one row at least, where there are two; 0 for none.
-        max_held_out: rows that are held out at most, of all training corpora together; the others are trained on.
+            `train-held-out`, chosen by content: at least one row if there are two; 0 for none.
+        max_held_out: the most rows that are held out, of all training corpora together; the others are trained on.
         max_skipped: the largest share of a corpus' rows that may be left out because they cannot be used.
         test: named test sets; the validation sets by default.
         prompts: named prompt sets for predict.
         generation_prompts: named prompt sets for generate; those of `prompts` by default.
         batch_size: rows of a training batch, on each device.
         eval_batch_size: rows of a validation or test batch, on each device; `batch_size` by default.
-        group_by_length: batches within which training rows are sorted by length, so that those of a batch are of like
-            length, at most a quarter of an epoch; the batches come in random order. 0 for random batches.
-        pad_to_multiple: the length of a batch is rounded up to a multiple of this, of a sixteenth of `max_length` at
-            most; 1 for the length of its longest row.
+        group_by_length: so many batches are sorted by length together, so that the rows of a batch have like lengths;
+            at most a quarter of an epoch. The batches come in random order. 0 for random batches.
+        pad_to_multiple: the length of a batch is rounded up to a multiple of this, or of a sixteenth of `max_length` if
+            that is less; 1 for the length of its longest row.
         num_workers: worker processes of a loader; null chooses: none for small corpora and on few cores.
         seed: of the held-out rows and of the shuffling.
         encoding: the options of `tempspec.data.text_encoding.TextEncoding`, such as `max_length` and `pack`.

@@ -60,8 +60,8 @@ class Source:
     """One corpus.
 
     Without column names the form is inferred from what the file has: `messages` or `conversations`, else `prompt` and
-    `response`, else `instruction` and `output`, else `text`. A .txt file has one `text` row a paragraph (the lines
-    between two blank ones). A .json file is a list of rows, an object with one such list in it, or JSON Lines.
+    `response`, else `instruction` and `output`, else `text`. A .txt file has one `text` row per paragraph (the
+    lines between two blank ones). A .json file is a list of rows, an object with one such list in it, or JSON Lines.
 
     Where the prompt is the column `instruction`, as in Alpaca, and the row has an `input`, that follows it after a
     blank line.
@@ -78,7 +78,7 @@ class Source:
         messages: the column with conversations: lists of `{role, content}`, with tool calls and whatever else the chat
             template knows, or of `{from, value}`; the row's `tools` and `system` belong to them.
         separator: text put between prompt and response; it belongs to the prompt.
-        limit: read at most so many rows, from the first on; all by default.
+        limit: read only the first rows, so many; all by default.
     """
 
     path: str

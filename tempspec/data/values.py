@@ -53,7 +53,7 @@ def turns(name: str, value: Any) -> list[str]:
         Unusable: they are no texts.
     """
     if not isinstance(value, list) or not all(isinstance(turn, str) and is_unicode(turn) for turn in value):
-        raise Unusable(f"{name} is no list of texts", f"one a turn, got {short(value)}")
+        raise Unusable(f"{name} is no list of texts", f"one per turn, got {short(value)}")
     return value if all(turn.strip() for turn in value) else []
 
 

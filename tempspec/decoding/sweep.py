@@ -42,17 +42,17 @@ class Sweep(CutLaws):
             validate found to be accepted most, truncated as below), or a list of these.
         fitted_on: validation sets that `fitted` is found on; all by default.
         samples: completions of every prompt at every temperature; one is enough at temperature 0.
-        max_new_tokens: tokens to decode at most.
+        max_new_tokens: the most tokens of a completion.
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the smallest set of most likely tokens with this mass, in (0, 1].
         min_p: keep tokens at least this fraction as likely as the most likely one, in [0, 1].
-        cut_draft: cut the draft's law as the target's. vLLM leaves the draft's whole.
+        cut_draft: apply top_k, top_p and min_p to the draft as well. vLLM applies them only to the target.
         stop_at_eos: end a completion with the model's end-of-sequence token.
         slots: rows decoded together in the pass that measures acceptance; full until the work runs out.
-        write_every: seconds between two writes of finished rows: what an interruption loses at most of them.
+        write_every: seconds between two writes of finished rows: an interruption loses at most so much.
         timing_prompts: prompts of each set for the pass that measures speed; 0 leaves it out.
-        timing_slots: the batch sizes that speed is measured at. At 1 each prompt is decoded alone; at B so many prompts
-            of a set are decoded together, and what is left of them is not timed.
+        timing_slots: the batch sizes that speed is measured at. At 1 each prompt is decoded by itself; at B so many
+            prompts of a set are decoded together, and those that are left over are not timed.
         seed: all sampling noise derives from it.
         compile: compile the forward passes. `auto` records CUDA graphs on a GPU and compiles nothing on a CPU. There
             `true` is worth it for small models and long runs; it needs a C++ compiler.

@@ -65,7 +65,7 @@ def use_attention(model: PreTrainedModel, name: str | None) -> None:
             f"a {kind} cannot attend by {wanted}: {reason}; without the option it attends by {before}"
         ) from error
     if model.config._attn_implementation == before:  # a model that cannot change only warns
-        raise UserError(f"a {kind} cannot attend by {wanted}: it has {before} alone; leave the option out")
+        raise UserError(f"a {kind} cannot attend by {wanted}: it has only {before}; leave the option out")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

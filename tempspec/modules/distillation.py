@@ -59,13 +59,13 @@ class DistillationModule(pl.LightningModule):
         draft: folder or hub name of the draft; with `head` the folder of a trained head.
         draft_layers: make the draft from the target's first N layers instead of loading one.
         draft_spacing: which layers those are: the `first`, or `even`ly spread ones from the first to the last.
-        draft_width: the hidden size of a draft made so; a narrower one takes the leading part of every weight.
+        draft_width: the hidden size of such a draft; a narrower one takes the leading part of every weight.
         head: the draft is a head of this kind on the target's hidden states, such as `Eagle3`: a new one, or `draft`.
         loading: dtype, attention implementations, quantisation, revisions. A draft in training is float32 unless a
-            dtype is named, and saved in what it came in.
+            dtype is named, and is saved in the dtype that it came in.
         optimizer: any of torch.optim, whose weight decay is then of all parameters; by default AdamW(lr=1e-4,
-            betas=(0.9, 0.95), weight_decay=0.1), whose decay is of matrices alone. Gradients are clipped at 1 unless
-            the trainer's gradient_clip_val says otherwise; 0 is no clipping.
+            betas=(0.9, 0.95), weight_decay=0.1) with a decay of matrices only. Gradients are clipped at 1 unless the
+            trainer's gradient_clip_val says otherwise; 0 is no clipping.
         lr_scheduler: a learning-rate schedule, stepped with the optimiser; by default WarmupCosine, with 5% of the
             steps to warm up.
         validation_temperatures: target and draft temperatures of the analytic grid; 0 is argmax.

@@ -131,7 +131,7 @@ class LanguageModelModule(LightningModule):
     `val/nats_per_token` over all.
 
     Args:
-        tokenizer: folder or hub name of the tokenizer; None takes the one beside `pretrained`.
+        tokenizer: folder or hub name of the tokenizer; None takes that of `pretrained`.
         shape: sizes of a new Llama; the defaults if neither this nor `pretrained` is given.
         pretrained: folder or hub name of a model to continue from.
         dtype: of the weights in training; train in float32 and set `trainer.precision: bf16-mixed` for speed.
@@ -141,7 +141,7 @@ class LanguageModelModule(LightningModule):
         gradient_checkpointing: keep only the input of each layer in fit, and compute the rest again in the backward
             pass: a third more time for a fraction of the activations.
         optimizer: the optimiser, whose weight decay is then of all parameters; if not given AdamW(lr=1e-3, betas=(0.9,
-            0.95), weight_decay=0.1), whose decay is of matrices alone, for `pretrained` with lr=1e-4. Gradients of
+            0.95), weight_decay=0.1) with a decay of matrices only, for `pretrained` with lr=1e-4. Gradients of
             `pretrained` are clipped at 1 unless the trainer's gradient_clip_val says otherwise; 0 is no clipping.
         lr_scheduler: the learning-rate schedule, stepped every optimiser step; if not given WarmupCosine, for
             `pretrained` with 5% of the steps to warm up.

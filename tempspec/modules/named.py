@@ -42,7 +42,7 @@ def plugin(family: str, given: P | str) -> P:
     >>> plugin("schedules", "Uniform")
     Traceback (most recent call last):
     ...
-    tempspec.errors.UserError: Uniform needs options, got its name alone: make one, such as tempspec.Uniform(low=...
+    tempspec.errors.UserError: Uniform needs options, got only its name: make one, such as tempspec.Uniform(low=...
     """
     if not isinstance(given, str):
         return given
@@ -54,5 +54,5 @@ def plugin(family: str, given: P | str) -> P:
     ]
     if needed:
         options = ", ".join(f"{name}=..." for name in needed)
-        raise UserError(f"{given} needs options, got its name alone: make one, such as tempspec.{given}({options})")
+        raise UserError(f"{given} needs options, got only its name: make one, such as tempspec.{given}({options})")
     return cast(P, cls())

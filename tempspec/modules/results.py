@@ -1,7 +1,4 @@
-"""What a module has measured, as small tables; those of the command line are in `tempspec.cli.stage_files` (floor 5).
-
-Floor 5.
-"""
+"""What a module has measured, as tables; the command line has its own in `tempspec.cli.stage_files` (floor 5)."""
 
 from collections.abc import Mapping
 

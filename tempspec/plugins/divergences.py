@@ -182,7 +182,7 @@ class LKHybrid(Divergence):
     def __init__(self, eta: float = 3.0, scale: Scale = "none") -> None:
         super().__init__(scale)
         if not 0 <= eta < float("inf"):
-            raise ValueError(f"eta must be 0 or more and finite, got {eta}: 3 is the paper's, 0 is forward KL alone")
+            raise ValueError(f"eta must be 0 or more and finite, got {eta}: 3 is the paper's, 0 is forward KL")
         self.eta = eta
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:

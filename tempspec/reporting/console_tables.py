@@ -257,12 +257,13 @@ def _temperatures(cell: Cell, several: bool) -> tuple[str, ...]:
 def _caption(found: Iterable[Mapping[str, Estimate]], more: str = "") -> str:
     """What the intervals are, and over how many prompts."""
     listed = list(found)
-    counts = {
-        what: {metrics[name].prompts for metrics in listed if name in metrics and metrics[name].prompts}
-        for what, name in (("", "block_efficiency"), (" timed", "tokens_per_second"))
-    }
-    shown = " and ".join(f"{_span(count)}{what}" for what, count in counts.items() if count)
-    return f"95% bootstrap intervals over {shown} prompts{more}" if shown else ""
+    decoded, timed = (
+        {metrics[name].prompts for metrics in listed if name in metrics and metrics[name].prompts}
+        for name in ("block_efficiency", "tokens_per_second")
+    )
+    shown = [f"{_span(decoded)} prompts"] if decoded else []
+    shown += [f"speed over {_span(timed)} prompts"] if timed else []
+    return f"95% bootstrap intervals over {', '.join(shown)}{more}" if shown else ""
 
 
 def _overhead(estimates: Estimates) -> str:

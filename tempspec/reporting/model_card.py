@@ -107,9 +107,9 @@ python -m sglang.launch_server --model-path {target} --speculative-algorithm STA
   --speculative-num-draft-tokens 5
 ```
 
-Without `probabilistic` vLLM drafts the most likely token at every temperature: the law that was trained for
-temperatures above 0 is then not used. SGLang always does so with a draft model, as it refuses rejection sampling for
-STANDALONE.{folded}"""
+Without `probabilistic` vLLM drafts the most likely token at every temperature. The distribution that
+was trained for temperatures above 0 is then not used. SGLang always does so with a draft model, as it refuses
+rejection sampling for STANDALONE.{folded}"""
 
 _FOLDED = " A draft that is conditioned on its temperature is folded first: `tempspec export`."
 

@@ -159,7 +159,7 @@ def test_validate_and_predict_measure_what_fit_left_and_say_so(run, world, finis
     assert measured == weights_digest(world / "draft")
     assert run("validate", "--config", finished / "validate/config.yaml", "--print_config", *before[:2])[0] == 0
     assert run("validate", "--config", finished / "validate/config.yaml")[0] == 0
-    said = "measuring the draft that the configuration names, as its before: true says"
+    said = "measuring the draft that the configuration names, as before: true asks for"
     assert f"{said}; not {finished}/fit/draft" in told()
 
 

@@ -132,7 +132,7 @@ def test_the_limit_holds_in_every_category(tokenizer, jsonl):
 @pytest.mark.parametrize(
     ("row", "options", "message"),
     [
-        ({"turns": "the fox"}, {}, "line 1: turns is no list of texts (one a turn, got 'the fox')"),
+        ({"turns": "the fox"}, {}, "line 1: turns is no list of texts (one per turn, got 'the fox')"),
         ({"turns": ["the fox", 3]}, {}, "turns is no list of texts"),
         ({"turns": ["the fox", " "]}, {}, "every row is blank"),
         ({"turns": ["the fox"], "category": ["x"]}, {}, "line 1: category is no name (got ['x'])"),

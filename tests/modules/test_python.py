@@ -37,7 +37,7 @@ def test_a_wrong_name_has_the_registrys_hint():
     with pytest.raises(UserError, match="got 'FowardKL': did you mean 'ForwardKL'"):
         ts.DistillationModule("target", divergence="FowardKL")
     with pytest.raises(
-        UserError, match=r"Uniform needs options, got its name alone: .*tempspec\.Uniform\(low=\.\.\., hi"
+        UserError, match=r"Uniform needs options, got only its name: .*tempspec\.Uniform\(low=\.\.\., hi"
     ):
         plugin("schedules", "Uniform")
 

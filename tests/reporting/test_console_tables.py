@@ -76,7 +76,7 @@ def test_each_verifier_and_set_has_a_section_in_order(estimates):
     lines = rendered(DecodingTable(estimates), 120).splitlines()
     titles = [line.strip() for line in lines if "domain" in line]
     assert titles == ["TokenwiseRejection, in-domain", "TokenwiseRejection, out-of-domain"]  # plain decoding has none
-    assert "24 and 4 timed prompts" in lines[-1]
+    assert "over 24 prompts, speed over 4 prompts" in lines[-1]
 
 
 def test_draft_temperature_is_shown_where_it_differs(estimates):

@@ -9,7 +9,7 @@ from tempspec.interfaces import Divergence
 
 __all__ = ["Renyi"]
 
-# The log-ratio that stands for an infinite one in gradients: -log of float32's smallest normal number.
+# The log-ratio that replaces an infinite one in gradients: -log of float32's smallest normal number.
 _LARGEST_LOG_RATIO = 87.33655
 
 
@@ -35,16 +35,16 @@ class Renyi(Divergence):
         self.order = order
 
     def per_position(self, logp_BTV: Tensor, logq_BTV: Tensor) -> Tensor:
-        """The divergence in nats, `[B, T]`; +inf for laws that have no token in common."""
+        """The divergence in nats, `[B, T]`; +inf for distributions that have no token in common."""
         logp_BTV, logq_BTV = _wide(logp_BTV), _wide(logq_BTV)
         joint_BTV = self.order * logp_BTV + (1 - self.order) * logq_BTV
         apart_BT = joint_BTV.amax(-1) == -torch.inf
-        # logsumexp of nothing but -inf has no gradient: the operand is guarded, and the value filled in behind.
+        # logsumexp of nothing but -inf has no gradient: the operand is guarded, and the value is filled in after it.
         joint_BTV = joint_BTV.masked_fill(apart_BT[..., None], -_LARGEST_LOG_RATIO)
         value_BT = -joint_BTV.logsumexp(-1) / (1 - self.order)
         return value_BT.masked_fill(apart_BT, torch.inf)
 
 
 def _wide(law: Tensor) -> Tensor:
-    """The law in float32 or better."""
+    """The log-distribution in float32 or better."""
     return law if law.dtype == torch.float64 else law.float()

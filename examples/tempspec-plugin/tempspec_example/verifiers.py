@@ -1,4 +1,4 @@
-"""A verifier that tempspec does not have. Axes: B batch, K drafted, V vocabulary; laws are `[B, K+1, V]`."""
+"""A verifier that tempspec lacks. Axes: B batch, K drafted, V vocabulary; log-distributions are `[B, K+1, V]`."""
 
 import math
 from typing import ClassVar
@@ -14,8 +14,9 @@ __all__ = ["SpecVerification"]
 class SpecVerification(Verifier):
     """Greedy matching that forgives: accepts one of the target's best tokens if its logit is close enough. Lossy.
 
-    A drafted token stands if fewer than `best` tokens have a larger logit and the largest exceeds its own by at most
-    `gap`. What follows is the target's most likely token. With `best` 1 or `gap` 0 it is greedy matching, but for ties.
+    A drafted token is accepted if fewer than `best` tokens have a larger logit, and the largest exceeds its own by at
+    most `gap`. What follows is the target's most likely token.
+    With `best` 1 or `gap` 0 it is greedy matching, but for ties.
 
     Args:
         best: how many of the target's most likely tokens are good enough, at least 1.
@@ -28,7 +29,7 @@ class SpecVerification(Verifier):
     lossless: ClassVar[bool] = False
     source: ClassVar[str] = "Xia et al. 2023, Speculative Decoding for Seq2seq Generation, arXiv 2203.16487"
     greedy_only: ClassVar[bool] = True
-    reads_logits: ClassVar[bool] = True  # the law of temperature 0 is one-hot: only logits say how close a token was
+    reads_logits: ClassVar[bool] = True  # at temperature 0 only logits say how close a token was
 
     def __init__(self, best: int = 3, gap: float = 1.0) -> None:
         if best < 1:

@@ -17,7 +17,7 @@ def test_it_keeps_the_laws_of_its_family(best, gap):
 
 
 def accepted(rule, *tokens):
-    """How many of a draft's tokens stand, and what follows, when the target has the same logits everywhere."""
+    """How many of a draft's tokens are accepted, and what follows, when the target has the same logits everywhere."""
     token_BK, drafted = torch.tensor([tokens]), len(tokens)
     draft = Draft.certain(token_BK, torch.tensor([drafted]), len(LOGITS))
     verdict = rule.verify(LOGITS.expand(1, drafted + 1, -1), draft, noise=None)

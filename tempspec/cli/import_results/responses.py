@@ -71,7 +71,7 @@ def _nothing(place: str, row: Row) -> str:
     if "choices" in row:
         return (
             f"{place}: an answer without metrics.speculative_decoding; start vLLM with "
-            "--per-request-spec-decode-metrics summary, and ask for one completion a request"
+            "--per-request-spec-decode-metrics summary, and ask for one completion per request"
         )
     return f"{place}: holds no accepted lengths; expected {', '.join(f'`{name}`' for name in RECORDS)}"
 

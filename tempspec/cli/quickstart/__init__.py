@@ -64,6 +64,7 @@ def _own_steps(target: str, minutes: float, folder: Path) -> Any:
     """
     if not minutes > 0:
         raise UserError(f"--minutes must be above 0, got {minutes:g}")
+    print(f"quickstart: reading {target}", flush=True)
     # imported here: it measures the model, for which it needs torch; the small pair's steps begin at once
     from tempspec.cli.quickstart.own_target import steps as own_steps
 

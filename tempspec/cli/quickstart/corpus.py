@@ -47,7 +47,7 @@ def main(folder: str) -> None:
     write_corpus(folder)
     train_tokenizer(folder)
     size = (Path(folder) / "train.jsonl").stat().st_size / 1e6
-    print(f"    {size:.1f} MB of little stories to train on, and two held-out sets, in {folder}")
+    print(f"    {size:.1f} MB of little stories, two held-out sets, and questions about Python code, in {folder}")
 
 
 @dataclass(frozen=True)

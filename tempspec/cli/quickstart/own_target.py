@@ -27,7 +27,7 @@ def steps(target: str, minutes: float, folder: Path) -> list[Step]:
     kept = folder / "sizes.json"
     sizes = Sizes.read(kept, target, minutes)
     if sizes is None:
-        print(f"quickstart: measuring how fast {target} is here", flush=True)
+        print(f"quickstart: measuring how fast {target} is here, a minute or two", flush=True)
         sizes = fitting(measure(target, layers, folder), minutes)
         sizes.write(kept, target, minutes)
     print(f"quickstart: {sizes.said(minutes)}", flush=True)
@@ -39,8 +39,8 @@ def _steps(target: str, layers: int, sizes: Sizes, folder: Path) -> Iterator[Ste
     numbers = {"layers": layers, "tokens": ANSWER, "answers": sizes.answers, "prompts": sizes.prompts}
     config = write_config("own", folder, target=target, dtype=dtype_here(), **numbers)
     before, distilled = folder / "before", folder / "distilled"
-    yield corpus_step(folder)
-    yield lightning_step(f"{sizes.answers} questions answered by the target", "generate", config, distilled)
+    yield corpus_step(folder, "questions about Python code, to learn and to measure on")
+    yield lightning_step(f"let the target answer {sizes.answers} questions", "generate", config, distilled)
     yield lightning_step(
         f"decode held-out questions with its first {layers} layers as the draft", "predict", config, before,
         "--before", "--run", str(before),

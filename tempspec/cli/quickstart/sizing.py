@@ -69,16 +69,20 @@ class Sizes:
     seconds: float
 
     def said(self, minutes: float) -> str:
-        """One line for the screen.
+        """One sentence for the screen, two where it takes longer than was asked for.
 
         >>> Sizes(64, 8, 900.0).said(15)
-        'about 15 minutes: 64 answers to learn from, 8 questions to decode'
-        >>> Sizes(24, 8, 900.0).said(5)
-        'about 15 minutes, as 5 show nothing here: 24 answers to learn from, 8 questions to decode'
+        'about 15 minutes for 64 answers to learn from and 8 questions to decode'
+        >>> print(Sizes(24, 6, 900.0).said(5))
+        about 15 minutes for 24 answers to learn from and 6 questions to decode
+            --minutes 5 is too short here: fewer show nothing. Ctrl-C stops; the same command resumes
         """
-        more = f", as {minutes:g} show nothing here" if self.seconds > 75 * minutes else ""
-        amount = f"{self.answers} answers to learn from, {self.prompts} questions to decode"
-        return f"about {math.ceil(self.seconds / 60)} minutes{more}: {amount}"
+        amount = f"{self.answers} answers to learn from and {self.prompts} questions to decode"
+        said = f"about {math.ceil(self.seconds / 60)} minutes for {amount}"
+        if self.seconds <= 75 * minutes:
+            return said
+        short = f"--minutes {minutes:g} is too short here: fewer show nothing. Ctrl-C stops; the same command resumes"
+        return f"{said}\n    {short}"
 
     def write(self, path: Path, target: str, minutes: float) -> None:
         """Keep them for the next call, which resumes what this one began."""

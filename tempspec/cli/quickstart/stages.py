@@ -41,12 +41,17 @@ def _filled(part: Any, values: Mapping[str, int | str], folder: str) -> Any:
     return values[part] if part in values else part.replace("$folder", folder)
 
 
-def corpus_step(folder: Path) -> Step:
-    """The step that makes the corpus."""
+def corpus_step(folder: Path, title: str = "texts to learn and to measure on, and a tokenizer") -> Step:
+    """The step that makes the corpus.
+
+    Args:
+        folder: the quickstart's.
+        title: what it is for, for the screen.
+    """
     corpus = folder / "corpus"
     return Step(
         "corpus",
-        "texts to learn and to measure on, and a tokenizer",
+        title,
         f"python -m tempspec.cli.quickstart.corpus {shlex.quote(str(corpus))}",
         lambda: _call("-m", "tempspec.cli.quickstart.corpus", str(corpus)),
         (corpus,),

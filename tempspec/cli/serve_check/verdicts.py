@@ -23,7 +23,7 @@ __all__ = [
 HYPOTHESES: dict[str, str] = {
     "same": "agrees",
     "argmax": "the engine drafts by argmax: its figures are those of our argmax column",
-    "uncut": "the engine cuts the target's distribution alone: its figures are those of a draft that is not truncated",
+    "uncut": "the engine truncates only the target: its figures are those of a draft that is not truncated",
 }
 """Columns that our engine computes, by name, and what it means if an engine's figures are those of one."""
 

@@ -56,7 +56,7 @@ def head_notes(folder: Path) -> list[str]:
     if found.speculators:
         notes.append("this is the format of speculators, which SGLang does not read: export it in the plain format")
         if not _verifier(found):
-            notes.append("it names no verifier: `vllm serve` takes it only beside the target, by --speculative-config")
+            notes.append("it names no verifier: `vllm serve` takes it only next to the target, by --speculative-config")
     if found.config.get("norm_output"):
         notes.append("norm_output is EAGLE 3.1: an engine that does not know it drafts with another network")
     return notes

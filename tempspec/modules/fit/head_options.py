@@ -41,7 +41,7 @@ def check_head_options(
         raise UserError("model.features has no states of text that model.online writes: leave one of them out")
     if online.writer == "draft":
         raise UserError(
-            f"online.writer must be target or both for {kind}, which drafts after the target alone, got {online.writer}"
+            f"online.writer must be target or both for {kind}, which drafts only after the target, got {online.writer}"
         )
 
 

@@ -58,7 +58,7 @@ class OnlineText:
 
     Args:
         writer: `draft` is on-policy (GKD, arXiv 2306.13649; DistillSpec, arXiv 2310.08461); `target` samples the
-            teacher; `both` mix token by token. A head drafts after the target alone: it takes `target` or `both`.
+            teacher; `both` mix token by token. A head drafts only after the target: it takes `target` or `both`.
         share: the chance of a row to be rewritten, in [0, 1]; the others keep the corpus' response.
         low: the least temperature that responses are sampled at, 0 or more; each row draws its own.
         high: the largest; `low` by default.

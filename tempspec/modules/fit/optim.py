@@ -31,7 +31,7 @@ CLIP = 1.0
 class WarmupCosine(LRScheduler):
     """A linear warm-up, then half a cosine down to a fraction of the peak (Loshchilov and Hutter 2017).
 
-    A run whose length nobody knows (`max_time` alone) stays at the peak: a cosine of infinite length is flat.
+    A run whose length is not known (only `max_time` is set) stays at the peak: a cosine of infinite length is flat.
 
     Args:
         optimizer: the optimiser, whose own learning rate is the peak.
@@ -160,7 +160,7 @@ def fine_tuning(named_optimizer: bool, named_schedule: bool, clip: float | None)
     """
     parts = []
     if not named_optimizer:
-        parts.append((f"AdamW at {_FINE_RATE:g}, decay of matrices alone", "model.optimizer"))
+        parts.append((f"AdamW at {_FINE_RATE:g}, weight decay of matrices only", "model.optimizer"))
     if not named_schedule:
         parts.append((f"WarmupCosine with {_FINE_WARMUP:.0%} of the steps to warm up", "model.lr_scheduler"))
     if clip is None:

@@ -227,7 +227,7 @@ def _tail_note(kept: SparseLogits, vocabulary: int) -> str:
     """How much of the law is not told, at each temperature: taken, and between which bounds it must be.
 
     >>> print(_tail_note(told(torch.tensor([[0, 1]]), torch.tensor([[0.5, 0.25]]).log(), 6, (1.0, 2.0)), 6))
-    kept log-probabilities leave a share of the law to other tokens: at T = 1 .25, at T = 2 .44 (between .29 and .45)
+    kept log-probabilities leave a share to other tokens: at T = 1 .25, at T = 2 .44 (between .29 and .45)
     """
     logp_NK = kept.logit_NK.double()
     said = []
@@ -237,7 +237,7 @@ def _tail_note(kept: SparseLogits, vocabulary: int) -> str:
         low, high, taken = (f"{float((end_N - head_N).sigmoid().mean()):.2f}".lstrip("0") for end_N in ends)
         between = "" if low == high else f" (between {low} and {high})"
         said.append(f"at T = {temperature:g} {taken}{between}")
-    return f"kept log-probabilities leave a share of the law to other tokens: {', '.join(said)}"
+    return f"kept log-probabilities leave a share to other tokens: {', '.join(said)}"
 
 
 def _texts(row: Mapping[str, Any], apart: bool) -> list[Text]:

@@ -114,7 +114,7 @@ def _pickled(file: Path) -> _Written:
         return _Written(tokens, [others, last])
     if tokens is not None and last is not None:
         raise UserError(
-            f"{file} holds the last state alone, as EAGLE and EAGLE-2 need it: let SpecForge write it with "
+            f"{file} holds only the last state, as EAGLE and EAGLE-2 need it: let SpecForge write it with "
             "--enable-aux-hidden-states"
         )
     raise UserError(

@@ -144,7 +144,8 @@ class SweepRunner:
         for pass_ in dict.fromkeys(item.pass_ for item in items):
             rows = sum(len(item.keys()) for item in items if item.pass_ == pass_)
             due = sum(work.rows for work in left if work.pass_ == pass_)
-            self._passes[pass_] = PassProgress(Pace(f"{pass_} pass", rows, rows - due))
+            name = "generate" if self.generating else f"{pass_} pass"
+            self._passes[pass_] = PassProgress(Pace(name, rows, rows - due))
         left = [work for work in left if work.units] or left[:1]
         left[-1].last = True
         return left

@@ -16,7 +16,7 @@ def engine(collection: Collection) -> Section:
     """What `serve-check` has kept of each run's engine."""
     asked = [(run.name, run) for draft in collection.drafts for run in draft.runs.values() if run.engine]
     tables = (
-        ("engine", "The engine beside ours", ("draft", "T", "figure", "engine", "ours", "difference"), _figures),
+        ("engine", "The engine next to ours", ("draft", "T", "figure", "engine", "ours", "difference"), _figures),
         ("engine-findings", "What serve-check found", ("draft", "about", "finding"), _findings),
         ("engine-speed", "Speed of the engine", _SPEED, _speeds),
         ("engine-length", "What to draft in this engine", _LENGTH, _lengths),
@@ -27,7 +27,7 @@ def engine(collection: Collection) -> Section:
         sheets += [Sheet(name, title, columns, rows)] if rows else []
     text = (
         "What `tempspec serve-check` saw of a live engine on the same prompts. A round of fewer tokens than were timed "
-        "is taken to cost in between a plain one and a timed one."
+        "is assumed to cost something between a plain one and a timed one."
     )
     return Section("engine", "A live engine", text, [], sheets)
 

@@ -57,8 +57,8 @@ def speed(collection: Collection) -> Section:
     together = sorted((name for name in found if name.startswith("speedup_at_")), key=lambda name: (len(name), name))
     charts = [*_metric_charts(collection, "speedup", *together, "mbsu"), *_time_splits(collection)]
     text = (
-        "Wall clock against plain decoding in the same run, one request at a time or, where the chart says so, so many "
-        "together; and where the time of one alone went."
+        "Wall clock against plain decoding in the same run: one request at a time, or as many together as the chart "
+        "says. Then how the time of one request is split."
     )
     return Section("speed", "Speed", text, charts)
 
@@ -124,7 +124,7 @@ def categories(collection: Collection) -> Section:
                 rows.append([*place, *temperatures, found["acceptance_rate"], found["block_efficiency"]])
     columns = ["draft", "category", "prompts", "verifier", "T", "draft T", "acceptance rate", "block efficiency"]
     sheets = [Sheet("categories", "Results by category", columns, rows)] if rows else []
-    return Section("categories", "Categories", "The prompts of one category alone.", [], sheets)
+    return Section("categories", "Categories", "Only the prompts of one category.", [], sheets)
 
 
 def _seed_sheets(collection: Collection) -> list[Sheet]:

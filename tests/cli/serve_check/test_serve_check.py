@@ -77,7 +77,7 @@ def findings(ours, server):
         ({}, True, "agrees"),
         ({"records": False}, True, "agrees"),
         ({"draft_temperature": 0.0}, False, "the engine drafts by argmax"),
-        ({"cut_draft": False}, False, "the engine cuts the target's distribution alone"),
+        ({"cut_draft": False}, False, "the engine truncates only the target"),
     ],
 )
 def test_how_an_engine_samples_its_draft_is_named(models, ours, options, agrees, says):

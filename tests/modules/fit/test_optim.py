@@ -85,5 +85,5 @@ def test_random_weights_learn_at_a_higher_rate(pair, fitted, pretrained, rate):
 def test_one_line_says_which_defaults_were_taken():
     assert fine_tuning(True, True, 1.0) is None
     assert fine_tuning(False, True, 0.5) == (
-        "fine-tuning: AdamW at 0.0001, decay of matrices alone; for another set model.optimizer"
+        "fine-tuning: AdamW at 0.0001, weight decay of matrices only; for another set model.optimizer"
     )

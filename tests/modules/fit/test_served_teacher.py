@@ -197,7 +197,7 @@ def test_documents_of_packed_rows_are_read_as_fit_reads_them(pair, bare, target,
 def test_the_size_and_what_is_not_told_are_said_before(pair, bare, target, data, tmp_path, caplog):
     write(Telling(target), module(pair, bare, tmp_path / "t"), data)
     assert "cached teacher: 60 rows, 720 tokens, about" in caplog.text
-    assert "leave a share of the law to other tokens: at T = 0.5" in caplog.text
+    assert "leave a share to other tokens: at T = 0.5" in caplog.text
 
 
 def test_fit_learns_without_the_targets_weights(pair, bare, target, data, trainer, tmp_path):

@@ -74,7 +74,7 @@ class Evil:
         (
             "a.pt",
             {"input_ids": TOKENS, "hidden_state": VALUES[:, 2]},
-            "holds the last state alone, as EAGLE",
+            "holds only the last state, as EAGLE",
         ),
         ("a.ckpt", {"epoch": 3, "state_dict": {}}, "must hold input_ids with .*, got epoch, state_dict: remove it"),
         ("a.pt", TOKENS, "must hold input_ids with .*, got none of them: remove it"),
