@@ -25,6 +25,7 @@ def test_it_imports_nothing_of_tempspec_but_what_is_public(path):
     assert [name for name in imported(path) if not name.startswith(PUBLIC)] == []
 
 
+@pytest.mark.slow
 def test_it_passes_its_own_tests_as_an_installed_package(plugin_package, tmp_path):
     shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
     shutil.copy(EXAMPLE / "pyproject.toml", tmp_path)

@@ -45,6 +45,7 @@ def test_the_whole_script_writes_a_line_and_an_entry_a_goal(tmp_path):
     assert "toy sizes" in kept["on"]
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_in_a_line():
     hide = "import sys; sys.modules['transformers'] = None; sys.argv = ['gpu.py']"
     code = f"{hide}; exec(compile(open({str(FOLDER / 'gpu.py')!r}).read(), 'gpu.py', 'exec'))"

@@ -254,9 +254,9 @@ class Engine:
             self.tally.take()
             length = len(request.prompt)
             slots.rows[index] = ActiveRow(request, Completion(request), length, self.end(request), length - 1)
-            slots.token_ST[index, :length] = slots.integers(request.prompt)
             classes.setdefault(bucketed(length), []).append(index)
         for members in classes.values():
+            slots.write_prompts(members)
             self._prefill(slots, members)
         return bool(classes)
 

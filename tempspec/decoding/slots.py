@@ -134,6 +134,16 @@ class Slots:
         """A list of the host, or a list of lists, as int64 on the device."""
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
+    def write_prompts(self, members: Sequence[int]) -> None:
+        """Put the prompts of some slots that are filled into the token buffer, by one transfer.
+
+        What comes after a prompt is zeros: a round writes there before it reads.
+        """
+        prompts = [row.request.prompt for index in members if (row := self.rows[index]) is not None]
+        longest = max(map(len, prompts))
+        padded = [[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts]
+        self.token_ST[self.integers(members), :longest] = self.integers(padded)
+
     def laws(self) -> Laws:
         """The sampling parameters of the batch; call again when a row joins or the batch shrinks."""
         requests = [row.request if row else _IDLE for row in self.batch]

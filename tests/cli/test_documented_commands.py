@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.slow import slow_but
 from tests.test_documents import DOCUMENTS, PAGES, ROOT, blocks
 
 SMALL = (
@@ -75,7 +76,11 @@ def project(world, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("page", [page for page in DOCUMENTS if lines(page)])
+LONG = "docs/findings.md", "docs/measuring.md", "docs/training.md"
+COMMANDS = [page for page in DOCUMENTS if lines(page)]
+
+
+@pytest.mark.parametrize("page", slow_but(*(page for page in COMMANDS if page not in LONG), among=COMMANDS))
 def test_every_command_line_of_a_page_runs(page, project, run, monkeypatch):
     monkeypatch.chdir(project)
     own = [block for block in blocks(page, "yaml") if "run" in yaml.safe_load(block)]

@@ -93,6 +93,7 @@ def test_an_installed_package_is_listed_selected_and_run(world, tmp_path, plugin
     assert "did you mean 'Renyi'" in refused[2]
 
 
+@pytest.mark.slow
 def test_a_broken_package_warns_and_is_an_error_when_selected(world, tmp_path, broken_plugin_package):
     fit = ("fit", "--config", world / "pair.yaml", "--trainer.max_steps", "1")
     ran, refused = command_lines(broken_plugin_package, fit, (*fit, "--model.divergence", "Broken"), cwd=tmp_path)

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 COMMANDS = """
 import json, os, sys
@@ -30,6 +32,7 @@ def wait_for(path, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_leaves_a_checkpoint_and_the_signals_code(world, tmp_path):
     fit = ["fit", "--config", str(world / "lm.yaml"), "--trainer.max_steps", "1000000", "--run"]
     lines = json.dumps([[*fit, str(tmp_path / str(number))] for number in CODES])

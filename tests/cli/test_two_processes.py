@@ -186,6 +186,7 @@ def test_two_processes_are_one(experiment, both, run, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_head_learns_from_a_target_in_parts(experiment, run, tmp_path):
     """Its states come from layers that are put together one at a time; what is validated does, too."""
     head = ["--model.draft", "null", "--model.head", "Eagle3", "--model.head.states", "[0, 1, 2]"]
@@ -218,6 +219,7 @@ def test_a_signal_behind_the_last_pass_leaves_nobody_waiting(both):
     assert len(decoded(folder / "late/predict/predictions.parquet"))
 
 
+@pytest.mark.slow
 def test_torchrun_starts_two_processes_on_one_machine(experiment, run, tmp_path):
     one, two = ([*next(commands(experiment, tmp_path / name)), "--trainer.max_steps", "3"] for name in ("one", "two"))
     assert run(*one)[0] == 0

@@ -10,13 +10,14 @@ from tempspec.interfaces import Request
 from tempspec.models.cutting import first_layers
 from tempspec.models.ragged import RaggedModel
 from tempspec.plugins.drafters import EarlyExit
+from tests.slow import slow_but
 
 from .conftest import tiny_llama
 from .engines import LOSSLESS, SAMPLING, greedy_text, prompts, run, speculative
 
 
 @pytest.mark.parametrize("name", LOSSLESS)
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("slots", slow_but(3, among=[1, 3]))
 def test_temperature_zero_gives_the_greedy_text_of_generate(wide_pair, name, slots):
     target, draft = wide_pair
     requests = [Request(p, 0.0, max_new_tokens=12 + i, key=str(i)) for i, p in enumerate(prompts(5, 40))]

@@ -19,6 +19,7 @@ from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
 from tempspec.plugins.tree_verifiers import RecursiveRejection, Traversal
 from tempspec.registry import load
 from tests.controls import ResidualFromTarget
+from tests.slow import slow_but
 
 from .conftest import tiny_llama
 from .engines import LOSSLESS, SAMPLING, greedy_text, prompts, run
@@ -273,12 +274,13 @@ def test_the_target_runs_once_a_round(wide, monkeypatch):
 # -- T > 0: the target's joint law -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SAMPLING)
+@pytest.mark.parametrize("name", slow_but("TokenwiseRejection", "BlockVerification", "Traversal", among=SAMPLING))
 def test_the_joint_law_is_the_targets(small, name):
     """Temperatures .7, 1 and 1.5 with top-k and top-p in one batch; drafts at temperatures of their own."""
     assert min(p_values(*small, SAMPLING[name], 2500, drafter=Speculator())) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", [ConfidenceThreshold(threshold=0.6, longest=4), AdaEDL(0.45, longest=3, gain=2.0)])
 def test_the_joint_law_survives_drafts_that_stop_early(small, rule):
     found = p_values(*small, SAMPLING["BlockVerification"], 2500, drafter=Speculator(), length=rule)
@@ -342,6 +344,7 @@ def test_rows_draft_with_the_head_of_their_temperature(wide, drafter):
     assert together != plain
 
 
+@pytest.mark.slow
 def test_the_joint_law_survives_a_conditioned_head(small):
     """Rows of temperatures 0.7, 1 and 1.5 in one batch, each drafted by another head."""
     pair = conditioned(small)

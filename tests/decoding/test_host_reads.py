@@ -7,7 +7,6 @@ already costs nothing. Everything runs as if reading were not free, as `tempspec
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten
 
 from tempspec.core import hosts
 from tempspec.interfaces import Request
@@ -47,8 +46,16 @@ class HostReads(TorchFunctionMode):
 
     @staticmethod
     def _storages(values):
-        tensors = [value for value in tree_flatten(values)[0] if isinstance(value, torch.Tensor)]
-        return {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors}
+        return {tensor.untyped_storage().data_ptr(): tensor for tensor in tensors_in(values)}
+
+
+def tensors_in(value):
+    """Those in nested tuples, lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(part)
 
 
 def reads_a_round(engine, rows=3):

@@ -19,6 +19,7 @@ from tests.controls import (
     WrongTemperature,
     ratio_coins,
 )
+from tests.slow import slow_but
 
 from .engines import SAMPLING
 from .joint_laws import p_values
@@ -64,11 +65,12 @@ CONTROLS = {
 }
 
 
-@pytest.mark.parametrize("wrong", CONTROLS)
+@pytest.mark.parametrize("wrong", slow_but(*(wrong for wrong in CONTROLS if CONTROLS[wrong] == 2000), among=CONTROLS))
 def test_negative_controls_fail_the_chi_square(flat_pair, wrong):
     assert min(p_values(*flat_pair, wrong(), CONTROLS[wrong])) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "harmless"), [("TokenwiseRejection", True), ("BlockVerification", False)])
 def test_noise_keyed_by_position_biases_rules_that_look_ahead(flat_pair, monkeypatch, name, harmless):
     def by_position(noise, stream, count, first=0):
@@ -80,7 +82,7 @@ def test_noise_keyed_by_position_biases_rules_that_look_ahead(flat_pair, monkeyp
     assert found > 1e-4 if harmless else found < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SAMPLING)
 def test_the_engines_joint_law_over_many_runs(target, draft, name):
     assert min(p_values(target, draft, SAMPLING[name], 100_000)) > 1e-4

@@ -11,6 +11,7 @@ from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
 from tempspec.plugins.tree_verifiers import KSequential, RecursiveRejection, Traversal
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, GumbelCoupling, SampledMatch
+from tests.slow import slow_but
 
 from .conftest import tiny_llama
 from .engines import greedy_text, prompts, run, speculative
@@ -28,7 +29,10 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", PAIRS)
+ONE_OF_A_KIND = "independent", "sequential", "traversal", "dynamic", "naive"
+
+
+@pytest.mark.parametrize("name", slow_but(*ONE_OF_A_KIND, among=PAIRS))
 def test_the_joint_law_is_the_targets(target, draft, name):
     verifier, drafter = PAIRS[name]
     assert min(p_values(target, draft, verifier, 4000, drafter=drafter)) > 1e-4
@@ -64,7 +68,7 @@ def test_the_joint_law_survives_early_exit(wide_pair, target):
     assert min(p_values(target, None, BlockVerification(), 4000, drafter=EarlyExit(1))) > 1e-4
 
 
-@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("slots", slow_but(3, among=[1, 3]))
 @pytest.mark.parametrize("name", PAIRS)
 def test_temperature_zero_gives_the_greedy_text_of_generate(wide_pair, name, slots):
     target, draft = wide_pair

@@ -15,6 +15,7 @@ from tempspec.metrics.rows import category_cell_of
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.predict.row_store import RowStore
 from tempspec.plugins.verifiers import BlockVerification, TokenwiseRejection
+from tests.slow import slow_but
 
 QUESTIONS = [
     {"question_id": 1, "category": "writing", "turns": ["w3 w4 w5", "w6 w7", "w8"]},
@@ -93,7 +94,7 @@ class Power(Exception):
     """The plug is pulled."""
 
 
-@pytest.mark.parametrize("parts", [1, 5])
+@pytest.mark.parametrize("parts", slow_but(5, among=[1, 5]))
 def test_an_interrupted_conversation_goes_on_at_its_next_turn(talks, decode, monkeypatch, tmp_path, parts):
     whole = decode(talks())
     (tmp_path / "run").rename(tmp_path / "whole")

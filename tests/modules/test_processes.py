@@ -178,6 +178,7 @@ ENDS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_group_ends_with_the_process_if_its_last_run_was_well(tmp_path):
     line = [sys.executable, "-c", ENDING, tmp_path / "store", json.dumps([runs for runs, _ in ENDS])]
     done = subprocess.run(line, capture_output=True, text=True)

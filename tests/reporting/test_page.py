@@ -97,6 +97,7 @@ def test_sections_without_numbers_are_left_out(tmp_path):
     assert {path.stem for path in (tmp_path / "out" / "tables").iterdir()} == {"draft-temperatures", "provenance"}
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page_and_changes_are_listed(tmp_path):
     runs = [write_predict(tmp_path / "a", {1.0: 0.5}), write_predict(tmp_path / "b", {1.0: 0.6})]
     pages = [write_report(collect(runs), tmp_path / name).read_bytes() for name in ("one", "two")]
@@ -104,6 +105,7 @@ def test_the_same_runs_give_the_same_page_and_changes_are_listed(tmp_path):
     assert (tmp_path / "one" / "tables" / "changes-predict.csv").read_text() == "option,a,b\nrates,[0.5],[0.6]\n"
 
 
+@pytest.mark.slow
 def test_a_later_report_removes_the_earlier_ones_files_alone(tmp_path):
     write_report(collect([write_predict(tmp_path / "old", {1.0: 0.5}, verifier="typical")]), tmp_path / "out")
     theirs = tmp_path / "out/figures/mine.png"

@@ -70,6 +70,7 @@ def test_more_prompts_are_added_to_those_there_are(small, run):
     assert len(set(measured["prompt_key"].to_pylist())) == 3
 
 
+@pytest.mark.slow
 def test_more_prompts_of_each_category_are_begun_anew(small, world, run):
     """They come in between, and rows are known by their prompts' places."""
     rows = [json.loads(row) for row in Path(f"{world}/text.jsonl").read_text().splitlines()]
@@ -105,6 +106,7 @@ def test_another_fixed_text_is_written_beside_what_there_is(small, run):
     assert "kept" in pq.read_table("made/shared/sampled-p-1.parquet")["response"].to_pylist()
 
 
+@pytest.mark.slow
 def test_prompts_that_a_set_gains_are_not_fitted_on(small, world, run):
     rows = Path(f"{world}/text.jsonl").read_text().splitlines(keepends=True)
     for name, part in (("measured", rows[:4]), ("fitting", rows[3:8])):

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.conftest import TESTS
 
 
+@pytest.mark.slow
 def test_heads_are_compared_by_the_temperature_of_their_loss(world, tmp_path, monkeypatch, run):
     """Two of the study's heads, from one cache of the target's states, at every temperature that it decodes at."""
     monkeypatch.chdir(tmp_path)

@@ -219,9 +219,8 @@ def test_a_study_killed_where_it_writes_ends_the_same(moment, study, whole, run)
     assert numbers(Path("made")) == numbers(whole)
 
 
-@pytest.mark.parametrize(
-    ("seed", "kills"), [(0, 1), *(pytest.param(seed, 3, marks=pytest.mark.slow) for seed in range(1, 6))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("seed", "kills"), [(0, 1), *((seed, 3) for seed in range(1, 6))])
 def test_a_study_killed_at_random_moments_ends_the_same(seed, kills, study, whole, run):
     """A moment is a number of files and some milliseconds more, so that any part of a study is hit on any machine."""
     generator = random.Random(seed)
@@ -256,6 +255,7 @@ def test_draft_temperatures_are_fitted_on_other_prompts(study, world, run, tmp_p
     assert fits["fits"][0]["acceptance"]["prompts"] == len({tuple(row["prompt_ids"]) for row in answers}) == 3
 
 
+@pytest.mark.slow
 def test_two_shards_merged_equal_one_run(study, whole, run, tmp_path, monkeypatch):
     for number in (1, 2):
         (tmp_path / str(number)).mkdir()

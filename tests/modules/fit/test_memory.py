@@ -25,6 +25,7 @@ from tempspec.modules.fit.objective import Objective, chunked
 from tempspec.modules.fit.rehearsal import Live
 from tempspec.modules.outputs import HiddenStates, LogitPairs
 from tests import tiny
+from tests.slow import slow_but
 
 FACTOR = 1.2
 """How far the estimate may be off, as docs/scale.md says."""
@@ -94,20 +95,19 @@ def command(folder, target, length, batch, *more, stage="fit", **draft):
     return [stage, "--config", str(path), *more]
 
 
-def test_a_fit_takes_what_was_estimated_within_the_factor(folder):
-    cases = [(rows, attention) for rows in ROWS for attention in ("eager", "sdpa")]
+@pytest.mark.parametrize("rows", slow_but("short", among=ROWS))
+def test_a_fit_takes_what_was_estimated_within_the_factor(folder, rows):
     commands = [command(folder, "tiny", 8, 1, draft=f"{folder}/tiny")]
-    expected = {}
-    for rows, attention in cases:
-        batch, length = ROWS[rows]
+    expected, (batch, length) = {}, ROWS[rows]
+    for attention in ("eager", "sdpa"):
         more = "--model.loading.attn_implementation", attention
         commands.append(command(folder, "target", length, batch, *more, draft=f"{folder}/draft"))
         found = sizes(pair(folder, attn_implementation=attention), batch_size=batch, length=length)
-        expected[rows, attention] = estimate(found, Way("one device", 1)).total
-    quotients = {case: expected[case] / got for case, got in zip(cases, measured(commands), strict=True)}
+        expected[attention] = estimate(found, Way("one device", 1)).total
+    quotients = {case: expected[case] / got for case, got in zip(expected, measured(commands), strict=True)}
     assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
-    matrices = 2 * 8 * 1024**2 * 4  # of both layers' heads, which only eager attention keeps
-    assert expected["long", "eager"] - expected["long", "sdpa"] == pytest.approx(matrices, rel=0.2)
+    matrices = 2 * 8 * batch * length**2 * 4  # of both layers' heads, which only eager attention keeps
+    assert expected["eager"] - expected["sdpa"] == pytest.approx(matrices, rel=0.2)
 
 
 HEADS = {
@@ -121,13 +121,15 @@ HEADS = {
 }
 
 
-def test_a_heads_fit_takes_what_was_estimated(folder):
+@pytest.mark.parametrize("names", [["three steps"], pytest.param([*HEADS], marks=pytest.mark.slow)], ids=["one", "all"])
+def test_a_heads_fit_takes_what_was_estimated(folder, names):
     features, expected = ("--model.features.folder", f"{folder}/features"), {}
     commands = [
         command(folder, "tiny", 8, 1, head="Eagle3"),
         command(folder, "target", 64, 16, *features, "--cache-features", stage="generate", head="Eagle3"),
     ]
-    for name, case in HEADS.items():
+    for name in names:
+        case = HEADS[name]
         batch, length = ROWS[case.get("rows", "short")]
         vocabulary, steps, cached = case.get("vocabulary"), case.get("steps", 3), case.get("cached", False)
         own = {"conditioning_rank": case.get("rank", 0), "gradient_checkpointing": case.get("again", False)}
@@ -137,7 +139,7 @@ def test_a_heads_fit_takes_what_was_estimated(folder):
         made = Pair(str(folder / "target"), None, None, ModelOptions(), head=Eagle3(draft_vocabulary=vocabulary))
         found = sizes(made, batch_size=batch, length=length, head_steps=steps, from_features=cached, **own)
         expected[name] = estimate(found, Way("one device", 1)).total
-    quotients = {name: expected[name] / got for name, got in zip(HEADS, measured(commands)[1:], strict=True)}
+    quotients = {name: expected[name] / got for name, got in zip(names, measured(commands)[1:], strict=True)}
     assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
 
 

@@ -28,6 +28,7 @@ from tempspec.plugins.lossy_verifiers import MARS, Ensemble
 from tempspec.plugins.verifiers import BlockVerification, GreedyMatch, TokenwiseRejection
 from tempspec.reporting.records import write_metrics_json
 from tests.modules.runs import data_module, quiet_trainer
+from tests.slow import slow_but
 
 VERIFIERS = {"token": TokenwiseRejection(), "block": BlockVerification(), "greedy": GreedyMatch()}
 
@@ -142,7 +143,7 @@ class Power(Exception):
     """The plug is pulled."""
 
 
-@pytest.mark.parametrize("parts", [0, 1, 7, 12])
+@pytest.mark.parametrize("parts", slow_but(1, 7, among=[0, 1, 7, 12]))
 def test_an_interrupted_sweep_loses_and_repeats_no_row(make, data, trainer, monkeypatch, whole, parts):
     at_once = Sweep([0.0, 1.0], max_new_tokens=12, slots=3, timing_prompts=1, samples=2, write_every=0)
     written, append = [], RowStore.append
