@@ -219,8 +219,13 @@ def test_a_study_killed_where_it_writes_ends_the_same(moment, study, whole, run)
     assert numbers(Path("made")) == numbers(whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("seed", "kills"), [(0, 1), *((seed, 3) for seed in range(1, 6))])
+@pytest.mark.parametrize(
+    ("seed", "kills"),
+    [
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        *(pytest.param(seed, 3, marks=pytest.mark.exhaustive) for seed in range(1, 6)),
+    ],
+)
 def test_a_study_killed_at_random_moments_ends_the_same(seed, kills, study, whole, run):
     """A moment is a number of files and some milliseconds more, so that any part of a study is hit on any machine."""
     generator = random.Random(seed)
