@@ -8,7 +8,7 @@ alone.
 Axes: N observations, U prompts, S entries.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -61,6 +61,17 @@ class PromptSums(NamedTuple):
         )
         key_N = torch.tensor([row["prompt_key"] for row in held], dtype=torch.int64)
         return cls.of(numerator_N[:, None], denominator_N[:, None], key_N)
+
+    @classmethod
+    def joined(cls, parts: Sequence["PromptSums"]) -> "PromptSums":
+        """The sums of several sets of observations, such as of several seeds; at least one.
+
+        >>> one = PromptSums.of_rows([{"prompt_key": 7, "numerator": 1.5, "denominator": 2.0}])
+        >>> PromptSums.joined([one, one]).numerator_US.tolist()
+        [[3.0]]
+        """
+        key_N, numerator_NS, denominator_NS = map(torch.cat, zip(*parts, strict=True))
+        return cls.of(numerator_NS, denominator_NS, key_N)
 
     def entry(self, index: int) -> "PromptSums":
         """One entry alone, with S = 1."""

@@ -19,9 +19,9 @@ from tempspec.metrics.bootstrap import Estimate
 from tempspec.metrics.rows import Cell, at_slots
 from tempspec.reporting.records import Estimates
 
-__all__ = ["ComparisonTable", "DecodingTable", "category_tables", "validation_table"]
+__all__ = ["RULE", "ComparisonTable", "DecodingTable", "category_tables", "validation_table"]
 
-_RULE = box.Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
+RULE = box.Box("    \n    \n ── \n    \n    \n ── \n    \n    \n")
 """A rule below the head and between parts, and one space between columns."""
 
 _COLUMNS = {
@@ -151,7 +151,7 @@ class _Sections:
 
     def _table(self, section: _Section, layout: _Layout) -> Table:
         styles, widths = layout.styles(self.columns), self._widths(layout)
-        table = Table(box=_RULE, show_edge=False, padding=(0, layout.gap - 1, 0, 0), pad_edge=False)
+        table = Table(box=RULE, show_edge=False, padding=(0, layout.gap - 1, 0, 0), pad_edge=False)
         table.title, table.title_justify, table.title_style = section.title, "left", "bold"
         for heading, width in zip(self.headings, widths, strict=False):
             table.add_column(heading, width=width)
@@ -311,7 +311,7 @@ class _ByCategory:
         yield Text()
 
     def _table(self, style: Style, gap: int) -> Table:
-        table = Table(box=_RULE, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)
+        table = Table(box=RULE, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)
         table.title, table.title_justify, table.title_style = self.title, "left", "bold"
         table.add_column("category")
         for pair in self.pairs:
@@ -334,7 +334,7 @@ def validation_table(grid: GridEstimates, *, title: str) -> Table:
     widest = max((e.high - e.low for e in grid.acceptance.values() if e.high >= e.low), default=float("nan")) / 2
     prompts = max((estimate.prompts for estimate in grid.acceptance.values()), default=0)
     caption = f"{prompts} prompts" if widest != widest else f"{prompts} prompts; 95% intervals at most ±{widest:.3f}"
-    table = Table(box=_RULE, show_edge=False, pad_edge=False, caption=caption, caption_justify="left")
+    table = Table(box=RULE, show_edge=False, pad_edge=False, caption=caption, caption_justify="left")
     table.title, table.title_justify, table.title_style = title, "left", "bold"
     table.add_column("target T →\ndraft T ↓", no_wrap=True)
     for target in grid.target_temperatures:

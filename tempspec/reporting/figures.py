@@ -70,6 +70,9 @@ def temperature_figure(
 
 def write_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
     """Write `stem.png` (200 dots an inch) and `stem.svg`, the same bytes for the same numbers; returns both paths."""
+    if (engine := figure.get_layout_engine()) is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)  # it would place everything anew, twice for each format
     paths = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
     with matplotlib.rc_context({"svg.hashsalt": "tempspec", "svg.fonttype": "none"}):
         for path, facts in zip(paths, ({"Software": None}, {"Date": None}), strict=True):

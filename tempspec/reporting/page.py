@@ -14,6 +14,7 @@ from tempspec.reporting.runs import Collection
 from tempspec.reporting.sections.agreement import agreement
 from tempspec.reporting.sections.common import Section
 from tempspec.reporting.sections.engine import engine
+from tempspec.reporting.sections.own_text import own_text
 from tempspec.reporting.sections.prediction import categories, decoding, differences, rounds, speed
 from tempspec.reporting.sections.provenance import provenance
 from tempspec.reporting.sections.validation import drafting, prefixes, temperatures
@@ -35,9 +36,10 @@ def write_report(collection: Collection, folder: Path) -> Path:
     for section in made:
         figures = []
         for chart in section.charts:
-            write_figure(chart.figure, folder / "figures" / chart.name)
+            _, file = write_figure(chart.figure, folder / "figures" / chart.name)
             files |= {f"figures/{chart.name}.png", f"figures/{chart.name}.svg"}
-            figures.append((chart, Markup(inline_svg(chart))))  # made and escaped by an XML writer
+            inside = inline_svg(chart, file.read_text(encoding="utf-8"))
+            figures.append((chart, Markup(inside)))  # made and escaped by an XML writer
         for sheet in section.sheets:
             write_atomically(folder / "tables" / f"{sheet.name}.csv", to_csv(sheet))
             write_atomically(folder / "tables" / f"{sheet.name}.tex", to_latex(sheet))
@@ -55,8 +57,8 @@ def write_report(collection: Collection, folder: Path) -> Path:
 
 def sections(collection: Collection) -> list[Section]:
     """Every section that these runs have numbers for, in the order of the page; provenance is the last."""
-    makers = (decoding, agreement, speed, engine, rounds, temperatures, drafting, prefixes, differences, categories)
-    made = [make(collection) for make in makers]
+    makers = (decoding, own_text, agreement, speed, engine, rounds, temperatures, drafting, prefixes, differences)
+    made = [make(collection) for make in (*makers, categories)]
     return [section for section in made if section.charts or section.sheets] + [provenance(collection)]
 
 

@@ -5,12 +5,22 @@ import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from tempspec.metrics.bootstrap import FEWEST, Estimate
 
-__all__ = ["Field", "Sheet", "counted", "to_csv", "to_latex"]
+__all__ = ["Field", "Noted", "Sheet", "counted", "to_csv", "to_latex"]
 
-Field = str | float | Estimate
+
+@dataclass(frozen=True)
+class Noted:
+    """An estimate with words on a line below it."""
+
+    estimate: Estimate
+    note: str
+
+
+Field = str | float | Estimate | Noted
 
 
 @dataclass(frozen=True)
@@ -34,15 +44,18 @@ class Sheet:
     @property
     def caption(self) -> str:
         """The title, with how many prompts the estimates rest on, if there are any."""
-        estimates = [field for row in self.rows for field in row if isinstance(field, Estimate)]
+        fields = [field.estimate if isinstance(field, Noted) else field for row in self.rows for field in row]
+        estimates = [field for field in fields if isinstance(field, Estimate)]
         few = f"; no interval below {FEWEST}" if any(0 < each.prompts < FEWEST for each in estimates) else ""
         return f"{self.title} ({counted(estimates)}{few})" if estimates else self.title
 
-    def text(self, field: Field) -> str:
-        """A field as a reader sees it."""
+    def lines(self, field: Field) -> list[str]:
+        """A field as a reader sees it, with its note on a second line."""
+        if isinstance(field, Noted):
+            return [*self.lines(field.estimate), field.note]
         if isinstance(field, Estimate):
-            return format(field, "+" if self.signed else "")
-        return f"{field:g}" if isinstance(field, float) else field
+            return [format(field, "+" if self.signed else "")]
+        return [f"{field:g}" if isinstance(field, float) else field]
 
 
 def counted(estimates: Iterable[Estimate]) -> str:
@@ -56,23 +69,20 @@ def counted(estimates: Iterable[Estimate]) -> str:
 
 
 def to_csv(sheet: Sheet) -> str:
-    """The table with full precision; an estimate takes four columns, NaN is an empty field.
+    """The table with full precision; an estimate takes four columns, its note a fifth, NaN is an empty field.
 
     >>> print(to_csv(Sheet("t", "T", ["T", "rate"], [[1.0, Estimate(0.5, 0.4, 0.6, 9)]])), end="")
     T,rate,rate low,rate high,rate n
     1.0,0.5,0.4,0.6,9
     """
-    wide = [any(isinstance(row[index], Estimate) for row in sheet.rows) for index in range(len(sheet.columns))]
-    heads = [
-        [name, f"{name} low", f"{name} high", f"{name} n"] if several else [name]
-        for name, several in zip(sheet.columns, wide, strict=True)
-    ]
+    columns = range(len(sheet.columns))
+    widths = [max((len(_numbers(row[index])) for row in sheet.rows), default=1) for index in columns]
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([name for head in heads for name in head])
+    writer.writerow([name + tail for name, width in zip(sheet.columns, widths, strict=True) for tail in _TAILS[:width]])
     for row in sheet.rows:
-        cells = [_numbers(field) if several else [field] for field, several in zip(row, wide, strict=True)]
-        writer.writerow([cell for part in cells for cell in part])
+        cells = [_numbers(field) + [""] * width for field, width in zip(row, widths, strict=True)]
+        writer.writerow([cell for part, width in zip(cells, widths, strict=True) for cell in part[:width]])
     return buffer.getvalue()
 
 
@@ -95,7 +105,7 @@ def to_latex(sheet: Sheet) -> str:
         r"\toprule",
         _latex_line(sheet.columns),
         r"\midrule",
-        *(_latex_line([sheet.text(field) for field in row]) for row in sheet.rows),
+        *(_latex_line(line) for row in sheet.rows for line in zip_longest(*map(sheet.lines, row), fillvalue="")),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -111,9 +121,14 @@ def _latex_line(fields: Sequence[str]) -> str:
     return " & ".join("".join(_LATEX.get(letter, letter) for letter in field) for field in fields) + r" \\"
 
 
-def _numbers(field: Field) -> list[Field]:
-    """Value, low, high, n; whatever is not known is empty."""
+_TAILS = ("", " low", " high", " n", " note")
+
+
+def _numbers(field: Field) -> list[str | float]:
+    """A field by columns: of an estimate value, low, high, n; whatever is not known is empty."""
+    if isinstance(field, Noted):
+        return [*_numbers(field.estimate), field.note]
     if not isinstance(field, Estimate):
-        return [field, "", "", ""]
+        return [field]
     ends = ["" if math.isnan(end) else end for end in (field.value, field.low, field.high)]
     return [*ends, str(field.prompts)]

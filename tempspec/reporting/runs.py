@@ -73,6 +73,15 @@ class MeasuredRun:
     notes: Sequence[str] = ()
     engine: Mapping[str, Any] = field(default_factory=dict)
 
+    @cached_property
+    def analytic(self) -> Mapping[AnalyticKey, PromptSums]:
+        """Each prompt's analytic sums by cell and metric."""
+        grouped: dict[AnalyticKey, list[Mapping[str, Any]]] = {}
+        for row in self.analytic_rows:
+            key = (row["prompt_set"], row["metric"], row["target_temperature"], row["draft_temperature"])
+            grouped.setdefault(key, []).append(row)
+        return {key: PromptSums.of_rows(rows) for key, rows in grouped.items()}
+
 
 @dataclass(frozen=True)
 class MeasuredDraft:
@@ -82,11 +91,13 @@ class MeasuredDraft:
         name: what to call it.
         labels: how it differs from the others; see `tempspec.reporting.study_index`.
         runs: by seed.
+        planned: how many seeds its study asks for; 0 where there is no study.
     """
 
     name: str
     labels: Mapping[str, Any]
     runs: Mapping[str, MeasuredRun]
+    planned: int = 0
 
     @property
     def trained(self) -> tuple[float, float] | None:
@@ -122,12 +133,11 @@ class MeasuredDraft:
     @cached_property
     def analytic(self) -> Mapping[AnalyticKey, PromptSums]:
         """Each prompt's analytic sums by cell and metric, over all seeds."""
-        grouped: dict[AnalyticKey, list[Mapping[str, Any]]] = {}
+        grouped: dict[AnalyticKey, list[PromptSums]] = {}
         for run in self.runs.values():
-            for row in run.analytic_rows:
-                key = (row["prompt_set"], row["metric"], row["target_temperature"], row["draft_temperature"])
-                grouped.setdefault(key, []).append(row)
-        return {key: PromptSums.of_rows(rows) for key, rows in grouped.items()}
+            for key, sums in run.analytic.items():
+                grouped.setdefault(key, []).append(sums)
+        return {key: PromptSums.joined(parts) for key, parts in grouped.items()}
 
     @cached_property
     def analytic_sums(self) -> Mapping[AnalyticKey, Sums]:
@@ -146,6 +156,8 @@ class Collection:
         reference: the temperature that falls are counted from.
         prefixes: see `tempspec.reporting.study_index.Prefixes`.
         notes: what was left out, and other warnings.
+        missing: drafts of a study that have no run folder yet.
+        against: the draft that acceptance on the target's own text is compared with; chosen by labels where empty.
     """
 
     title: str
@@ -154,6 +166,8 @@ class Collection:
     reference: float = 1.0
     prefixes: Prefixes = field(default_factory=Prefixes)
     notes: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    against: str = ""
 
     @property
     def runs(self) -> list[MeasuredRun]:
@@ -194,11 +208,12 @@ class Collection:
         return {text: sums for text, sums in found.items() if sums}
 
 
-def collect(folders: Sequence[str | Path]) -> Collection:
+def collect(folders: Sequence[str | Path], against: str = "") -> Collection:
     """Read run folders and studies.
 
     Args:
         folders: at least one.
+        against: see `Collection`.
 
     Raises:
         UserError: a folder is missing, holds no finished run, or a file in it cannot be read.
@@ -215,6 +230,8 @@ def collect(folders: Sequence[str | Path]) -> Collection:
             {name: texts for part in parts for name, texts in part.prefixes.sampled.items()},
         ),
         notes=list(dict.fromkeys(note for part in parts for note in part.notes)),
+        missing=[name for part in parts for name in part.missing],
+        against=against,
     )
     if not any(run.rows or run.analytic_rows for run in merged.runs):
         reasons = "; ".join(note for note in merged.notes if "left out" in note)
@@ -296,11 +313,12 @@ def _study(path: Path) -> Collection:
             else:
                 notes.append(f"{path / place} is not there yet: left out")
         if runs:
-            drafts.append(MeasuredDraft(_clean(name), draft.labels, runs))
+            drafts.append(MeasuredDraft(_clean(name), draft.labels, runs, planned=len(draft.seeds)))
     if index.status.done < index.status.total:
         notes.append(f"the study is not finished: {index.status.done} of {index.status.total} cells")
     domains = {name: facts["domain"] for name, facts in index.prompt_sets.items() if "domain" in facts}
-    return Collection(_clean(index.name), drafts, domains, index.reference_temperature, index.prefixes, notes)
+    missing = [name for name in map(_clean, index.drafts) if name not in {draft.name for draft in drafts}]
+    return Collection(_clean(index.name), drafts, domains, index.reference_temperature, index.prefixes, notes, missing)
 
 
 def _single(path: Path, beside: Sequence[Path]) -> Collection:
@@ -332,7 +350,7 @@ def _unique(drafts: Sequence[MeasuredDraft]) -> list[MeasuredDraft]:
         seen[draft.name] = seen.get(draft.name, 0) + 1
         tail = "" if seen[draft.name] == 1 else f" ({seen[draft.name]})"
         runs = {seed: replace(run, name=run.name + tail) for seed, run in draft.runs.items()}
-        named.append(MeasuredDraft(draft.name + tail, draft.labels, runs))
+        named.append(replace(draft, name=draft.name + tail, runs=runs))
     return named
 
 

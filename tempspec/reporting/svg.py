@@ -1,11 +1,7 @@
 """Figures as SVG inside a page: unique ids, a title and a description, and colours for both schemes (floor 5)."""
 
-import io
 import re
-import warnings
 from xml.etree import ElementTree
-
-import matplotlib
 
 from tempspec.reporting.charts import FAINT, INK, Chart
 from tempspec.reporting.figures import PALETTE
@@ -18,15 +14,16 @@ _LIGHTER = ("#5eb1ea", "#ff9a4d", "#3fd0a5", "#e8a3cb", "#ffc247", "#8fd0f7")
 _DARK = dict(zip((color.lower() for color in PALETTE), _LIGHTER, strict=True)) | {INK: "#e6e6e6", FAINT: "#3a3f47"}
 
 
-def inline_svg(chart: Chart) -> str:
-    """The chart as an `<svg>` element for an HTML page; the same text for the same numbers."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": chart.name, "svg.fonttype": "none"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's browser has its own fonts
-        chart.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+def inline_svg(chart: Chart, drawn: str) -> str:
+    """The chart as an `<svg>` element for an HTML page; the same text for the same numbers.
+
+    Args:
+        chart: the chart.
+        drawn: its own SVG file, with text as text.
+    """
     for prefix, space in (("", _SVG), ("xlink", _XLINK)):
         ElementTree.register_namespace(prefix, space)
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ElementTree.fromstring(drawn)
     for metadata in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(metadata)
     for element in root.iter():
@@ -42,7 +39,7 @@ def _adapt(name: str, value: str, prefix: str) -> str:
         return f"{prefix}-{value}"
     if name == "href" and value.startswith("#"):
         return f"#{prefix}-{value[1:]}"
-    value = value.replace("url(#", f"url(#{prefix}-")
+    value = value.replace("url(#", f"url(#{prefix}-").replace("fill: #ffffff", "fill: none")  # the page's own paper
     return re.sub(r"([a-z-]+): (#[0-9a-fA-F]{6})(?=;|$)", _both, value) if name == "style" else value
 
 

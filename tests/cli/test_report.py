@@ -1,5 +1,7 @@
 import pytest
 
+from tests.reporting.runs import write_own_texts
+
 
 @pytest.fixture
 def measured(run, world, tmp_path):
@@ -35,3 +37,14 @@ def test_what_is_wrong_is_one_line(run, arguments, said):
     assert said in error
     assert error.startswith("error: ")
     assert error.count("\n") == 1
+
+
+def test_a_study_prints_its_drafts_on_the_targets_own_text(run, tmp_path):
+    folder = write_own_texts(tmp_path / "study", {"a": {0: {1.0: 0.4}}, "b": {0: {1.0: 0.5}}})
+    code, printed, error = run("report", folder, "--against", "b")
+    assert code == 0, error
+    assert "Acceptance on the target's own text" in printed
+    assert "Difference to b" in printed
+    code, _, error = run("report", folder, "--against", "c")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "one of a, b, got 'c'" in error

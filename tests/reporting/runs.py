@@ -114,3 +114,45 @@ def write_small_study(folder, name="small"):
     )
     write_study(folder, index)
     return folder
+
+
+def write_own_texts(folder, rates, *, planned=(), prompts=PROMPTS, domains=None, labels=None):
+    """A study of which validate alone ran: `rates` is acceptance by draft, seed and T, on each T's own text.
+
+    A rate may be a list with one for each prompt. Files also have T at another draft temperature, and another metric.
+    """
+    sets = domains or {"chat": "in"}
+    for draft, seeds in rates.items():
+        for seed, at in seeds.items():
+            rows = [row for name in sets for t, rate in at.items() for row in _own_text_rows(name, t, rate, prompts)]
+            write_parquet(folder / f"{draft}-s{seed}" / "validate" / "acceptance.parquet", rows)
+            write_metrics_json(folder / f"{draft}-s{seed}" / "validate" / "metrics.json", {})
+    temperatures = sorted({t for seeds in rates.values() for at in seeds.values() for t in at})
+    sampled = {name: {f"{t:g}": f"{name} sampled@{t:g}" for t in temperatures} for name in sets}
+    found = {draft: {str(seed): f"{draft}-s{seed}" for seed in [*seeds, *planned]} for draft, seeds in rates.items()}
+    index = StudyIndex(
+        name=folder.name,
+        kind="custom",
+        drafts={draft: DraftIndex((labels or {}).get(draft, {}), seeds) for draft, seeds in found.items()},
+        prompt_sets={name: {"domain": domain} for name, domain in sets.items()},
+        target_temperatures=temperatures,
+        draft_temperatures=["same"],
+        reference_temperature=1.0,
+        prefixes=Prefixes({}, sampled),
+        status=Status(0, 1),
+    )
+    write_study(folder, index)
+    return folder
+
+
+def _own_text_rows(name, t, rate, prompts):
+    """Rows of one set; prompts have 5 to 7 tokens, and differ in acceptance by as much for every draft."""
+    key_U = torch.arange(prompts) + 1000 * (name != "chat")
+    tokens_U1 = 5.0 + (key_U % 3)[:, None]
+    rate_U1 = torch.as_tensor(rate, dtype=torch.float64).expand(prompts)[:, None] + (key_U % 5)[:, None] / 50
+    found = {
+        ("acceptance", t, t): PromptSums.of(rate_U1 * tokens_U1, tokens_U1, key_U),
+        ("acceptance", t, t + 1): PromptSums.of(tokens_U1, tokens_U1, key_U),
+        ("entropy", t, t): PromptSums.of(2 * tokens_U1, tokens_U1, key_U),
+    }
+    return prompt_rows(f"{name} sampled@{t:g}", found)
