@@ -1,4 +1,4 @@
-"""docs/plugins.md is the registry as it is: every built-in plugin with formula, options, guarantee and paper.
+"""docs/plugins.md is the registry as it is: every built-in plugin with formula, options, what to know, and paper.
 
 python tests/test_catalogue.py writes it anew; the prose of the page is kept.
 """
@@ -23,26 +23,37 @@ def first_sentence(cls):
     return inspect.getdoc(cls).partition("\n")[0]
 
 
-def guarantee(family, cls):
-    """What a user may rely on, by family."""
+LAST = {
+    "divergences": "a cached teacher keeps",
+    "schedules": "reads",
+    "verifiers": "guarantee",
+    "drafters": "needs",
+    "lengths": "guarantee",
+    "heads": "formats",
+}
+"""The heading of a table's last column, by family."""
+
+
+def last(family, cls):
+    """What a user must know before choosing it, by family."""
     if family == "verifiers":
         kinds = {frozenset(): "chains"}.get(cls.siblings, "chains and trees")
         when = "T = 0 only" if cls.greedy_only else "any T"
         return f"{'lossless' if cls.lossless else 'lossy'}; {when}; {kinds}"
     if family == "divergences":
         if "terms" in inspect.signature(cls).parameters:
-            return "a cached teacher may keep what all terms allow"
+            return "what all terms allow"
         kept = " or ".join(kind for kind in ("top", "sampled") if kind in cls.cached)
-        return f"a cached teacher may keep {kept}" if kept else "a cached teacher must keep all tokens"
+        return f"all, or {kept} tokens" if kept else "all tokens"
     if family == "schedules":
         needs = ", ".join(sorted(cls.needs))
-        return f"reads {needs}: one pass more over the logits" if needs else "reads no logits"
+        return f"{needs}: one pass more over the logits" if needs else "no logits"
     if family == "drafters":
         models = " or ".join(f"a {kind}" for kind in sorted(cls.drafts_with, reverse=True))
-        return f"needs {models}" if cls.needs_model else "needs no draft model"
+        return models if cls.needs_model else "no draft model"
     if family == "lengths":
         return "keeps the distribution of the text"
-    return "formats: " + ", ".join(cls.formats)
+    return ", ".join(cls.formats)
 
 
 def options(cls):
@@ -77,11 +88,11 @@ def cell(text):
 
 def overview(family, classes):
     formulas = any(getattr(cls, "formula", "") for cls in classes)
-    yield f"| name | {'formula | ' * formulas}guarantee |"
+    yield f"| name | {'formula | ' * formulas}{LAST[family]} |"
     yield f"|---|{'---|' * formulas}---|"
     for cls in classes:
         formula = f"`{cell(cls.formula)}` | " if formulas else ""
-        yield f"| [`{cls.__name__}`](#{cls.__name__.lower()}) | {formula}{guarantee(family, cls)} |"
+        yield f"| [`{cls.__name__}`](#{cls.__name__.lower()}) | {formula}{last(family, cls)} |"
 
 
 def entry(cls):

@@ -80,7 +80,8 @@ class Pace:
 
     def figures(self) -> dict[str, str]:
         """What is shown, by short names."""
-        shown = {"tokens/s": f"{self.tokens_per_second:.0f}"}
+        speed = self.tokens_per_second
+        shown = {"tokens/s": f"{speed:.2f}" if 0 < speed < 1 else f"{speed:.0f}"}
         if self.counts.tested:
             shown["acceptance"] = f"{self.counts.accepted / self.counts.tested:.3f}"
         if (left := self.seconds_left) is not None:

@@ -95,7 +95,7 @@ def _sampled_or_argmax(draft: MeasuredDraft, cell: Cell) -> Iterator[Change]:
 
 
 def _consistency(collection: Collection) -> Answer:
-    question = "Does distillation at a consistent temperature repair it?"
+    question = "Does distillation at the decoding temperature help?"
     trained = collection.trained_at
     reference = trained.get(collection.reference)
     hot = sorted((t for t in trained if t != collection.reference), reverse=True)

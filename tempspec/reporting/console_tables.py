@@ -262,7 +262,7 @@ def _caption(found: Iterable[Mapping[str, Estimate]], more: str = "") -> str:
         for name in ("block_efficiency", "tokens_per_second")
     )
     shown = [f"{_span(decoded)} prompts"] if decoded else []
-    shown += [f"speed over {_span(timed)} prompts"] if timed else []
+    shown += [f"speed over {_span(timed)}"] if timed else []
     return f"95% bootstrap intervals over {', '.join(shown)}{more}" if shown else ""
 
 
@@ -273,7 +273,7 @@ def _overhead(estimates: Estimates) -> str:
     if not shares:
         return ""
     ends = dict.fromkeys(f"{100 * share:.0f}%" for share in (min(shares), max(shares)))
-    return f"; {' to '.join(ends)} of the timed seconds outside the models' forward passes"
+    return f"; {' to '.join(ends)} of its seconds outside the models' forward passes"
 
 
 def _span(counts: set[int]) -> str:

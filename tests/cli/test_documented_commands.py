@@ -18,7 +18,7 @@ SMALL = (
     *("--data.max_length", "32", "--data.batch_size", "4"),
 )
 HOW = (
-    (r"tempspec (serve-check|check-head)", ("--help",)),
+    (r"tempspec (serve-check|check-head)|fit/head", ("--help",)),  # a server or a head, which no test has
     (r"--server|kd-llama2|--trainer.devices", ("--print_config",)),  # a server, a hub, processes: tests of their own
     (r"--config configs/(smollm2|qwen-coder|eagle3)", ("--print_config",)),  # real models, which no test has
     (r"report\s+runs/smollm2", ("--help",)),

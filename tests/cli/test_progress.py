@@ -64,6 +64,15 @@ def test_the_time_left_goes_by_tokens_not_by_rows(clock):
     assert (pace.rows, pace.all_rows) == (20, 50)
 
 
+@pytest.mark.parametrize(("tokens", "shown"), [(0, "0"), (4, "0.40"), (10, "1"), (126, "13")])
+def test_less_than_a_token_per_second_is_not_shown_as_0(tokens, shown, clock):
+    pace = Pace("timing pass", 3, clock=clock)
+    pace.start()
+    clock.now += 10
+    pace.counts = PassCounts(tokens=tokens)
+    assert pace.figures()["tokens/s"] == shown
+
+
 def test_another_pass_has_lines_of_its_own(clock):
     stream = io.StringIO()
     lines = PaceLines(stream, clock)
