@@ -56,9 +56,7 @@ def test_a_lossy_rule_brings_its_distance_whatever_the_room(estimates, width):
 
 
 def test_the_caption_states_what_ran_outside_the_models(estimates):
-    assert "10% to 13% of its seconds outside the models' forward passes" in rendered(
-        DecodingTable(estimates), 200
-    )
+    assert "10% to 13% of its seconds outside the models' forward passes" in rendered(DecodingTable(estimates), 200)
     untimed = {cell: {k: v for k, v in found.items() if k != "overhead_share"} for cell, found in estimates.items()}
     assert "outside the models" not in rendered(DecodingTable(untimed), 200)
 
