@@ -30,7 +30,7 @@ class PromptSource(Source):
     HumanEval nothing, of MBPP `prompt: text`.
 
     Args:
-        limit: take only the first prompts, so many; where rows have a category, so many of each.
+        limit: take only the first `limit` prompts; where rows have a category, so many of each.
         prompt_tokens: of a `text` row, the prompt is its first so many tokens; rows that are not longer are left out.
         max_prompt_tokens: leave out prompts with more tokens; none are by default.
         turns: the column with what the user says in a conversation, a list of texts. Every turn is decoded after the

@@ -78,7 +78,7 @@ class Source:
         messages: the column with conversations: lists of `{role, content}`, with tool calls and whatever else the chat
             template knows, or of `{from, value}`; the row's `tools` and `system` belong to them.
         separator: text put between prompt and response; it belongs to the prompt.
-        limit: read only the first rows, so many; all by default.
+        limit: read only the first `limit` rows; all by default.
     """
 
     path: str
