@@ -1,5 +1,6 @@
 """`tempspec check-head`: what engines would misread in a head's folder, and what it accepts (floor 6)."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     for fault in faults:
         print(f"fault: {fault}")
     for note in head_notes(folder):
-        print(f"note: {note}")
+        print(f"note: {note}", flush=True)
     if options.tokens:
         for line in _measured(folder, options.target, options.tokens):
             print(line)
@@ -57,8 +58,9 @@ def _measured(folder: Path, target: str, tokens: int) -> list[str]:
     if (folder / CONDITIONING).is_file():
         return ["note: its acceptance is not measured: an engine has it without what the temperature changes"]
     # Imported here: what only looks at files takes no models.
-    from tempspec.cli.head_acceptance import head_acceptance
+    from tempspec.cli.head_acceptance import PROMPTS, head_acceptance
 
+    print(f"decoding {len(PROMPTS)} prompts with it; --tokens 0 leaves that out", file=sys.stderr, flush=True)
     try:
         return [str(found) for found in head_acceptance(Eagle3(), folder, target, tokens=tokens)]
     except UserError as error:

@@ -18,12 +18,14 @@ def folder(world, tmp_path):
 
 
 def test_a_sound_head_has_no_fault(run, world, folder):
-    code, printed, _ = run("check-head", folder, "--target", world / "target", "--tokens", "0")
+    code, printed, error = run("check-head", folder, "--target", world / "target", "--tokens", "0")
     assert (code, printed) == (0, f"{folder}: no fault\n")
+    assert "decoding" not in error
 
 
 def test_its_acceptance_is_measured(run, world, folder):
-    code, printed, _ = run("check-head", folder, "--target", world / "target", "--tokens", "6")
+    code, printed, error = run("check-head", folder, "--target", world / "target", "--tokens", "6")
+    assert "decoding 6 prompts with it; --tokens 0 leaves that out" in error
     cold, warm, last = printed.splitlines()
     assert (code, last) == (0, f"{folder}: no fault")
     form = r"T = {}: \d\.\d\d tokens per pass; accepted by position:( \d\.\d\d){{4}}"

@@ -66,14 +66,14 @@ def test_a_difference_that_every_seed_and_the_interval_show(tmp_path):
     assert own.differences[0].at[1.0].estimate.low > 0.09
 
 
-def test_a_seed_of_the_other_sign_is_not_shown_whatever_the_interval(tmp_path):
+def test_a_seed_of_the_other_sign_is_not_shown(tmp_path):
     rates = {"a": {s: {1.0: 0.4} for s in (0, 1, 2)}, "b": {0: {1.0: 0.6}, 1: {1.0: 0.6}, 2: {1.0: 0.35}}}
     (line,) = found(tmp_path, rates).differences
     assert line.at[1.0].note == "not shown, 2 of 3"
     assert line.at[1.0].estimate.low > 0
 
 
-def test_an_interval_with_0_in_it_is_not_shown_whatever_the_seeds(tmp_path):
+def test_an_interval_with_0_in_it_is_not_shown(tmp_path):
     rates = {"a": {s: {1.0: 0.39} for s in (0, 1)}, "b": {s: {1.0: ALTERNATING} for s in (0, 1)}}
     (line,) = found(tmp_path, rates).differences
     assert line.at[1.0].note == "not shown, 2 of 2"
@@ -114,7 +114,7 @@ def test_what_is_not_finished_is_named(tmp_path):
     assert own.unmeasured == ["b"]
 
 
-def test_a_draft_of_the_reference_temperature_is_what_others_are_compared_with(tmp_path):
+def test_drafts_of_the_reference_temperature_are_compared_with(tmp_path):
     labels = {"b": {"train_temperature": 1.0, "generation_temperature": 1.0}, "a": {"train_temperature": 1.0}}
     rates = {"a": {0: {1.0: 0.4}}, "b": {0: {1.0: 0.5}}}
     assert found(tmp_path / "labels", rates, labels=labels).against == "b"
