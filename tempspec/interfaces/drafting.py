@@ -14,10 +14,10 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from tempspec.core.children import Children
+from tempspec.core.children import Children, Order
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.tree_verification import Siblings
-from tempspec.core.trees import ancestry, chain_parents, depths
+from tempspec.core.trees import ancestry, chain_parents, depths, elder, postorder
 
 
 @dataclass(slots=True)
@@ -87,12 +87,27 @@ class Draft:
         return self._children
 
     @property
+    def elder_BKK(self) -> Tensor:
+        """The tree's `trees.elder`, a chain's too."""
+        return elder(self.tree_BK) if self._order is None else self._order.elder_BNN
+
+    @property
+    def postorder_BK(self) -> Tensor:
+        """The tree's `trees.postorder`, a chain's too."""
+        return postorder(self.tree_BK, self.on_BKK) if self._order is None else self._order.postorder_BN
+
+    @property
     def depth(self) -> int:
         """The length of the longest path, or more, from what the host knows."""
         shape = self._known_shape
         if shape is not None:
             return max(depths(shape), default=0)
         return self.token_BK.shape[1] if self.deepest is None else self.deepest
+
+    @property
+    def _order(self) -> Order | None:
+        shape = self._known_shape
+        return None if shape is None else Order.of_shape(shape, len(self.token_BK), self.token_BK.device)
 
     @property
     def _known_shape(self) -> tuple[int, ...] | None:
