@@ -2,7 +2,8 @@
 
 Of trees whose shapes only the device knows the host reads them once; of one shape for all rows it knows them.
 
-Axes: B batch, N nodes, K children of one node, D depth, W places of one depth, X entries of a table, or places of all rows.
+Axes: B batch, N nodes, K children of one node, D depth, W places of one depth, X entries of a table or places of
+all rows.
 """
 
 from dataclasses import dataclass

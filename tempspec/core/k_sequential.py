@@ -8,6 +8,7 @@ not named.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -137,11 +138,9 @@ def _divisions(logp_BNV: Tensor, logq_BNV: Tensor, children: Children) -> Tensor
     """K-SEQ's rho at every place, float64 `[B, N+1]`; 1 where no row has two children. All places are found at once."""
     rows, places = children.node_BNK.shape[:2]
     rho_BN = torch.ones(rows, places, dtype=torch.float64, device=logp_BNV.device)
-    wanted = [place for place, count in enumerate(children.most) if count > 1]
-    if not wanted:
+    row_R, place_R = _branching(tuple(children.most), rows, rho_BN.device)
+    if len(row_R) == 0:
         return rho_BN
-    place_R = torch.tensor(wanted, dtype=torch.int64, device=rho_BN.device).repeat(rows)
-    row_R = torch.arange(rows, device=rho_BN.device).repeat_interleave(len(wanted))
     child_RK = children.node_BNK[row_R, place_R]
     count_R, first_R = (child_RK >= 0).sum(-1).clamp(min=1), child_RK[:, 0].clamp(min=0)
     parts = []
@@ -150,6 +149,14 @@ def _divisions(logp_BNV: Tensor, logq_BNV: Tensor, children: Children) -> Tensor
         q_RV = probabilities(at_position(logq_BNV, first_R[part], row_R[part]))
         parts.append(sequential_division(p_RV, q_RV, count_R[part]))
     return rho_BN.index_put_((row_R, place_R), torch.cat(parts))
+
+
+@lru_cache(256)
+def _branching(most: tuple[int, ...], rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of all rows the places where some row has two children: whose, and which, `[R]` each."""
+    wanted = [place for place, count in enumerate(most) if count > 1]
+    place_R = torch.tensor(wanted, dtype=torch.int64, device=device).repeat(rows)
+    return torch.arange(rows, device=device).repeat_interleave(len(wanted)), place_R
 
 
 def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins: SequentialCoins) -> Tensor:

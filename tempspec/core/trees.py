@@ -128,9 +128,7 @@ def elder(parent_BN: Tensor) -> Tensor:
     return (parent_BN[:, :, None] == parent_BN[:, None, :]) & (node_N < node_N[:, None])
 
 
-def walk(
-    accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None, elder_BNN: Tensor | None = None
-) -> Tensor:
+def walk(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None, elder_BNN: Tensor | None = None) -> Tensor:
     """From the root down, go to the first accepted child, again and again; the last one, -1 for none, `[B]`.
 
     Args:

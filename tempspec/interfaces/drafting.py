@@ -218,6 +218,7 @@ class DraftContext:
         model: the draft model, or None for a drafter that needs none.
         law: `logits_BMV -> logq_BMV`: the draft's law at every row's draft temperature and truncation.
         draw: `(weight_BMV, node_M) -> token_BM`: samples, with each node's own noise.
+        told: each row's text and the most tokens that it may draft, where the host knows them: see `texts`.
     """
 
     token_BT: Tensor
@@ -230,6 +231,14 @@ class DraftContext:
     model: StepModel | None
     law: Callable[[Tensor], Tensor]
     draw: Callable[[Tensor, Tensor], Tensor]
+    told: Callable[[], list[tuple[list[int], int]]] | None = None
+
+    def texts(self) -> list[tuple[list[int], int]]:
+        """Each row's tokens so far and the most that it may draft, on the host; reads the device if nobody knows."""
+        if self.told is not None:
+            return self.told()
+        known_BC = torch.cat([self.length_B[:, None], self.limit_B[:, None], self.token_BT], 1)
+        return [(tokens[:length], limit) for length, limit, *tokens in known_BC.tolist()]
 
 
 class Drafter(ABC):
