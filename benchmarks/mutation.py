@@ -35,10 +35,10 @@ from goals import Goal, finish
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("tempspec/core", "tempspec/plugins")
 FURTHER = {  # files that are tested under another name, too
-    "core/multidraft": ("plugins/test_tree_verifiers", "plugins/test_tree_drafters"),
-    "core/coupling": ("decoding/test_noise",),
-    "core/noise": ("decoding/test_noise", "core/test_coupling"),
-    "core/sequential": ("core/test_multidraft", "plugins/test_tree_verifiers"),
+    "core/gumbel": ("decoding/test_noise",),
+    "core/k_sequential": ("core/test_tree_verification", "plugins/test_tree_verifiers"),
+    "core/noise": ("decoding/test_noise", "core/test_gumbel"),
+    "core/tree_verification": ("plugins/test_tree_verifiers", "plugins/test_tree_drafters"),
     "core/trees": ("plugins/test_tree_verifiers", "plugins/test_tree_drafters"),
     "core/verification": ("plugins/test_verifiers",),
     "plugins/verifiers": ("plugins/test_gumbel_coupling",),

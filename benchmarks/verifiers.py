@@ -23,7 +23,7 @@ from goals import Goal, finish, parse
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tempspec.core import lossy, multidraft, sequential
+from tempspec.core import k_sequential, lossy, tree_verification
 from tempspec.core.acceptance import overlap
 from tempspec.core.noise import Stream, fold, uniform
 from tempspec.core.sampling import inverse_cdf
@@ -322,10 +322,10 @@ def one_level(
 ) -> dict[int, dict[str, dict[float, float]]]:
     """What each rule accepts of K drafts at one position, by K, rule and temperature; K = 1 is rejection."""
     closed = {
-        "recursive, independent": multidraft.recursive_acceptance,
-        "K-SEQ, independent": sequential.sequential_acceptance,
-        "optimum, independent": multidraft.optimal_acceptance,
-        "greedy drafts": multidraft.greedy_draft_acceptance,
+        "recursive, independent": tree_verification.recursive_acceptance,
+        "K-SEQ, independent": k_sequential.sequential_acceptance,
+        "optimum, independent": tree_verification.optimal_acceptance,
+        "greedy drafts": tree_verification.greedy_draft_acceptance,
     }
     pairs = {t: laws(target, draft, texts, t) for t in TEMPERATURES[1:]}
     found = {1: {"optimum, independent": {t: float(overlap(*pair).mean()) for t, pair in pairs.items()}}}
@@ -354,11 +354,11 @@ def rank_acceptance(
     taken_NV = torch.zeros_like(logq_NV, dtype=torch.bool)
     tokens, drawn = [], []
     for rank in range(count):
-        drawn.append(multidraft.sibling_law(logq_NV, logq_NV, taken_NV, rank, count, "distinct"))
+        drawn.append(tree_verification.sibling_law(logq_NV, logq_NV, taken_NV, rank, count, "distinct"))
         tokens.append(inverse_cdf(drawn[-1].exp(), uniform(1, rank, torch.arange(rows))))
         taken_NV = taken_NV.scatter(1, tokens[-1][:, None], True)
     logp_NKV = logp_NV[:, None].expand(-1, count + 1, -1)
-    coins = multidraft.tree_coins(
+    coins = tree_verification.tree_coins(
         logp_NKV, torch.stack(drawn, 1), torch.stack(tokens, 1), torch.full((rows, count), -1),
         torch.full((rows,), count), joint=False,
     )  # fmt: skip

@@ -40,7 +40,7 @@ def test_the_whole_script_writes_a_line_and_an_entry_a_goal(tmp_path):
     run = [sys.executable, FOLDER / "gpu.py", "--quick", "--out", tmp_path]
     told = subprocess.run(run, check=True, capture_output=True, text=True).stdout
     kept = json.loads((tmp_path / "gpu.json").read_text())
-    assert len(kept["goals"]) == 14
+    assert len(kept["goals"]) == 15
     assert all(goal["name"] in told for goal in kept["goals"])
     assert "toy sizes" in kept["on"]
 

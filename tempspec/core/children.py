@@ -1,17 +1,19 @@
-"""Who are whose children in token trees: tables that a verification looks up (floor 1).
+"""Who is whose child or sibling in token trees: tables that a verification looks up (floor 1).
 
 Of trees whose shapes only the device knows the host reads them once; of one shape for all rows it knows them.
 
-Axes: B batch, N nodes, K children of one node, D depth, W places of one depth, X entries of a table.
+Axes: B batch, N nodes, K children of one node, D depth, W places of one depth, X entries of a table or places of
+all rows.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tempspec.core.trees import ancestry, elder
+from tempspec.core.trees import ancestry, elder, postorder
 from tempspec.core.verification import real
 
 
@@ -74,6 +76,12 @@ class Children:
         """Those of some rows; what the host knows stays that of all."""
         return Children(self.node_BNK[row_B], self.most, self.place_BDW[row_B], self.levels, self.on_BNN[row_B])
 
+    def by_level(self) -> tuple[Tensor, Tensor]:
+        """The places with children of all rows, level by level: whose, and which, -1 where a row has fewer, `[X]`."""
+        widths = tuple(width for width, _ in self.levels)
+        place_X = torch.cat([self.place_BDW[:, depth, :width].flatten() for depth, width in enumerate(widths)])
+        return _rows_by_level(widths, len(self.place_BDW), place_X.device), place_X
+
     def at(self, node_B: Tensor) -> Tensor:
         """The children of one node of each row, -1 for the root: `[B, K]`."""
         at_B1K = (node_B + 1)[:, None, None].expand(-1, 1, self.node_BNK.shape[-1])
@@ -83,6 +91,37 @@ class Children:
         """The children of some places of each row, 0 the root, `[B, W, K]`; none where the place is -1."""
         at_BWK = place_BW.clamp(min=0)[..., None].expand(*place_BW.shape, self.node_BNK.shape[-1])
         return self.node_BNK.gather(1, at_BWK).masked_fill(place_BW[..., None] < 0, -1)
+
+
+class Order(NamedTuple):
+    """In which order the nodes of a tree come, for a device that knows its shape.
+
+    Attributes:
+        elder_BNN: `trees.elder`.
+        postorder_BN: `trees.postorder`.
+    """
+
+    elder_BNN: Tensor
+    postorder_BN: Tensor
+
+    @classmethod
+    def of_shape(cls, parents: tuple[int, ...], rows: int, device: torch.device) -> "Order":
+        """Of so many trees of one shape."""
+        return cls(*(table.expand(rows, *table.shape[1:]) for table in _order_of(parents, device)))
+
+
+@cache
+def _order_of(parents: tuple[int, ...], device: torch.device) -> Order:
+    """Of a tree of this shape, as one row."""
+    parent_1N = torch.tensor([parents], dtype=torch.int64, device=device)
+    return Order(elder(parent_1N), postorder(parent_1N))
+
+
+@lru_cache(256)
+def _rows_by_level(widths: tuple[int, ...], rows: int, device: torch.device) -> Tensor:
+    """The rows of so many places each, for one width after the other."""
+    row_B = torch.arange(rows, device=device)
+    return torch.cat([row_B.repeat_interleave(width) for width in widths])
 
 
 @cache

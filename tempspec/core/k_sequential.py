@@ -8,6 +8,7 @@ not named.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -15,17 +16,17 @@ from torch import Tensor
 from tempspec.core.children import Children
 from tempspec.core.verification import at_position, of_token, precise, probabilities, quotient, real, strips
 
-_NEWTON_STEPS = 10
-_ROUNDINGS = 64
-"""A gap of so many roundings of the laws' precision counts as none."""
+_NEWTON_STEPS = 6
+_LEAST = 1e-12
+"""Masses below this count as this, so that nothing is divided by 0."""
 
 
 def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
     """K-SEQ's rho in [1, K], float64 `[...]`: `1 - (1 - beta)^K = rho beta` with `beta = sum min(p / rho, q)`.
 
-    Newton's method, for `rho beta` is linear in rho between neighbouring values of p / q. Where it has not arrived, the
-    value returned is too large, never too small: K-SEQ stays exact and accepts a little less. It stays where the laws'
-    own rounding hides any gap, for a sign that is noise would send it far away.
+    Newton's method, for `rho beta` is linear in rho between neighbouring values of p / q. Each step gives two bounds
+    as well, `_around`: the next rho lies between them, and the last upper one is returned. Where the steps have not
+    arrived it is too large, never too small: K-SEQ stays exact and accepts a little less.
 
     Args:
         p: the target's law, `[..., V]`.
@@ -36,23 +37,51 @@ def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
     >>> sequential_division(p, q, torch.tensor(2)), sequential_division(p, q, torch.tensor(3))
     (tensor(1.4603, dtype=torch.float64), tensor(1.7926, dtype=torch.float64))
     """
-    count, hidden = count.double(), _ROUNDINGS * torch.finfo(p.dtype).eps
-    scaled, least = torch.empty_like(p), torch.empty_like(p)
-    low, high = torch.ones_like(count), count.clone()
-    following = (low + high) / 2
+    count = count.double()
+    others, root, low, high = count - 1.0, 1.0 / count, torch.ones_like(count), count
+    rho = (0.875 + count / 16.0).clamp(1.0, 1.5)  # few steps are left from here for most laws
+    room = p.new_empty(2, *p.shape)
     for _ in range(_NEWTON_STEPS):
-        rho = following
-        torch.mul(q, rho[..., None].to(q.dtype), out=scaled)
-        both = torch.minimum(p, scaled, out=least).sum(-1).double()  # rho beta
-        tail = torch.mul(q, p >= scaled, out=least).sum(-1).double()  # its slope
-        beta = (both / rho).clamp(max=1.0)
-        gap = 1.0 - (1.0 - beta) ** count - both
-        slope = -count * (1.0 - beta) ** (count - 1.0) * (both - rho * tail) / rho**2 - tail
-        low, high = torch.where(gap >= 0, rho, low), torch.where(gap <= 0, rho, high)
-        newton = rho + quotient(gap, -slope)
-        following = torch.where((newton > low) & (newton < high), newton, (low + high) / 2)
-        following = torch.where(gap.abs() <= hidden, rho, following)
-    return torch.where(gap > hidden, high, rho)
+        both, tail = _masses(p, q, rho, room)
+        beta = both / rho
+        failed = 1.0 - beta
+        power = failed**others
+        some = 1.0 - failed * power
+        low, high = _enclosed(some, beta, both, root, low, high)
+        slope = torch.addcdiv(tail, count * power * (beta - tail), rho)
+        rho = torch.addcdiv(rho, some - both, slope).clamp(low, high)
+    both, _ = _masses(p, q, rho, room)
+    beta = both / rho
+    return _enclosed(1.0 - (1.0 - beta) ** count, beta, both, root, low, high)[1]
+
+
+def _masses(p: Tensor, q: Tensor, rho: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """`rho beta = sum min(p, rho q)` and its slope, the mass of q where that is less; float64 `[...]` each."""
+    scaled = q * rho[..., None].to(q.dtype)
+    torch.minimum(p, scaled, out=room[0])
+    torch.mul(q, p >= scaled, out=room[1])
+    both, slope = room.sum(-1).double().clamp(_LEAST, 1.0)
+    return both, slope
+
+
+def _enclosed(
+    some: Tensor, beta: Tensor, both: Tensor, root: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bounds of the rho sought, narrowed by what some rho gives; float64 `[...]` each.
+
+    Two forms of its equation: `rho = (1 - (1 - beta)^K) / beta`, whose right side rises with rho, and with
+    `b = rho beta` also `rho = b / (1 - (1 - b)^(1/K))`, whose right side falls. What they give lies on both sides.
+
+    Args:
+        some: `1 - (1 - beta)^K`.
+        beta: at that rho.
+        both: b, there.
+        root: 1/K.
+        low: the bounds so far.
+        high: likewise.
+    """
+    rising, falling = some / beta, both / (1.0 - (1.0 - both) ** root)
+    return low.maximum(torch.minimum(rising, falling)), high.minimum(torch.maximum(rising, falling))
 
 
 def sequential_beta(p: Tensor, q: Tensor, rho: Tensor) -> Tensor:
@@ -62,9 +91,10 @@ def sequential_beta(p: Tensor, q: Tensor, rho: Tensor) -> Tensor:
 
 def sequential_residual(p: Tensor, q: Tensor, rho: Tensor, count: Tensor) -> Tensor:
     """K-SEQ's law after K failures, not normalised, `[..., V]`; p itself where nothing is left."""
-    beta = sequential_beta(p, q, rho)
+    least = torch.minimum(p / rho[..., None].to(p.dtype), q)
+    beta = least.sum(-1).double().clamp(max=1.0)
     accepted = quotient(1.0 - (1.0 - beta) ** count, beta)[..., None].to(p.dtype)
-    left = (p - accepted * torch.minimum(p / rho[..., None].to(p.dtype), q)).clamp(min=0.0)
+    left = (p - accepted * least).clamp_(min=0.0)
     return torch.where((left > 0).any(-1, keepdim=True), left, p)
 
 
@@ -108,11 +138,9 @@ def _divisions(logp_BNV: Tensor, logq_BNV: Tensor, children: Children) -> Tensor
     """K-SEQ's rho at every place, float64 `[B, N+1]`; 1 where no row has two children. All places are found at once."""
     rows, places = children.node_BNK.shape[:2]
     rho_BN = torch.ones(rows, places, dtype=torch.float64, device=logp_BNV.device)
-    wanted = [place for place, count in enumerate(children.most) if count > 1]
-    if not wanted:
+    row_R, place_R = _branching(tuple(children.most), rows, rho_BN.device)
+    if len(row_R) == 0:
         return rho_BN
-    place_R = torch.tensor(wanted, dtype=torch.int64, device=rho_BN.device).repeat(rows)
-    row_R = torch.arange(rows, device=rho_BN.device).repeat_interleave(len(wanted))
     child_RK = children.node_BNK[row_R, place_R]
     count_R, first_R = (child_RK >= 0).sum(-1).clamp(min=1), child_RK[:, 0].clamp(min=0)
     parts = []
@@ -121,6 +149,14 @@ def _divisions(logp_BNV: Tensor, logq_BNV: Tensor, children: Children) -> Tensor
         q_RV = probabilities(at_position(logq_BNV, first_R[part], row_R[part]))
         parts.append(sequential_division(p_RV, q_RV, count_R[part]))
     return rho_BN.index_put_((row_R, place_R), torch.cat(parts))
+
+
+@lru_cache(256)
+def _branching(most: tuple[int, ...], rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of all rows the places where some row has two children: whose, and which, `[R]` each."""
+    wanted = [place for place, count in enumerate(most) if count > 1]
+    place_R = torch.tensor(wanted, dtype=torch.int64, device=device).repeat(rows)
+    return torch.arange(rows, device=device).repeat_interleave(len(wanted)), place_R
 
 
 def sequential_weight(logp_BNV: Tensor, logq_BNV: Tensor, node_B: Tensor, coins: SequentialCoins) -> Tensor:

@@ -4,7 +4,7 @@ From the root down only the children of the node that was reached are looked at,
 the token that follows. Of children that were chosen rather than drawn, all decisions follow from p's mass on them.
 `tempspec.core.tree_verification` states the rules, and decides with every node's probability.
 
-Axes: B batch, N nodes, V vocabulary, K children of one node, R children of all rows.
+Axes: B batch, N nodes, V vocabulary, K children of one node, R laws, X nodes of all rows.
 """
 
 from collections.abc import Callable
@@ -50,12 +50,15 @@ def descend(
     coin_BN = torch.zeros(rows, nodes + 1, dtype=torch.float64, device=token_BN.device)  # the last takes what is none
     node_B, depth_B = token_BN.new_full((rows,), -1), token_BN.new_zeros(rows)
     going_B1 = token_BN.new_ones(rows, 1, dtype=torch.bool)
-    weight_BV = probabilities(logp_BNV[:, 0])
+    weight_BV, logd_XV = probabilities(logp_BNV[:, 0]), logd_BNV.flatten(0, 1)
+    start_B1 = torch.arange(rows, device=token_BN.device)[:, None] * nodes
     for level, (_, count) in enumerate(children.levels):
         child_BK = children.at(node_B)[:, :count]
         there_BK = (child_BK >= 0) & going_B1
         at_BK = child_BK.clamp(min=0)
-        own_BK, weight_BV = _refused(weight_BV, logd_BNV, token_BN.gather(1, at_BK), at_BK, there_BK)
+        nothing_BK = torch.where(there_BK, 0.0, torch.inf)
+        tried = token_BN.gather(1, at_BK), start_B1 + at_BK, nothing_BK
+        own_BK, weight_BV, _ = refused(weight_BV, logd_XV, *tried)
         accept_BK = quotient(own_BK.double(), chance_BN.gather(1, at_BK)).clamp(max=1.0)
         coin_BN.scatter_(1, torch.where(there_BK, child_BK, nodes), accept_BK)
         hit_BK = toss(coin_BN[:, :nodes]).gather(1, at_BK) & there_BK
@@ -68,30 +71,52 @@ def descend(
     return Descent(node_B, depth_B, weight_BV)
 
 
-def _refused(
-    law_BV: Tensor, logd_BNV: Tensor, token_BK: Tensor, at_BK: Tensor, there_BK: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The law r of each child's token when it is tried, `[B, K]`, and what all of them leave of r, `[B, V]`.
+def refused(
+    law_RV: Tensor,
+    logd_XV: Tensor,
+    token_RK: Tensor,
+    node_RK: Tensor,
+    nothing_RK: Tensor,
+    spare_R1: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What children leave of laws, one after the other.
 
-    After a child `r = (r - d)+`, normalised; r itself where nothing is left, or there is no such child.
+    After a child `r = (r - d)+`, normalised; r itself where nothing is left, or there is no such child. A law may have
+    a mass that no child takes from, as if of one more token: what is normalised is both.
+
+    Args:
+        law_RV: the laws r.
+        logd_XV: the log-laws that all nodes were drawn from.
+        token_RK: the children's tokens.
+        node_RK: their places in `logd_XV`.
+        nothing_RK: 0 for a child, infinite for none: what is left must exceed it to count.
+        spare_R1: the mass that no child takes from; None for 0.
+
+    Returns:
+        r of each child's token when it is tried, `[R, K]`, what all of them leave, and the spare mass in it.
     """
-    rows, nodes = logd_BNV.shape[:2]
-    first_B1 = torch.arange(0, rows * nodes, nodes, device=at_BK.device)[:, None]
-    index_BK, logd_RV = first_B1 + at_BK, logd_BNV.flatten(0, 1)
-    nothing_BK = torch.where(there_BK, 0.0, torch.inf)  # what is left of a law must exceed it to count
-    own, parts = [], []
-    for some in strips(rows, logd_BNV[:, : at_BK.shape[1]].flatten(1)):
-        r_BV, tried = law_BV[some], []
-        if not hosts.reads_free(r_BV) or bool(there_BK[some].any()):
-            d_BKV = probabilities(logd_RV.index_select(0, index_BK[some].flatten())).unflatten(0, (len(r_BV), -1))
-            for rank, d_BV in enumerate(d_BKV.unbind(1)):
-                tried.append(r_BV.gather(1, token_BK[some, rank, None]))
-                left_BV = (r_BV - d_BV).clamp_(min=0.0)
-                total_B1 = left_BV.sum(-1, keepdim=True)
-                r_BV = torch.where(total_B1 > nothing_BK[some, rank, None], left_BV.div_(total_B1), r_BV)
-        own.append(torch.cat(tried, 1) if tried else torch.zeros_like(at_BK[some], dtype=r_BV.dtype))
-        parts.append(r_BV)
-    return (own[0], parts[0]) if len(parts) == 1 else (torch.cat(own), torch.cat(parts))
+    own, laws, spares, count = [], [], [], token_RK.shape[1]
+    for some in strips(len(law_RV), law_RV, count):
+        r_RV, tried, spare = law_RV[some], [], None if spare_R1 is None else spare_R1[some]
+        if not hosts.reads_free(r_RV) or bool((nothing_RK[some] == 0).any()):
+            d_RKV = probabilities(logd_XV.index_select(0, node_RK[some].flatten())).unflatten(0, (-1, count))
+            for rank, d_RV in enumerate(d_RKV.unbind(1)):
+                tried.append(r_RV.gather(1, token_RK[some, rank, None]))
+                left_RV = (r_RV - d_RV).clamp_(min=0.0)
+                total_R1 = left_RV.sum(-1, keepdim=True)
+                total_R1 = total_R1 if spare is None else total_R1 + spare
+                counts_R1 = total_R1 > nothing_RK[some, rank, None]
+                r_RV = torch.where(counts_R1, left_RV.div_(total_R1), r_RV)
+                spare = None if spare is None else torch.where(counts_R1, spare / total_R1, spare)
+        own.append(torch.cat(tried, 1) if tried else torch.zeros_like(nothing_RK[some], dtype=r_RV.dtype))
+        laws.append(r_RV)
+        spares.append(spare)
+    joined = None if spare_R1 is None else _joined([spare for spare in spares if spare is not None])
+    return _joined(own), _joined(laws), joined
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def chosen_coins(step_BN: Tensor, parent_BN: Tensor, deepest: int) -> Tensor:

@@ -34,12 +34,16 @@ class Level(NamedTuple):
     Attributes:
         inner_P: which nodes of the level above have children; None for all.
         parent_P: the number that each of these nodes' parents was fed with, -1 for the root.
+        node_M: the numbers of the level's nodes, in order.
+        under_M: which of the inner nodes each is a child of.
         broods: their children.
         order_M: where each node of the level is among what the broods give, one after the other; None for the same.
     """
 
     inner_P: Tensor | None
     parent_P: Tensor
+    node_M: Tensor
+    under_M: Tensor
     broods: tuple[Brood, ...]
     order_M: Tensor | None
 
@@ -95,6 +99,7 @@ def growth(parents: tuple[int, ...], device: torch.device) -> Growth:
         inner_P = some([above.index(node) for node in inner], len(above))
         above = sorted(drawn)
         order_M = some([drawn.index(node) for node in above], len(above))
-        levels.append(Level(inner_P, parent_P, tuple(broods), order_M))
+        under_M = tensor([inner.index(parents[node]) for node in above])
+        levels.append(Level(inner_P, parent_P, tensor(above), under_M, tuple(broods), order_M))
     upto = [sum(d <= limit for d in depth) for limit in range(max(depth, default=0) + 1)]
     return Growth(tuple(levels), tensor(list(parents)), tensor(upto))

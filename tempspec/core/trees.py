@@ -128,13 +128,14 @@ def elder(parent_BN: Tensor) -> Tensor:
     return (parent_BN[:, :, None] == parent_BN[:, None, :]) & (node_N < node_N[:, None])
 
 
-def walk(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None) -> Tensor:
+def walk(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None, elder_BNN: Tensor | None = None) -> Tensor:
     """From the root down, go to the first accepted child, again and again; the last one, -1 for none, `[B]`.
 
     Args:
         accept_BN: whether each node is accepted when it is tried.
         parent_BN: their parents.
         on_BNN: the tree's `ancestry`, where it is known.
+        elder_BNN: its `elder`, likewise.
 
     >>> walk(torch.tensor([[False, True, True, True]]), torch.tensor([[-1, -1, 0, 1]]))
     tensor([3])
@@ -142,17 +143,23 @@ def walk(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None) -> 
     nodes = parent_BN.shape[1]
     if nodes == 0:
         return parent_BN.new_full((len(parent_BN),), -1)
-    chosen_BN = accept_BN & ~(elder(parent_BN) & accept_BN[:, None]).any(-1)
+    elder_BNN = elder(parent_BN) if elder_BNN is None else elder_BNN
+    chosen_BN = accept_BN & ~(elder_BNN & accept_BN[:, None]).any(-1)
     on_BNN = ancestry(parent_BN) if on_BNN is None else on_BNN
     passed_BN = ~(on_BNN & ~chosen_BN[:, None]).any(-1)
     node_N = torch.arange(nodes, device=parent_BN.device)
     return torch.where(passed_BN, node_N, -1).amax(1)  # of a path the last is the deepest
 
 
-def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | None = None) -> Tensor:
+def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor, order_BN: Tensor | None = None) -> Tensor:
     """The accepted node that comes first when children come before parents, -1 if none is accepted, int64 `[B]`.
 
-    On a chain: the deepest. Arguments as in `walk`.
+    On a chain: the deepest.
+
+    Args:
+        accept_BN: whether each node is accepted when it is tried.
+        parent_BN: their parents.
+        order_BN: the tree's `postorder`, where it is known.
 
     >>> first_from_leaves(torch.tensor([[True, True, False, True]]), torch.tensor([[-1, -1, 0, 1]]))
     tensor([0])
@@ -160,7 +167,8 @@ def first_from_leaves(accept_BN: Tensor, parent_BN: Tensor, on_BNN: Tensor | Non
     nodes = parent_BN.shape[1]
     if nodes == 0:
         return parent_BN.new_full((len(parent_BN),), -1)
-    least_B, node_B = postorder(parent_BN, on_BNN).masked_fill(~accept_BN, nodes).min(-1)
+    order_BN = postorder(parent_BN) if order_BN is None else order_BN
+    least_B, node_B = order_BN.masked_fill(~accept_BN, nodes).min(-1)
     return torch.where(least_B < nodes, node_B, -1)
 
 

@@ -49,7 +49,7 @@ def at_position(law_BKV: Tensor, position_R: Tensor, row_R: Tensor | None = None
     """One law each of some rows, `[R, V]`: the one at `position_R` of row `row_R`; None means one of every row."""
     rows, positions = law_BKV.shape[:2]
     row_R = torch.arange(rows, device=law_BKV.device) if row_R is None else row_R
-    return law_BKV.flatten(0, 1).index_select(0, row_R * positions + position_R)
+    return law_BKV.flatten(0, 1).index_select(0, torch.add(position_R, row_R, alpha=positions))
 
 
 def real(token_BK: Tensor, length_B: Tensor) -> Tensor:
@@ -289,13 +289,18 @@ def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(fine, numerator / torch.where(fine, denominator, 1.0), 0.0)
 
 
-def strips(rows: int, law: Tensor) -> list[slice]:
+def strips(rows: int, law: Tensor, each: int = 1) -> list[slice]:
     """Rows of laws like `law [..., V]` in strips that fit a CPU's cache; all rows in one on other devices.
+
+    Args:
+        rows: how many.
+        law: any of them.
+        each: how many laws belong to a row.
 
     >>> strips(3, torch.zeros(100_000))
     [slice(0, 1, None), slice(1, 2, None), slice(2, 3, None)]
     >>> strips(3, torch.zeros(1_000))
     [slice(0, 131, None)]
     """
-    step = max(1, _STRIP // law.shape[-1]) if law.device.type == "cpu" else max(1, rows)
+    step = max(1, _STRIP // (each * law.shape[-1])) if law.device.type == "cpu" else max(1, rows)
     return [slice(first, first + step) for first in range(0, rows, step)]

@@ -46,6 +46,13 @@ class RoundStart:
     limit_B: Tensor
     rule: DraftLength | None
 
+    def texts(self) -> list[tuple[list[int], int]]:
+        """Each row's tokens so far and the most that it may draft; neither in an empty slot."""
+        return [
+            ([], 0) if row is None else ([*row.request.prompt, *row.completion.tokens], limit)
+            for row, limit in zip(self.rows, self.limits, strict=True)
+        ]
+
 
 def draft_context(
     start: RoundStart, longest: int, vocabulary: int, model: StepModel | None, *, coupled: bool
@@ -73,7 +80,7 @@ def draft_context(
         return noise.draft(logq_BV.exp(), offset), logq_BV
 
     rows = start.token_BT, start.length_B, start.limit_B
-    return DraftContext(*rows, longest, vocabulary, start.rule, sample, model, law, noise.nodes)
+    return DraftContext(*rows, longest, vocabulary, start.rule, sample, model, law, noise.nodes, start.texts)
 
 
 @dataclass(frozen=True, slots=True)

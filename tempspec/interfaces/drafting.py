@@ -14,10 +14,10 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
-from tempspec.core.children import Children
+from tempspec.core.children import Children, Order
 from tempspec.core.sampling import one_hot_log
 from tempspec.core.tree_verification import Siblings
-from tempspec.core.trees import ancestry, chain_parents, depths
+from tempspec.core.trees import ancestry, chain_parents, depths, elder, postorder
 
 
 @dataclass(slots=True)
@@ -87,12 +87,27 @@ class Draft:
         return self._children
 
     @property
+    def elder_BKK(self) -> Tensor:
+        """The tree's `trees.elder`, a chain's too."""
+        return elder(self.tree_BK) if self._order is None else self._order.elder_BNN
+
+    @property
+    def postorder_BK(self) -> Tensor:
+        """The tree's `trees.postorder`, a chain's too."""
+        return postorder(self.tree_BK, self.on_BKK) if self._order is None else self._order.postorder_BN
+
+    @property
     def depth(self) -> int:
         """The length of the longest path, or more, from what the host knows."""
         shape = self._known_shape
         if shape is not None:
             return max(depths(shape), default=0)
         return self.token_BK.shape[1] if self.deepest is None else self.deepest
+
+    @property
+    def _order(self) -> Order | None:
+        shape = self._known_shape
+        return None if shape is None else Order.of_shape(shape, len(self.token_BK), self.token_BK.device)
 
     @property
     def _known_shape(self) -> tuple[int, ...] | None:
@@ -203,6 +218,7 @@ class DraftContext:
         model: the draft model, or None for a drafter that needs none.
         law: `logits_BMV -> logq_BMV`: the draft's law at every row's draft temperature and truncation.
         draw: `(weight_BMV, node_M) -> token_BM`: samples, with each node's own noise.
+        told: each row's text and the most tokens that it may draft, where the host knows them: see `texts`.
     """
 
     token_BT: Tensor
@@ -215,6 +231,14 @@ class DraftContext:
     model: StepModel | None
     law: Callable[[Tensor], Tensor]
     draw: Callable[[Tensor, Tensor], Tensor]
+    told: Callable[[], list[tuple[list[int], int]]] | None = None
+
+    def texts(self) -> list[tuple[list[int], int]]:
+        """Each row's tokens so far and the most that it may draft, on the host; reads the device if nobody knows."""
+        if self.told is not None:
+            return self.told()
+        known_BC = torch.cat([self.length_B[:, None], self.limit_B[:, None], self.token_BT], 1)
+        return [(tokens[:length], limit) for length, limit, *tokens in known_BC.tolist()]
 
 
 class Drafter(ABC):

@@ -159,11 +159,9 @@ class SuffixLookup(Drafter):
 
     def propose(self, context: DraftContext) -> Draft:
         """See `Drafter.propose`."""
-        lengths, limits = context.length_B.tolist(), context.limit_B.tolist()
-        texts = [row[:length] for row, length in zip(context.token_BT.tolist(), lengths, strict=True)]
         found = [
             suffix_draft(text, limit, self.depth, self.factor, self.least) if limit else []
-            for text, limit in zip(texts, limits, strict=True)
+            for text, limit in context.texts()
         ]
         longest = max(map(len, found))
         if longest == 0:

@@ -99,7 +99,11 @@ class StaticTree(Drafter):
 
     def _draw_level(self, context: DraftContext, level: Level, logits_BMV: Tensor) -> tuple[Tensor, Tensor]:
         """Draw the children of nodes whose logits these are: tokens and laws in the level's order."""
-        logq_BMV, score_BMV = context.law(logits_BMV), _scores(logits_BMV, context.vocabulary)
+        logq_BMV = context.law(logits_BMV)
+        if self.siblings == "independent":
+            logd_BMV = logq_BMV.index_select(1, level.under_M)
+            return context.draw(logd_BMV.exp(), level.node_M), logd_BMV
+        score_BMV = _scores(logits_BMV, context.vocabulary)
         tokens, drawn = [], []
         for brood in level.broods:
             given = selected(logq_BMV, brood.place_P), selected(score_BMV, brood.place_P)

@@ -13,6 +13,7 @@ from torch import Tensor
 from tempspec.core import k_sequential, tree_verification, trees
 from tempspec.core.children import Children
 from tempspec.core.noise import Stream
+from tempspec.core.tree_ascent import ascend, following
 from tempspec.core.tree_descent import chosen_coins, descend
 from tempspec.interfaces import Draft, Noise, Siblings, Verdict, Verifier
 from tempspec.plugins.verifiers import SampledMatch
@@ -102,7 +103,7 @@ class KSequential(_TopDown):
     def verify(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """See `Verifier.verify`."""
         coins = k_sequential.sequential_coins(*_parts(logp_BKV, draft))
-        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK, draft.on_BKK)
+        node_B = trees.walk(noise.coins(coins.coin_BN), draft.tree_BK, draft.on_BKK, draft.elder_BKK)
         weight_BV = k_sequential.sequential_weight(logp_BKV, draft.logq_BKV, node_B, coins)
         return Verdict(_accepted(node_B, draft), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
 
@@ -127,16 +128,16 @@ class Traversal(Verifier):
         """See `Verifier.verify`."""
         if draft.chosen:
             return self._verify_chosen(logp_BKV, draft, noise)
-        coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=True)
-        node_B = trees.first_from_leaves(noise.coins(coins.coin_BN), draft.tree_BK, draft.on_BKK)
-        weight_BV = tree_verification.tree_weight(logp_BKV, draft.logq_BKV, node_B, coins)
+        ascent = ascend(logp_BKV, draft.logq_BKV, draft.token_BK, draft.children)
+        node_B = trees.first_from_leaves(noise.coins(ascent.coin_BN), draft.tree_BK, draft.postorder_BK)
+        weight_BV = following(logp_BKV, node_B, ascent)
         return Verdict(_accepted(node_B, draft), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
 
     def _verify_chosen(self, logp_BKV: Tensor, draft: Draft, noise: Noise) -> Verdict:
         """Of children that were chosen: p's mass on them decides."""
         parts = draft.token_BK, draft.tree_BK, draft.length_B
         coin_BK = chosen_coins(_chosen_steps(logp_BKV, draft), draft.tree_BK, draft.depth)
-        node_B = trees.first_from_leaves(noise.coins(coin_BK), draft.tree_BK, draft.on_BKK)
+        node_B = trees.first_from_leaves(noise.coins(coin_BK), draft.tree_BK, draft.postorder_BK)
         weight_BV = tree_verification.match_weight(logp_BKV, *parts, node_B)
         return Verdict(_accepted(node_B, draft), noise.draw(weight_BV, Stream.RESIDUAL), node_B)
 
@@ -145,5 +146,5 @@ class Traversal(Verifier):
         if draft.chosen:
             coin_BK = chosen_coins(_chosen_steps(logp_BKV, draft), draft.tree_BK, draft.depth)
             return trees.depth_from_leaves(coin_BK, draft.tree_BK)
-        coins = tree_verification.tree_coins(*_parts(logp_BKV, draft), joint=True)
-        return trees.depth_from_leaves(coins.coin_BN, draft.tree_BK)
+        ascent = ascend(logp_BKV, draft.logq_BKV, draft.token_BK, draft.children)
+        return trees.depth_from_leaves(ascent.coin_BN, draft.tree_BK)

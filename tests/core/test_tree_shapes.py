@@ -28,6 +28,8 @@ def test_growth_names_every_node_once_below_its_parent(parents):
                 assert children == [node for node, above_it in enumerate(parents) if above_it == parent]
             born += ranks.flatten().tolist()
         above = selected(torch.tensor([born]), level.order_M)
+        assert level.node_M.tolist() == above[0].tolist()
+        assert inner[0, level.under_M].tolist() == [parents[node] for node in level.node_M.tolist()]
         nodes += above[0].tolist()
     assert nodes == list(range(len(parents)))
     assert plan.parent_N.tolist() == list(parents)

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from tempspec.core import hosts
 from tempspec.interfaces import Request
-from tempspec.plugins.drafters import FEW_ROWS, PromptLookup
+from tempspec.plugins.drafters import FEW_ROWS, PromptLookup, SuffixLookup
 from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
 from tempspec.plugins.lossy_verifiers import Lenience
 from tempspec.plugins.tree_drafters import DynamicTree, StaticTree
@@ -81,6 +81,7 @@ PATHS = {
     "coupled": (GumbelCoupling(), {}),
     "lossy": (Lenience(0.5), {}),
     "prompt lookup": (TokenwiseRejection(), {"drafter": PromptLookup(), "draft": None}),
+    "suffix lookup": (TokenwiseRejection(), {"drafter": SuffixLookup(), "draft": None}),
     "a static tree": (RecursiveRejection(), {"drafter": StaticTree([2, 2, 1])}),
     "a static tree from the leaves": (Traversal(), {"drafter": StaticTree([2, 2, 1])}),
     "a static tree of independent nodes": (KSequential(), {"drafter": StaticTree([2, 2], siblings="independent")}),

@@ -70,9 +70,9 @@ PATHS = {
     "a static tree": (400, RecursiveRejection(), {"drafter": StaticTree([4, 2, 2]), "length": FixedLength(3)}),
     "a dynamic tree": (400, Traversal(), {"drafter": DynamicTree(4, 4, 16)}),
     "a dynamic tree from the root": (400, RecursiveRejection(), {"drafter": DynamicTree(4, 4, 16)}),
-    "a static tree from the leaves": (800, Traversal(), {"drafter": StaticTree([4, 2, 2]), "length": FixedLength(3)}),
+    "a static tree from the leaves": (400, Traversal(), {"drafter": StaticTree([4, 2, 2]), "length": FixedLength(3)}),
     "a static tree by K-SEQ": (
-        750,
+        400,
         KSequential(),
         {"drafter": StaticTree([4, 2, 2], siblings="independent"), "length": FixedLength(3)},
     ),

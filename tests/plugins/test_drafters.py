@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -149,6 +151,14 @@ def test_suffix_lookup_is_ragged_and_keeps_limits():
     assert drafted(SuffixLookup().propose(context(texts, [4, 4, 4, 0]))) == [[4, 1, 2], [], [6], []]
     assert drafted(SuffixLookup().propose(context(texts, [2, 2, 2, 2]))) == [[4, 1], [], [6], [6]]
     assert drafted(SuffixLookup().propose(context([[1], [2]], [2, 2]))) == [[], []]
+
+
+def test_texts_that_the_host_knows_are_not_read():
+    told = [([4, 1, 2, 4], 2), ([], 0)]
+    read = context([[4, 1, 2, 4], [7]], [2, 0])
+    assert read.texts() == [told[0], ([7], 0)]
+    unread = replace(read, token_BT=torch.full_like(read.token_BT, 3), told=lambda: told)
+    assert drafted(SuffixLookup().propose(unread)) == drafted(SuffixLookup().propose(read)) == [[1, 2], []]
 
 
 @pytest.mark.parametrize("options", [{"depth": 1}, {"factor": 0.0}, {"least": 1.5}])
