@@ -3,7 +3,8 @@
 All places of a level are worked on at once, and what their children leave of the laws there is kept: the law of the
 token that follows is one of these. `tempspec.core.tree_verification` states the rule: see `tree_coins(joint=True)`.
 
-Axes: B batch, N nodes, V vocabulary, K children of one node, X places with children of all rows, R those of one level.
+Axes: B batch, N nodes, V vocabulary, K children of one node, X places with children of all rows, R those of one level,
+Z the root, the nodes and an end of every row.
 """
 
 from typing import NamedTuple
@@ -74,13 +75,14 @@ def ascend(logp_BNV: Tensor, logd_BNV: Tensor, token_BN: Tensor, children: Child
     for depth, (width, count) in enumerate(children.levels):
         level, end = slice(end, end + rows * width), end + rows * width
         law_RV, home_R = probabilities(logp_XV.index_select(0, tried.law_X[level])), tried.home_X[level]
-        spare_R1 = law_RV.new_zeros(len(law_RV), 1)
+        spare_R1: Tensor | None = law_RV.new_zeros(len(law_RV), 1)
         if depth:
             reach_R1 = coin_Z.index_select(0, home_R)[:, None]
             law_RV = law_RV.mul_(reach_R1.to(law_RV.dtype))
             spare_R1 = (1.0 - reach_R1).to(law_RV.dtype)
-        given = tried.token_XK, tried.node_XK, tried.nothing_XK
-        own_RK, law_RV, spare_R1 = refused(law_RV, logd_XV, *(value[level, :count] for value in given), spare_R1)
+        token_RK, node_RK, nothing_RK = (x[level, :count] for x in (tried.token_XK, tried.node_XK, tried.nothing_XK))
+        own_RK, law_RV, spare_R1 = refused(law_RV, logd_XV, token_RK, node_RK, nothing_RK, spare_R1)
+        assert spare_R1 is not None
         accept_RK = (own_RK.double() / tried.chance_XK[level, :count]).clamp(max=1.0)
         coin_Z.index_put_((tried.goal_XK[level, :count],), accept_RK)
         coin_Z.index_put_((home_R,), 1.0 - spare_R1.squeeze(1).double())
@@ -95,6 +97,7 @@ def _of_nodes(value_Z: Tensor, rows: int) -> Tensor:
 
 
 def _tried(logd_BNV: Tensor, token_BN: Tensor, children: Children) -> _Tried:
+    """Who is tried where. Arguments as in `ascend`."""
     nodes = token_BN.shape[1]
     row_X, place_X = children.by_level()
     law_X = torch.add(place_X.clamp(min=0), row_X, alpha=nodes + 1)

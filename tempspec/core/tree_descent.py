@@ -95,7 +95,10 @@ def refused(
     Returns:
         r of each child's token when it is tried, `[R, K]`, what all of them leave, and the spare mass in it.
     """
-    own, laws, spares, count = [], [], [], token_RK.shape[1]
+    own: list[Tensor] = []
+    laws: list[Tensor] = []
+    spares: list[Tensor] = []
+    count = token_RK.shape[1]
     for some in strips(len(law_RV), law_RV, count):
         r_RV, tried, spare = law_RV[some], [], None if spare_R1 is None else spare_R1[some]
         if not hosts.reads_free(r_RV) or bool((nothing_RK[some] == 0).any()):
@@ -110,9 +113,8 @@ def refused(
                 spare = None if spare is None else torch.where(counts_R1, spare / total_R1, spare)
         own.append(torch.cat(tried, 1) if tried else torch.zeros_like(nothing_RK[some], dtype=r_RV.dtype))
         laws.append(r_RV)
-        spares.append(spare)
-    joined = None if spare_R1 is None else _joined([spare for spare in spares if spare is not None])
-    return _joined(own), _joined(laws), joined
+        spares += [] if spare is None else [spare]
+    return _joined(own), _joined(laws), _joined(spares) if spares else None
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
