@@ -225,7 +225,12 @@ class DistillationModule(pl.LightningModule):
         return self.draft_training.teacher is not None and self.stage == "fit"
 
     def cache_target(self, kind: Cached, data: Any, device: torch.device, watch: Watch | None = None) -> None:
-        """Write the cache of the target that `teacher` or `features` describes; see `DraftTraining.write_cache`."""
+        """Write the cache of the target that `teacher` or `features` describes; see `DraftTraining.write_cache`.
+
+        In several processes, which then have a trainer, the target's layers are spread over them before.
+        """
+        if self._trainer is not None:
+            self._place_target()
         self.draft_training.write_cache(kind, data, device, watch)
 
     def _needs_draft(self) -> bool:

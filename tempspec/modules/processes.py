@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-__all__ = ["RaisedByAll", "all_reduced", "lost_another", "of_all", "orderly_end", "raised_by_all"]
+__all__ = ["RaisedByAll", "all_reduced", "is_first", "lost_another", "of_all", "orderly_end", "raised_by_all"]
 
 Value = TypeVar("Value")
 
@@ -56,6 +56,15 @@ def of_all(value: Value) -> list[Value]:
     values: list[Value] = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+def is_first() -> bool:
+    """Whether this is the first of a run's processes, or the only one.
+
+    >>> is_first()
+    True
+    """
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
 
 
 def all_reduced(value: Tensor, how: Literal["mean", "max"] = "mean") -> Tensor:

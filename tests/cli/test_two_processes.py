@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,6 +33,7 @@ FITTED = ["--model.sweep.draft_temperatures", "fitted", "--model.sweep.target_te
 FIT = ["--trainer.max_steps", "20", "--model.optimizer", "AdamW", "--model.optimizer.lr", "0.01"]
 FIT += ["--model.lr_scheduler", "WarmupCosine"]  # 100 steps up, however long the run is: it may be continued for longer
 MACHINES = ["--trainer.strategy", "ddp", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+HEAD = ["--model.draft", "null", "--model.head", "Eagle3", "--model.head.states", "[0, 1, 2]"]
 SHARDED = {
     "target": ["--model.loading.shard_target", "true"],
     "draft": ["--trainer.strategy", "fsdp2"],
@@ -189,8 +191,7 @@ def test_two_processes_are_one(experiment, both, run, tmp_path):
 @pytest.mark.slow
 def test_a_head_learns_from_a_target_in_parts(experiment, run, tmp_path):
     """Its states come from layers that are put together one at a time; what is validated does, too."""
-    head = ["--model.draft", "null", "--model.head", "Eagle3", "--model.head.states", "[0, 1, 2]"]
-    one, two = ([*next(commands(experiment, tmp_path / name)), *head] for name in ("one", "two"))
+    one, two = ([*next(commands(experiment, tmp_path / name)), *HEAD] for name in ("one", "two"))
     steps = ["--trainer.max_steps", "4"]
     code, _, error = run(*one, *steps)
     assert code == 0, error
@@ -309,8 +310,35 @@ def test_where_one_process_fails_both_end(experiment, tmp_path):
     assert "Traceback" not in "".join(printed)
 
 
-def test_a_teacher_is_cached_by_one_process(experiment, run, tmp_path):
-    line = ["generate", "--config", f"{experiment}/pair.yaml", "--cache-teacher", "--run", str(tmp_path / "run")]
-    code, _, error = run(*line, "--model.teacher.folder", str(tmp_path / "cache"), *MACHINES)
-    expected = "error: --cache-teacher expected one process, got 2: set trainer.num_nodes and trainer.devices to 1\n"
-    assert (code, error) == (2, expected)
+@pytest.mark.parametrize(
+    ("kind", "more", "remedy"),
+    [
+        ("teacher", SHARDED["target"], ""),
+        ("features", HEAD, ", or spread the target by model.loading.shard_target: true"),
+    ],
+)
+def test_a_cache_of_a_whole_target_is_written_by_one_process(kind, more, remedy, experiment, run, tmp_path):
+    line = ["generate", "--config", f"{experiment}/pair.yaml", f"--cache-{kind}", "--run", str(tmp_path / "run")]
+    code, _, error = run(*line, f"--model.{kind}.folder", str(tmp_path / "cache"), *MACHINES, *more)
+    said = f"--cache-{kind} expected one process, got 2: set trainer.num_nodes and trainer.devices to 1{remedy}"
+    assert (code, error) == (2, f"error: {said}\n")
+
+
+def test_states_of_a_target_in_parts_are_those_of_a_whole_one(experiment, run, tmp_path):
+    """Two processes write them from the beginning, and from where one process stopped."""
+    line = ["generate", "--config", f"{experiment}/pair.yaml", "--cache-features", "--run", str(tmp_path / "run")]
+    line += [*HEAD, "--model.features.shard_rows", "16", "--model.features.dtype", "float32"]
+    whole, two, rest = ([*line, "--model.features.folder", str(tmp_path / name)] for name in ("whole", "two", "rest"))
+    code, _, error = run(*whole)
+    assert code == 0, error
+    shards = sorted(path.name for path in (tmp_path / "whole").glob("*.safetensors"))
+    assert len(shards) == 3
+    (tmp_path / "rest").mkdir()
+    for name in ("features.json", shards[0]):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "rest" / name)
+    ended(start([[*two, *MACHINES, *SHARDED["target"]], [*rest, *MACHINES, *SHARDED["both"]]], torchruns))
+    for name in ("two", "rest"):
+        assert (tmp_path / name / "features.json").read_text() == (tmp_path / "whole/features.json").read_text()
+        for shard in shards:
+            there, here = load_file(tmp_path / "whole" / shard), load_file(tmp_path / name / shard)
+            torch.testing.assert_close(here, there, rtol=0, atol=0)

@@ -8,6 +8,7 @@ import torch
 from tempspec.core.sampling import log_law
 from tempspec.decoding.draft_sides import HeadSide
 from tempspec.decoding.engine import PREFILL_CHUNK, Engine
+from tempspec.decoding.refusing import compiles
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.models.conditioning import at_temperature, condition
@@ -351,6 +352,19 @@ def test_the_joint_law_survives_a_conditioned_head(small):
     assert min(p_values(*pair, SAMPLING["TokenwiseRejection"], 2500, drafter=Speculator())) > 1e-4
     with pytest.raises(UserError, match="conditioned on the temperature cannot be compiled"):
         engine_of(pair, LOSSLESS["TokenwiseRejection"], compile=True)
+
+
+def test_a_head_is_never_compiled(small):
+    """`auto` leaves all of it eager, on a GPU as well; asked for, it is refused in one line."""
+    rule = LOSSLESS["TokenwiseRejection"]
+    assert not engine_of(small, rule, compile="auto")._compile
+    for device in ("cpu", "cuda"):
+        assert not compiles("auto", torch.device(device), small[1])
+        with pytest.raises(UserError, match="a draft that is a head cannot be compiled: set compile to false"):
+            compiles(True, torch.device(device), small[1])
+    assert compiles("auto", torch.device("cuda"), small[0])
+    with pytest.raises(UserError, match="a draft that is a head cannot be compiled: set compile to false"):
+        engine_of(small, rule, compile=True)
 
 
 # -- what does not fit -------------------------------------------------------------------------------------------------

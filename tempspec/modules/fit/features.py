@@ -6,6 +6,7 @@ The states that a head reads are kept of every token, the last hidden state wher
 Axes: B batch, T positions, L tokens of a shard, S states, H hidden, N response tokens.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -34,6 +35,7 @@ from tempspec.modules.fit.cache_folder import (
 )
 from tempspec.modules.fit.teacher import cache_origin, cached_target
 from tempspec.modules.outputs import Batch, LogitSource, linear_heads, response
+from tempspec.modules.processes import is_first, of_all
 
 __all__ = ["CachedFeatures", "FeatureCache", "head_states", "target_config", "write_features"]
 
@@ -88,6 +90,8 @@ def write_features(
 ) -> None:
     """Write the target's states on the training rows, from where it stopped.
 
+    Of several processes each reads every row, since each holds a part of the target's layers; the first one writes.
+
     Args:
         options: what is kept, and where.
         pair: whose target reads; its draft is a head, which says what states.
@@ -109,10 +113,11 @@ def write_features(
     place, tokens = options.place, int(length_R.sum())
     width = target.config.get_text_config().hidden_size
     size = dtype.itemsize * width * (len(states) * tokens + origin.tokens)
-    place.claim(_record(options, origin, states), origin.rows, size, "set features.dtype: bfloat16")
+    if is_first():
+        place.claim(_record(options, origin, states), origin.rows, size, "set features.dtype: bfloat16")
     rank_zero_info(place.estimate(origin.rows, tokens, size))
     source = LogitSource(pair.vocabulary, reading=reading)
-    begun = place.begun(origin.rows)
+    begun = of_all(place.begun(origin.rows))[0]  # the others may see another disk
     found = _rows(source, target, data.in_windows(begun, options.shard_rows), states, device)
     found = paced(found, lambda numbered: len(numbered[1].states_LSH), Pace("features", origin.rows, begun), watch)
 
@@ -125,7 +130,10 @@ def write_features(
         places = {name: torch.tensor(end_R, dtype=torch.int64) for name, end_R in ends.items()}
         save_file(states.parts | last.parts | places, file)
 
-    place.write(origin.rows, save)
+    if is_first():
+        place.write(origin.rows, save)
+    else:
+        deque(found, maxlen=0)
 
 
 class FeatureCache:
