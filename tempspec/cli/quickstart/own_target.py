@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tempspec.cli.quickstart.measuring import dtype_here, measure
-from tempspec.cli.quickstart.sizing import ANSWER, Sizes, fitting
+from tempspec.cli.quickstart.sizing import ANSWER, BATCH, EPOCHS, Sizes, fitting
 from tempspec.cli.quickstart.stages import corpus_step, lightning_step, report_step, write_config
 from tempspec.cli.steps import Step
 from tempspec.models.loading import load_config
@@ -37,6 +37,7 @@ def steps(target: str, minutes: float, folder: Path) -> list[Step]:
 def _steps(target: str, layers: int, sizes: Sizes, folder: Path) -> Iterator[Step]:
     """All steps, in order."""
     numbers = {"layers": layers, "tokens": ANSWER, "answers": sizes.answers, "prompts": sizes.prompts}
+    numbers |= {"epochs": EPOCHS, "batch": BATCH}
     config = write_config("own", folder, target=target, dtype=dtype_here(), **numbers)
     before, distilled = folder / "before", folder / "distilled"
     yield corpus_step(folder, "questions about Python code, to learn and to measure on")

@@ -17,6 +17,8 @@ STARTS = 4
 """Steps that load the libraries and the target."""
 QUESTION, ANSWER = 130, 48
 """Tokens of a question, about, and of an answer."""
+EPOCHS, BATCH = 3, 4
+"""How often fit reads each answer, and how many at a time: two dozen answers give 18 optimiser steps."""
 ANSWERS = 24, 2000
 PROMPTS = 6, 32
 """Fewest and most of each: fewer show nothing, more are not needed."""
@@ -45,8 +47,8 @@ class Rates:
     learn: float
 
     def answer(self) -> float:
-        """Seconds for an answer to be written and learnt from."""
-        return QUESTION * self.read + ANSWER * self.write + (QUESTION + ANSWER) * self.learn
+        """Seconds for an answer to be written and learnt from, `EPOCHS` times."""
+        return QUESTION * self.read + ANSWER * self.write + EPOCHS * (QUESTION + ANSWER) * self.learn
 
     def prompt(self) -> float:
         """Seconds for a held-out question: in a batch and, to be timed, plainly and speculatively on its own."""
@@ -113,7 +115,7 @@ def fitting(rates: Rates, minutes: float) -> Sizes:
 
     >>> rates = Rates(start=10, read=0.001, write=0.01, draft=0.02, write_alone=0.05, draft_alone=0.05, learn=0.005)
     >>> fitting(rates, 10), fitting(rates, 1).seconds > 60
-    (Sizes(answers=176, prompts=6, seconds=599.2), True)
+    (Sizes(answers=80, prompts=6, seconds=597.6), True)
     """
     free = 60 * minutes - STARTS * rates.start
     prompts = _between(free / 2 / rates.prompt(), PROMPTS)

@@ -57,6 +57,24 @@ class WarmupCosine(LRScheduler):
         self.total_steps: float | None = total_steps
         super().__init__(optimizer)
 
+    def take(self, total_steps: float) -> None:
+        """Take the run's length, and with it the rate of the first step, which was set without it.
+
+        Args:
+            total_steps: the optimiser steps of the run, possibly infinite.
+
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = WarmupCosine(optimizer, warmup=0.05)
+        >>> before = optimizer.param_groups[0]["lr"]
+        >>> schedule.take(40)
+        >>> before, optimizer.param_groups[0]["lr"]
+        (0.02, 0.5)
+        """
+        self.total_steps = total_steps
+        for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = rate
+        self._last_lr = self.get_lr()
+
     def factor(self, step: int) -> float:
         """The fraction of the peak that the optimiser step number `step`, from 0, is taken with."""
         total = math.inf if self.total_steps is None else self.total_steps
@@ -143,7 +161,7 @@ def optimizers(
     if isinstance(schedule, ReduceLROnPlateau):
         return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "monitor": schedule.monitor}}
     if isinstance(schedule, WarmupCosine) and schedule.total_steps is None:
-        schedule.total_steps = module.trainer.estimated_stepping_batches
+        schedule.take(module.trainer.estimated_stepping_batches)
     return {"optimizer": chosen, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tempspec.modules.distillation import DistillationModule
-from tempspec.modules.fit.optim import fine_tuning
+from tempspec.modules.fit.optim import WarmupCosine, fine_tuning
 from tempspec.modules.language_model import LanguageModelModule, ModelShape
 from tempspec.plugins.schedules import Curriculum
 
@@ -46,6 +46,20 @@ def test_a_draft_is_fine_tuned_by_default(pair, fitted):
     assert not any("norm" in name for name in names(module, 0))
     assert module.lr_schedulers().factor(0) == 0.5  # two of forty steps warm up
     assert module.norm == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("named", [None, lambda optimizer: WarmupCosine(optimizer, warmup=0.05)])
+def test_the_first_step_has_the_rate_of_the_runs_length(pair, fitted, named):
+    class First(Huge):
+        rates = ()
+
+        def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+            self.rates += (optimizer.param_groups[0]["lr"],)
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    module = fitted(First(str(pair / "target"), draft=str(pair / "draft"), lr_scheduler=named), max_steps=3)
+    assert module.rates[0] == pytest.approx(1e-4)  # one of three steps warms up; of a thousand it would be fifty
+    assert module.rates[0] == module.rates[1] > module.rates[2]
 
 
 @pytest.mark.parametrize(("value", "clipped"), [(0, False), (0.25, True)])
