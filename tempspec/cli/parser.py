@@ -66,8 +66,8 @@ def allow_imports() -> None:
 def described(command: str) -> dict[str, str]:
     """What the help of a subcommand begins with: how it is called, and what it does.
 
-    >>> described("test")
-    {'usage': 'tempspec test --config FILE [--OPTION VALUE ...]', 'description': 'As validate, on the test sets.'}
+    >>> described("test")["usage"], described("test")["description"]
+    ('tempspec test --config FILE [--OPTION VALUE ...]', 'The same as validate, on the test sets.')
     """
     _, line = COMMANDS[command]
     usage = f"tempspec {command} --config FILE [--OPTION VALUE ...]"

@@ -76,7 +76,7 @@ def project(world, tmp_path_factory):
     return folder
 
 
-LONG = "docs/findings.md", "docs/measuring.md", "docs/training.md"
+LONG = [f"docs/{name}.md" for name in ("findings", "measuring", "scale", "studies", "training", "tutorial")]
 COMMANDS = [page for page in DOCUMENTS if lines(page)]
 
 

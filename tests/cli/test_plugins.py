@@ -75,6 +75,7 @@ model:
 """
 
 
+@pytest.mark.slow
 def test_an_installed_package_is_listed_selected_and_run(world, tmp_path, plugin_package):
     (tmp_path / "mine.yaml").write_text(THIRD_PARTY)
     options = ("--config", world / "pair.yaml", "--config", "mine.yaml", "--run", "run", "--trainer.max_steps", "1")

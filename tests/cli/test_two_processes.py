@@ -324,6 +324,7 @@ def test_a_cache_of_a_whole_target_is_written_by_one_process(kind, more, remedy,
     assert (code, error) == (2, f"error: {said}\n")
 
 
+@pytest.mark.slow
 def test_states_of_a_target_in_parts_are_those_of_a_whole_one(experiment, run, tmp_path):
     """Two processes write them from the beginning, and from where one process stopped."""
     line = ["generate", "--config", f"{experiment}/pair.yaml", "--cache-features", "--run", str(tmp_path / "run")]

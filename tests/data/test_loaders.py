@@ -212,7 +212,7 @@ def fit(folder, *, workers=0, resume=None, **options):
     [{"limit_val_batches": 0}, {"limit_train_batches": 3, "limit_val_batches": 1, "num_sanity_val_steps": 0}],
     ids=["whole epochs", "shortened epochs with validation"],
 )
-@WORKERS
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=[FORKS, CORES, pytest.mark.slow])])
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, workers, options):
     whole = fit(tmp_path, workers=workers, **options)
     epoch = options.get("limit_train_batches", 4)

@@ -37,7 +37,9 @@ def test_plain_decoding_at_zero_is_generate(wide_pair):
         assert completion.target_calls == 20
 
 
-@pytest.mark.parametrize("name", SAMPLING)
+@pytest.mark.parametrize(
+    "name", slow_but("TokenwiseRejection", "BlockVerification", "Traversal", "GumbelCoupling", among=SAMPLING)
+)
 def test_a_request_gives_the_same_tokens_alone_and_in_any_batch(wide_pair, name):
     target, draft = wide_pair
     temperatures = [0.0, 0.5, 1.0, 1.5]

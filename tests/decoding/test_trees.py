@@ -29,7 +29,7 @@ PAIRS = {
 }
 
 
-ONE_OF_A_KIND = "independent", "sequential", "traversal", "dynamic", "naive"
+ONE_OF_A_KIND = "independent", "traversal", "dynamic"
 
 
 @pytest.mark.parametrize("name", slow_but(*ONE_OF_A_KIND, among=PAIRS))

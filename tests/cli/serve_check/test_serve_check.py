@@ -192,6 +192,7 @@ def test_no_more_requests_are_in_flight_than_there_are(models, config, run, tmp_
     assert "--speed must be at most the 8 requests of a temperature, got 9: raise --prompts" in error
 
 
+@pytest.mark.slow
 def test_speeds_beside_a_plain_server_say_what_to_draft(models, config, run, tmp_path):
     target, near, _ = models
     with speculating(target, near, PARTS, words()) as server, speculating(target, None, PLAIN, words()) as plain:
@@ -210,6 +211,7 @@ def test_speeds_beside_a_plain_server_say_what_to_draft(models, config, run, tmp
     assert all((one.rounds == 23) == (speed.drafted == 0) for speed in speeds for one in speed.requests)
 
 
+@pytest.mark.slow
 def test_predict_says_what_to_draft_in_an_engine_that_was_timed(models, config, run, tmp_path):
     target, near, _ = models
     few = ("--config", config, "--model.sweep.samples", 1, "--run", tmp_path / "run")

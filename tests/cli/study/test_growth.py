@@ -98,6 +98,7 @@ def test_texts_of_another_length_are_written_anew(small, run):
     assert max(len(row["response_ids"]) for row in rows) == 5
 
 
+@pytest.mark.slow
 def test_another_fixed_text_is_written_beside_what_there_is(small, run):
     assert run("study", "--config", small(2), "--until", "fit")[0] == 0
     marked("made/shared/sampled/generate/generated.parquet", "response", "kept")
@@ -122,6 +123,7 @@ def test_prompts_that_a_set_gains_are_not_fitted_on(small, world, run):
     assert "expected prompts that are not measured, got 1 of data.prompts" in error
 
 
+@pytest.mark.slow
 def test_fewer_prompts_are_decoded_than_measured_and_later(small, run):
     code, printed, error = run("study", "--config", small(3, decoded_prompts=2), "--until", "validate")
     assert code == 0, error
@@ -136,6 +138,7 @@ def test_fewer_prompts_are_decoded_than_measured_and_later(small, run):
     assert len(set(measured["prompt_key"].to_pylist())) == 3
 
 
+@pytest.mark.slow
 def test_a_draft_that_is_decoded_otherwise_is_measured_once(small, run):
     drafts = {"chain": {"fit": False}, "short": {"fit": False, "measured": False}}
     drafts["short"]["options"] = {"model.length": {"class_path": "FixedLength", "init_args": {"tokens": 1}}}
@@ -145,6 +148,7 @@ def test_a_draft_that_is_decoded_otherwise_is_measured_once(small, run):
     assert [path.parts[-3] for path in Path().glob("made/runs/*/validate/metrics.json")] == ["chain-s0"]
 
 
+@pytest.mark.slow
 def test_drafts_of_one_text_learn_from_one_cache(small, world, run):
     """All tokens are kept, so that they learn what the target in memory would teach them."""
     drafts = {
@@ -202,6 +206,7 @@ def test_another_training_text_has_a_cache_of_its_own(small, world):
     assert plan.work["shared"][Path(folders[3]).name] == 2 * plan.work["shared"][Path(folders[0]).name]
 
 
+@pytest.mark.slow
 def test_drafts_choose_among_named_training_prompts(small, world, run):
     sources = {
         name: {"path": f"{world}/text.jsonl", "limit": 4, "prompt_tokens": n} for name, n in (("x", 4), ("y", 5))

@@ -139,6 +139,7 @@ def test_the_fixed_text_is_the_files_own(whole, world):
     assert all(len(row["response_ids"]) == 4 for row in rows)
 
 
+@pytest.mark.slow
 def test_drafts_learn_from_target_texts_and_are_tried_with_trees(study, world, run, tmp_path):
     config = yaml.safe_load(study.read_text())
     config["training_prompts"] = {"path": f"{world}/text.jsonl", "limit": 4, "prompt_tokens": 4}

@@ -25,7 +25,6 @@ from tempspec.modules.fit.objective import Objective, chunked
 from tempspec.modules.fit.rehearsal import Live
 from tempspec.modules.outputs import HiddenStates, LogitPairs
 from tests import tiny
-from tests.slow import slow_but
 
 FACTOR = 1.2
 """How far the estimate may be off, as docs/scale.md says."""
@@ -95,7 +94,8 @@ def command(folder, target, length, batch, *more, stage="fit", **draft):
     return [stage, "--config", str(path), *more]
 
 
-@pytest.mark.parametrize("rows", slow_but("short", among=ROWS))
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", ROWS)
 def test_a_fit_takes_what_was_estimated_within_the_factor(folder, rows):
     commands = [command(folder, "tiny", 8, 1, draft=f"{folder}/tiny")]
     expected, (batch, length) = {}, ROWS[rows]
@@ -121,15 +121,14 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("names", [["three steps"], pytest.param([*HEADS], marks=pytest.mark.slow)], ids=["one", "all"])
-def test_a_heads_fit_takes_what_was_estimated(folder, names):
+@pytest.mark.slow
+def test_a_heads_fit_takes_what_was_estimated(folder):
     features, expected = ("--model.features.folder", f"{folder}/features"), {}
     commands = [
         command(folder, "tiny", 8, 1, head="Eagle3"),
         command(folder, "target", 64, 16, *features, "--cache-features", stage="generate", head="Eagle3"),
     ]
-    for name in names:
-        case = HEADS[name]
+    for name, case in HEADS.items():
         batch, length = ROWS[case.get("rows", "short")]
         vocabulary, steps, cached = case.get("vocabulary"), case.get("steps", 3), case.get("cached", False)
         own = {"conditioning_rank": case.get("rank", 0), "gradient_checkpointing": case.get("again", False)}
@@ -139,10 +138,11 @@ def test_a_heads_fit_takes_what_was_estimated(folder, names):
         made = Pair(str(folder / "target"), None, None, ModelOptions(), head=Eagle3(draft_vocabulary=vocabulary))
         found = sizes(made, batch_size=batch, length=length, head_steps=steps, from_features=cached, **own)
         expected[name] = estimate(found, Way("one device", 1)).total
-    quotients = {name: expected[name] / got for name, got in zip(names, measured(commands)[1:], strict=True)}
+    quotients = {name: expected[name] / got for name, got in zip(HEADS, measured(commands)[1:], strict=True)}
     assert all(1 / FACTOR < quotient < FACTOR for quotient in quotients.values()), quotients
 
 
+@pytest.mark.slow
 def test_a_heads_step_counts_what_it_is_made_of(folder):
     plain, single = (head_sizes(folder, steps=steps, chunk_tokens=64) for steps in (3, 1))
     assert single.draft_weights == plain.draft_weights
