@@ -7,6 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from tempspec.cli.progress import watching
 from tempspec.data.module import TextDataModule
 from tempspec.errors import UserError
+from tempspec.modules.processes import is_first, refused_by_all
 
 __all__ = ["GeneratingTrainer"]
 
@@ -69,9 +70,9 @@ class GeneratingTrainer(Trainer):
         self.strategy.connect(model)
         self.strategy.setup_environment()
         model.trainer = self
-        if self.is_global_zero:
-            data.setup("fit")
-        self.strategy.barrier()
+        with refused_by_all():
+            if is_first():
+                data.setup("fit")
         self._write_cache(kind, model, data)
 
     def _write_cache(self, kind: str, model: Any, data: Any) -> None:

@@ -25,7 +25,7 @@ def sequential_division(p: Tensor, q: Tensor, count: Tensor) -> Tensor:
     """K-SEQ's rho in [1, K], float64 `[...]`: `1 - (1 - beta)^K = rho beta` with `beta = sum min(p / rho, q)`.
 
     Newton's method, for `rho beta` is linear in rho between neighbouring values of p / q. Each step gives two bounds
-    as well, `_around`: the next rho lies between them, and the last upper one is returned. Where the steps have not
+    as well, `_enclosed`: the next rho lies between them, and the last upper one is returned. Where the steps have not
     arrived it is too large, never too small: K-SEQ stays exact and accepts a little less.
 
     Args:

@@ -19,7 +19,7 @@ _NEVER = -1e30
 
 
 class SiblingLaws:
-    """The laws of the children of nodes, in the order they are drawn; those of independent ones are all q.
+    """The laws of the children of nodes, in the order they are drawn.
 
     Args:
         logq: the draft's log-law at each node, `[..., V]`.
@@ -49,6 +49,8 @@ class SiblingLaws:
 
     def law(self, rank: int) -> Tensor:
         """The log-law of the child after `rank` elder ones, which were taken, `[..., V]`; see `cleaned`."""
+        if self._siblings == "independent":
+            return self._left
         if self._siblings == "distinct":
             if rank < self._vocabulary:
                 return self._left.log_softmax(-1)

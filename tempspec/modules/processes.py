@@ -10,7 +10,18 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-__all__ = ["RaisedByAll", "all_reduced", "is_first", "lost_another", "of_all", "orderly_end", "raised_by_all"]
+from tempspec.errors import UserError
+
+__all__ = [
+    "RaisedByAll",
+    "all_reduced",
+    "is_first",
+    "lost_another",
+    "of_all",
+    "orderly_end",
+    "raised_by_all",
+    "refused_by_all",
+]
 
 Value = TypeVar("Value")
 
@@ -56,6 +67,23 @@ def of_all(value: Value) -> list[Value]:
     values: list[Value] = [value] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(values, value)
     return values
+
+
+@contextmanager
+def refused_by_all() -> Iterator[None]:
+    """What one process refuses within, every process refuses, so that none waits for it; a collective.
+
+    Raises:
+        UserError: that of the first process that has one.
+    """
+    refused: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        refused = error
+    refused = next((error for error in of_all(refused) if error is not None), None)
+    if refused is not None:
+        raise refused
 
 
 def is_first() -> bool:

@@ -326,7 +326,7 @@ def test_a_cache_of_a_whole_target_is_written_by_one_process(kind, more, remedy,
 
 @pytest.mark.slow
 def test_states_of_a_target_in_parts_are_those_of_a_whole_one(experiment, run, tmp_path):
-    """Two processes write them from the beginning, and from where one process stopped."""
+    """Two processes write them from the beginning, and from where one process stopped; both refuse other options."""
     line = ["generate", "--config", f"{experiment}/pair.yaml", "--cache-features", "--run", str(tmp_path / "run")]
     line += [*HEAD, "--model.features.shard_rows", "16", "--model.features.dtype", "float32"]
     whole, two, rest = ([*line, "--model.features.folder", str(tmp_path / name)] for name in ("whole", "two", "rest"))
@@ -343,3 +343,7 @@ def test_states_of_a_target_in_parts_are_those_of_a_whole_one(experiment, run, t
         for shard in shards:
             there, here = load_file(tmp_path / "whole" / shard), load_file(tmp_path / name / shard)
             torch.testing.assert_close(here, there, rtol=0, atol=0)
+    kept = (tmp_path / "two/features.json").read_bytes()
+    other = [*two, *MACHINES, *SHARDED["target"], "--model.features.dtype", "bfloat16"]
+    ended(start([other], torchruns), code=2)
+    assert (tmp_path / "two/features.json").read_bytes() == kept

@@ -28,7 +28,7 @@ LAWS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("count", [1, 2, 4, VOCABULARY, VOCABULARY + 2])
-@pytest.mark.parametrize("siblings", ["distinct", "top", "greedy"])
+@pytest.mark.parametrize("siblings", ["independent", "distinct", "top", "greedy"])
 def test_every_rank_has_the_law_that_is_stated(siblings, count, law, dtype):
     logits = torch.randn(ROWS, VOCABULARY, generator=torch.Generator().manual_seed(0), dtype=dtype)
     logq, generator = LAWS[law](logits), torch.Generator().manual_seed(1)

@@ -35,7 +35,7 @@ from tempspec.modules.fit.cache_folder import (
 )
 from tempspec.modules.fit.teacher import cache_origin, cached_target
 from tempspec.modules.outputs import Batch, LogitSource, linear_heads, response
-from tempspec.modules.processes import is_first, of_all
+from tempspec.modules.processes import is_first, of_all, refused_by_all
 
 __all__ = ["CachedFeatures", "FeatureCache", "head_states", "target_config", "write_features"]
 
@@ -113,8 +113,9 @@ def write_features(
     place, tokens = options.place, int(length_R.sum())
     width = target.config.get_text_config().hidden_size
     size = dtype.itemsize * width * (len(states) * tokens + origin.tokens)
-    if is_first():
-        place.claim(_record(options, origin, states), origin.rows, size, "set features.dtype: bfloat16")
+    with refused_by_all():
+        if is_first():
+            place.claim(_record(options, origin, states), origin.rows, size, "set features.dtype: bfloat16")
     rank_zero_info(place.estimate(origin.rows, tokens, size))
     source = LogitSource(pair.vocabulary, reading=reading)
     begun = of_all(place.begun(origin.rows))[0]  # the others may see another disk

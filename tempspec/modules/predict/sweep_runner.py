@@ -48,7 +48,7 @@ from tempspec.modules.predict.pulse import PassProgress, Pulse
 from tempspec.modules.predict.row_store import Origin, RowStore
 from tempspec.modules.predict.row_writer import RowWriter
 from tempspec.modules.predict.step_times_file import read_step_times, write_step_times
-from tempspec.modules.processes import of_all
+from tempspec.modules.processes import of_all, refused_by_all
 
 WARM_UP_TOKENS = 8
 """Tokens decoded and thrown away before the first timed request of a verifier."""
@@ -151,23 +151,15 @@ class SweepRunner:
         return left
 
     def _opened(self, folder: Path, origin: Origin, rank: int) -> RowStore:
-        """The store. What the first process refuses, all refuse: none waits for it.
+        """The store.
 
         Raises:
             UserError: see `RowStore`.
         """
         name = "generated" if self.generating else "predictions"
-        store: RowStore | None = None
-        refused: UserError | None = None
-        try:
+        with refused_by_all():
             refuse_earlier_rows(folder, name)
             store = RowStore(folder, name, origin, rank)
-        except UserError as error:
-            refused = error
-        refused = next((error for error in of_all(refused) if error is not None), None)
-        if refused is not None:
-            raise refused
-        assert store is not None
         return store
 
     def _answers(self, items: Sequence[WorkItem]) -> dict[str, str]:
