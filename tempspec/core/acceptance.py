@@ -18,8 +18,6 @@ Value = TypeVar("Value", float, Tensor)
 # Elements of the tempered laws alive at once: a few megabytes stay in a CPU's cache, a GPU wants large kernels.
 _CPU_ELEMENTS = 1 << 21
 _GPU_ELEMENTS = 1 << 27
-_LEAST = torch.finfo(torch.float32).min
-"""In place of -inf where a product with a probability of 0 is to be 0."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -213,7 +211,7 @@ def tempered(logits_NV: Tensor, temperatures: Sequence[float]) -> Tensor:
     return law_TNV
 
 
-def _chunks(logits_NV: Tensor, laws: int) -> int:
+def positions_at_once(logits_NV: Tensor, laws: int) -> int:
     """How many positions to temper at once, given the number of laws that each position will have."""
     elements = _CPU_ELEMENTS if logits_NV.device.type == "cpu" else _GPU_ELEMENTS
     return max(1, elements // max(1, laws * logits_NV.shape[-1]))
@@ -229,7 +227,7 @@ def _over_pairs(
 ) -> Tensor:
     """`combine(p_TNV, q_TNV) -> [N, Tt, Td]` over chunks of positions, on the ids that both models have."""
     common = min(logits_p_NV.shape[-1], logits_q_NV.shape[-1])
-    rows = _chunks(logits_p_NV, len(target_temperatures) + len(draft_temperatures))
+    rows = positions_at_once(logits_p_NV, len(target_temperatures) + len(draft_temperatures))
     parts = [
         combine(laws(p_NV, target_temperatures)[..., :common], laws(q_NV, draft_temperatures)[..., :common])
         for p_NV, q_NV in zip(logits_p_NV.split(rows), logits_q_NV.split(rows), strict=True)
@@ -237,94 +235,10 @@ def _over_pairs(
     return torch.cat(parts)
 
 
-def _overlaps(p_TNV: Tensor, q_TNV: Tensor) -> Tensor:
+def overlaps(p_TNV: Tensor, q_TNV: Tensor) -> Tensor:
     """`sum min(p, q)` of every pair, `[N, Tt, Td]`, through one buffer of the size of q."""
     least_TNV = torch.empty_like(q_TNV)
     return torch.stack([torch.minimum(p_NV, q_TNV, out=least_TNV).sum(-1).T for p_NV in p_TNV], 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What a pair of models would do at every position; A and D are target and draft temperatures, here the same.
-
-    Attributes:
-        acceptance_NAD: `acceptance_grid`.
-        match_NA: `agreement_grid` at equal temperatures.
-        argmax_NA: `argmax_acceptance`.
-        entropy_NA: `entropy` of the target.
-    """
-
-    acceptance_NAD: Tensor
-    match_NA: Tensor
-    argmax_NA: Tensor
-    entropy_NA: Tensor
-
-
-def survey(logits_p_NV: Tensor, logits_q_NV: Tensor, temperatures: Sequence[float]) -> Survey:
-    """All that validation reports, from one softmax per model and temperature above 0.
-
-    Equal to the functions below, each of which tempers anew; nothing larger than a chunk of positions' laws is held.
-
-    Args:
-        logits_p_NV: the target's logits.
-        logits_q_NV: the draft's logits, of the same positions; V may differ.
-        temperatures: of target and draft, at least 0 each; 0 is the one-hot law of the argmax.
-
-    >>> found = survey(torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 0.0]]), [0.0, 1.0])
-    >>> found.acceptance_NAD[0, 1], found.match_NA, found.argmax_NA, found.entropy_NA
-    (tensor([0.5000, 0.7689]), tensor([[1.0000, 0.5000]]), tensor([[1.0000, 0.5000]]), tensor([[0.0000, 0.6931]]))
-    """
-    common = min(logits_p_NV.shape[-1], logits_q_NV.shape[-1])
-    rows = _chunks(logits_p_NV, 2 * len(temperatures))
-    parts = [
-        _survey_chunk(p_NV, q_NV, temperatures, common)
-        for p_NV, q_NV in zip(logits_p_NV.split(rows), logits_q_NV.split(rows), strict=True)
-    ]
-    return Survey(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-
-def _survey_chunk(
-    logits_p_NV: Tensor, logits_q_NV: Tensor, temperatures: Sequence[float], common: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The survey of a few positions. At T = 0 a law is one id: its overlap with another is what that gives the id."""
-    logits_p_NV, logits_q_NV = logits_p_NV.detach(), logits_q_NV.detach()
-    warm = [temperature for temperature in temperatures if temperature > 0]
-    place = {temperature: number for number, temperature in enumerate(warm)}
-    p_WNV, q_WNV = tempered(logits_p_NV, warm), tempered(logits_q_NV, warm)
-    best_p_N, best_q_N = logits_p_NV.argmax(-1), logits_q_NV.argmax(-1)
-    top_WN, at_best_q_WN, at_best_p_WN = _at(p_WNV, best_p_N), _at(p_WNV, best_q_N), _at(q_WNV, best_p_N)
-    overlap_NWW = _overlaps(p_WNV[..., :common], q_WNV[..., :common]) if warm else p_WNV.new_empty(len(best_p_N), 0, 0)
-    match_WN = torch.linalg.vecdot(p_WNV[..., :common], q_WNV[..., :common])
-    equal_N = (best_p_N == best_q_N).to(p_WNV.dtype)
-    below_NV = (logits_p_NV - logits_p_NV.amax(-1, keepdim=True)).to(p_WNV.dtype).clamp(min=_LEAST)
-
-    def overlap(target: float, draft: float) -> Tensor:
-        if target > 0 and draft > 0:
-            return overlap_NWW[:, place[target], place[draft]]
-        if target > 0:
-            return at_best_q_WN[place[target]]
-        return at_best_p_WN[place[draft]] if draft > 0 else equal_N
-
-    def entropy(temperature: float) -> Tensor:  # log Z less the mean exponent, both counted from the largest
-        if temperature == 0:
-            return torch.zeros_like(equal_N)
-        law_NV = p_WNV[place[temperature]]
-        return -top_WN[place[temperature]].log() - torch.linalg.vecdot(law_NV, below_NV) / temperature
-
-    columns = [overlap(target, draft) for target in temperatures for draft in temperatures]
-    return (
-        torch.stack(columns, -1).unflatten(-1, (len(temperatures), len(temperatures))),
-        torch.stack([match_WN[place[one]] if one > 0 else equal_N for one in temperatures], -1),
-        torch.stack([overlap(one, 0.0) for one in temperatures], -1),
-        torch.stack([entropy(one) for one in temperatures], -1),
-    )
-
-
-def _at(law_TNV: Tensor, id_N: Tensor) -> Tensor:
-    """What laws give one id of each position, `[T, N]`; nothing where they do not have it."""
-    size = law_TNV.shape[-1]
-    given_TN = law_TNV.gather(-1, id_N.clamp(max=size - 1).expand(len(law_TNV), -1)[..., None]).squeeze(-1)
-    return torch.where(id_N < size, given_TN, 0.0)
 
 
 def acceptance_grid(
@@ -350,7 +264,7 @@ def acceptance_grid(
     tensor([[[1.0000, 0.7311],
              [0.5000, 0.7689]]])
     """
-    return _over_pairs(logits_p_NV, logits_q_NV, target_temperatures, draft_temperatures, _overlaps, truncation.laws)
+    return _over_pairs(logits_p_NV, logits_q_NV, target_temperatures, draft_temperatures, overlaps, truncation.laws)
 
 
 def agreement_grid(
@@ -391,5 +305,5 @@ def entropy(logits_NV: Tensor, temperatures: Sequence[float]) -> Tensor:
     >>> entropy(torch.tensor([[0.0, 0.0]]), [0.0, 1.0])
     tensor([[0.0000, 0.6931]])
     """
-    rows = _chunks(logits_NV, len(temperatures))
+    rows = positions_at_once(logits_NV, len(temperatures))
     return torch.cat([torch.special.entr(tempered(z_NV, temperatures)).sum(-1).T for z_NV in logits_NV.split(rows)])

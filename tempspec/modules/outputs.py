@@ -3,7 +3,8 @@
 A model's side is one of three: whole logits, hidden states with the linear map to logits, or what a cache has kept of
 the target's logits. `LogitPairs` turns any two of them into logits by slices; losses and measurements read those.
 
-Axes: B batch, T positions, N the batch's tokens that count, V vocabulary, H hidden.
+Axes: B batch, T positions, N the batch's tokens that count, U positions of the target, V vocabulary, R the draft's,
+H hidden.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tempspec.core.sparse import SparseLogits
+from tempspec.core.survey import Survey, survey
 from tempspec.core.vocabulary import widened
 from tempspec.models.branches import read_branches
 from tempspec.models.heads import hidden_states, linear_head
@@ -28,6 +30,7 @@ __all__ = [
     "HiddenStates",
     "LogitPairs",
     "LogitSource",
+    "Piece",
     "SharedLogits",
     "Side",
     "TargetLogits",
@@ -94,6 +97,35 @@ Side = HiddenStates | Tensor | SparseLogits
 """One model's outputs on the tokens that count: `[N, H]` with the head, logits `[N, V]`, or a cache's."""
 
 
+class Piece(NamedTuple):
+    """Both models' logits on some tokens.
+
+    Attributes:
+        tokens: which ones.
+        target_UV: the target's.
+        draft_NR: the draft's.
+        index_N: which of the target's each token reads; None where they are the same ones.
+        ids_R: the target's ids that the draft's logits are of; None where both count alike.
+    """
+
+    tokens: Tokens
+    target_UV: Tensor
+    draft_NR: Tensor
+    index_N: Tensor | None
+    ids_R: Tensor | None
+
+    def survey(self, temperatures: Sequence[float]) -> Survey:
+        """All that validation reports of them."""
+        return survey(self.target_UV, self.draft_NR, temperatures, index_N=self.index_N, ids_R=self.ids_R)
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """The logits of both token by token over all ids, `[N, V]` each."""
+        target_NV = self.target_UV if self.index_N is None else self.target_UV[self.index_N]
+        if self.ids_R is None:
+            return target_NV, self.draft_NR
+        return target_NV, widened(self.draft_NR, self.ids_R, target_NV.shape[-1])
+
+
 @dataclass(frozen=True)
 class LogitPairs:
     """The target's and the draft's logits on the same tokens, by slices.
@@ -152,14 +184,20 @@ class LogitPairs:
         """The draft's logits of some tokens over the first ids, fewer where it has fewer."""
         return logits_of(self.draft, tokens, vocabulary)
 
-    def pieces(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Both models' logits, `[n, V]` each, chunk by chunk: for measurements, which know all of the target's ids."""
+    def pieces(self) -> Iterator["Piece"]:
+        """Both models' logits, chunk by chunk: for measurements, which know all of the target's ids."""
         pairs = self.narrow()
         for tokens in pairs.chunks():
-            target = pairs.of_target(tokens, self.vocabulary)
+            target, index_N = pairs.of_target(tokens, self.vocabulary), None
+            if isinstance(target, SharedLogits):
+                target, index_N = target
             assert isinstance(target, Tensor)
-            draft = pairs.of_draft(tokens, self.vocabulary)
-            yield target, draft if self.ids_R is None else widened(draft, self.ids_R, target.shape[-1])
+            yield Piece(tokens, target, pairs.of_draft(tokens, self.vocabulary), index_N, self.ids_R)
+
+    @property
+    def place_in_chunks(self) -> Tokens:
+        """Where each token is among those of all `chunks`."""
+        return slice(None) if self.place_N is None else self.place_N.argsort(stable=True).argsort()
 
     def narrow(self) -> "LogitPairs":
         """The same with heads as autocast would take them, cast once instead of once per chunk."""

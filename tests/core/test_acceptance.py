@@ -35,23 +35,6 @@ def test_grids_equal_a_naive_reference(heads, elements, monkeypatch):
     torch.testing.assert_close(argmax, naive_grid(logits_p, logits_q, torch.minimum)[..., 0], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("heads", [(50, 50), (50, 40), (40, 50)])
-@pytest.mark.parametrize("elements", [1, 2000, 1 << 20])
-def test_a_survey_equals_the_functions_that_it_joins(heads, elements, monkeypatch):
-    monkeypatch.setattr(acceptance, "_CPU_ELEMENTS", elements)
-    logits_p, logits_q = LOGITS_P[:, : heads[0]], LOGITS_Q[:, : heads[1]]
-    found = acceptance.survey(logits_p, logits_q, TARGET)
-    match = acceptance.agreement_grid(logits_p, logits_q, TARGET, TARGET).diagonal(dim1=1, dim2=2)
-    grid = acceptance.acceptance_grid(logits_p, logits_q, TARGET, TARGET)
-    for value, expected in (
-        (found.acceptance_NAD, grid),
-        (found.match_NA, match),
-        (found.argmax_NA, acceptance.argmax_acceptance(logits_p, logits_q, TARGET)),
-        (found.entropy_NA, acceptance.entropy(logits_p, TARGET)),
-    ):
-        torch.testing.assert_close(value, expected)
-
-
 def test_argmax_draft_is_the_target_law_at_its_token():
     expected = torch.stack(
         [naive_law(LOGITS_P, t).gather(-1, LOGITS_Q.argmax(-1, keepdim=True))[:, 0] for t in TARGET], 1
@@ -77,7 +60,6 @@ def test_cold_laws_tend_to_the_greedy_one():
 def test_grids_of_nothing_are_empty():
     assert acceptance.acceptance_grid(LOGITS_P[:0], LOGITS_Q[:0], TARGET, DRAFT).shape == (0, 4, 3)
     assert acceptance.entropy(LOGITS_P[:0], TARGET).shape == (0, 4)
-    assert acceptance.survey(LOGITS_P[:0], LOGITS_Q[:0], TARGET).acceptance_NAD.shape == (0, 4, 4)
 
 
 def test_grids_take_half_precision_and_training_logits():

@@ -285,7 +285,7 @@ def test_ids_that_are_no_real_ones_are_not_drafted(world, reduced):
     """A vocabulary that is padded behind id 9: the last of the head's ids is padding."""
     step = next(head_steps(reduced, world[0], batch(), source(vocabulary=10), 1))
     assert step.pairs.ids_R.tolist() == [1, 4, 5, 9]
-    target, draft = next(step.pairs.pieces())
+    target, draft = next(step.pairs.pieces()).whole()
     assert target.shape[-1] == draft.shape[-1] == 10
     assert torch.isneginf(draft[:, [0, 2, 3, 6, 7, 8]]).all()
 

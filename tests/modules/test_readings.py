@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from tempspec.models.eagle3 import Eagle3
 from tempspec.modules.distillation import DistillationModule
 from tempspec.modules.kept import Kept
 from tempspec.modules.outputs import LogitSource, response
@@ -69,6 +70,34 @@ def other_precision(target):
     return batch(), SOURCE
 
 
+def tapped(readings, model, given, states=(0, 1)):
+    with torch.no_grad():
+        states, last = readings.tapped(model, given, states, SOURCE)
+    return [*states, last]
+
+
+def test_states_for_heads_come_back_bit_for_bit():
+    target, readings = tiny.llama(), TargetReadings()
+    passes, _ = counted(target)
+    first, again = tapped(readings, target, batch()), tapped(readings, target, batch())
+    assert passes == [2]
+    assert len(first) == 3
+    assert all(torch.equal(*parts) for parts in zip(first, again, strict=True))
+    with torch.no_grad():
+        own = SOURCE.tapped(target, batch(), (0, 1))
+    assert all(torch.equal(*parts) for parts in zip(again, [*own[0], own[1]], strict=True))
+
+
+def test_other_states_or_a_drafts_tokens_are_read_anew():
+    target, readings = tiny.llama(), TargetReadings()
+    passes, _ = counted(target)
+    tapped(readings, target, batch(), (0, 1))
+    assert len(tapped(readings, target, batch(), (1,))) == 2
+    read(readings, target, batch())
+    tapped(readings, target, batch(1), (0, 1))
+    assert passes == [2] * 4
+
+
 @pytest.mark.parametrize("change", [other_text, other_positions, other_reading, other_weights, other_precision])
 def test_whatever_changes_what_is_read_is_read_anew(change):
     target, readings = tiny.llama(), TargetReadings()
@@ -122,3 +151,22 @@ def test_a_second_draft_is_measured_without_the_target(pair, data, trainer, monk
     assert not any(model is target for model in models[before:])
     trainer().validate(alone, data)
     assert second.measurement.grids["held"].grid() == alone.measurement.grids["held"].grid()
+
+
+def test_a_second_head_is_measured_without_the_target(pair, data, trainer, monkeypatch):
+    modules = [DistillationModule(str(pair / "target"), head=Eagle3(states=[0, 1, 2])) for _ in range(3)]
+    models, read_by, found = [], LogitSource.tapped, []
+    monkeypatch.setattr(
+        LogitSource, "tapped", lambda self, model, *of: models.append(model) or read_by(self, model, *of)
+    )
+    for module, seed in zip(modules, (0, 1, 1), strict=True):
+        torch.manual_seed(seed)
+        trainer().validate(module, data)
+        found.append((module.measurement.grids["held"].grid(), len(models)))
+        if module is modules[0]:
+            modules[1].adopt(module)
+    (first, once), (second, still), (alone, twice) = found
+    assert 0 < once == still
+    assert twice == 2 * once
+    assert first != second
+    assert second == alone

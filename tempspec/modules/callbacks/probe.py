@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tempspec.core.acceptance import Survey, survey
 from tempspec.errors import UserError
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
 from tempspec.metrics.table import ResultTable
@@ -24,7 +23,7 @@ from tempspec.models.loading import load_model, load_tokenizer, real_vocabulary
 from tempspec.models.reading import Reading, reading
 from tempspec.models.tokens import Marked, Tokeniser
 from tempspec.modules.kept import Kept
-from tempspec.modules.outputs import LogitPairs, LogitSource
+from tempspec.modules.outputs import LogitSource
 from tempspec.modules.results import acceptance_table
 
 __all__ = ["AcceptanceProbe", "draft_of"]
@@ -128,14 +127,15 @@ class AcceptanceProbe:
             if not len(key_N):
                 continue
             pairs = source.pairs(source.of(target, batch, kept), source.of(draft, batch, kept))
-            for found, tokens in _surveys(pairs, self.temperatures):
+            for piece in pairs.pieces():
+                found, key_n = piece.survey(self.temperatures), key_N[piece.tokens]
                 grid.update(
                     found.acceptance_NAD,
                     found.argmax_NA,
                     found.match_NA,
                     found.entropy_NA,
-                    key_N[tokens],
-                    torch.ones_like(key_N[tokens], dtype=torch.float32),
+                    key_n,
+                    torch.ones_like(key_n, dtype=torch.float32),
                 )
 
     def _loaded(self, device: torch.device) -> PreTrainedModel:
@@ -231,14 +231,6 @@ def draft_of(module: Any, find: FindDraft | None) -> nn.Module:
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
-
-
-def _surveys(pairs: LogitPairs, temperatures: Sequence[float]) -> Iterator[tuple[Survey, slice]]:
-    """What is found of some tokens at a time, and which of the batch's they are."""
-    first = 0
-    for p_NV, q_NV in pairs.pieces():
-        yield survey(p_NV, q_NV, temperatures), slice(first, first + len(p_NV))
-        first += len(p_NV)
 
 
 def _completed(given: Mapping[str, Any], rows: int, device: torch.device) -> dict[str, Tensor]:

@@ -3,17 +3,17 @@
 Axes: B batch, T positions, N the batch's response tokens, A target and D draft temperatures, C candidates.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, pairwise, starmap
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tempspec.core.acceptance import Survey, Truncation, acceptance_grid, expected_tokens_by_position, survey
-from tempspec.core.vocabulary import coverage
+from tempspec.core.acceptance import Truncation, acceptance_grid, expected_tokens_by_position
+from tempspec.core.survey import Survey
 from tempspec.errors import UserError
 from tempspec.interfaces import HeadModel
 from tempspec.metrics.acceptance_grid import AcceptanceGrid
@@ -21,9 +21,9 @@ from tempspec.metrics.coverage import Coverage
 from tempspec.metrics.draft_temperature import DraftTemperatureFit
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.head_draft import DraftModel
-from tempspec.modules.head_steps import DraftStep, head_steps, read_target
+from tempspec.modules.head_steps import DraftStep, head_steps, joined, read_target
 from tempspec.modules.kept import Kept
-from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, response
+from tempspec.modules.outputs import Batch, LogitPairs, LogitSource, Piece, response
 from tempspec.modules.validate.readings import TargetReadings
 
 __all__ = ["Means", "Measurement"]
@@ -140,36 +140,50 @@ class Measurement:
             source: runs both.
         """
         if isinstance(draft, HeadModel):
-            read = read_target(draft, target, batch, source)
-            self.count_steps(lambda: head_steps(draft, target, batch, source, self.steps, read=read), draft)
+            self._read_head(batch, draft, target, source)
             return
         kept = Kept.of(response(batch))
         known = self.readings.of(target, batch, kept, source) if self.readings else source.of(target, batch, kept)
         self.count(batch, draft, lambda: source.pairs(known, source.of(draft, batch, kept)))
 
-    def count_steps(self, steps: Callable[[], Iterable[DraftStep]], head: HeadModel) -> None:
-        """Count a batch of a head, drafted token by drafted token.
+    def _read_head(self, batch: Batch, head: HeadModel, target: PreTrainedModel, source: LogitSource) -> None:
+        readings = None if source.whole else self.readings
+
+        def known(batch: Batch, _: torch.dtype) -> tuple[tuple[Tensor, ...], Tensor]:
+            assert readings is not None
+            return readings.tapped(target, batch, head.states, source)
+
+        read = read_target(head, target, batch, source, None if readings is None else known)
+        self._count_steps(lambda: list(head_steps(head, target, batch, source, self.steps, read=read)), head)
+
+    def _count_steps(self, steps: Callable[[], Sequence[DraftStep]], head: HeadModel) -> None:
+        """Count a batch of a head, drafted token by drafted token; all of them read one law of the target.
 
         Args:
             steps: takes those of the batch; a conditioned head takes them anew at every temperature.
             head: the head.
         """
-        for number, (batch, pairs, _) in enumerate(steps()):
+        taken: Sequence[DraftStep] = []
 
-            def again(number: int = number, pairs: LogitPairs = pairs) -> LogitPairs:
-                return next(islice(steps(), number, None)).pairs if is_conditioned(head) else pairs
+        def together() -> LogitPairs:
+            nonlocal taken
+            taken = steps()
+            return joined(taken)
 
-            self.count({**batch, "set_index": batch["set_index"] + number * self._sets}, head, again)
-            if number == 0 and pairs.ids_R is not None:
-                self._cover(batch, pairs, pairs.ids_R)
+        found, fit_NAC = self._found(head, together)
+        ends = list(accumulate((len(step.kept.place_N) for step in taken), initial=0))
+        for number, (step, here) in enumerate(zip(taken, starmap(slice, pairwise(ends)), strict=True)):
+            counted = {**step.batch, "set_index": step.batch["set_index"] + number * self._sets}
+            self._add(counted, step.kept, found.of(here), None if fit_NAC is None else fit_NAC[here])
+            if number == 0:
+                self._cover(step, found.of(here))
 
-    def _cover(self, batch: Batch, pairs: LogitPairs, ids_R: Tensor) -> None:
-        kept = Kept.of(response(batch))
-        weight_N, set_N = (kept.rows(batch[name]) for name in ("weight", "set_index"))
-        found_NT = torch.cat([coverage(p_NV, ids_R, self.temperatures) for p_NV, _ in pairs.pieces()])
+    def _cover(self, step: DraftStep, found: Survey) -> None:
+        weight_N, set_N = (step.kept.rows(step.batch[name]) for name in ("weight", "set_index"))
         for index, counted in enumerate(self.coverage.values()):
             here = set_N == index
-            counted.update(found_NT[here], weight_N[here])
+            assert found.covered_NA is not None
+            counted.update(found.covered_NA[here], weight_N[here])
 
     def count(self, batch: Batch, draft: DraftModel, pairs: Callable[[], LogitPairs]) -> None:
         """Count a batch.
@@ -179,16 +193,15 @@ class Measurement:
             draft: the draft, whose temperature is set where it is conditioned on one.
             pairs: runs the draft; both models' logits at the positions that `response` keeps.
         """
-        kept = Kept.of(response(batch))
-        key_N, weight_N, set_N = (kept.rows(batch[name]) for name in ("key", "weight", "set_index"))
-        fitting_N = weight_N * torch.isin(set_N, set_N.new_tensor(self.fitted_on))
+        self._add(batch, Kept.of(response(batch)), *self._found(draft, pairs))
 
-        if is_conditioned(draft):
-            found, fit_NAC = self._by_temperature(draft, pairs)
-        else:
-            found, fit_NAC = self._at_once(pairs())
+    def _found(self, draft: DraftModel, pairs: Callable[[], LogitPairs]) -> tuple[Survey, Tensor | None]:
+        return self._by_temperature(draft, pairs) if is_conditioned(draft) else self._at_once(pairs())
+
+    def _add(self, batch: Batch, kept: Kept, found: Survey, fit_NAC: Tensor | None) -> None:
+        key_N, weight_N, set_N = (kept.rows(batch[name]) for name in ("key", "weight", "set_index"))
         if self.fit is not None and fit_NAC is not None:
-            self.fit.update(fit_NAC, key_N, fitting_N)
+            self.fit.update(fit_NAC, key_N, weight_N * torch.isin(set_N, set_N.new_tensor(self.fitted_on)))
         for index, grid in enumerate(self.grids.values()):
             here = set_N == index
             if here.any():
@@ -236,42 +249,45 @@ class Measurement:
         """One pass of the draft at all pairs of temperatures, and at the fit's, `[N, A, C]`."""
         found: list[Survey] = []
         fits: list[Tensor] = []
-        for p_NV, q_NV in pairs.pieces():
-            found.append(survey(p_NV, q_NV, self.temperatures))
+        for piece in pairs.pieces():
+            found.append(piece.survey(self.temperatures))
             if self.fit is not None:
-                fits.append(self._fit_grid(self.fit, p_NV, q_NV, self.fit.candidates))
-        return _joined(found), torch.cat(fits) if fits else None
+                fits.append(self._fit_grid(self.fit, piece, self.fit.candidates))
+        place = pairs.place_in_chunks
+        return Survey.joined(found).of(place), torch.cat(fits)[place] if fits else None
 
     def _by_temperature(self, draft: torch.nn.Module, pairs: Callable[[], LogitPairs]) -> tuple[Survey, Tensor | None]:
         """The same of a conditioned draft, which is another model at every temperature: as many passes."""
 
-        def at(temperature: float) -> Iterator[tuple[Tensor, Tensor]]:
+        def at(temperature: float) -> LogitPairs:
             set_temperature(draft, temperature)
-            return pairs().pieces()
+            return pairs()
 
-        argmax, *found = (
-            _joined([survey(*pair, self.temperatures) for pair in at(temperature)])
-            for temperature in (0.0, *self.temperatures)
-        )
+        def surveyed(given: LogitPairs) -> Survey:
+            return Survey.joined([piece.survey(self.temperatures) for piece in given.pieces()]).of(
+                given.place_in_chunks
+            )
+
+        argmax, *found = (surveyed(at(temperature)) for temperature in (0.0, *self.temperatures))
         fit_NAC = None
         if (fit := self.fit) is not None:
-            fits = [
-                torch.cat([self._fit_grid(fit, *pair, [temperature]) for pair in at(temperature)])
-                for temperature in fit.candidates
-            ]
+            fits = []
+            for temperature in fit.candidates:
+                given = at(temperature)
+                pieces = [self._fit_grid(fit, piece, [temperature]) for piece in given.pieces()]
+                fits.append(torch.cat(pieces)[given.place_in_chunks])
             fit_NAC = torch.cat(fits, -1)
         set_temperature(draft, None)
         columns = list(enumerate(found))
         acceptance_NAD = torch.stack([each.acceptance_NAD[..., index] for index, each in columns], -1)
         match_NA = torch.stack([each.match_NA[..., index] for index, each in columns], -1)
-        return Survey(acceptance_NAD, match_NA, argmax.argmax_NA, argmax.entropy_NA), fit_NAC
+        return Survey(acceptance_NAD, match_NA, argmax.argmax_NA, argmax.entropy_NA, argmax.covered_NA), fit_NAC
 
-    def _fit_grid(self, fit: DraftTemperatureFit, p_NV: Tensor, q_NV: Tensor, candidates: Sequence[float]) -> Tensor:
+    def _fit_grid(self, fit: DraftTemperatureFit, piece: Piece, candidates: Sequence[float]) -> Tensor:
         """Acceptance at the fit's target temperatures and these draft temperatures, `[N, A, C]`."""
-        return acceptance_grid(p_NV, q_NV, fit.target_temperatures, candidates, self.truncation)
+        return acceptance_grid(*piece.whole(), fit.target_temperatures, candidates, self.truncation)
 
 
-def _joined(parts: Sequence[Survey]) -> Survey:
-    """One survey of the positions of several."""
-    names = ("acceptance_NAD", "match_NA", "argmax_NA", "entropy_NA")
-    return Survey(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+def _survey(pairs: LogitPairs, temperatures: Sequence[float]) -> Survey:
+    """One survey of all tokens, in their order."""
+    return Survey.joined([piece.survey(temperatures) for piece in pairs.pieces()]).of(pairs.place_in_chunks)
