@@ -34,6 +34,7 @@ __all__ = [
     "replicate_weights",
     "running_product",
     "same_prompts",
+    "tokens_per_round",
 ]
 
 REPLICATES = 1000
@@ -247,6 +248,20 @@ def running_product(sums: Sums) -> Sums:
     ended_SW = torch.nn.functional.pad((ratio_SW == 0).cummax(0).values[:-1], (0, 0, 1, 0))
     product_SW = torch.where(ended_SW, 0.0, ratio_SW.cumprod(0))
     return Sums(product_SW, torch.ones_like(product_SW), sums.seen_M2)
+
+
+def tokens_per_round(sums: Sums) -> Sums:
+    """1 and the products of the first 1..S ratios, as sums of one entry: what S drafted tokens are expected to give.
+
+    Args:
+        sums: the acceptance of each drafted token where those before it were accepted.
+
+    >>> sums = bootstrap_update(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 2.0]]), torch.tensor([7]), replicates=0)
+    >>> tokens_per_round(sums).numerator_SW.tolist()
+    [[1.75]]
+    """
+    total_1W = 1 + running_product(sums).numerator_SW.sum(0, keepdim=True)
+    return Sums(total_1W, torch.ones_like(total_1W), sums.seen_M2[sums.seen_M2[:, 1] == 0])
 
 
 def same_prompts(a: Sums, b: Sums) -> bool:

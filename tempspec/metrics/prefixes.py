@@ -63,6 +63,14 @@ class PromptSums(NamedTuple):
         return cls.of(numerator_N[:, None], denominator_N[:, None], key_N)
 
     @classmethod
+    def by(cls, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], "PromptSums"]:
+        """Those of rows as in `of_rows`, by the values of some columns."""
+        grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+        for row in rows:
+            grouped.setdefault(tuple(row[column] for column in columns), []).append(row)
+        return {key: cls.of_rows(held) for key, held in grouped.items()}
+
+    @classmethod
     def joined(cls, parts: Sequence["PromptSums"]) -> "PromptSums":
         """The sums of several sets of observations, such as of several seeds; at least one.
 
@@ -72,6 +80,20 @@ class PromptSums(NamedTuple):
         """
         key_N, numerator_NS, denominator_NS = map(torch.cat, zip(*parts, strict=True))
         return cls.of(numerator_NS, denominator_NS, key_N)
+
+    @classmethod
+    def beside(cls, entries: Sequence["PromptSums"]) -> "PromptSums":
+        """Sums of one entry each as the entries of one; where one lacks a prompt, nothing was counted.
+
+        >>> one, other = (PromptSums.of_rows([{"prompt_key": 7, "numerator": n, "denominator": 2.0}]) for n in (1.5, 1))
+        >>> PromptSums.beside([one, other]).numerator_US.tolist()
+        [[1.5, 1.0]]
+        """
+        wide = []
+        for place, (key_U, *columns) in enumerate(entries):
+            around = place, len(entries) - 1 - place
+            wide.append(cls(key_U, *(torch.nn.functional.pad(column_U1, around) for column_U1 in columns)))
+        return cls.joined(wide)
 
     def entry(self, index: int) -> "PromptSums":
         """One entry alone, with S = 1."""

@@ -1,9 +1,10 @@
 """Acceptance of drafts on the target's own text, seed by seed, and against one of the drafts (floor 5).
 
 T is the temperature of decoding, of proposing, and of the text that acceptance is measured on. Tokens of all prompt
-sets of a domain count alike, and those of all seeds.
+sets of a domain count alike, and those of all seeds. Of heads each drafted token's acceptance was measured, and with
+that the tokens that a round is expected to give.
 
-Axes: U prompts, S = 1 entry.
+Axes: U prompts, S entries: 1, or K drafted tokens.
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tempspec.errors import UserError
-from tempspec.metrics.bootstrap import Estimate, bootstrap_compute, difference_estimate
+from tempspec.metrics.bootstrap import Estimate, Sums, bootstrap_compute, difference_estimate, tokens_per_round
 from tempspec.metrics.prefixes import PromptSums
 from tempspec.metrics.ratio import to_estimate
 from tempspec.reporting.answers import shown
@@ -21,6 +22,7 @@ from tempspec.reporting.runs import Collection, MeasuredDraft, MeasuredRun
 __all__ = ["DraftLine", "OwnText", "own_texts"]
 
 METRIC = "analytic_acceptance"
+ACCEPTANCE, ROUNDS = "Acceptance", "Tokens per round"
 _DOMAINS = {"in": "in the domain", "out": "out of the domain", "": "of no domain"}
 
 
@@ -44,21 +46,34 @@ class OwnText:
     """The drafts on the texts of one domain.
 
     Attributes:
+        measure: `Acceptance`, or `Tokens per round`.
         domain: in words; empty where all prompt sets are of one.
         temperatures: T, ascending.
-        acceptance: each measured draft, with the values of its single seeds as notes.
+        values: each measured draft, with the values of its single seeds as notes.
         against: the draft that the others are compared with.
         differences: each other draft that shares a seed with it, paired by prompt on the seeds that both have; the
             notes say in how many of these the difference has the same sign, and whether it is shown.
         unmeasured: drafts without a measurement.
     """
 
+    measure: str
     domain: str
     temperatures: Sequence[float]
-    acceptance: Sequence[DraftLine]
+    values: Sequence[DraftLine]
     against: str
     differences: Sequence[DraftLine]
     unmeasured: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        """What the values are."""
+        return ", ".join(filter(None, [f"{self.measure} on the target's own text", self.domain]))
+
+    @property
+    def contrast(self) -> str:
+        """What the differences are."""
+        kind = "" if self.measure == ACCEPTANCE else f" in {self.measure.lower()}"
+        return ", ".join(filter(None, [f"Difference to {self.against}{kind}", self.domain]))
 
 
 def own_texts(collection: Collection) -> list[OwnText]:
@@ -73,9 +88,10 @@ def own_texts(collection: Collection) -> list[OwnText]:
         for temperature, text in texts.items():
             by_temperature.setdefault(float(temperature), []).append(text)
     found = [
-        _of_domain(collection, _DOMAINS[domain] if len(domains) > 1 else "", texts)
+        _of_domain(collection, measure, _DOMAINS[domain] if len(domains) > 1 else "", texts)
         for domain, texts in domains.items()
-        if any(_seeds(draft, texts) for draft in collection.drafts)
+        for measure in (ACCEPTANCE, ROUNDS)
+        if any(_seeds(draft, measure, texts) for draft in collection.drafts)
     ]
     if collection.against and not found:
         raise UserError(
@@ -85,38 +101,55 @@ def own_texts(collection: Collection) -> list[OwnText]:
     return found
 
 
-def _of_domain(collection: Collection, domain: str, texts: Mapping[float, Sequence[str]]) -> OwnText:
-    runs = {draft.name: _seeds(draft, texts) for draft in collection.drafts}
+def _of_domain(collection: Collection, measure: str, domain: str, texts: Mapping[float, Sequence[str]]) -> OwnText:
+    runs = {draft.name: _seeds(draft, measure, texts) for draft in collection.drafts}
     measured = [draft for draft in collection.drafts if runs[draft.name]]
     against = _against(collection, measured)
     temperatures = sorted({t for draft in measured for run in runs[draft.name].values() for t in run})
-    acceptance = [
-        DraftLine(draft.name, _counted(len(runs[draft.name]), draft.planned), _acceptance(runs[draft.name]))
+    values = [
+        DraftLine(draft.name, _counted(len(runs[draft.name]), draft.planned), _values(runs[draft.name]))
         for draft in measured
     ]
     unmeasured = [draft.name for draft in collection.drafts if not runs[draft.name]]
     differences = [*_differences(measured, runs, against)]
-    return OwnText(domain, temperatures, acceptance, against, differences, [*unmeasured, *collection.missing])
+    return OwnText(measure, domain, temperatures, values, against, differences, [*unmeasured, *collection.missing])
 
 
 _Seed = Mapping[float, PromptSums]
-"""What was counted with one seed, by temperature."""
+"""What was counted with one seed, by temperature: the acceptance of the first drafted token, or of all K."""
 
 
-def _seeds(draft: MeasuredDraft, texts: Mapping[float, Sequence[str]]) -> dict[str, _Seed]:
+def _seeds(draft: MeasuredDraft, measure: str, texts: Mapping[float, Sequence[str]]) -> dict[str, _Seed]:
     """A draft's measured seeds."""
-    found = {seed: dict(_counts(run, texts)) for seed, run in draft.runs.items()}
+    count = _first_token if measure == ACCEPTANCE else _all_tokens
+    found = {}
+    for seed, run in draft.runs.items():
+        counts = {t: [held for name in names if (held := count(run, name, t))] for t, names in texts.items()}
+        found[seed] = {t: PromptSums.joined(parts) for t, parts in counts.items() if parts}
     return {seed: counts for seed, counts in found.items() if counts}
 
 
-def _counts(run: MeasuredRun, texts: Mapping[float, Sequence[str]]) -> Iterator[tuple[float, PromptSums]]:
-    for temperature, names in texts.items():
-        keys = [(name, METRIC, temperature, temperature) for name in names]
-        if parts := [run.analytic[key] for key in keys if key in run.analytic]:
-            yield temperature, PromptSums.joined(parts)
+def _first_token(run: MeasuredRun, text: str, t: float) -> PromptSums | None:
+    return run.analytic.get((text, METRIC, t, t))
 
 
-def _acceptance(seeds: Mapping[str, _Seed]) -> dict[float, Noted]:
+def _all_tokens(run: MeasuredRun, text: str, t: float) -> PromptSums | None:
+    """Those of a head's drafted tokens, side by side; None of a draft whose later ones are like the first."""
+    held, number = _first_token(run, text, t), 2
+    entries = []
+    while held is not None:
+        entries.append(held)
+        held, number = run.later.get((f"{text}/{number}", METRIC, t, t)), number + 1
+    return PromptSums.beside(entries) if len(entries) > 1 else None
+
+
+def _sums(counts: PromptSums) -> Sums:
+    """What intervals are of: acceptance, or the tokens of a round of K."""
+    sums = counts.sums()
+    return sums if len(sums.numerator_SW) == 1 else tokens_per_round(sums)
+
+
+def _values(seeds: Mapping[str, _Seed]) -> dict[float, Noted]:
     """All seeds together, and each alone."""
     return {
         t: Noted(
@@ -145,7 +178,7 @@ def _differences(
 def _difference(pairs: Sequence[tuple[PromptSums, PromptSums]]) -> Noted:
     """The first of each pair minus the second, over the prompts that both have."""
     common = [_paired(*pair) for pair in pairs]
-    here, there = (PromptSums.joined(side).sums() for side in zip(*common, strict=True))
+    here, there = (_sums(PromptSums.joined(side)) for side in zip(*common, strict=True))
     (change,) = to_estimate(difference_estimate(here, there))
     same = sum((_value(a) - _value(b)) * change.value > 0 for a, b in common)
     signs = f"{same} of {len(pairs)}"
@@ -157,12 +190,12 @@ def _paired(a: PromptSums, b: PromptSums) -> tuple[PromptSums, PromptSums]:
 
 
 def _estimate(parts: Sequence[PromptSums]) -> Estimate:
-    (estimate,) = to_estimate(bootstrap_compute(PromptSums.joined(parts).sums()))
+    (estimate,) = to_estimate(bootstrap_compute(_sums(PromptSums.joined(parts))))
     return estimate
 
 
 def _value(counts: PromptSums) -> float:
-    return float(counts.numerator_US.sum() / counts.denominator_US.sum())
+    return _estimate([counts]).value
 
 
 def _point(counts: PromptSums) -> str:

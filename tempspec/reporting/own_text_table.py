@@ -9,7 +9,7 @@ from rich.text import Text
 
 from tempspec.metrics.bootstrap import Estimate
 from tempspec.reporting.console_tables import RULE
-from tempspec.reporting.own_text import DraftLine, OwnText
+from tempspec.reporting.own_text import ROUNDS, DraftLine, OwnText
 from tempspec.reporting.page_tables import Noted, counted
 
 __all__ = ["OwnTextTable"]
@@ -17,11 +17,12 @@ __all__ = ["OwnTextTable"]
 _SHOWN = "not shown"
 _SEEDS = "95% intervals over prompts, and the single seeds"
 _SIGNS = "paired by prompt, on the seeds that both have; k of n: seeds whose difference has the same sign"
+_ROUNDS = "a round: 1, and for each drafted token the product of its acceptance and those before it"
 _NARROW = "a wider console shows intervals and seeds"
 
 
 class OwnTextTable:
-    """Acceptance of each draft by temperature, and below it the differences to one draft.
+    """A measure of each draft by temperature, and below it the differences to one draft.
 
     With room, an interval is beside its value; else below it; in even less it is left out, and so are single seeds.
 
@@ -33,16 +34,15 @@ class OwnTextTable:
         self.own = own
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        own, domain = self.own, f", {self.own.domain}" if self.own.domain else ""
-        prompts = counted(found.estimate for line in own.acceptance for found in line.at.values())
-        title, room = f"Acceptance on the target's own text{domain}", (console, options)
-        yield from _fitting(title, own.temperatures, own.acceptance, "", f"{prompts}; {_SEEDS}", *room)
+        own, room = self.own, (console, options)
+        prompts = counted(found.estimate for line in own.values for found in line.at.values())
+        rounds = f"; {_ROUNDS}" if own.measure == ROUNDS else ""
+        yield from _fitting(own.title, own.temperatures, own.values, "", f"{prompts}; {_SEEDS}{rounds}", *room)
         if own.unmeasured:
             yield Text(f"not measured: {', '.join(own.unmeasured)}", style="dim")
         if own.differences:
             yield Text()
-            title = f"Difference to {own.against}{domain}"
-            yield from _fitting(title, own.temperatures, own.differences, "+", _SIGNS, *room)
+            yield from _fitting(own.contrast, own.temperatures, own.differences, "+", _SIGNS, *room)
 
 
 _Style = Callable[[Noted, str], str]

@@ -22,7 +22,15 @@ from tempspec.metrics.rows import Cell
 if TYPE_CHECKING:  # it would import torchmetrics, and that matplotlib.pyplot
     from tempspec.metrics.prefixes import PromptSums
 
-__all__ = ["Estimates", "prompt_rows", "summary_rows", "write_metrics_json", "write_parquet", "write_summary_csv"]
+__all__ = [
+    "Estimates",
+    "first_token_text",
+    "prompt_rows",
+    "summary_rows",
+    "write_metrics_json",
+    "write_parquet",
+    "write_summary_csv",
+]
 
 Estimates = Mapping[Cell, Mapping[str, Estimate]]
 """What `SweepMetrics.estimates` returns."""
@@ -115,6 +123,16 @@ def prompt_rows(
         for (metric, target, draft), sums in found.items()
         for key, (numerator,), (denominator,) in zip(*(part.tolist() for part in sums), strict=True)
     ]
+
+
+def first_token_text(name: str) -> str:
+    """The text of a head's first drafted token, from the name of a later one's; empty of any other name.
+
+    >>> first_token_text("chat sampled@1/2"), first_token_text("chat sampled@1")
+    ('chat sampled@1', '')
+    """
+    text, _, number = name.rpartition("/")
+    return text if number.isdigit() else ""
 
 
 def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -22,7 +22,7 @@ from tempspec.own_yaml import read_own_yaml
 from tempspec.reporting.decoded_rows import decoded_rows, parquet_rows
 from tempspec.reporting.engine_record import engine_record
 from tempspec.reporting.measured import MEASURING, fit_of_measured, measured_draft, of_other_drafts, of_unknown_drafts
-from tempspec.reporting.records import Estimates
+from tempspec.reporting.records import Estimates, first_token_text
 from tempspec.reporting.study_index import FILE as STUDY_FILE
 from tempspec.reporting.study_index import Prefixes, read_study
 
@@ -41,6 +41,7 @@ SAMPLED = "sampled at T"
 """What the name of a text that the target wrote ends with."""
 AnalyticKey = tuple[str, str, float, float]
 """(prompt set, metric, target temperature, draft temperature)."""
+_KEY = ("prompt_set", "metric", "target_temperature", "draft_temperature")
 Analytic = dict[tuple[str, float, float], Sums]
 """(metric, target temperature, draft temperature) -> what its interval is computed from."""
 
@@ -56,6 +57,7 @@ class MeasuredRun:
         environments: `environment.json` by stage.
         rows: of predict.
         analytic_rows: of validate; see `tempspec.reporting.records.prompt_rows`.
+        later_rows: those of a head's second drafted token and of each after it, on the texts of a study.
         parameter_ratio: the draft's parameters over the target's, where predict says so.
         fitted: pairs of temperatures (target, draft) that validate found for `draft_temperatures: fitted`.
         notes: what was left out.
@@ -68,6 +70,7 @@ class MeasuredRun:
     environments: Mapping[str, Mapping[str, Any]]
     rows: Sequence[DecodedRow] = ()
     analytic_rows: Sequence[Mapping[str, Any]] = ()
+    later_rows: Sequence[Mapping[str, Any]] = ()
     parameter_ratio: float | None = None
     fitted: Sequence[tuple[float, float]] = ()
     notes: Sequence[str] = ()
@@ -76,11 +79,12 @@ class MeasuredRun:
     @cached_property
     def analytic(self) -> Mapping[AnalyticKey, PromptSums]:
         """Each prompt's analytic sums by cell and metric."""
-        grouped: dict[AnalyticKey, list[Mapping[str, Any]]] = {}
-        for row in self.analytic_rows:
-            key = (row["prompt_set"], row["metric"], row["target_temperature"], row["draft_temperature"])
-            grouped.setdefault(key, []).append(row)
-        return {key: PromptSums.of_rows(rows) for key, rows in grouped.items()}
+        return PromptSums.by(_KEY, self.analytic_rows)
+
+    @cached_property
+    def later(self) -> Mapping[AnalyticKey, PromptSums]:
+        """The same of `later_rows`, under names such as `TEXT/2`."""
+        return PromptSums.by(_KEY, self.later_rows)
 
 
 @dataclass(frozen=True)
@@ -303,17 +307,25 @@ def _study(path: Path) -> Collection:
     }
     drafts: list[MeasuredDraft] = []
     notes: list[str] = []
+    absent: list[str] = []
     for name, draft in index.drafts.items():
         runs = {}
         for seed, place in draft.seeds.items():
             if (path / place).is_dir():
                 run = read_run(path / place, _clean(f"{name}, seed {seed}"))
-                runs[seed] = replace(run, analytic_rows=[r for r in run.analytic_rows if r["prompt_set"] in shown])
+                runs[seed] = replace(
+                    run,
+                    analytic_rows=[row for row in run.analytic_rows if row["prompt_set"] in shown],
+                    later_rows=[row for row in run.analytic_rows if first_token_text(row["prompt_set"]) in shown],
+                )
                 notes += runs[seed].notes
             else:
-                notes.append(f"{path / place} is not there yet: left out")
+                absent.append(Path(place).name)
         if runs:
             drafts.append(MeasuredDraft(_clean(name), draft.labels, runs, planned=len(draft.seeds)))
+    if absent:
+        planned = sum(len(draft.seeds) for draft in index.drafts.values())
+        notes.append(f"{len(absent)} of {planned} runs are not there yet: {', '.join(absent)} left out")
     if index.status.done < index.status.total:
         notes.append(f"the study is not finished: {index.status.done} of {index.status.total} cells")
     domains = {name: facts["domain"] for name, facts in index.prompt_sets.items() if "domain" in facts}

@@ -116,15 +116,23 @@ def write_small_study(folder, name="small"):
     return folder
 
 
-def write_own_texts(folder, rates, *, planned=(), prompts=PROMPTS, domains=None, labels=None):
+def write_own_texts(folder, rates, *, planned=(), prompts=PROMPTS, domains=None, labels=None, later=None):
     """A study of which validate alone ran: `rates` is acceptance by draft, seed and T, on each T's own text.
 
     A rate may be a list with one for each prompt. Files also have T at another draft temperature, and another metric.
+    The drafts that `later` names are heads, with what it adds to the rates for each drafted token after the first.
     """
     sets = domains or {"chat": "in"}
     for draft, seeds in rates.items():
         for seed, at in seeds.items():
-            rows = [row for name in sets for t, rate in at.items() for row in _own_text_rows(name, t, rate, prompts)]
+            added = {"": 0.0} | {f"/{number}": more for number, more in enumerate((later or {}).get(draft, ()), 2)}
+            rows = [
+                row
+                for name in sets
+                for t, rate in at.items()
+                for end, more in added.items()
+                for row in _own_text_rows(name, t, torch.as_tensor(rate) + more, prompts, end)
+            ]
             write_parquet(folder / f"{draft}-s{seed}" / "validate" / "acceptance.parquet", rows)
             write_metrics_json(folder / f"{draft}-s{seed}" / "validate" / "metrics.json", {})
     temperatures = sorted({t for seeds in rates.values() for at in seeds.values() for t in at})
@@ -145,7 +153,7 @@ def write_own_texts(folder, rates, *, planned=(), prompts=PROMPTS, domains=None,
     return folder
 
 
-def _own_text_rows(name, t, rate, prompts):
+def _own_text_rows(name, t, rate, prompts, end):
     """Rows of one set; prompts have 5 to 7 tokens, and differ in acceptance by as much for every draft."""
     key_U = torch.arange(prompts) + 1000 * (name != "chat")
     tokens_U1 = 5.0 + (key_U % 3)[:, None]
@@ -155,4 +163,4 @@ def _own_text_rows(name, t, rate, prompts):
         ("acceptance", t, t + 1): PromptSums.of(tokens_U1, tokens_U1, key_U),
         ("entropy", t, t): PromptSums.of(2 * tokens_U1, tokens_U1, key_U),
     }
-    return prompt_rows(f"{name} sampled@{t:g}", found)
+    return prompt_rows(f"{name} sampled@{t:g}{end}", found)

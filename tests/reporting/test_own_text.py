@@ -2,7 +2,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tempspec.core.acceptance import expected_tokens_by_position
 from tempspec.errors import UserError
+from tempspec.metrics.bootstrap import replicate_weights
 from tempspec.metrics.ratio import ClusteredRatio, paired_difference
 from tempspec.reporting.own_text import own_texts
 from tempspec.reporting.runs import collect
@@ -45,11 +47,11 @@ def test_values_intervals_and_differences_are_those_of_the_rows(tmp_path):
     own = found(tmp_path, rates)
     assert own.temperatures == [0.0, 1.0]
     seeds = (0, 1)
-    for line in own.acceptance:
+    for line in own.values:
         assert near(line.at[1.0].estimate, ratio(tmp_path, line.name, seeds, 1.0).estimate())
         alone = [ratio(tmp_path, line.name, [seed], 1.0).estimate().point() for seed in seeds]
         assert line.at[1.0].note == " ".join(alone)
-    assert near(own.acceptance[1].at[0.0].estimate, ratio(tmp_path, "b", [0], 0.0).estimate())
+    assert near(own.values[1].at[0.0].estimate, ratio(tmp_path, "b", [0], 0.0).estimate())
     (difference,) = own.differences
     here, there = (ratio(tmp_path, name, [0, 1], 1.0) for name in ("b", "a"))
     assert near(difference.at[1.0].estimate, paired_difference(here, there))
@@ -57,7 +59,7 @@ def test_values_intervals_and_differences_are_those_of_the_rows(tmp_path):
 
 def test_another_draft_temperature_would_be_another_value(tmp_path):
     own = found(tmp_path, {"a": {0: {1.0: 0.4}}})
-    assert not near(own.acceptance[0].at[1.0].estimate, ratio(tmp_path, "a", [0], 1.0, draft_t=2.0).estimate())
+    assert not near(own.values[0].at[1.0].estimate, ratio(tmp_path, "a", [0], 1.0, draft_t=2.0).estimate())
 
 
 def test_a_difference_that_every_seed_and_the_interval_show(tmp_path):
@@ -90,7 +92,7 @@ def test_two_drafts_are_compared_on_the_seeds_that_both_have(tmp_path):
     (line,) = own.differences
     assert line.at[1.0].note == "1 of 1"
     assert line.at[1.0].estimate.value == pytest.approx(0.1)
-    assert [each.seeds for each in own.acceptance] == ["2 seeds", "2 seeds"]
+    assert [each.seeds for each in own.values] == ["2 seeds", "2 seeds"]
 
 
 def test_drafts_without_a_common_seed_are_not_compared(tmp_path):
@@ -105,12 +107,12 @@ def test_prompts_that_one_side_lacks_are_in_no_difference(tmp_path):
     (own,) = own_texts(collect([folder]))
     assert own.differences[0].at[1.0].estimate.prompts == PROMPTS - 3
     assert own.differences[0].at[1.0].estimate.value == pytest.approx(0.1)
-    assert own.acceptance[1].at[1.0].estimate.prompts == PROMPTS
+    assert own.values[1].at[1.0].estimate.prompts == PROMPTS
 
 
 def test_what_is_not_finished_is_named(tmp_path):
     own = found(tmp_path, {"a": {0: {1.0: 0.4}}, "b": {}}, planned=(8, 9))
-    assert [(line.name, line.seeds) for line in own.acceptance] == [("a", "1 of 3 seeds")]
+    assert [(line.name, line.seeds) for line in own.values] == [("a", "1 of 3 seeds")]
     assert own.unmeasured == ["b"]
 
 
@@ -138,4 +140,58 @@ def test_the_two_domains_are_two_tables(tmp_path):
     folder = write_own_texts(tmp_path, {"a": {0: {1.0: 0.4}}}, domains={"chat": "in", "code": "out", "more": "in"})
     inside, outside = own_texts(collect([folder]))
     assert (inside.domain, outside.domain) == ("in the domain", "out of the domain")
-    assert outside.acceptance[0].at[1.0].estimate.prompts == PROMPTS
+    assert outside.values[0].at[1.0].estimate.prompts == PROMPTS
+
+
+# -- tokens per round --------------------------------------------------------------------------------------------------
+
+
+def rounds_of(folder, draft, seeds, t, tokens):
+    """Point and replicates of `1 + a1 + a1 a2 + ..`, by a loop over replicates; from the files alone."""
+    parts = []
+    for number in range(1, tokens + 1):
+        end = "" if number == 1 else f"/{number}"
+        rows = [
+            row
+            for seed in seeds
+            for row in pq.read_table(folder / f"{draft}-s{seed}" / "validate" / "acceptance.parquet").to_pylist()
+            if (row["metric"], row["prompt_set"]) == ("analytic_acceptance", f"chat sampled@{t:g}{end}")
+            and row["target_temperature"] == row["draft_temperature"] == t
+        ]
+        weight_MW = replicate_weights(torch.tensor([row["prompt_key"] for row in rows]))
+        weight_MW = torch.cat([torch.ones(len(rows), 1, dtype=torch.float64), weight_MW], 1)
+        above, below = (
+            torch.tensor([row[name] for row in rows], dtype=torch.float64) @ weight_MW
+            for name in ("numerator", "denominator")
+        )
+        parts.append((above / below).tolist())
+    return [expected_tokens_by_position(alphas) for alphas in zip(*parts, strict=True)]
+
+
+LATER = {"a": [-0.1, 0.05], "b": [-0.2, -0.1]}
+HEADS = {"a": {0: {1.0: 0.4}, 1: {1.0: 0.5}}, "b": {0: {1.0: 0.3}, 1: {1.0: 0.35}}}
+
+
+def test_tokens_per_round_follow_from_each_tokens_acceptance(tmp_path):
+    acceptance, rounds = own_texts(collect([write_own_texts(tmp_path, HEADS, later=LATER)]))
+    assert (acceptance.measure, rounds.measure) == ("Acceptance", "Tokens per round")
+    assert near(acceptance.values[0].at[1.0].estimate, ratio(tmp_path, "a", (0, 1), 1.0).estimate())
+    for line in rounds.values:
+        estimate, (point, *replicates) = line.at[1.0].estimate, rounds_of(tmp_path, line.name, (0, 1), 1.0, 3)
+        assert estimate.value == pytest.approx(point, abs=1e-12)
+        assert estimate.prompts == PROMPTS
+        within = sum(estimate.low <= value <= estimate.high for value in replicates) / len(replicates)
+        assert 0.94 < within < 0.98
+        assert line.at[1.0].note == " ".join(f"{rounds_of(tmp_path, line.name, [s], 1.0, 3)[0]:.2f}" for s in (0, 1))
+    (difference,) = rounds.differences
+    here, there = (rounds_of(tmp_path, name, (0, 1), 1.0, 3)[0] for name in ("b", "a"))
+    assert difference.at[1.0].estimate.value == pytest.approx(here - there, abs=1e-12)
+    assert difference.at[1.0].note == "2 of 2"
+    assert rounds.contrast == "Difference to a in tokens per round"
+
+
+def test_a_draft_without_later_tokens_has_no_tokens_per_round(tmp_path):
+    assert len(own_texts(collect([write_own_texts(tmp_path / "drafts", HEADS)]))) == 1
+    _, rounds = own_texts(collect([write_own_texts(tmp_path / "both", HEADS, later={"a": LATER["a"]})]))
+    assert [line.name for line in rounds.values] == ["a"]
+    assert rounds.unmeasured == ["b"]

@@ -37,7 +37,7 @@ def printed(own, width):
 def test_every_width_has_all_values_and_what_is_not_shown(own, width):
     text = printed(own, width)
     assert max(map(len, text.splitlines())) <= width
-    for line in own.acceptance:
+    for line in own.values:
         assert line.name in text
         assert all(found.estimate.point() in text for found in line.at.values())
     assert "1 of 3 seeds" in text
@@ -50,9 +50,9 @@ def test_every_width_has_all_values_and_what_is_not_shown(own, width):
 @pytest.mark.parametrize("width", [80, 120])
 def test_intervals_and_seeds_are_there_from_80_columns_on(own, width):
     text = printed(own, width)
-    for line in (*own.acceptance, *own.differences):
+    for line in (*own.values, *own.differences):
         assert all(found.estimate.interval() in text for found in line.at.values())
-    assert all(value in text for line in own.acceptance for value in line.at[0.0].note.split())
+    assert all(value in text for line in own.values for value in line.at[0.0].note.split())
     assert "2 of 3" in text
 
 

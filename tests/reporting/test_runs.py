@@ -87,7 +87,7 @@ def test_a_study_is_read_with_what_it_lacks(tmp_path):
     collection = collect([write_small_study(tmp_path / "study")])
     assert collection.domains == {"in": "in", "out": "out"}
     assert [draft.labels["train_temperature"] for draft in collection.drafts] == [1.0, 1.5]
-    assert any("missing is not there yet" in note for note in collection.notes)
+    assert "1 of 3 runs are not there yet: missing left out" in collection.notes
     assert "the study is not finished: 11 of 12 cells" in collection.notes
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from tempspec.metrics.bootstrap import Estimate
-from tempspec.reporting.own_text import DraftLine, OwnText, own_texts
+from tempspec.reporting.own_text import ROUNDS, DraftLine, OwnText, own_texts
 from tempspec.reporting.page_tables import Field, Noted, Sheet
 from tempspec.reporting.runs import Collection
 from tempspec.reporting.sections.common import Section, slug
@@ -12,24 +12,24 @@ __all__ = ["own_text"]
 
 
 def own_text(collection: Collection) -> Section:
-    """Acceptance of the drafts, and its differences to one of them."""
+    """Acceptance of the drafts and tokens per round of heads, and differences to one of them."""
     sheets = [sheet for own in own_texts(collection) for sheet in _sheets(own)]
     text = (
         "Analytic acceptance at T, with proposals sampled at T, on text that the target wrote at T. Below a value are "
         "those of the single seeds. A difference is taken prompt by prompt, on the seeds that both drafts have. Below "
         "it is in how many of these seeds it has the same sign. It is not shown where its interval has 0 in it, or "
-        "where a seed has the other sign."
+        "where a seed has the other sign. The tokens per round of a head are 1, and for each drafted token the product "
+        "of its acceptance and those before it, on the text's own tokens."
     )
     return Section("own-text", "Acceptance on the target's own text", text, [], sheets)
 
 
 def _sheets(own: OwnText) -> Iterator[Sheet]:
-    names = ["acceptance on the target's own text", *filter(None, [own.domain])]
+    names = [*(["rounds"] if own.measure == ROUNDS else []), *filter(None, [own.domain])]
     more = f"; not measured: {', '.join(own.unmeasured)}" if own.unmeasured else ""
-    yield _sheet(slug("own-text", *names[1:]), ", ".join(names).capitalize() + more, own, own.acceptance)
+    yield _sheet(slug("own-text", *names), own.title + more, own, own.values)
     if own.differences:
-        title = ", ".join([f"Difference to {own.against}", *names[1:]])
-        yield _sheet(slug("own-text-difference", *names[1:]), title, own, own.differences, signed=True)
+        yield _sheet(slug("own-text-difference", *names), own.contrast, own, own.differences, signed=True)
 
 
 def _sheet(name: str, title: str, own: OwnText, lines: Sequence[DraftLine], *, signed: bool = False) -> Sheet:

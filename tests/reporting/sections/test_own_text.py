@@ -24,7 +24,7 @@ def page(study, tmp_path_factory):
 def test_the_page_has_values_seeds_and_what_is_not_shown(study, page):
     text = page.read_text(encoding="utf-8")
     (own,) = own_texts(study)
-    seeds = own.acceptance[0].at[1.0].note
+    seeds = own.values[0].at[1.0].note
     assert len(seeds.split()) == 2
     assert "Acceptance on the target&#39;s own text" in text
     assert "not measured: later" in text
