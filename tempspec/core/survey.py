@@ -78,7 +78,7 @@ def survey(
     >>> found.acceptance_NAD[0, 1], found.match_NA, found.argmax_NA, found.entropy_NA
     (tensor([0.5000, 0.7689]), tensor([[1.0000, 0.5000]]), tensor([[1.0000, 0.5000]]), tensor([[0.0000, 0.6931]]))
     """
-    rows = positions_at_once(logits_q_NR, 2 * len(temperatures))
+    rows = positions_at_once(logits_p_UV if index_N is None else logits_q_NR, 2 * len(temperatures))
     parts = []
     for begin in range(0, max(len(logits_q_NR), 1), rows):
         here, place, own_N = slice(begin, begin + rows), slice(begin, begin + rows), None
