@@ -7,7 +7,7 @@ subfolder of.
 import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -241,7 +241,6 @@ class CommandLine(LightningCLI):
         """
         if self.subcommand in ("predict", "generate") and not hasattr(self.model, "begin_generation"):
             raise UserError(f"{self.subcommand} needs task: distillation, whose model names a target; got {self.task}")
-        self.folder.mkdir(parents=True, exist_ok=True)
         trainer = self._options.trainer
         if trainer.logger is not False:
             kwargs["logger"] = [self._metrics_file(), *self._own_loggers()]
@@ -293,10 +292,14 @@ class CommandLine(LightningCLI):
             return
         try:
             self._check_models()
+            self.folder.mkdir(parents=True, exist_ok=True)
             with self._alone(), orderly_end():
                 super()._run_subcommand(subcommand)
                 self._finish_record()
         except Exception as error:
+            with suppress(OSError):  # one that holds something stays
+                self.folder.rmdir()
+                self.folder.parent.rmdir()
             told = as_user_error(error, self._options.get("ckpt_path"))
             if told is None:
                 raise
@@ -389,8 +392,10 @@ class CommandLine(LightningCLI):
                 Path(self._options.run)
             )
             written = self.folder / self.model.export_name
-            head = written.name == "head"
-            sizes = "" if head else sizes_note(*self.model.pair.rows_of_output(written))
+            head, sizes = written.name == "head", ""
+            if not head:
+                draft, target = self.model.pair.rows_of_output(written)
+                sizes = sizes_note(draft, target, str(written), self.model.pair.target)
             for note in filter(None, (other, misread_note(str(written), head=head), sizes)):
                 rank_zero_info(note)
 

@@ -221,6 +221,25 @@ def test_a_missing_draft_is_said_before_text_is_read(run, world, monkeypatch):
     )
 
 
+REFUSED = {
+    "fit": ("--data.cache_dir", "/dev/null/no"),
+    "validate": ("--data.cache_dir", "/dev/null/no"),
+    "predict": ("--data.prompts", '{"p": {"path": "./none.jsonl"}}'),
+    "generate": ("--data.prompts", '{"p": {"path": "./none.jsonl"}}'),
+}
+
+
+@pytest.mark.parametrize(("command", "fault"), [*REFUSED.items(), ("fit", ("--model.target", "./typo"))])
+def test_a_refused_command_leaves_no_empty_folder(run, world, tmp_path, command, fault):
+    made = tmp_path / "new/run"
+    code, _, error = run(command, "--config", world / "pair.yaml", "--run", made, *fault)
+    assert (code, error.count("\n")) == (2, 1), error
+    assert not made.exists()
+    (made / "notes").mkdir(parents=True)
+    assert run(command, "--config", world / "pair.yaml", "--run", made, *fault)[0] == 2
+    assert [path.name for path in made.iterdir()] == ["notes"]
+
+
 def test_the_folder_of_a_run_leads_to_its_draft(run, world, finished):
     for folder in (finished, finished / "fit"):
         code, _, error = run("predict", "--config", world / "pair.yaml", "--model.draft", folder)

@@ -68,21 +68,23 @@ def misread_note(folder: str, *, head: bool) -> str:
     )
 
 
-def sizes_note(draft: int, target: int) -> str:
+def sizes_note(draft: int, target: int, folder: str, name: str) -> str:
     """One line where vLLM would refuse a draft model, whose output must have as many rows as the target's; else empty.
 
     Args:
         draft: `vocab_size` of its config.json.
         target: the target's.
+        folder: where the draft is.
+        name: the target's.
 
-    >>> sizes_note(151936, 152064).partition(":")[0]
+    >>> sizes_note(151936, 152064, "runs/a/fit/draft", "models/b").partition(":")[0]
     'vLLM refuses a draft model with vocab_size 151936 for a target with 152064'
-    >>> sizes_note(32000, 32000)
+    >>> sizes_note(32000, 32000, "runs/a/fit/draft", "models/b")
     ''
     """
     if draft == target:
         return ""
     return (
         f"vLLM refuses a draft model with vocab_size {draft} for a target with {target}: "
-        "`tempspec export --draft FOLDER --target TARGET --output OTHER` writes one that it takes"
+        f"`tempspec export --draft {folder} --target {name} --output OTHER` writes one that it takes"
     )
