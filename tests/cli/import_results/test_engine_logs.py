@@ -121,6 +121,11 @@ def test_what_vllm_answered_is_read(name, length, positions):
     assert (efficiency(log), shares(log)) == (length, positions)
 
 
+def test_an_answer_of_a_vllm_without_a_draft_says_what_is_missing():
+    with pytest.raises(UserError, match=r"plain.jsonl: record 1: an answer without metrics.speculative_decoding; start"):
+        read_engine_log(RECORDED / "plain.jsonl")
+
+
 def test_rounds_without_a_draft_count_where_tokens_are_known():
     """vLLM's own mean acceptance length leaves them out: the figure of a method that sometimes drafts nothing."""
     records = [json.loads(line) for line in (RECORDED / "ngram.jsonl").read_text().splitlines()]
