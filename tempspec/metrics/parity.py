@@ -37,8 +37,7 @@ class Counted:
 
     Attributes:
         prompt_key: of its prompt, or of what else was counted together.
-        rounds: target calls, the first left out, which an engine has in its pass over the prompt, and the last where
-            the length cut it.
+        rounds: target calls, the last left out where the length cut it.
         drafting: of these, how many drafted something.
         tested: rounds that tested each position, `[K]`.
         accepted: of these, how many accepted it.
@@ -61,7 +60,7 @@ class Counted:
 
 
 def counted_row(row: DecodedRow, longest: int) -> Counted:
-    """What a decoded row says.
+    """What a decoded row says of the rounds after the first, which an engine has in its pass over the prompt.
 
     Args:
         row: of predict.
@@ -69,13 +68,13 @@ def counted_row(row: DecodedRow, longest: int) -> Counted:
 
     >>> row = {"prompt_key": 7, "finish": "length", "drafted": [2, 2, 0], "tested": [2, 1, 0], "accepted": [1, 0, 0]}
     >>> counted_row(row, 2)
-    Counted(prompt_key=7, rounds=1, drafting=1, tested=(2, 1), accepted=(1, 0))
+    Counted(prompt_key=7, rounds=1, drafting=1, tested=(1, 0), accepted=(0, 0))
     """
     cut = row["finish"] == "length"  # the last round may draft less than it would, for want of room
     drafted = row["drafted"][1 : -1 if cut else None]
 
     def reached(lengths: Sequence[int]) -> tuple[int, ...]:
-        return tuple(sum(length >= position for length in lengths) for position in range(1, longest + 1))
+        return tuple(sum(length >= position for length in lengths[1:]) for position in range(1, longest + 1))
 
     drafting = sum(length > 0 for length in drafted)
     return Counted(row["prompt_key"], len(drafted), drafting, reached(row["tested"]), reached(row["accepted"]))

@@ -114,6 +114,9 @@ def efficiency(log):
         ("ngram.jsonl", 2.296, [0.6, 0.54, 0.52, 0.52]),
         ("stream.txt", 5.0, [1.0, 1.0, 1.0, 1.0]),
         ("metrics.txt", 1.451, [0.268, 0.105, 0.049, 0.03]),
+        ("chat.jsonl", 1.44, [0.38, 0.04, 0.02, 0.0]),
+        ("bench.json", 1.373, [0.284, 0.082, 0.007, 0.0]),
+        ("vllm.log", 1.438, [0.38, 0.04, 0.02, 0.0]),
     ],
 )
 def test_what_vllm_answered_is_read(name, length, positions):
