@@ -1,5 +1,7 @@
 """The same counts from both sides are the same figures; two engines of one law agree, two of different ones do not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -36,6 +38,19 @@ def test_rows_and_an_engines_counts_are_the_same_figures(first):
     """An engine has our first round in its pass over the prompt, whatever that accepted."""
     accepted = lengths(0.6, 50, torch.Generator().manual_seed(0))
     assert counted_row(row(7, [first, *accepted]), K) == engine(7, accepted)
+
+
+def test_a_draft_that_ends_itself_is_counted_as_engines_do():
+    """A lookup drafts what it finds: the positions after that are not accepted, and tokens per call are fewer."""
+    generator = torch.Generator().manual_seed(0)
+    drafted = torch.randint(0, K + 1, (50,), generator=generator).tolist()
+    accepted = [min(pair) for pair in zip(lengths(0.8, 50, generator), drafted, strict=True)]
+    expected = replace(engine(7, accepted), drafting=sum(map(bool, drafted)))
+    expected = replace(expected, tested=(expected.drafting, *expected.tested[1:]))
+    counted = counted_row(row(7, [0, *accepted]) | {"drafted": [K, *drafted]}, K)
+    assert counted == expected
+    sums = figures([counted])["block efficiency"]
+    assert sums.numerator_SW[0, 0] / sums.denominator_SW[0, 0] == pytest.approx(1 + sum(accepted) / 50)
 
 
 def test_block_efficiency_is_emitted_tokens_per_call():
