@@ -45,7 +45,9 @@ class Cell:
     @property
     def run(self) -> str:
         """The name of what is decoded here."""
-        return "ngram" if "drafter" in self.own else "head" if "head" in self.own else "draft"
+        if "drafter" in self.own:
+            return str(self.own["drafter"]["class_path"])
+        return "head" if "head" in self.own else "draft"
 
 
 def cells(options: Namespace) -> dict[str, Cell]:
@@ -58,6 +60,9 @@ def cells(options: Namespace) -> dict[str, Cell]:
         "default": Cell(model, ours, "the engine drafts by argmax"),
         "ngram": Cell({"method": "ngram"} | LOOKUP, {"drafter": {"class_path": "PromptLookup", "init_args": earliest}}),
     }
+    if options.suffix:
+        suffix = {"method": "suffix", "suffix_decoding_max_cached_requests": 0}
+        found["suffix"] = Cell(suffix, {"drafter": {"class_path": "SuffixLookup"}})
     if options.other:
         found["other"] = Cell(model | SAMPLED | {"model": options.other}, ours, "another draft")
     if options.template:
@@ -114,6 +119,9 @@ def main() -> None:
     parser.add_argument("--other", help="a draft that is not the configuration's")
     parser.add_argument("--head", help="an EAGLE-3 head of the target")
     parser.add_argument("--template", help="a chat template that is not the target's; needs --chat")
+    parser.add_argument(
+        "--suffix", action="store_true", help="also suffix drafts, for which vLLM needs arctic-inference"
+    )
     parser.add_argument("--text", required=True, help="a file of texts, whose beginnings are the prompts")
     parser.add_argument("--chat", action="store_true", help="its rows are questions, in the column prompt")
     parser.add_argument("--samples", type=int, default=2, help="of each prompt at T > 0")
@@ -126,7 +134,10 @@ def main() -> None:
     folder = options.output
     folder.mkdir(parents=True, exist_ok=True)
     goals: list[Goal] = []
-    for name, cell in cells(options).items():
+    found = cells(options)
+    if unknown := set(options.cells or ()) - set(found):
+        parser.error(f"--cells: expected some of {', '.join(found)}, got {', '.join(sorted(unknown))}")
+    for name, cell in found.items():
         if options.cells and name not in options.cells:
             continue
         config = folder / f"{name}.yaml"

@@ -9,6 +9,7 @@ Axes: N requests, K positions of a round, W = 1 + replicates.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 
@@ -37,8 +38,7 @@ class Counted:
 
     Attributes:
         prompt_key: of its prompt, or of what else was counted together.
-        rounds: target calls, the first left out, which an engine has in its pass over the prompt, and the last where
-            the length cut it.
+        rounds: target calls, the last left out where the length cut it.
         drafting: of these, how many drafted something.
         tested: rounds that tested each position, `[K]`.
         accepted: of these, how many accepted it.
@@ -61,24 +61,29 @@ class Counted:
 
 
 def counted_row(row: DecodedRow, longest: int) -> Counted:
-    """What a decoded row says.
+    """What a decoded row says of the rounds after the first, which an engine has in its pass over the prompt.
+
+    A drafter may end a draft itself. Engines count the positions after that as not accepted, and so does this. Where
+    the length left no room for a position, nothing is known of it.
 
     Args:
         row: of predict.
         longest: K, the most tokens that a round drafts.
 
-    >>> row = {"prompt_key": 7, "finish": "length", "drafted": [2, 2, 0], "tested": [2, 1, 0], "accepted": [1, 0, 0]}
+    >>> row = {"prompt_key": 7, "finish": "length", "drafted": [2, 1, 2, 0], "accepted": [1, 1, 0, 0]}
     >>> counted_row(row, 2)
-    Counted(prompt_key=7, rounds=1, drafting=1, tested=(2, 1), accepted=(1, 0))
+    Counted(prompt_key=7, rounds=2, drafting=2, tested=(2, 1), accepted=(1, 0))
     """
     cut = row["finish"] == "length"  # the last round may draft less than it would, for want of room
-    drafted = row["drafted"][1 : -1 if cut else None]
-
-    def reached(lengths: Sequence[int]) -> tuple[int, ...]:
-        return tuple(sum(length >= position for length in lengths) for position in range(1, longest + 1))
-
-    drafting = sum(length > 0 for length in drafted)
-    return Counted(row["prompt_key"], len(drafted), drafting, reached(row["tested"]), reached(row["accepted"]))
+    left = list(accumulate(length + 1 for length in reversed(row["accepted"])))[::-1]
+    room = [min(longest, tokens - 1) if cut else longest for tokens in left]
+    rounds = list(zip(row["drafted"], row["accepted"], room, strict=True))[1:]
+    whole = rounds[:-1] if cut else rounds
+    places = range(1, longest + 1)
+    tested = [sum(0 < d and a >= i - 1 and (i <= d or d < most) for d, a, most in rounds) for i in places]
+    accepted = [sum(a >= i for _, a, _ in rounds) for i in places]
+    drafting = sum(d > 0 for d, _, _ in whole)
+    return Counted(row["prompt_key"], len(whole), drafting, tuple(tested), tuple(accepted))
 
 
 def figures(counted: Iterable[Counted]) -> dict[str, Sums]:

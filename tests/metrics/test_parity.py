@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from tempspec.metrics.parity import Counted, agrees, compare, counted_row, figures
@@ -32,10 +33,24 @@ def served(share, seed, prompts=16):
     return figures(engine(key, lengths(share, 40, generator)) for key in range(prompts))
 
 
-def test_rows_and_an_engines_counts_are_the_same_figures():
+@pytest.mark.parametrize("first", [0, K])
+def test_rows_and_an_engines_counts_are_the_same_figures(first):
+    """An engine has our first round in its pass over the prompt, whatever that accepted."""
     accepted = lengths(0.6, 50, torch.Generator().manual_seed(0))
-    expected = replace(engine(7, accepted), rounds=49, drafting=49)  # an engine's first is its pass over the prompt
-    assert counted_row(row(7, accepted), K) == expected
+    assert counted_row(row(7, [first, *accepted]), K) == engine(7, accepted)
+
+
+def test_a_draft_that_ends_itself_is_counted_as_engines_do():
+    """A lookup drafts what it finds: the positions after that are not accepted, and tokens per call are fewer."""
+    generator = torch.Generator().manual_seed(0)
+    drafted = torch.randint(0, K + 1, (50,), generator=generator).tolist()
+    accepted = [min(pair) for pair in zip(lengths(0.8, 50, generator), drafted, strict=True)]
+    expected = replace(engine(7, accepted), drafting=sum(map(bool, drafted)))
+    expected = replace(expected, tested=(expected.drafting, *expected.tested[1:]))
+    counted = counted_row(row(7, [0, *accepted]) | {"drafted": [K, *drafted]}, K)
+    assert counted == expected
+    sums = figures([counted])["block efficiency"]
+    assert sums.numerator_SW[0, 0] / sums.denominator_SW[0, 0] == pytest.approx(1 + sum(accepted) / 50)
 
 
 def test_block_efficiency_is_emitted_tokens_per_call():

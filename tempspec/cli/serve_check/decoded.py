@@ -69,7 +69,8 @@ class _Decoding(CommandLine):
             sources[name] = replace(source, limit=limit)
 
     def predict(self, **kwargs: Any) -> None:
-        """Decode, and keep the rows."""
+        """Decode what predict has not decoded in this run, and keep the rows."""
+        self.model.runner.beside = Path(self._options.run) / "predict"
         self.trainer.predict(**kwargs, return_predictions=False)
         runner = self.model.runner
         rows = pq.read_table(self.folder / "predictions.parquet").to_pylist()

@@ -96,7 +96,7 @@ class RowStore:
     def _claim(self, origin: Origin) -> None:
         begun = self._final.exists() or self._parts.exists()
         held = self._held_origin() if begun else {}
-        merged = {key: _merged(held.get(key), entry) for key, entry in origin.items()}
+        merged = {key: merged_entry(held.get(key), entry) for key, entry in origin.items()}
         changed = sorted(key for key, entry in merged.items() if entry is None)
         if changed:
             raise OtherOrigin(
@@ -239,7 +239,7 @@ class RowStore:
         return copy
 
 
-def _merged(held: Any, entry: str | Sequence[str]) -> str | None:
+def merged_entry(held: Any, entry: str | Sequence[str]) -> str | None:
     """What an origin's entry becomes; None where the two do not go together."""
     if isinstance(entry, str):
         return entry if held in (None, entry) else None

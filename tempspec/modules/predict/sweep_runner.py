@@ -48,6 +48,7 @@ from tempspec.modules.predict.pulse import PassProgress, Pulse
 from tempspec.modules.predict.row_store import Origin, RowStore
 from tempspec.modules.predict.row_writer import RowWriter
 from tempspec.modules.predict.step_times_file import read_step_times, write_step_times
+from tempspec.modules.predict.taken_rows import take_over
 from tempspec.modules.processes import of_all, refused_by_all
 
 WARM_UP_TOKENS = 8
@@ -71,6 +72,7 @@ class SweepRunner:
         length: how many.
         generating: write the target's own text, at the generation temperatures, instead of measuring verifiers.
         watch: called a few times a second while a pass is decoded.
+        beside: the folder of another stage whose rows are taken where they would be the same.
     """
 
     pair: Pair
@@ -80,6 +82,7 @@ class SweepRunner:
     length: DraftLength
     generating: bool = False
     watch: Callable[[Pace], None] | None = None
+    beside: Path | None = None
     _order: list[str] = field(default_factory=list)
     _engines: dict[str, Engine] = field(default_factory=dict)
     _store: RowStore | None = None
@@ -160,6 +163,8 @@ class SweepRunner:
         with refused_by_all():
             refuse_earlier_rows(folder, name)
             store = RowStore(folder, name, origin, rank)
+        if self.beside is not None and rank == 0:
+            take_over(store, self.order, origin, self.beside)
         return store
 
     def _answers(self, items: Sequence[WorkItem]) -> dict[str, str]:

@@ -114,11 +114,21 @@ def efficiency(log):
         ("ngram.jsonl", 2.296, [0.6, 0.54, 0.52, 0.52]),
         ("stream.txt", 5.0, [1.0, 1.0, 1.0, 1.0]),
         ("metrics.txt", 1.451, [0.268, 0.105, 0.049, 0.03]),
+        ("chat.jsonl", 1.44, [0.38, 0.04, 0.02, 0.0]),
+        ("bench.json", 1.373, [0.284, 0.082, 0.007, 0.0]),
+        ("vllm.log", 1.438, [0.38, 0.04, 0.02, 0.0]),
     ],
 )
 def test_what_vllm_answered_is_read(name, length, positions):
     log = read_engine_log(RECORDED / name)
     assert (efficiency(log), shares(log)) == (length, positions)
+
+
+def test_an_answer_of_a_vllm_without_a_draft_says_what_is_missing():
+    with pytest.raises(
+        UserError, match=r"plain.jsonl: record 1: an answer without metrics.speculative_decoding; start"
+    ):
+        read_engine_log(RECORDED / "plain.jsonl")
 
 
 def test_rounds_without_a_draft_count_where_tokens_are_known():

@@ -2,6 +2,8 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -145,6 +147,19 @@ def test_the_command_says_it_and_ends_with_0_or_1(models, config, run, tmp_path)
     assert kept["speeds"] == []
     assert kept["kind"] == "vLLM 0.32.0"
     assert {one["about"] for one in kept["findings"]} >= {"T = 0", "T = 1", "text at T = 0", "speed"}
+
+
+def test_rows_that_predict_has_decoded_are_taken(config, run, tmp_path):
+    few = ["--config", str(config), "--model.sweep.samples", "1", "--run", str(tmp_path / "run")]
+    code, _, error = run("predict", "--model.sweep.timing_prompts", 0, *few)
+    assert code == 0, error
+    path = tmp_path / "run/predict/predictions.parquet"
+    rows = pq.read_table(path).to_pylist()
+    pq.write_table(pa.Table.from_pylist([row | {"text": "of predict"} for row in rows]), path)
+    found = decoded(few, 8, "TokenwiseRejection").rows["same"]
+    took = {(row["target_temperature"], row["draft_temperature"]) for row in found if row["text"] == "of predict"}
+    assert took == {(0.0, 0.0), (1.0, 1.0)}
+    assert {(row["target_temperature"], row["draft_temperature"]) for row in found} == took | {(1.0, 0.0)}
 
 
 @pytest.mark.parametrize(
