@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,7 +67,7 @@ def _labels(origin: Origin, held: Mapping[str, object]) -> dict[str, str]:
     return {label: theirs[rule] for label, rule in ours.items() if rule in theirs}
 
 
-def _rows(path: Path, keys: list[str]) -> list[dict[str, object]]:
+def _rows(path: Path, keys: list[str]) -> list[dict[str, Any]]:
     """The rows of these keys; none of a file that is not there, or of an earlier version."""
     try:
         if former_columns(pq.read_schema(path).names):
