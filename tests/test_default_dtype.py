@@ -127,7 +127,7 @@ def test_adaedls_threshold_is_the_one_that_it_was_given():
 
 
 def test_slots_hold_the_options_of_their_requests():
-    slots = Slots(1, 8, torch.device("cpu"))
+    slots = Slots(torch.zeros(1, 8, dtype=torch.int64))
     request = Request((1,), 0.7, 1.05, top_k=257, top_p=0.9, min_p=0.05)
     slots.rows[0] = ActiveRow(request, Completion(request), 1, 4, 0)
     laws = slots.laws()

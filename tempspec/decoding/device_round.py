@@ -1,7 +1,7 @@
 """A round on the device: all that lies between two looks of the host (floor 4).
 
-Nothing here reads a value, and no shape depends on one: sizes follow from the rows' lengths and limits, which the host
-knows. So a round could be recorded as a whole; `tests/decoding/test_device_round.py` holds it to that.
+Nothing here reads a value, and no shape depends on one: sizes follow from the `Extent`, which the host knows. So a
+round can be recorded as a whole; `tests/decoding/test_device_round.py` holds it to that.
 
 Axes: B rows of the batch, K drafted, N = K + 1, V vocabulary, D places of a path, C numbers for the host.
 """
@@ -21,6 +21,7 @@ from tempspec.decoding.rounds import (
     RoundOutcome,
     RoundStart,
     draft_context,
+    figures_of_rows,
     has_optimum,
     law_distance,
     optimum,
@@ -28,7 +29,8 @@ from tempspec.decoding.rounds import (
     visible,
 )
 from tempspec.interfaces import Draft, Drafter, Verdict, Verifier
-from tempspec.models.ragged import DraftSteps, RaggedModel
+from tempspec.models.draft_steps import DraftSteps
+from tempspec.models.ragged import RaggedModel
 
 __all__ = ["DeviceRound", "RowNumbers", "Sent"]
 
@@ -60,20 +62,21 @@ class Sent:
     """A round's numbers, still on the device.
 
     Attributes:
-        count_BC: finite or not, accepted, drafted, tested and emitted tokens.
-        forms: closed forms.
+        number_BC: counts, then the bits of the closed forms.
+        counts: how many of them are counts: finite or not, accepted, drafted, tested and emitted tokens.
+        forms: how many numbers each closed form has, by name.
         fed: drafted tokens that the draft's cache holds; -1 for none, or a head.
     """
 
-    count_BC: Tensor
-    forms: ClosedForms
+    number_BC: Tensor
+    counts: int
+    forms: dict[str, int]
     fed: int
 
     def read(self) -> list[RowNumbers]:
         """All of them, by one transfer: the round's only wait."""
-        width = self.count_BC.shape[1]
-        host_BC = torch.cat([self.count_BC, *self.forms.columns()], 1).cpu()
-        counts, figures = host_BC[:, :width].tolist(), self.forms.rows(host_BC[:, width:])
+        host_BC = self.number_BC.cpu()
+        counts, figures = host_BC[:, : self.counts].tolist(), figures_of_rows(host_BC[:, self.counts :], self.forms)
         return [
             RowNumbers(bool(draft), bool(target), accepted, drafted, tested, emitted, row)
             for (draft, target, accepted, drafted, tested, *emitted), row in zip(counts, figures, strict=True)
@@ -112,7 +115,7 @@ class DeviceRound:
         last_B1 = start.token_BT.gather(1, start.length_B[:, None] - 1)
         token_BN = torch.cat([last_B1, draft.token_BK], 1)
         logits_BNV = self._target.forward(
-            token_BN, start.length_B - 1, longest=max(start.lengths) - 1, visible_RNN=visible(draft)
+            token_BN, start.length_B - 1, longest=start.extent.longest - 1, visible_RNN=visible(draft)
         )
         logp_BNV = logits_BNV[..., : self._vocabulary]
         # A sum of largest logits is finite unless some position has NaN, +inf, or -inf alone: what gives no law.
@@ -129,11 +132,12 @@ class DeviceRound:
         count_BC = torch.cat([finite_B2, _written(start, verdict, outcome)], 1)
         if self._draft is not None:
             self._draft.observe(start, verdict.accepted_B, outcome.node_BD, self._target.states)
-        return Sent(count_BC, forms, -1 if steps is None else steps.fed)
+        number_BC = torch.cat([count_BC, *forms.columns()], 1)
+        return Sent(number_BC, count_BC.shape[1], forms.widths(), -1 if steps is None else steps.fed)
 
     def _propose(self, start: RoundStart) -> tuple[Draft, DraftSteps | HeadSteps | None]:
         """The drafts of this round, and what the draft model was fed for them, if it was."""
-        longest = max(start.limits)
+        longest = start.extent.drafted
         if self._drafter is None or start.rule is None or longest == 0:
             none_B0 = start.token_BT[:, :0]
             law_B0V = torch.empty(*none_B0.shape, self._vocabulary, dtype=torch.float32, device=none_B0.device)

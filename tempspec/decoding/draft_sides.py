@@ -8,7 +8,7 @@ Axes: S slots, B rows of the batch, R rows of a call, N entries, D path of accep
 step hands on, V vocabulary, T token buffer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,9 +18,10 @@ from tempspec.core.trees import grown
 from tempspec.decoding import step_times
 from tempspec.decoding.rounds import RoundStart
 from tempspec.interfaces import HeadModel, HeadStep
+from tempspec.models.draft_steps import DraftSteps, lacking
 from tempspec.models.head_draft import DraftModel
 from tempspec.models.head_keys import RaggedKeys
-from tempspec.models.ragged import DraftSteps, RaggedModel, readable
+from tempspec.models.ragged import RaggedModel, readable
 from tempspec.models.stopwatch import Stopwatch
 
 __all__ = ["DraftSide", "HeadSide", "HeadSteps", "LanguageModelSide", "draft_side"]
@@ -64,8 +65,11 @@ class LanguageModelSide:
 
     def steps(self, start: RoundStart, vocabulary: int) -> DraftSteps:
         """The draft of one round, as a drafter sees it."""
-        cached = [row.draft_cached if row else 1 for row in start.rows]
-        return DraftSteps(self._model, cached, start.lengths, vocabulary)
+        return DraftSteps(self._model, len(start.length_B), start.extent, vocabulary)
+
+    def lacking(self, rows: Iterable[tuple[int, int]]) -> int:
+        """The most tokens that a round catches up on, from each row's length and what is cached of it."""
+        return lacking(rows, self.context)
 
     def observe(self, start: RoundStart, accepted_B: Tensor, node_BD: Tensor | None, states: Sequence[Tensor]) -> None:
         """Take in a round that was verified: nothing, as the next one catches up on its tokens."""
@@ -133,7 +137,11 @@ class HeadSide:
 
     def steps(self, start: RoundStart, vocabulary: int) -> "HeadSteps":
         """The head of one round, as a drafter sees it."""
-        return HeadSteps(self, start.lengths, vocabulary)
+        return HeadSteps(self, len(start.length_B), start.extent.longest, vocabulary)
+
+    def lacking(self, rows: Iterable[tuple[int, int]]) -> int:
+        """The most entries that a round catches up on: none, as `observe` has fed them."""
+        return 0
 
     def observe(self, start: RoundStart, accepted_B: Tensor, node_BD: Tensor | None, states: Sequence[Tensor]) -> None:
         """Take in a round that was verified, its tokens already in the buffer.
@@ -151,7 +159,7 @@ class HeadSide:
             width = states[0].shape[1]
             offset_N = torch.arange(width, device=accepted_B.device)
             token_BN = start.token_BT.gather(1, start.length_B[:, None] + offset_N)
-            self.keys.begin(start.length_B - 1, width, longest=max(start.lengths) - 1)
+            self.keys.begin(start.length_B - 1, width, longest=start.extent.longest - 1)
             step = self.advance(self.head.start(states), token_BN, 0)
             row_B = torch.arange(len(accepted_B), device=accepted_B.device)
             self._keep(HeadStep(*(value[row_B, accepted_B] for value in step)), row_B)
@@ -215,7 +223,8 @@ class HeadSteps:
 
     Args:
         side: whose rows.
-        lengths: tokens of each row, on the host.
+        rows: B.
+        longest: tokens of the longest row.
         vocabulary: ids from here on are padding.
 
     Attributes:
@@ -225,12 +234,12 @@ class HeadSteps:
 
     fed = -1
 
-    def __init__(self, side: HeadSide, lengths: Sequence[int], vocabulary: int) -> None:
-        self._side, self._vocabulary, self._longest, self._number = side, vocabulary, max(lengths) - 1, 0
-        self._hidden_BNH, self._carry_BNC = (value[:, None] for value in side.last(len(lengths)))
+    def __init__(self, side: HeadSide, rows: int, longest: int, vocabulary: int) -> None:
+        self._side, self._vocabulary, self._longest, self._number = side, vocabulary, longest - 1, 0
+        self._hidden_BNH, self._carry_BNC = (value[:, None] for value in side.last(rows))
         device = self._hidden_BNH.device
         self._grown_BNN: Tensor | None = None
-        self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=device)
+        self.largest_B = torch.zeros(rows, dtype=torch.float32, device=device)
 
     def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
         """Logits `[B, V]` after each row's last token, whose entry was fed when the round before was verified."""

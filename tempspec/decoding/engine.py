@@ -8,6 +8,7 @@ Axes: S slots, B rows of the batch, K drafted, N = K + 1, V vocabulary, T token 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -18,8 +19,9 @@ from tempspec.decoding.as_found import left_as_found
 from tempspec.decoding.device_round import DeviceRound, Sent
 from tempspec.decoding.draft_sides import draft_side
 from tempspec.decoding.noise import NoiseAhead
+from tempspec.decoding.recorded_rounds import Largest, RecordedRounds
 from tempspec.decoding.refusing import check_parts, check_prompt, check_temperature, compiles
-from tempspec.decoding.rounds import RoundStart, append_forms, append_round, no_numbers
+from tempspec.decoding.rounds import RoundStart, append_forms, append_round, no_numbers, texts_of
 from tempspec.decoding.slots import ActiveRow, Laws, Slots
 from tempspec.decoding.step_times import round_seconds
 from tempspec.decoding.tally import Tally
@@ -35,11 +37,13 @@ from tempspec.interfaces import (
     StepTimes,
     Verifier,
 )
+from tempspec.models import compiling
 from tempspec.models.attention import attending_in_groups
 from tempspec.models.compiling import Compile
 from tempspec.models.conditioning import is_conditioned, set_temperature
 from tempspec.models.cutting import first_layers
 from tempspec.models.decodable import check_decodable
+from tempspec.models.draft_steps import Extent
 from tempspec.models.head_draft import DraftModel
 from tempspec.models.ragged import RaggedModel, bucketed, context_length, factor_switch
 
@@ -68,7 +72,7 @@ class Engine:
             (costs a pass over the laws).
         compile: compile the forward passes: `torch.compile` on the CPU, CUDA graphs on a GPU. Worth it for small models
             and long runs: each shape takes seconds to a minute when first met. `auto` is on a GPU alone, where the
-            draft can be compiled.
+            draft can be compiled. `round` records whole rounds on a GPU, where all rounds draft alike, and else passes.
 
     Raises:
         UserError: the parts do not fit together, or a model cannot be decoded in a ragged batch.
@@ -94,7 +98,7 @@ class Engine:
             named = f"{type(drafter).__name__}: layers"
             draft = first_layers(target, drafter.target_layers, option=named, share=True)
         self._conditioned = draft is not None and is_conditioned(draft)
-        self._compile = compiles(compile, target.device, draft)
+        self._compile = compiles(compile, target.device, draft, length)
         self._models = (target, draft)
         self._condition(None)
         for model in self._models:
@@ -171,7 +175,7 @@ class Engine:
         before = self._capacity
         self.reserve(self.end(queue.head))
         if slots is None or self._capacity != before:
-            return Slots(self._slot_count, self._capacity, self._target.device)
+            return Slots(self._token_ST, self._compile == "round", self._catching_up[-1])
         return slots
 
     def end(self, request: Request) -> int:
@@ -188,24 +192,34 @@ class Engine:
             return
         target, draft = self._models
         self._capacity = capacity
-        wide, narrow = ((self._longest + 1,), self._catching_up) if self._compile else ((), ())
+        wide, narrow = ((self._longest + 1,), self._catching_up) if self._compile is True else ((), ())
         sizes = self._slot_count, capacity
         self._draft = draft_side(draft, target, *sizes, narrow)
         self._target = RaggedModel(target, *sizes, wide, draft.states if isinstance(draft, HeadModel) else ())
+        self._token_ST = torch.zeros(sizes, dtype=torch.int64, device=target.device)
         self._prepare()
 
     def share(self, other: "Engine") -> bool:
         """Use another engine's caches and recordings, in turn with it; whether both need the same."""
         same = all(getattr(self, name) == getattr(other, name) for name in _OF_CACHES)
         if same and other._capacity:
-            self._capacity, self._target, self._draft = other._capacity, other._target, other._draft
+            self._capacity, self._token_ST = other._capacity, other._token_ST
+            self._target, self._draft = other._target, other._draft
             self._prepare()
         return same
 
     def _prepare(self) -> None:
         """The rounds on these caches."""
         given = self._target, self._draft, self._verifier, self._drafter, self._vocabulary
-        self._device_round = DeviceRound(*given, analytic=self._analytic)
+        rounds = DeviceRound(*given, analytic=self._analytic)
+        self._rounds = self._as_recordings(rounds) if self._compile == "round" else rounds
+
+    def _as_recordings(self, rounds: DeviceRound) -> RecordedRounds:
+        sides = [side for side in (self._target, self._draft) if side is not None]
+        lacking = 0 if self._draft is None else self._catching_up[-1]
+        largest = Largest(lacking, self._longest, self._nodes, self._target.static_view)
+        record = compiling.recorder(self._target.device)
+        return RecordedRounds(rounds, record, largest, [side.stopwatch for side in sides])
 
     @property
     def _catching_up(self) -> tuple[int, ...]:
@@ -289,23 +303,33 @@ class Engine:
     # -- one round ----------------------------------------------------------------------------------------------------
 
     def _round(self, slots: Slots, laws: Laws, noise: NoiseAhead, began: float) -> None:
-        start = self._begin(slots, laws, noise)
-        self._condition(laws.draft_temperature_B)  # what a head takes in of this round, too
-        self._append(start, self._device_round.run(start))
-        self._charge(start, began)
-
-    def _begin(self, slots: Slots, laws: Laws, noise: NoiseAhead) -> RoundStart:
-        rows, lengths = slots.batch, slots.lengths()
+        rows = slots.batch
         last = slots.last_round() if self._adaptive else None
         limits = self._limits(rows, last)
-        rule = self._rule if self._rule is None or last is None else self._rule.for_round(last)
-        length_B, limit_B = slots.integers([lengths, limits])
-        token_BT = slots.token_ST[: len(rows)]
-        return RoundStart(rows, laws, noise.next(length_B), token_BT, lengths, length_B, limits, limit_B, rule)
+        start = self._begin(slots, laws, noise, limits, last)
+        self._condition(laws.draft_temperature_B)  # what a head takes in of this round, too
+        self._append(rows, limits, self._rounds.run(start))
+        self._charge(rows, began)
 
-    def _charge(self, start: RoundStart, began: float) -> None:
+    def _begin(
+        self, slots: Slots, laws: Laws, noise: NoiseAhead, limits: list[int], last: LastRound | None
+    ) -> RoundStart:
+        rows = slots.batch
+        rule = self._rule if self._rule is None or last is None else self._rule.for_round(last)
+        length_B, limit_B = slots.integers([slots.lengths(), limits])
+        texts = partial(texts_of, rows, limits)
+        given = slots.token_ST[: len(rows)], length_B, limit_B
+        return RoundStart(laws, noise.next(length_B), *given, self._extent(slots, limits), rule, texts)
+
+    def _extent(self, slots: Slots, limits: list[int]) -> Extent:
+        """What the host knows of the round to come."""
+        held = [(row.length, row.draft_cached) for row in slots.batch if row is not None]
+        lacking = 0 if self._draft is None else self._draft.lacking(held)
+        return Extent(min(length for length, _ in held), max(slots.lengths()), lacking, max(limits))
+
+    def _charge(self, rows: list[ActiveRow | None], began: float) -> None:
         """Share a round's time among its rows: the models' forward passes, and all else as overhead."""
-        active = [row.completion.seconds for row in start.rows if row is not None]
+        active = [row.completion.seconds for row in rows if row is not None]
         self.tally.round(len(active), self._slot_count)
         verify = self._target.stopwatch.take() / len(active)
         draft = self._draft.stopwatch.take() / len(active) if self._draft is not None else 0.0
@@ -336,13 +360,13 @@ class Engine:
             assert self._models[1] is not None
             set_temperature(self._models[1], temperature_R)
 
-    def _append(self, start: RoundStart, sent: Sent) -> None:
+    def _append(self, rows: list[ActiveRow | None], limits: list[int], sent: Sent) -> None:
         """Append what was accepted to the rows.
 
         Raises:
             UserError: a row's logits, of the draft or of the target, are no numbers.
         """
-        for row, limit, found in zip(start.rows, start.limits, sent.read(), strict=True):
+        for row, limit, found in zip(rows, limits, sent.read(), strict=True):
             if row is not None:
                 if not (found.draft_finite and found.target_finite):
                     raise UserError(no_numbers("target" if found.draft_finite else "draft", row))

@@ -33,6 +33,9 @@ class RoundNoise(Noise):
         length_B: tokens so far; keys the shared noise.
         ahead_BSN: this round's uniforms of `STREAMS_AHEAD`, if they are hashed already; they are the same.
         shared_B: what the shared noise's keys begin with, likewise.
+
+    Attributes:
+        length_B: tokens so far.
     """
 
     def __init__(
@@ -45,11 +48,17 @@ class RoundNoise(Noise):
     ) -> None:
         self._seed_B = seed_B
         self._round_B = round_B
-        self._length_B = length_B
+        self.length_B = length_B
         self._ahead_BSN = ahead_BSN
         self._shared_B = shared_B
         self._race: Race | None = None
         self._gumbel_BNV: Tensor | None = None
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The tensors that it was made of, in the order of the arguments."""
+        made_of = self._seed_B, self._round_B, self.length_B, self._ahead_BSN, self._shared_B
+        return [value for value in made_of if value is not None]
 
     def _uniform(self, stream: Stream, count: int, first: int = 0) -> Tensor:
         ahead_BSN = self._ahead_BSN
@@ -99,7 +108,7 @@ class RoundNoise(Noise):
         """The shared noise of at least so many positions: of the whole round, where it is known how many that has."""
         if self._race is None or self._race.later.shape[1] < count:
             count = count if self._ahead_BSN is None else max(count, self._ahead_BSN.shape[-1])
-            position_BN = self._length_B[:, None] + torch.arange(count, device=self._seed_B.device)
+            position_BN = self.length_B[:, None] + torch.arange(count, device=self._seed_B.device)
             shared_B = shared_keys(self._seed_B) if self._shared_B is None else self._shared_B
             self._race = Race.of(extend(shared_B[:, None], position_BN), vocabulary)
         return self._race

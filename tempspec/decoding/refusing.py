@@ -6,10 +6,11 @@ import torch
 
 from tempspec.errors import UserError
 from tempspec.interfaces import Drafter, DraftLength, HeadModel, Request, Verifier
+from tempspec.models import compiling
 from tempspec.models.compiling import Compile
 from tempspec.models.conditioning import is_conditioned
 
-__all__ = ["check_parts", "check_prompt", "check_temperature", "compiles"]
+__all__ = ["check_parts", "check_prompt", "check_temperature", "compiles", "drafts_alike"]
 
 
 def check_parts(
@@ -98,28 +99,44 @@ def check_temperature(request: Request, verifier: Verifier | None) -> None:
         )
 
 
-def compiles(choice: Compile, device: torch.device, draft: object = None) -> bool:
-    """Whether forward passes are compiled: by `auto` on a GPU, where the draft can be.
+def compiles(
+    choice: Compile, device: torch.device, draft: object = None, length: DraftLength | None = None
+) -> bool | Literal["round"]:
+    """Whether forward passes are compiled, or whole rounds: by `auto` on a GPU, where the draft can be.
 
     Args:
         choice: what was asked for.
         device: of the models.
         draft: the draft model or head; None for none.
+        length: how many tokens are drafted; where that differs by round, passes are compiled in place of rounds.
 
     Raises:
-        UserError: it was asked for, and the draft cannot be compiled.
+        UserError: it was asked for, and the draft cannot be compiled; or rounds were, without a GPU.
 
     >>> [compiles(choice, torch.device("cpu")) for choice in ("auto", True, False)]
     [False, True, False]
-    >>> compiles("auto", torch.device("cuda"))
-    True
+    >>> [compiles(choice, torch.device("cuda")) for choice in ("auto", "round")]
+    [True, 'round']
     """
+    if choice == "round":
+        compiling.recorder(device)
     if choice is False or (choice == "auto" and device.type != "cuda"):
         return False
     conditioned = isinstance(draft, torch.nn.Module) and is_conditioned(draft)
     if not conditioned and not isinstance(draft, HeadModel):
-        return True
+        return "round" if choice == "round" and drafts_alike(length) else True
     if choice == "auto":
         return False
     kind = "conditioned on the temperature" if conditioned else "a head"
     raise UserError(f"a draft that is {kind} cannot be compiled: set compile to false")
+
+
+def drafts_alike(rule: DraftLength | None) -> bool:
+    """Whether a length neither looks at earlier rounds nor stops a draft, so that one recording serves all rounds.
+
+    >>> from tempspec.plugins.lengths import ConfidenceThreshold, FixedLength
+    >>> drafts_alike(FixedLength(4)), drafts_alike(ConfidenceThreshold(0.4))
+    (True, False)
+    """
+    asked = ("limit", "for_round", "proceed")
+    return rule is None or all(getattr(type(rule), name) is getattr(DraftLength, name) for name in asked)

@@ -3,7 +3,7 @@
 Axes: B rows of the batch, T token buffer, K drafted, D places of a path, V vocabulary, C numbers for the host.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,10 @@ from tempspec.core.verification import at_position
 from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.slots import ActiveRow, Laws
 from tempspec.interfaces import Completion, Draft, DraftContext, Drafter, DraftLength, StepModel, Verdict, Verifier
+from tempspec.models.draft_steps import Extent
+
+Texts = Callable[[], list[tuple[list[int], int]]]
+"""Each row's tokens so far and the most that it may draft, on the host; neither of an empty slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,33 +29,32 @@ class RoundStart:
     """What one round starts from.
 
     Attributes:
-        rows: the rows of the batch, None in an empty slot.
-        laws: their sampling parameters.
+        laws: the rows' sampling parameters.
         noise: this round's randomness.
         token_BT: prompt and emitted tokens.
-        lengths: tokens of each row, on the host.
-        length_B: the same on the device.
-        limits: the most tokens that each row may draft, on the host.
-        limit_B: the same on the device.
+        length_B: tokens of each row.
+        limit_B: the most tokens that each row may draft.
+        extent: what the host knows of these.
         rule: the draft length of this round; None for plain decoding.
+        texts: see `Texts`.
     """
 
-    rows: list[ActiveRow | None]
     laws: Laws
     noise: RoundNoise
     token_BT: Tensor
-    lengths: list[int]
     length_B: Tensor
-    limits: list[int]
     limit_B: Tensor
+    extent: Extent
     rule: DraftLength | None
+    texts: Texts
 
-    def texts(self) -> list[tuple[list[int], int]]:
-        """Each row's tokens so far and the most that it may draft; neither in an empty slot."""
-        return [
-            ([], 0) if row is None else ([*row.request.prompt, *row.completion.tokens], limit)
-            for row, limit in zip(self.rows, self.limits, strict=True)
-        ]
+
+def texts_of(rows: Sequence[ActiveRow | None], limits: Sequence[int]) -> list[tuple[list[int], int]]:
+    """`Texts` of the rows in flight."""
+    return [
+        ([], 0) if row is None else ([*row.request.prompt, *row.completion.tokens], limit)
+        for row, limit in zip(rows, limits, strict=True)
+    ]
 
 
 def draft_context(
@@ -125,16 +128,21 @@ class ClosedForms:
         """All of them as bits, int64 `[B, ...]` each: a round's integers and these are one transfer."""
         return [form.double().reshape(len(form), -1).view(torch.int64) for form in self._given().values()]
 
-    def rows(self, bits_BC: Tensor) -> list[dict[str, list[float]]]:
-        """By name, of each row, from the joined `columns` on the host."""
-        given, numbers_BC = self._given(), bits_BC.contiguous().view(torch.float64)
-        widths = [form[0].numel() for form in given.values()]
-        parts = [part.tolist() for part in numbers_BC.split(widths, 1)] if given else []
-        return [dict(zip(given, row, strict=True)) for row in zip(*parts, strict=True)] or [{}] * len(bits_BC)
+    def widths(self) -> dict[str, int]:
+        """How many numbers each of them has in a row, by name."""
+        return {name: form[0].numel() for name, form in self._given().items()}
 
     def _given(self) -> dict[str, Tensor]:
         names = ("acceptance", "length", "optimum", "variation", "kl")
         return {name: form for name in names if (form := getattr(self, name)) is not None}
+
+
+def figures_of_rows(bits_BC: Tensor, widths: Mapping[str, int]) -> list[dict[str, list[float]]]:
+    """Closed forms by name, of each row, from the joined `columns` on the host."""
+    if not widths:
+        return [{}] * len(bits_BC)
+    parts = bits_BC.contiguous().view(torch.float64).split(list(widths.values()), 1)
+    return [dict(zip(widths, row, strict=True)) for row in zip(*(part.tolist() for part in parts), strict=True)]
 
 
 def append_forms(completion: Completion, forms: Mapping[str, list[float]]) -> None:

@@ -95,21 +95,19 @@ class Slots:
     """The rows of the batch and their token buffer.
 
     Args:
-        count: S.
-        width: T, the longest row with room for a round's padding.
-        device: where the buffer lives.
+        token_ST: the token buffer, with room for a round's padding after the longest row; any ids are in it at first.
+        whole: whether the batch is always all slots.
+        idle: what the length of an empty slot is taken for: the most that any round catches up on.
     """
 
-    count: int
-    width: int
-    device: torch.device
+    token_ST: Tensor
+    whole: bool = False
+    idle: int = 2
     rows: list[ActiveRow | None] = field(init=False)
-    token_ST: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        """Allocate an empty batch."""
-        self.rows = [None] * self.count
-        self.token_ST = torch.zeros(self.count, self.width, dtype=torch.int64, device=self.device)
+        """Begin with an empty batch."""
+        self.rows = [None] * len(self.token_ST)
 
     @property
     def free(self) -> list[int]:
@@ -118,13 +116,15 @@ class Slots:
 
     @property
     def batch(self) -> list[ActiveRow | None]:
-        """The slots up to the last active one: what a forward pass covers."""
+        """The slots up to the last active one, or all: what a forward pass covers."""
+        if self.whole:
+            return self.rows[:]
         last = max((index for index, row in enumerate(self.rows) if row is not None), default=-1)
         return self.rows[: last + 1]
 
     def lengths(self) -> list[int]:
-        """Tokens of each row of the batch; an empty slot counts as two, the most that any round catches up on."""
-        return [row.length if row else 2 for row in self.batch]
+        """Tokens of each row of the batch; an empty slot counts as `idle`."""
+        return [row.length if row else self.idle for row in self.batch]
 
     def rounds(self) -> Tensor:
         """The rounds that each row of the batch has had, int64 on the device."""
@@ -132,7 +132,7 @@ class Slots:
 
     def integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """A list of the host, or a list of lists, as int64 on the device."""
-        return torch.tensor(values, dtype=torch.int64, device=self.device)
+        return torch.tensor(values, dtype=torch.int64, device=self.token_ST.device)
 
     def write_prompts(self, members: Sequence[int]) -> None:
         """Put the prompts of some slots that are filled into the token buffer, by one transfer.
@@ -153,11 +153,11 @@ class Slots:
         def optional(values: list[float], neutral: float, dtype: torch.dtype = torch.float32) -> Tensor | None:
             if all(value == neutral for value in values):
                 return None
-            return torch.tensor(values, dtype=dtype, device=self.device)
+            return torch.tensor(values, dtype=dtype, device=self.token_ST.device)
 
         return Laws(
-            torch.tensor(targets, dtype=torch.float32, device=self.device),
-            torch.tensor(drafts, dtype=torch.float32, device=self.device),
+            torch.tensor(targets, dtype=torch.float32, device=self.token_ST.device),
+            torch.tensor(drafts, dtype=torch.float32, device=self.token_ST.device),
             optional([request.top_k for request in requests], 0, torch.int64),
             optional([request.top_p for request in requests], 1),
             optional([request.min_p for request in requests], 0),

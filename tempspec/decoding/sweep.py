@@ -55,7 +55,8 @@ class Sweep(CutLaws):
             prompts of a set are decoded together, and those that are left over are not timed.
         seed: all sampling noise derives from it.
         compile: compile the forward passes. `auto` records CUDA graphs on a GPU and compiles nothing on a CPU. There
-            `true` is worth it for small models and long runs; it needs a C++ compiler.
+            `true` is worth it for small models and long runs; it needs a C++ compiler. `round`, on a GPU, records whole
+            rounds; it has not been run on one yet.
         batch_size: read and ignored; `slots` and `write_every` took its place.
     """
 
@@ -71,7 +72,7 @@ class Sweep(CutLaws):
     timing_prompts: int = 8
     timing_slots: list[int] = field(default_factory=lambda: [1])
     seed: int = 0
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto", "round"] = "auto"
     batch_size: int | None = None
 
     def __post_init__(self) -> None:

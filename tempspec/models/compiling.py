@@ -10,17 +10,25 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from tempspec.errors import UserError
+
 Pass = Callable[..., Tensor]
 """`(token_RN, start_R, view, keep, visible_RNN=None) -> logits`; reads no value on the host."""
 
-Compile = bool | Literal["auto"]
-"""Whether forward passes are compiled; `auto` is on a GPU, where nothing but the model can forbid it."""
+Compile = bool | Literal["auto", "round"]
+"""Whether forward passes are compiled; `auto` is on a GPU, where nothing but the model can forbid it.
+
+`round` records whole rounds on a GPU, instead of their passes.
+"""
 
 Replay = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """A recorded pass: `(token_RN, start_R, visible_RNN) -> logits` for the shapes that it was recorded with."""
 
 Recorder = Callable[[Pass, Tensor, Tensor, int, int, Tensor | None], Replay]
 """Makes a recording of a pass from the first `(token_RN, start_R, view, keep, visible_RNN)` of a shape."""
+
+Record = Callable[[Callable[[], Tensor]], Callable[[], Tensor]]
+"""Makes a recording of what works on tensors at fixed places: it gives the result, at a fixed place, too."""
 
 SHAPES = 32
 """Compiled or recorded variants that one model may have: widths times views."""
@@ -32,7 +40,7 @@ def compiled(forward: Pass, device: torch.device) -> Pass:
     Without a C++ compiler, which `torch.compile` needs on the CPU, it warns once and returns `forward` itself.
     """
     if device.type == "cuda":
-        return Recorded(forward, record_graph)
+        return Recorded(forward, record_pass)
     if not has_cpp_compiler():
         warnings.warn(
             "compile: expected a C++ compiler (the variable CXX, g++ or clang++), found none; "
@@ -126,35 +134,60 @@ def _pool() -> Any:
     return torch.cuda.graph_pool_handle()
 
 
-def record_graph(
+def recorder(device: torch.device) -> Record:
+    """What records whole rounds.
+
+    Raises:
+        UserError: there is no GPU.
+    """
+    if device.type != "cuda":
+        expected = f"expected models on a GPU, got them on {device.type}"
+        raise UserError(f"compile: round records CUDA graphs, {expected}: set compile to auto")
+    return record_graph
+
+
+def record_graph(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A CUDA graph of what works on tensors at fixed places. Graphs of whole rounds were never run on a GPU.
+
+    Raises:
+        RuntimeError: it does what no graph can hold, such as reading a value on the host.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # libraries allocate their workspaces in a first, unrecorded run
+        first = run()
+    torch.cuda.current_stream().wait_stream(side)
+    # Not of the shared memory, in which another recording may leave anything between two replays.
+    made = torch.empty_like(first)
+    del first
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=_pool()):
+        made.copy_(run())
+
+    def replay() -> Tensor:
+        graph.replay()
+        return made
+
+    return replay
+
+
+def record_pass(
     forward: Pass, token_RN: Tensor, start_R: Tensor, view: int, keep: int, visible_RNN: Tensor | None
 ) -> Replay:
     """A CUDA graph of a pass.
 
     Raises:
-        RuntimeError: the model does what no graph can hold, such as reading a value on the host.
+        RuntimeError: see `record_graph`.
     """
     own_token_RN, own_start_R = token_RN.clone(), start_R.clone()
     own_visible_RNN = None if visible_RNN is None else visible_RNN.clone()
-    given = own_token_RN, own_start_R, view, keep, own_visible_RNN
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # libraries allocate their workspaces in a first, unrecorded pass
-        first = forward(*given)
-    torch.cuda.current_stream().wait_stream(side)
-    # Not of the shared memory, in which another recording may leave anything between two replays.
-    logits = torch.empty_like(first)
-    del first
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool()):
-        logits.copy_(forward(*given))
+    graph = record_graph(lambda: forward(own_token_RN, own_start_R, view, keep, own_visible_RNN))
 
     def replay(token_RN: Tensor, start_R: Tensor, visible_RNN: Tensor | None) -> Tensor:
         own_token_RN.copy_(token_RN)
         own_start_R.copy_(start_R)
         if own_visible_RNN is not None and visible_RNN is not None:
             own_visible_RNN.copy_(visible_RNN)
-        graph.replay()
-        return logits
+        return graph()
 
     return replay

@@ -2,25 +2,26 @@
 
 import platform
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 __all__ = ["machine", "processor"]
 
 
-def machine(device: torch.device, *, compiled: bool = False) -> str:
+def machine(device: torch.device, *, compiled: bool | Literal["round"] = False) -> str:
     """A device and what else decides how fast a model is on it; without the host's name.
 
     Args:
         device: of the model.
-        compiled: whether forward passes are.
+        compiled: whether forward passes are, or whole rounds recorded.
 
     >>> machine(torch.device("cpu")) == machine(torch.device("cpu"), compiled=True)
     False
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    parts = [name, f"{torch.get_num_threads()} threads", f"torch {torch.__version__}", *["compiled"] * compiled]
-    return ", ".join(parts)
+    how = {False: [], True: ["compiled"], "round": ["rounds recorded"]}[compiled]
+    return ", ".join([name, f"{torch.get_num_threads()} threads", f"torch {torch.__version__}", *how])
 
 
 def processor() -> str:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import Module
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from tempspec.core.trees import grown
 from tempspec.errors import UserError
 from tempspec.models.cache import RaggedCache, cache_argument
 from tempspec.models.compiling import Recorded, compiled
@@ -245,6 +244,10 @@ class RaggedModel:
         """Give rows the keys that others were filled with, so many of each; all int64 `[R]`."""
         self.cache.copy(from_R, to_R, length)
 
+    def static_view(self, end: int) -> int:
+        """The positions that a compiled pass sees up to this one: views double, so that few shapes occur."""
+        return min(max(SMALLEST_STATIC_VIEW, 1 << (end - 1).bit_length()), self.cache.capacity)
+
     def _call(
         self,
         token_RN: Tensor,
@@ -286,7 +289,7 @@ class RaggedModel:
             token_RN = torch.nn.functional.pad(token_RN, (0, width - new, 0, idle))
             start_R = torch.nn.functional.pad(start_R, (0, idle))
         with self._thin.turned(token_RN.numel()):
-            logits = self._compiled(token_RN, start_R, self._static_view(longest + width), keep if width == new else 0)
+            logits = self._compiled(token_RN, start_R, self.static_view(longest + width), keep if width == new else 0)
         return logits[:rows, new - 1 : new] if keep and width > new else logits[:rows, :new]
 
     def _static_tree(self, token_RN: Tensor, start_R: Tensor, longest: int, keep: int, visible_RNN: Tensor) -> Tensor:
@@ -298,11 +301,7 @@ class RaggedModel:
             start_R = torch.nn.functional.pad(start_R, (0, idle))
             visible_RNN = torch.nn.functional.pad(visible_RNN, (0, 0, 0, 0, 0, idle), value=True)
         with self._thin.turned(token_RN.numel()):
-            return self._compiled(token_RN, start_R, self._static_view(longest + new), keep, visible_RNN)[:rows]
-
-    def _static_view(self, end: int) -> int:
-        """The positions that a compiled pass sees up to this one: views double, so that few shapes occur."""
-        return min(max(SMALLEST_STATIC_VIEW, 1 << (end - 1).bit_length()), self.cache.capacity)
+            return self._compiled(token_RN, start_R, self.static_view(longest + new), keep, visible_RNN)[:rows]
 
     def _pass(
         self,
@@ -360,70 +359,3 @@ def tree_view(key_1L: Tensor, start_R: Tensor, new: int, visible_RNN: Tensor) ->
     seen_RNL = visible_RNN.gather(2, offset_RL[:, None].expand(-1, new, -1))
     earlier_R1L = (key_1L < root_R1)[:, None]
     return key_RL, position_RN[:, -new:], ~(earlier_R1L | (seen_RNL & among_RL[:, None]))
-
-
-class DraftSteps:
-    """The draft model of one round, as a drafter sees it (`interfaces.StepModel`): catch up, then one token per step.
-
-    Args:
-        model: the draft model.
-        cached: tokens of each row that the cache holds, on the host.
-        lengths: tokens of each row, on the host; at most the draft's context is ever fed.
-        vocabulary: ids from here on are padding of the head.
-
-    Attributes:
-        fed: drafted tokens fed so far; -1 before `catch_up`.
-        largest_B: the sum of each position's largest logit, which is finite where all of them are numbers.
-    """
-
-    def __init__(self, model: RaggedModel, cached: Sequence[int], lengths: Sequence[int], vocabulary: int) -> None:
-        self._model = model
-        self._ends = [min(length, model.context) for length in lengths]
-        self._width = max(end - min(held, end - 1) for held, end in zip(cached, self._ends, strict=True))
-        self._longest = max(self._ends)
-        self.fed = -1
-        self._vocabulary = vocabulary
-        self.largest_B = torch.zeros(len(lengths), dtype=torch.float32, device=model.device)
-        self._grown_BNN: Tensor | None = None
-
-    def catch_up(self, token_BT: Tensor, length_B: Tensor) -> Tensor:
-        """Feed the tokens that the cache lacks (one or two a row); logits `[B, V]` after each row's last token.
-
-        Every row is fed its last `width` tokens, even those that its cache holds: the same keys are written again.
-        """
-        width = self._width
-        self._next_B = length_B.clamp(max=self._model.context)
-        self.fed = 0
-        start_B = (self._next_B - width).clamp_(min=0)
-        column_BN = start_B[:, None] + torch.arange(width, device=start_B.device)
-        token_BN = token_BT.gather(1, column_BN)
-        longest = max(self._longest - width, 0)
-        if min(self._ends) >= width:
-            return self._watched(self._model.forward_last(token_BN, start_B, longest=longest))
-        logits = self._model.forward(token_BN, start_B, longest=longest)
-        return self._watched(logits[torch.arange(len(start_B), device=start_B.device), self._next_B - start_B - 1])
-
-    def grow(self, token_BM: Tensor, parent_BM: Tensor) -> Tensor:
-        """Feed nodes of a tree after the caught-up text; logits `[B, M, V]` after each.
-
-        The next round's text is fed again from there: nothing of a tree counts as `fed`.
-        """
-        before = 0 if self._grown_BNN is None else self._grown_BNN.shape[1]
-        self._grown_BNN = grown(self._grown_BNN, parent_BM)
-        logits = self._model.forward(
-            token_BM, self._next_B + before, longest=self._longest + before, visible_RNN=self._grown_BNN
-        )
-        return self._watched(logits)
-
-    def step(self, token_B: Tensor) -> Tensor:
-        """Feed one more token per row; logits `[B, V]` after it."""
-        logits = self._model.forward_last(token_B[:, None], self._next_B, longest=self._longest)
-        self._next_B = self._next_B + 1
-        self._longest += 1
-        self.fed += 1
-        return self._watched(logits)
-
-    def _watched(self, logits: Tensor) -> Tensor:
-        """The logits, `[B, V]` or `[B, M, V]`, counted in `largest_B`."""
-        self.largest_B += logits[..., : self._vocabulary].amax(-1).reshape(len(logits), -1).sum(-1)
-        return logits

@@ -18,13 +18,16 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
+        self._standing = False
         self._seconds = 0.0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count what runs inside."""
-        if self._cuda:
+        if self._standing:
+            yield
+        elif self._cuda:
             first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             first.record()
             yield
@@ -34,6 +37,15 @@ class Stopwatch:
             began = perf_counter()
             yield
             self._seconds += perf_counter() - began
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Count nothing of what runs inside."""
+        self._standing = True
+        try:
+            yield
+        finally:
+            self._standing = False
 
     def take(self) -> float:
         """Seconds since the last `take`; on CUDA it waits for the counted work to end."""

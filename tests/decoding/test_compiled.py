@@ -119,11 +119,12 @@ def test_recorded_trees_are_those_of_eager_passes(wide_pair, monkeypatch, drafte
 def test_on_cuda_recorded_trees_are_those_of_eager_passes(wide_pair, drafter):
     target, draft = (copy.deepcopy(model).cuda() for model in wide_pair)
     requests = [Request(p, 0.0, max_new_tokens=9 + 2 * i, key=str(i)) for i, p in enumerate(prompts(5, 40))]
-    eager, recorded = (
+    eager, passes, rounds = (
         run(speculative(target, draft, Traversal(), drafter=drafter, slots=3, compile=compile), requests)
-        for compile in (False, True)
+        for compile in (False, True, "round")
     )
-    assert [c.tokens for c in recorded] == [c.tokens for c in eager]
+    assert [c.tokens for c in passes] == [c.tokens for c in eager]
+    assert [c.tokens for c in rounds] == [c.tokens for c in eager]
 
 
 @pytest.mark.gpu
@@ -138,7 +139,7 @@ def test_on_cuda_a_pass_that_reads_the_host_runs_eagerly(wide_pair):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("compile", [False, True, "auto"])
+@pytest.mark.parametrize("compile", [False, True, "auto", "round"])
 def test_on_cuda_rows_give_the_greedy_text_of_generate(wide_pair, compile):
     target, draft = (copy.deepcopy(model).cuda() for model in wide_pair)
     requests = [Request(p, 0.0, max_new_tokens=12 + i, key=str(i)) for i, p in enumerate([(7,), *prompts(5, 40)])]
@@ -160,7 +161,7 @@ def test_on_cuda_rows_give_the_greedy_text_of_generate(wide_pair, compile):
 @pytest.mark.gpu
 def test_on_cuda_the_joint_law_is_the_targets(target, draft):
     models = [copy.deepcopy(model).cuda() for model in (target, draft)]
-    for compile in (False, True):
+    for compile in (False, True, "round"):
         engine = speculative(*models, SAMPLING["BlockVerification"], slots=512, compile=compile)
         requests = [Request((1, 2, 3), 0.7, max_new_tokens=EMITTED, seed=seed) for seed in range(4000)]
         base = target.config.vocab_size ** torch.arange(EMITTED - 1, -1, -1)

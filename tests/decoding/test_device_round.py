@@ -38,9 +38,8 @@ def recorded(engine, monkeypatch, requests):
     whole, found, reads = DeviceRound.run, {}, []
 
     def run(rounds, start):
-        lacking = max(row.length - row.draft_cached for row in start.rows if row is not None)
-        lacking = 0 if engine._draft is None else lacking
-        known = len(start.rows), max(start.limits), max(start.lengths) // 64, lacking, min(start.lengths) >= lacking
+        shortest, longest, lacking, drafted = start.extent
+        known = len(start.length_B), longest // 64, lacking, drafted, shortest >= lacking
         with HostReads() as counted, Steps() as steps:
             sent = whole(rounds, start)
         found.setdefault(known, []).append(steps.made)

@@ -7,6 +7,7 @@ from tempspec.decoding.noise import RoundNoise
 from tempspec.decoding.rounds import RoundStart, draft_context
 from tempspec.decoding.slots import ActiveRow, Slots
 from tempspec.interfaces import Completion, Request
+from tempspec.models.draft_steps import Extent
 from tempspec.plugins.drafters import CausalLM
 from tempspec.plugins.lengths import FixedLength
 from tempspec.plugins.verifiers import TokenwiseRejection
@@ -19,11 +20,11 @@ def request(**options):
 
 
 def test_each_row_says_whether_its_draft_is_cut():
-    slots = Slots(2, 8, torch.device("cpu"))
+    slots = Slots(torch.zeros(2, 8, dtype=torch.int64))
     slots.rows = [ActiveRow(one, Completion(one), 2, 8, 2) for one in (request(), request(cut_draft=False))]
-    rest = torch.zeros(2, 2, dtype=torch.int64), [2, 2], torch.tensor([2, 2]), [1, 1], torch.tensor([1, 1])
+    rest = torch.zeros(2, 2, dtype=torch.int64), torch.tensor([2, 2]), torch.tensor([1, 1])
     noise = RoundNoise(*(torch.zeros(2, dtype=torch.int64) for _ in range(3)))
-    start = RoundStart(slots.batch, slots.laws(), noise, *rest, FixedLength(1))
+    start = RoundStart(slots.laws(), noise, *rest, Extent(2, 2, 0, 1), FixedLength(1), list)
     logits_BV = torch.randn(2, 12, generator=torch.Generator().manual_seed(0)) * 3
     law_BV = draft_context(start, 1, 12, None, coupled=False).law(logits_BV[:, None])[:, 0].exp()
     torch.testing.assert_close(law_BV[0], CUT.laws(logits_BV[:1], [0.8])[0, 0])
@@ -35,7 +36,7 @@ def test_each_row_says_whether_its_draft_is_cut():
     ("conditioned", "first"), [(False, {0: 0, 1: 0, 2: 2, 3: 0}), (True, {0: 0, 1: 1, 2: 2, 3: 0})]
 )
 def test_rows_begin_alike_if_both_models_read_them_alike(conditioned, first):
-    slots = Slots(4, 8, torch.device("cpu"))
+    slots = Slots(torch.zeros(4, 8, dtype=torch.int64))
     requests = [Request((1, 2), 0.5), Request((1, 2), 0.5, 1.0), Request((1, 3), 0.5), Request((1, 2), 1.0, 0.5)]
     slots.rows = [ActiveRow(one, Completion(one), 2, 8, 2) for one in requests]
     assert slots.first_alike(range(4), conditioned=conditioned) == first

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -343,7 +343,9 @@ class SweepRunner:
             self._earlier = ()
             engine.reserve(self._longest_row)
             if first is not None:
-                list(engine.run([self._warm_up(first, whole=not known and self._compiles(draft))] * slots))
+                compiled = self._compiles(draft)  # rounds are recorded for each verifier, on whatever caches
+                whole = compiled == "round" or (compiled and not known)
+                list(engine.run([self._warm_up(first, whole=whole)] * slots))
             engine.tally = self._passes[work.pass_].tally
             self._engines[label] = engine
         return self._engines[label]
@@ -363,9 +365,9 @@ class SweepRunner:
             compile=self._compiles(draft),
         )
 
-    def _compiles(self, draft: DraftModel | None) -> bool:
+    def _compiles(self, draft: DraftModel | None) -> bool | Literal["round"]:
         """Whether all engines compile: plain decoding only where the draft does, as the two are compared."""
-        return compiles(self.sweep.compile, self.pair.target_model.device, draft)
+        return compiles(self.sweep.compile, self.pair.target_model.device, draft, self._timed or self.length)
 
     def _warm_up(self, request: Request, *, whole: bool) -> Request:
         """What a timed engine decodes first: a few tokens, or every length that is to come, so that all is compiled."""
