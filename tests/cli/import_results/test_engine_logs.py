@@ -124,7 +124,7 @@ def test_what_vllm_answered_is_read(name, length, positions):
     assert (efficiency(log), shares(log)) == (length, positions)
 
 
-def test_an_answer_of_a_vllm_without_a_draft_says_what_is_missing():
+def test_an_answer_of_a_vllm_without_draft_says_what_is_missing():
     with pytest.raises(
         UserError, match=r"plain.jsonl: record 1: an answer without metrics.speculative_decoding; start"
     ):
