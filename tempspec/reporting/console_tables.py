@@ -122,8 +122,7 @@ class _Sections:
         lines = [line for section in sections for line in section.lines]
         known = {name for line in lines for name, estimate in line.metrics.items() if estimate.prompts}
         self.titles = _COLUMNS | _speed_titles(known, batch)
-        at_others = {name.partition("_at_")[0] for name in known if "_at_" in name}  # then empty ones may go
-        optional = {*_OPTIONAL, *at_others}
+        optional = {*_OPTIONAL, "tokens_per_second", "speedup"}  # those of runs that timed nothing
         shown = self.titles if metrics is None else [name for name in metrics if name in self.titles]
         self.columns = [name for name in shown if name in known or name not in optional]
 
