@@ -23,7 +23,7 @@ import transformers
 from goals import Goal, finish, parse
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, PreTrainedModel
 
-from tempspec.core.acceptance import survey
+from tempspec.core.survey import survey
 from tempspec.decoding.engine import Engine
 from tempspec.interfaces import Request
 from tempspec.models.cache import cache_argument
