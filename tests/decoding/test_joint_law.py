@@ -74,7 +74,7 @@ def test_negative_controls_fail_the_chi_square(flat_pair, wrong):
 @pytest.mark.parametrize(("name", "harmless"), [("TokenwiseRejection", True), ("BlockVerification", False)])
 def test_noise_keyed_by_position_biases_rules_that_look_ahead(flat_pair, monkeypatch, name, harmless):
     def by_position(noise, stream, count, first=0):
-        position_BK = noise._length_B[:, None] + torch.arange(first, first + count)
+        position_BK = noise.length_B[:, None] + torch.arange(first, first + count)
         return uniform(noise._seed_B[:, None], int(stream), 0, position_BK)
 
     monkeypatch.setattr(RoundNoise, "_uniform", by_position)
