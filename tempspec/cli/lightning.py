@@ -290,6 +290,7 @@ class CommandLine(LightningCLI):
         if self._options.estimate:
             self._estimate()
             return
+        fresh = [folder for folder in (self.folder, self.folder.parent) if not folder.exists()]
         try:
             self._check_models()
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -298,8 +299,8 @@ class CommandLine(LightningCLI):
                 self._finish_record()
         except Exception as error:
             with suppress(OSError):  # one that holds something stays
-                self.folder.rmdir()
-                self.folder.parent.rmdir()
+                for folder in fresh:
+                    folder.rmdir()
             told = as_user_error(error, self._options.get("ckpt_path"))
             if told is None:
                 raise

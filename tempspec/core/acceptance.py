@@ -212,7 +212,15 @@ def tempered(logits_NV: Tensor, temperatures: Sequence[float]) -> Tensor:
 
 
 def positions_at_once(logits_NV: Tensor, laws: int) -> int:
-    """How many positions to temper at once, given the number of laws that each position will have."""
+    """How many positions to temper at once, at least 1.
+
+    Args:
+        logits_NV: of one of the models.
+        laws: how many laws each position will have.
+
+    >>> positions_at_once(torch.zeros(9, 32_768), 8)
+    8
+    """
     elements = _CPU_ELEMENTS if logits_NV.device.type == "cpu" else _GPU_ELEMENTS
     return max(1, elements // max(1, laws * logits_NV.shape[-1]))
 
@@ -236,7 +244,15 @@ def _over_pairs(
 
 
 def overlaps(p_TNV: Tensor, q_TNV: Tensor) -> Tensor:
-    """`sum min(p, q)` of every pair, `[N, Tt, Td]`, through one buffer of the size of q."""
+    """`sum min(p, q)` of every pair, `[N, Tt, Td]`, through one buffer of the size of q.
+
+    Args:
+        p_TNV: the target's laws, at least one.
+        q_TNV: the draft's, of the same positions and ids.
+
+    >>> overlaps(torch.tensor([[[0.5, 0.5]]]), torch.tensor([[[0.25, 0.75]], [[1.0, 0.0]]]))
+    tensor([[[0.7500, 0.5000]]])
+    """
     least_TNV = torch.empty_like(q_TNV)
     return torch.stack([torch.minimum(p_NV, q_TNV, out=least_TNV).sum(-1).T for p_NV in p_TNV], 1)
 

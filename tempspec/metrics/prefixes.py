@@ -64,7 +64,12 @@ class PromptSums(NamedTuple):
 
     @classmethod
     def by(cls, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> dict[tuple[Any, ...], "PromptSums"]:
-        """Those of rows as in `of_rows`, by the values of some columns."""
+        """Those of rows as in `of_rows`, by the values of some columns.
+
+        >>> rows = [{"set": name, "prompt_key": 7, "numerator": 1.5, "denominator": 2.0} for name in "aba"]
+        >>> {key: sums.numerator_US.tolist() for key, sums in PromptSums.by(["set"], rows).items()}
+        {('a',): [[3.0]], ('b',): [[1.5]]}
+        """
         grouped: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
         for row in rows:
             grouped.setdefault(tuple(row[column] for column in columns), []).append(row)

@@ -50,7 +50,7 @@ class OwnText:
         domain: in words; empty where all prompt sets are of one.
         temperatures: T, ascending.
         values: each measured draft, with the values of its single seeds as notes.
-        against: the draft that the others are compared with.
+        against: the draft that the others are compared with: the one that is named, if it was measured here.
         differences: each other draft that shares a seed with it, paired by prompt on the seeds that both have; the
             notes say in how many of these the difference has the same sign, and whether it is shown.
         unmeasured: drafts without a measurement.
@@ -93,10 +93,16 @@ def own_texts(collection: Collection) -> list[OwnText]:
         for measure in (ACCEPTANCE, ROUNDS)
         if any(_seeds(draft, measure, texts) for draft in collection.drafts)
     ]
-    if collection.against and not found:
+    measured = dict.fromkeys(line.name for own in found for line in own.values)
+    if collection.against and not measured:
         raise UserError(
             f"--against {collection.against}: expected drafts that were measured on the target's own text, got none; "
             "leave it out, or run the study's validate"
+        )
+    if collection.against and collection.against not in measured:
+        raise UserError(
+            f"--against expected a draft that was measured on the target's own text, one of {', '.join(measured)}, "
+            f"got {collection.against!r}"
         )
     return found
 
@@ -212,17 +218,8 @@ def _counted(measured: int, planned: int) -> str:
 
 
 def _against(collection: Collection, measured: Sequence[MeasuredDraft]) -> str:
-    """The draft that is named; else the first whose text and loss are of the reference temperature; else the first.
-
-    Raises:
-        UserError: the one that is named was not measured.
-    """
+    """The draft that is named; else the first whose text and loss are of the reference temperature; else the first."""
     names = [draft.name for draft in measured]
-    if collection.against and collection.against not in names:
-        raise UserError(
-            f"--against expected a draft that was measured on the target's own text, one of {', '.join(names)}, "
-            f"got {collection.against!r}"
-        )
     labels = ("train_temperature", "generation_temperature")
     alike = [d.name for d in measured if all(d.labels.get(label) == collection.reference for label in labels)]
-    return collection.against or (alike or names)[0]
+    return collection.against if collection.against in names else (alike or names)[0]

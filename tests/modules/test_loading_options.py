@@ -220,10 +220,9 @@ INT8 = {
 }
 
 
-@pytest.mark.slow  # needs the package torchao, which nothing else here does
+@pytest.mark.slow
 @pytest.mark.parametrize("draft_layers", [None, 1])
 def test_a_quantised_target_trains_and_decodes(pair, data, trainer, tmp_path, draft_layers):
-    pytest.importorskip("torchao")
     loading = ModelOptions(quantization=INT8)
     module = fitted(pair, data, trainer, tmp_path, draft_layers=draft_layers, loading=loading)
     assert module.pair.target_model.hf_quantizer is not None

@@ -195,3 +195,13 @@ def test_a_draft_without_later_tokens_has_no_tokens_per_round(tmp_path):
     _, rounds = own_texts(collect([write_own_texts(tmp_path / "both", HEADS, later={"a": LATER["a"]})]))
     assert [line.name for line in rounds.values] == ["a"]
     assert rounds.unmeasured == ["b"]
+
+
+def test_a_draft_is_named_although_it_has_no_tokens_per_round(tmp_path):
+    study = write_own_texts(tmp_path, HEADS | {"c": {0: {1.0: 0.2}}}, later=LATER)
+    acceptance, rounds = own_texts(collect([study], "c"))
+    assert acceptance.against == "c"
+    assert [line.name for line in acceptance.differences] == ["a", "b"]
+    assert rounds.against == "a"
+    with pytest.raises(UserError, match="one of a, b, c, got 'd'"):
+        own_texts(collect([study], "d"))

@@ -263,12 +263,7 @@ class Measurement:
             set_temperature(draft, temperature)
             return pairs()
 
-        def surveyed(given: LogitPairs) -> Survey:
-            return Survey.joined([piece.survey(self.temperatures) for piece in given.pieces()]).of(
-                given.place_in_chunks
-            )
-
-        argmax, *found = (surveyed(at(temperature)) for temperature in (0.0, *self.temperatures))
+        argmax, *found = (_survey(at(temperature), self.temperatures) for temperature in (0.0, *self.temperatures))
         fit_NAC = None
         if (fit := self.fit) is not None:
             fits = []
