@@ -132,7 +132,10 @@ def _of_class(bases: list[type], value: Any, skipped: int) -> str:
         return ""
     named = value.get("class_path")
     if named is None and (own := [base for base in bases if base.__name__ in found]):
-        return _of_options(own[0], value.get("init_args", value), skipped)
+        options = value.get("init_args", value)
+        told = _of_options(own[0], options, skipped)
+        if not (told and any(_has(each, options) for each in choices.values())):  # else it is another's, without a name
+            return told
     if not isinstance(named, str) or value.keys() - _SPECIFICATION:
         return (
             "expected the name of a class, or {class_path: NAME, init_args: {OPTION: VALUE}} with every option under "
@@ -142,6 +145,11 @@ def _of_class(bases: list[type], value: Any, skipped: int) -> str:
     if chosen is None or not _is_allowed(named):
         return _no_class(named, bases, sorted(choices))
     return _of_options(chosen, value.get("init_args") or {}, skipped)
+
+
+def _has(chosen: type, options: Any) -> bool:
+    """Whether a class has all of some options, one at least."""
+    return isinstance(options, dict) and bool(options) and options.keys() <= inspect.signature(chosen).parameters.keys()
 
 
 def _is_allowed(path: str) -> bool:

@@ -406,6 +406,7 @@ class DistillationModule(pl.LightningModule):
         trainer = self.trainer
         checkpoint = str(trainer.ckpt_path) if trainer.ckpt_path else None
         folder = stage_folder(trainer)
+        self.runner.check_engines(self.draft)
         return self.runner.plan(prompt_sets, folder, rank=trainer.global_rank, checkpoint=checkpoint)
 
     def on_predict_start(self) -> None:

@@ -158,6 +158,8 @@ def rows_of_another_draft(run: Path) -> str:
     Args:
         run: the run's folder.
     """
+    if not any((run / "predict" / f"predictions.{kind}").exists() for kind in ("parquet", "parts")):
+        return ""
     try:
         held = json.loads((run / "predict" / "predictions.origin.json").read_text(encoding="utf-8")).get("draft")
     except (OSError, ValueError, AttributeError):

@@ -151,6 +151,9 @@ OPTIONS = {
     "unknown plugin": option("model.divergence", "JensenShanon", "did you mean 'JensenShannon'?"),
     "unknown callback": option("trainer.callbacks", "ModelCheckpont", "did you mean 'ModelCheckpoint'?"),
     "unknown optimizer": option("model.optimizer", "AdmW", "did you mean 'AdamW'?"),
+    "an option of no optimizer": option(
+        "model.optimizer.lr", "0.1", "expected the name of a class, or {class_path: NAME"
+    ),
     "plugin option": option(
         "model.divergence",
         "{class_path: SkewKL, init_args: {alfa: 1}}",

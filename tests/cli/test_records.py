@@ -229,7 +229,11 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("command", "fault"), [*REFUSED.items(), ("fit", ("--model.target", "./typo"))])
+TYPO, ROUND = ("--model.target", "./typo"), ("--model.sweep.compile", "round")  # the second needs a GPU
+OTHERS = [("fit", TYPO), ("predict", ROUND), ("generate", ROUND)]
+
+
+@pytest.mark.parametrize(("command", "fault"), [*REFUSED.items(), *OTHERS])
 def test_a_refused_command_leaves_no_empty_folder(run, world, tmp_path, command, fault):
     made = tmp_path / "new/run"
     code, _, error = run(command, "--config", world / "pair.yaml", "--run", made, *fault)

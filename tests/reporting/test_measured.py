@@ -145,5 +145,7 @@ def test_rows_of_another_draft_are_told_to_whoever_fits(place):
     assert rows_of_another_draft(place) == ""
     leave_draft(place, b"b")
     assert "rename that folder before you decode with this one" in rows_of_another_draft(place)
+    (place / "predict/predictions.parquet").unlink()
+    assert rows_of_another_draft(place) == ""  # of a predict that was refused
     shutil.rmtree(place / "predict")
     assert rows_of_another_draft(place) == ""

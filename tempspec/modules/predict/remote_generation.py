@@ -28,10 +28,10 @@ from tempspec.models.pair import Pair
 from tempspec.models.ragged import made_for
 from tempspec.models.tokens import Tokeniser
 from tempspec.modules.openai_client import Refused, Server, Trouble, call
+from tempspec.modules.predict.generated_row import generated_row
 from tempspec.modules.predict.row_store import RowStore
 from tempspec.modules.predict.row_writer import RowWriter
 from tempspec.modules.predict.served_tokens import check_truncation
-from tempspec.modules.predict.sweep_runner import generated_row
 from tempspec.modules.server_kind import Kind, listed_models, recognise, refusal
 
 __all__ = ["ServedGeneration"]

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from tempspec.decoding.engine import Engine
 from tempspec.decoding.fitting import check_items
 from tempspec.decoding.pace import Pace
-from tempspec.decoding.refusing import compiles
+from tempspec.decoding.refusing import check_parts, compiles
 from tempspec.decoding.sweep import Sweep
 from tempspec.decoding.work import Queue, Work, works
 from tempspec.decoding.worklist import (
@@ -43,6 +43,7 @@ from tempspec.models.ragged import context_length
 from tempspec.modules.draft_temperatures import read_fitted
 from tempspec.modules.predict.dealing import FAILED, Dealer
 from tempspec.modules.predict.earlier_rows import refuse_earlier_rows
+from tempspec.modules.predict.generated_row import generated_row
 from tempspec.modules.predict.identity import describe, draft_identity, fitted_for, pair_identity, target_identity
 from tempspec.modules.predict.pulse import PassProgress, Pulse
 from tempspec.modules.predict.row_store import Origin, RowStore
@@ -173,6 +174,19 @@ class SweepRunner:
         followed = {key for item in items if item.prompt.turns > 1 for key in item.keys() if key in there}
         column = "response" if self.generating else "text"
         return dict.fromkeys(there, "") | self.store.values(column, followed)
+
+    def check_engines(self, draft: DraftModel | None) -> None:
+        """Refuse what no engine can be made of; called before `plan`, which opens the store.
+
+        Args:
+            draft: the draft model, if one takes part.
+
+        Raises:
+            UserError: the parts do not fit together, or cannot be compiled as asked.
+        """
+        self._compiles(draft)
+        for verifier in () if self.generating else self.verifiers.values():
+            check_parts(verifier, self.drafter, self.length, draft, self.sweep.slots)
 
     def check_context(self, draft: DraftModel | None) -> None:
         """Say in one line where rows outgrow what the draft can read, as a head never does; called after `plan`."""
@@ -412,35 +426,6 @@ class SweepRunner:
             origin |= draft_identity(pair, checkpoint)
         origin["drafter"] = f"{describe(self.drafter)} {describe(self.length)}"
         return origin | {f"verifier {label}": describe(verifier) for label, verifier in self.verifiers.items()}
-
-
-def generated_row(item: WorkItem, pair: Pair, digest: str, text: str, ids: list[int], finish: str) -> dict[str, Any]:
-    """What generate keeps of a completion: text and exact ids of prompt and response, and how they were sampled.
-
-    Args:
-        item: what was asked.
-        pair: whose tokenizer writes the prompt's text.
-        digest: of that tokenizer.
-        text: the response.
-        ids: its tokens.
-        finish: `stop` or `length`.
-    """
-    prompt = list(item.request.prompt)
-    return {
-        "key": item.key,
-        "prompt": pair.tokenizer.decode(prompt, skip_special_tokens=True),
-        "response": text,
-        "prompt_ids": prompt,
-        "response_ids": ids,
-        "tokenizer": digest,
-        "generation_temperature": item.request.target_temperature,
-        "prompt_set": item.prompt_set,
-        "category": item.prompt.category,
-        "turn": item.turn,
-        "sample": item.sample,
-        "seed": item.request.seed,
-        "finish": finish,
-    }
 
 
 def _barrier() -> None:
