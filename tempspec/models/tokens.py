@@ -86,12 +86,12 @@ class Tokeniser:
         )
 
     def _by_characters(self, texts: Sequence[Marked]) -> list[Encoded]:
-        batch = self._ids([each.text for each in texts])
         made, crossed = [], []
-        for ids, encoding, marked in zip(batch["input_ids"], batch.encodings, texts, strict=True):
+        for encoding, marked in zip(self._encodings([each.text for each in texts]), texts, strict=True):
+            ids = _array(encoding.ids)
             borders = _Borders(encoding, len(ids), len(marked.text))
             spans = [borders.tokens_of(span) for span in marked.spans]
-            made.append(Encoded(_array(ids), spans))
+            made.append(Encoded(ids, spans))
             if spans and borders.start(spans[0][0]) != marked.spans[0][0]:
                 kept = self._last_added(made[-1].ids[: spans[0][0]])
                 begin = borders.place_of(kept)[0] if kept else 0
@@ -102,6 +102,20 @@ class Tokeniser:
             for encoded, kept, tail in crossed:
                 encoded.asked = np.concatenate([encoded.ids[:kept], _array(alone[tail])])
         return made
+
+    def _encodings(self, texts: list[str]) -> Sequence[Encoding]:
+        """The texts by the library that transformers' fast tokenizers are made of.
+
+        That takes a tenth less time than their own call. The call is made of the first text: it turns off what the
+        file says of padding and truncation. A class of somebody else's may do more in its call, which then takes all
+        texts.
+        """
+        if type(self.tokenizer).__module__.startswith("transformers."):
+            (first,) = self._ids(texts[:1])["input_ids"]
+            made: list[Encoding] = self.tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+            if made[0].ids == first:
+                return made
+        return self._ids(texts).encodings
 
     def _last_added(self, ids: np.ndarray) -> int:
         """Where the last token is that texts are split at before all else: what follows cannot change what precedes."""

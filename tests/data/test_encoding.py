@@ -1,3 +1,5 @@
+from copy import deepcopy
+
 import pytest
 from transformers import ByT5Tokenizer
 
@@ -151,6 +153,28 @@ def test_a_tokenizer_without_positions_is_given_pieces():
     ((begin, end),) = pair.spans
     assert (tokenizer.decode(pair.ids[:begin]), tokenizer.decode(pair.ids[begin : end - 1])) == ("the é", " fox")
     assert pair.ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("what", ["truncation", "padding"])
+def test_what_the_file_says_of_padding_and_truncation_is_turned_off(tokenizer, sentences, what):
+    texts = [sentences(1), sentences(4)]
+    expected = Encoder(tokenizer).documents(texts)
+    configured = deepcopy(tokenizer)
+    if what == "truncation":
+        configured.backend_tokenizer.enable_truncation(2)
+    else:
+        configured.backend_tokenizer.enable_padding(length=64)
+    assert Encoder(configured).documents(texts) == expected
+
+
+def test_a_tokenizer_whose_call_does_more_than_its_library_is_called(tokenizer):
+    class Shouted(type(tokenizer)):
+        def __call__(self, text, **options):
+            return super().__call__([each.replace("fox", "hill") for each in text], **options)
+
+    shouted = Shouted(tokenizer_object=tokenizer.backend_tokenizer, eos_token=tokenizer.eos_token)
+    encoder = Encoder(shouted)
+    assert encoder.text(encoder.documents(["a hill", "a fox"])[1]) == "a hill"
 
 
 # -- conversations ----------------------------------------------------------------------------------------------------
