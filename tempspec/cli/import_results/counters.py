@@ -1,4 +1,4 @@
-"""vLLM's counters in Prometheus' text form, since its start or between two moments (floor 6)."""
+"""Counters of vLLM and llama.cpp in Prometheus' text form, since their start or between two moments (floor 6)."""
 
 import re
 
@@ -7,7 +7,8 @@ from tempspec.errors import UserError
 
 __all__ = ["difference", "of_counters", "scraped"]
 
-_LINE = re.compile(r"^vllm:(\w+?)(?:_total)?(?:\{([^}]*)\})? (\S+)$", re.M)
+_LINE = re.compile(r"^(?:vllm|llamacpp):(\w+?)(?:_total)?(?:\{([^}]*)\})? (\S+)$", re.M)
+"""Both write the same names; llama.cpp does with `--metrics`."""
 _POSITION = re.compile(r'position="(\d+)"')
 _ALONE = (
     *("spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"),
@@ -21,6 +22,8 @@ def scraped(text: str) -> dict[str, float]:
 
     >>> scraped('vllm:spec_decode_num_drafts_total{engine="0"} 4.0')
     {'spec_decode_num_drafts': 4.0}
+    >>> scraped('llamacpp:spec_decode_num_accepted_tokens_per_pos_total{position="0"} 3')
+    {'spec_decode_num_accepted_tokens_per_pos 0': 3.0}
     """
     found: dict[str, float] = {}
     for name, labels, value in _LINE.findall(text):
@@ -54,4 +57,4 @@ def of_counters(counters: dict[str, float]) -> EngineLog | None:
     written = None if tokens is None or finished is None else tokens - finished
     note = ONLY_DRAFTING.replace("completion_tokens", "generation_tokens") if written is None else ""
     counts = of_vllm(drafts, accepted, drafted, reached, written=written, requests=finished or 1.0)
-    return EngineLog("vLLM counters", [counts], False, note)
+    return EngineLog("engine's counters", [counts], False, note)

@@ -19,8 +19,8 @@ __all__ = ["read_engine_log"]
 
 _FORMS = (
     "requests with `accepted`, vLLM's `num_spec_steps`, SGLang's `spec_verify_ct` or llama.cpp's `draft_n` (.json, "
-    ".jsonl, or streamed), a result of `vllm bench serve`, vLLM's /metrics, or a log with `SpecDecoding metrics:` or "
-    "`accept len:`"
+    ".jsonl, or streamed), a result of `vllm bench serve`, /metrics of vLLM or llama.cpp, or a log with "
+    "`SpecDecoding metrics:`, `accept len:` or `draft acceptance =`"
 )
 _ACCEPTED = r"Accepted: (?P<accepted>\d+) tokens, Drafted: (?P<drafted>\d+) tokens"
 _VLLM_LINE = re.compile(
@@ -33,6 +33,11 @@ _FORMER_VLLM_LINE = re.compile(
     r"tokens: (\d+), Number of emitted tokens: (\d+)"
 )
 _SGLANG_LINE = re.compile(r"Decode batch.*?accept len: ([\d.]+)(?:, accept rate: ([\d.]+))?")
+
+_LLAMA_LINE = re.compile(
+    r"draft acceptance(?: rate)? = [\d.]+ \( *(?P<accepted>\d+) accepted / *(?P<drafted>\d+) generated\)"
+    r"(?:, mean len = *(?P<length>[\d.]+))?"
+)
 
 
 def read_engine_log(path: str | Path, before: str | Path | None = None) -> EngineLog:
@@ -89,7 +94,7 @@ def _parsers(path: str, earlier: dict[str, float]) -> list[Callable[[str], Engin
                 f"{path}: a piece of a stream is not JSON ({error}); save the stream as it comes"
             ) from error
 
-    return [stream, counters, _of_vllm_log, _of_vllm_0_8_log, _of_former_vllm_log, _of_sglang_log]
+    return [stream, counters, _of_vllm_log, _of_vllm_0_8_log, _of_former_vllm_log, _of_sglang_log, _of_llama_log]
 
 
 def _of_vllm_log(text: str) -> EngineLog | None:
@@ -127,3 +132,13 @@ def _of_sglang_log(text: str) -> EngineLog | None:
         for length, rate in _SGLANG_LINE.findall(text)
     ]
     return EngineLog(f"SGLang log, {len(counts)} windows", counts, False) if counts else None
+
+
+def _of_llama_log(text: str) -> EngineLog | None:
+    """A line for each request, which counts by its drafted tokens: its rounds are not written. Former lines are shorter."""
+    counts = []
+    for line in _LLAMA_LINE.finditer(text):
+        accepted, drafted = float(line["accepted"]), float(line["drafted"])
+        weight = drafted if line["length"] else 0.0
+        counts.append(LoggedCounts(float(line["length"] or 0) * weight, weight, accepted, drafted))
+    return EngineLog(f"llama.cpp log, {len(counts)} requests", counts, True) if counts else None

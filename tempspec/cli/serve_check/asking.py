@@ -192,7 +192,7 @@ class LiveEngine:
         return counters
 
     def _keep(self, found: Answers, request: Request, answer: Mapping[str, Any]) -> None:
-        if ids := self.dialect.ids(answer):
+        if ids := self.dialect.form.ids(answer):
             found.ids[request.key] = [int(token) for token in ids][: request.max_new_tokens]
         found.tokens += self.dialect.written(answer)
 
@@ -208,8 +208,8 @@ class LiveEngine:
         Raises:
             UserError: it is refused, or the engine cannot be reached.
         """
-        body = self.dialect.body(request, self.model)
+        body = self.dialect.form.body(request, self.model, stops=bool(request.stop_ids))
         try:
-            return call(self.server, self.dialect.path, body)
+            return call(self.server, self.dialect.form.path, body)
         except Refused as error:
             raise refusal(self.server, body, error) from error

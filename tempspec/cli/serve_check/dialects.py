@@ -1,4 +1,4 @@
-"""How each kind of engine is asked for a completion, and what its answer says (floor 6)."""
+"""What each kind of engine tells of an answer besides its tokens: counts, and its tokenizer's work (floor 6)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -6,39 +6,34 @@ from typing import Any, ClassVar
 
 from tempspec.cli.import_results.counts import LoggedCounts
 from tempspec.cli.import_results.responses import of_responses
-from tempspec.interfaces import Request
+from tempspec.modules import engine_forms
+from tempspec.modules.engine_forms import Answer, EngineForm, form_of
 from tempspec.modules.openai_client import Refused, Server, call
 
 __all__ = ["Dialect", "dialect_of"]
-
-Answer = Mapping[str, Any]
 
 
 class Dialect(ABC):
     """One kind of engine.
 
+    Args:
+        form: how it is asked.
+
     Attributes:
-        path: where completions are asked for.
         positions: whether it can tell in how many rounds each position was accepted.
         extra: tokens to ask for beyond a request's, so that as many as in our rows come from rounds. Without positions
             the last round counts, which drafts less, and the first token comes before any round.
     """
 
-    path: ClassVar[str]
     positions: ClassVar[bool] = True
     extra: ClassVar[int] = 0
 
-    @abstractmethod
-    def body(self, request: Request, model: str) -> dict[str, Any]:
-        """What is sent for a request to a model of that name."""
-
-    @abstractmethod
-    def ids(self, answer: Answer) -> list[int]:
-        """The tokens of an answer; none where it returns text alone."""
+    def __init__(self, form: EngineForm) -> None:
+        self.form = form
 
     @abstractmethod
     def written(self, answer: Answer) -> int:
-        """How many tokens it has written."""
+        """How many tokens an answer has written."""
 
     def tells(self, answer: Answer) -> bool:
         """Whether answers carry their own counts."""
@@ -63,18 +58,7 @@ class Dialect(ABC):
 
 
 class Vllm(Dialect):
-    """vLLM: completions of OpenAI, with its own fields."""
-
-    path = "completions"
-
-    def body(self, request: Request, model: str) -> dict[str, Any]:
-        """See `Dialect.body`."""
-        own = {"model": model, "prompt": list(request.prompt), "max_tokens": request.max_new_tokens}
-        return own | _sampling(request) | {"seed": _seed(request), "return_token_ids": True}
-
-    def ids(self, answer: Answer) -> list[int]:
-        """See `Dialect.ids`."""
-        return answer["choices"][0].get("token_ids") or []
+    """vLLM: a record in each answer where it was told to, and usage."""
 
     def written(self, answer: Answer) -> int:
         """See `Dialect.written`."""
@@ -86,18 +70,7 @@ class Vllm(Dialect):
 
 
 class Sglang(Dialect):
-    """SGLang: its own `/generate`."""
-
-    path = "/generate"
-
-    def body(self, request: Request, model: str) -> dict[str, Any]:
-        """See `Dialect.body`."""
-        params = _sampling(request) | {"max_new_tokens": request.max_new_tokens}
-        return {"input_ids": list(request.prompt), "sampling_params": params}
-
-    def ids(self, answer: Answer) -> list[int]:
-        """See `Dialect.ids`."""
-        return answer.get("output_ids") or []
+    """SGLang: its meta_info."""
 
     def written(self, answer: Answer) -> int:
         """See `Dialect.written`."""
@@ -105,21 +78,10 @@ class Sglang(Dialect):
 
 
 class LlamaCpp(Dialect):
-    """llama.cpp: its own `/completion`, which counts drafted and accepted tokens, and no positions."""
+    """llama.cpp: timings, which have drafted and accepted tokens, and no positions."""
 
-    path = "/completion"
     positions = False
     extra = 1
-
-    def body(self, request: Request, model: str) -> dict[str, Any]:
-        """See `Dialect.body`; its own order of samplers would truncate before the temperature."""
-        own = {"prompt": list(request.prompt), "n_predict": request.max_new_tokens, "return_tokens": True}
-        order = {"samplers": ["temperature", "top_k", "top_p", "min_p"], "repeat_penalty": 1.0}
-        return own | _sampling(request) | order | {"seed": _seed(request)}
-
-    def ids(self, answer: Answer) -> list[int]:
-        """See `Dialect.ids`."""
-        return answer.get("tokens") or []
 
     def written(self, answer: Answer) -> int:
         """See `Dialect.written`."""
@@ -143,23 +105,9 @@ def dialect_of(name: str) -> Dialect:
     >>> type(dialect_of("SGLang 0.5.6")).__name__, type(dialect_of("as server.form says")).__name__
     ('Sglang', 'Vllm')
     """
-    known: dict[str, type[Dialect]] = {"SGLang": Sglang, "llama.cpp": LlamaCpp}
-    return known.get(name.partition(" ")[0], Vllm)()
-
-
-def _sampling(request: Request) -> dict[str, Any]:
-    return {
-        "temperature": request.target_temperature,
-        "top_p": request.top_p,
-        "top_k": request.top_k or -1,
-        "min_p": request.min_p,
-        "repetition_penalty": 1.0,
-        "ignore_eos": not request.stop_ids,
-    }
-
-
-def _seed(request: Request) -> int:
-    return request.seed & 0x7FFFFFFF
+    form = form_of(name)
+    known: dict[type[EngineForm], type[Dialect]] = {engine_forms.Sglang: Sglang, engine_forms.LlamaCpp: LlamaCpp}
+    return known.get(type(form), Vllm)(form)
 
 
 def _page(server: Server, path: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def of_mean_drafted(theirs: float, ours: float, most: int) -> Verdict | None:
         return None
     says = (
         f"the engine drafts {theirs:.2f} tokens per round, here it is {ours:.2f}: start llama-server with "
-        f"--draft-max {most} --draft-min 0 --draft-p-min 0"
+        f"--spec-draft-n-max {most} --spec-draft-n-min 0 --spec-draft-p-min 0"
     )
     return Verdict("length", says, False)
 

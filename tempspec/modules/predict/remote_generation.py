@@ -27,6 +27,7 @@ from tempspec.models.loading import load_config
 from tempspec.models.pair import Pair
 from tempspec.models.ragged import made_for
 from tempspec.models.tokens import Tokeniser
+from tempspec.modules.engine_forms import EngineForm, Vllm, form_of
 from tempspec.modules.openai_client import Refused, Server, Trouble, call
 from tempspec.modules.predict.generated_row import generated_row
 from tempspec.modules.predict.row_store import RowStore
@@ -147,13 +148,9 @@ class ServedGeneration:
     def _row(self, item: WorkItem) -> dict[str, Any]:
         answer = self._ask(self._body(item.request))
         try:
-            choice = answer["choices"][0]
-            text, stopped = str(choice["text"]), choice.get("finish_reason") != "length"
+            text, stopped, ids = self._read(answer)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{self.server.url}: expected an OpenAI completion, got one without choices[0].text"
-            ) from error
-        ids = choice.get("token_ids")
+            raise UserError(f"{self.server.url}: expected a completion, got one without its text") from error
         if ids:  # a server writes text piece by piece, and other spaces than a tokenizer that sees all of it
             text = self.pair.tokenizer.decode(ids, skip_special_tokens=True)
         else:
@@ -161,22 +158,29 @@ class ServedGeneration:
         finish = "stop" if stopped else "length"
         return generated_row(item, self.pair, self._tokenizer_digest, text, ids, finish)
 
+    @property
+    def _engine(self) -> EngineForm | None:
+        """How an engine is asked; None of a server that is none."""
+        return form_of(self._kind.name) if self._kind and self._kind.form == "engine" else None
+
+    def _read(self, answer: Mapping[str, Any]) -> tuple[str, bool, list[int]]:
+        """Text, whether it came to its end by itself, and its tokens where they are told."""
+        engine = Vllm() if self._engine is None else self._engine
+        return engine.text(answer), engine.ended(answer), engine.ids(answer)
+
     def _body(self, request: Request) -> dict[str, Any]:
         """What is posted, in the form that the server takes."""
-        form = self._kind.form if self._kind else "openai"
+        if self._engine is not None:
+            return self._engine.body(request, self.model, stops=self.sweep.stop_at_eos)
         body: dict[str, Any] = {
             "model": self.model,
             "max_tokens": request.max_new_tokens,
             "temperature": request.target_temperature,
             "top_p": request.top_p,
             "seed": request.seed & 0x7FFFFFFF,
+            "prompt": self._as_text(request.prompt),
         }
-        if form == "engine":
-            kept = {"top_k": request.top_k or -1, "min_p": request.min_p, "repetition_penalty": 1.0}
-            ends = {"ignore_eos": not self.sweep.stop_at_eos, "return_token_ids": True}
-            return body | kept | ends | {"prompt": list(request.prompt)}
-        body["prompt"] = self._as_text(request.prompt)
-        if form == "transformers":
+        if self._kind and self._kind.form == "transformers":
             body["generation_config"] = self._generation_config(request)
         return body
 
@@ -218,11 +222,12 @@ class ServedGeneration:
             self._post(body)
         except Refused as error:
             raise refusal(self.server, body, error, self._post) from error
-        if self._kind.form == "engine":
-            check_truncation(self.server.url, self._post, [(self._body(one), one) for one in due])
+        if self._engine is not None:
+            check_truncation(self.server.url, self._engine, self._post, [(self._body(one), one) for one in due])
 
     def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return call(self.server, "completions", body, self._trouble)
+        path = "completions" if self._engine is None else self._engine.path
+        return call(self.server, path, body, self._trouble)
 
     def _ask(self, body: Mapping[str, Any]) -> dict[str, Any]:
         try:

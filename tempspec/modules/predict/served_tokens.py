@@ -5,7 +5,7 @@ log-probabilities of a given text show it: they are asked for those of what they
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from tempspec.core.acceptance import WHOLE, Truncation
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.modules.openai_client import Refused
+from tempspec.modules.engine_forms import EngineForm, Post
 
 __all__ = ["SLACK", "check_truncation", "excluded_by"]
 
@@ -24,8 +24,6 @@ LISTED = 20
 
 SLACK = 0.5
 """In nats: how far half precision may move a log-probability between two calls, with room to spare."""
-
-Post = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 def excluded_by(logp: Mapping[int, float], token: int, temperature: float, cut: Truncation) -> list[str]:
@@ -73,11 +71,14 @@ def _log_odds(probability: float) -> float:
     return math.log(probability) - math.log1p(-probability)
 
 
-def check_truncation(url: str, post: Post, due: Sequence[tuple[Mapping[str, Any], Request]]) -> None:
+def check_truncation(
+    url: str, engine: EngineForm, post: Post, due: Sequence[tuple[Mapping[str, Any], Request]]
+) -> None:
     """Let a server continue some prompts, and look at every token that it sampled; one line where that cannot be done.
 
     Args:
         url: of the server, for messages.
+        engine: how it is asked.
         post: asks for a completion.
         due: requests, as they are posted and as they are meant; those at temperature 0 are left out.
 
@@ -90,12 +91,12 @@ def check_truncation(url: str, post: Post, due: Sequence[tuple[Mapping[str, Any]
         return
     checked, wrong = 0, dict.fromkeys(("top_k", "top_p", "min_p"), 0)
     for body, request in sample:
-        for logp, token in _sampled(post, body):
+        for logp, token in engine.sampled(post, body, TOKENS, LISTED):
             checked += 1
             for name in excluded_by(logp, token, request.target_temperature, _cut(request)):
                 wrong[name] += 1
     if not checked:
-        rank_zero_info(f"{url} returns no log-probabilities of a prompt: its tokens are not checked")
+        rank_zero_info(f"{url} returns no log-probabilities of what it has written: its tokens are not checked")
     for name, count in wrong.items():
         if count:
             raise UserError(
@@ -106,21 +107,3 @@ def check_truncation(url: str, post: Post, due: Sequence[tuple[Mapping[str, Any]
 
 def _cut(request: Request) -> Truncation:
     return Truncation(request.top_k, request.top_p, request.min_p)
-
-
-def _sampled(post: Post, body: Mapping[str, Any]) -> list[tuple[dict[int, float], int]]:
-    """The law and the token at each place of a short completion; nothing where the server does not tell."""
-    try:
-        ids = _choice(post({**body, "max_tokens": min(TOKENS, body["max_tokens"])})).get("token_ids") or []
-        whole = {"model": body["model"], "prompt": [*body["prompt"], *ids], "max_tokens": 1, "temperature": 0.0}
-        told = _choice(post({**whole, "prompt_logprobs": LISTED})).get("prompt_logprobs") or []
-    except Refused:
-        return []
-    laws = [{int(token): float(entry["logprob"]) for token, entry in (law or {}).items()} for law in told]
-    places = zip(laws[len(body["prompt"]) :], ids, strict=False)
-    return [(law, token) for law, token in places if token in law]
-
-
-def _choice(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    choices = answer.get("choices") or [{}]
-    return choices[0]

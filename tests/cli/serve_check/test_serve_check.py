@@ -111,7 +111,7 @@ def test_other_lengths_of_an_engine_without_positions(models, ours):
     with llama_cpp(target, near, PARTS | {"length": FixedLength(2)}, words()) as server:
         says = findings(ours, server)["length", False]
     assert float(says.split()[3]) < 2  # "the engine drafts 1.89 tokens per round, ..."
-    assert says.endswith("start llama-server with --draft-max 3 --draft-min 0 --draft-p-min 0")
+    assert says.endswith("start llama-server with --spec-draft-n-max 3 --spec-draft-n-min 0 --spec-draft-p-min 0")
 
 
 def test_another_draft_and_another_target_are_named(models, ours):

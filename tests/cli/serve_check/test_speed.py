@@ -1,6 +1,6 @@
 import pytest
 
-from tempspec.cli.serve_check.dialects import Vllm
+from tempspec.cli.serve_check.dialects import dialect_of
 from tempspec.cli.serve_check.speed import measured
 from tempspec.interfaces import Request
 from tempspec.modules.openai_client import Server
@@ -16,7 +16,7 @@ class Clocked:
         record: whether it tells them.
     """
 
-    server, dialect = Server("http://host"), Vllm()
+    server, dialect = Server("http://host"), dialect_of("vLLM")
 
     def __init__(self, rounds, record=True):
         self.rounds, self.record, self.now = rounds, record, 0.0

@@ -6,6 +6,7 @@ import torch
 from tempspec.core.acceptance import Truncation
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
+from tempspec.modules.engine_forms import Vllm
 from tempspec.modules.openai_client import Refused
 from tempspec.modules.predict.served_tokens import LISTED, SLACK, check_truncation, excluded_by
 
@@ -60,22 +61,22 @@ def due(temperature=1.0, **cut):
 
 
 def test_an_ignored_option_is_named():
-    check_truncation("URL", Engine(), due(min_p=0.2))
+    check_truncation("URL", Vllm(), Engine(), due(min_p=0.2))
     with pytest.raises(UserError, match=r"URL ignores model.sweep.min_p: 16 of 16 tokens .* under min_p 0.2; leave"):
-        check_truncation("URL", Engine(obeys=False), due(min_p=0.2))
+        check_truncation("URL", Vllm(), Engine(obeys=False), due(min_p=0.2))
 
 
 def test_where_nothing_is_told_a_line_says_so(caplog, monkeypatch):
     said = []
     monkeypatch.setattr("tempspec.modules.predict.served_tokens.rank_zero_info", said.append)
-    check_truncation("URL", Engine(tells=False, obeys=False), due(top_k=2))
-    assert said == ["URL returns no log-probabilities of a prompt: its tokens are not checked"]
+    check_truncation("URL", Vllm(), Engine(tells=False, obeys=False), due(top_k=2))
+    assert said == ["URL returns no log-probabilities of what it has written: its tokens are not checked"]
 
 
 @pytest.mark.parametrize("nothing", [due(), due(0.0, top_k=1)])
 def test_what_cannot_go_wrong_asks_nothing(nothing):
     engine = Engine(obeys=False)
-    check_truncation("URL", engine, nothing)
+    check_truncation("URL", Vllm(), engine, nothing)
     assert engine.asked == 0
 
 
@@ -100,7 +101,7 @@ def test_what_vllm_tells_of_a_prompt_is_read(written, wrong):
 
     due = [({"model": "m", "prompt": [1057], "max_tokens": 3}, Request((1057,), 1.0, top_k=1, max_new_tokens=3))]
     if not wrong:
-        assert check_truncation("URL", post, due) is None
+        assert check_truncation("URL", Vllm(), post, due) is None
         return
     with pytest.raises(UserError, match=r"URL ignores model.sweep.top_k: 1 of 3 tokens"):
-        check_truncation("URL", post, due)
+        check_truncation("URL", Vllm(), post, due)
