@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from engine_servers import VllmServer, served
 from goals import Goal, finish, parse
-from vllm_server import served
 
 DRAFTED = 4
 LOOKUP = {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
@@ -143,7 +143,7 @@ def main() -> None:
         config = folder / f"{name}.yaml"
         config.write_text(yaml.safe_dump(configuration(cell, options)))
         told = {"log": folder / f"{name}.log", "speculation": cell.speculation | {"num_speculative_tokens": DRAFTED}}
-        with served(options.vllm, options.target, *cell.options, **told) as server:
+        with served(VllmServer, options.vllm, options.target, *cell.options, **told) as server:
             code, findings = checked(config, server.url, folder / cell.run)
         shutil.copy(folder / cell.run / "serve-check/serve_check.json", folder / f"{name}.json")
         goals += goals_of(name, cell, code, findings)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.modules.openai_client import Refused
 
@@ -130,7 +131,16 @@ class LlamaCpp(EngineForm):
     path = "/completion"
 
     def body(self, request: Request, model: str, *, stops: bool) -> dict[str, Any]:
-        """See `EngineForm.body`."""
+        """See `EngineForm.body`.
+
+        Raises:
+            UserError: a text is not to end at its end token, which llama.cpp then takes out of the distribution.
+        """
+        if not stops:
+            raise UserError(
+                "llama.cpp cannot write past an end token: told to ignore it, it gives it no probability; "
+                "set model.sweep.stop_at_eos: true"
+            )
         own = {"prompt": list(request.prompt), "n_predict": request.max_new_tokens, "return_tokens": True}
         order = {"samplers": ["temperature", "top_k", "top_p", "min_p"], "repeat_penalty": 1.0}
         return own | _sampling(request, stops=stops) | order | {"seed": _seed(request)}

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.vllm_server import served
+from benchmarks.engine_servers import VllmServer, served
 from tempspec.models.loading import save_model
 from tests.tiny import llama, words
 
@@ -90,7 +90,9 @@ def speculating(vllm, world):
         speculation = {"method": "draft_model", "model": f"{world}/{draft}", "num_speculative_tokens": DRAFTED}
         speculation |= {"draft_sample_method": "probabilistic"} if sampled else {}
         options = ("--max-logprobs", "24", *options)
-        return served(vllm, world / "target", *options, log=world / "vllm.log", speculation=speculation, **more)
+        return served(
+            VllmServer, vllm, world / "target", *options, log=world / "vllm.log", speculation=speculation, **more
+        )
 
     return start
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.vllm_server import VllmServer, served
+from benchmarks.engine_servers import VllmServer, served
 from tempspec.core.sparse import SparseLogits
 from tempspec.core.tails import bounds
 from tempspec.metrics.goodput import speeds_of
@@ -178,7 +178,7 @@ def dense(kept, at_N, logq_NV):
 
 
 def test_speeds_beside_a_server_without_a_draft(world, server, vllm, tempspec, tmp_path):
-    with served(vllm, world / "target", log=world / "plain.log") as plain:
+    with served(VllmServer, vllm, world / "target", log=world / "plain.log") as plain:
         urls = ("--server", server.url, "--plain", plain.url, "--speed", "1,4")
         run = ("--config", world / "c.yaml", "--run", tmp_path)
         _, printed, error = tempspec("serve-check", *urls, *run)
@@ -215,7 +215,7 @@ def test_an_exported_head_accepts_there_what_it_does_here(deep, vllm, tempspec, 
     ):
         speculation = {"method": "eagle3", "model": str(folder), "num_speculative_tokens": 3}
         speculation |= {"draft_sample_method": "probabilistic"} if sampled else {}
-        with served(vllm, deep / "target", log=tmp_path / "vllm.log", speculation=speculation) as server:
+        with served(VllmServer, vllm, deep / "target", log=tmp_path / "vllm.log", speculation=speculation) as server:
             code, found = checked(tempspec, deep, server.url, *more)
         assert found["text at T = 0"] == (True, "agrees: 20 of 20 texts are equal")
         assert found["T = 0"][1].startswith(says[0]), found

@@ -135,7 +135,7 @@ def _of_sglang_log(text: str) -> EngineLog | None:
 
 
 def _of_llama_log(text: str) -> EngineLog | None:
-    """A line for each request, which counts by its drafted tokens: its rounds are not written. Former lines are shorter."""
+    """A request counts by the tokens that it drafted: its rounds are not written. Former lines have no length."""
     counts = []
     for line in _LLAMA_LINE.finditer(text):
         accepted, drafted = float(line["accepted"]), float(line["drafted"])

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     check_in_flight(ours, in_flight)
     for one in (engine, plain):
         if one is not None:
-            one.model = one.model or ours.pair.target
+            one.model, one.stops = one.model or ours.pair.target, ours.sweep.stop_at_eos
     verdicts = list(check(ours, engine))
     _show(verdicts, server.url, engine)
     alike = not any(finding.about == "length" for finding in verdicts)  # else the costs say nothing of our length
@@ -108,7 +108,8 @@ def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
             yield Verdict(f"T = {temperature:g}", "the engine drafted nothing", False)
             continue
         theirs, of_rows = _theirs(answers, ours.drafted, engine.dialect.positions)
-        found = verdict(temperature, theirs, _columns(ours, temperature, of_rows), among, alike=alike)
+        columns, only = _columns(ours, temperature, of_rows), engine.dialect.only
+        found = verdict(temperature, theirs, columns, among, alike=alike, only=only)
         yield from _of_counts(answers, theirs, ours, temperature)
         yield found
         if temperature == 0:
@@ -142,9 +143,11 @@ def _value(sums: Sums) -> float:
 
 
 def _columns(ours: Ours, temperature: float, of_rows: OfRows) -> dict[str, dict[str, Sums]]:
-    """Our figures under each hypothesis that differs from `same` at this temperature."""
+    """Our figures under each hypothesis that differs from `same`, what the sweep measures, at this temperature."""
     rows = {"same": rows_at(ours, "same", temperature, temperature)}
-    if temperature > 0 and ours.samples_draft:
+    if temperature > 0 and ours.argmax:
+        rows = {"same": rows_at(ours, "same", temperature, 0.0), "sampled": rows["same"]}
+    elif temperature > 0 and ours.samples_draft:
         rows["argmax"] = rows_at(ours, "same", temperature, 0.0)
         if "uncut" in ours.rows:
             rows["uncut"] = rows_at(ours, "uncut", temperature, temperature)

@@ -84,6 +84,7 @@ class LiveEngine:
 
     Attributes:
         model: the name that it serves the target under; empty where it lists several and none is named.
+        stops: whether its texts end at an end token.
     """
 
     def __init__(self, server: Server) -> None:
@@ -96,6 +97,7 @@ class LiveEngine:
         names = [str(entry.get("id")) for entry in listed_models(server)]
         self.model = server.model or (names[0] if len(names) == 1 else "")
         self.dialect = dialect_of(self.kind.name)
+        self.stops = True
 
     def answer(self, due: Sequence[tuple[int, Request]]) -> Answers:
         """Ask for completions.
@@ -208,7 +210,7 @@ class LiveEngine:
         Raises:
             UserError: it is refused, or the engine cannot be reached.
         """
-        body = self.dialect.form.body(request, self.model, stops=bool(request.stop_ids))
+        body = self.dialect.form.body(request, self.model, stops=self.stops)
         try:
             return call(self.server, self.dialect.form.path, body)
         except Refused as error:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pyarrow.parquet as pq
 
@@ -32,6 +32,7 @@ class Ours:
         sweep: temperatures and lengths.
         drafted: tokens that a round drafts at most.
         samples_draft: whether the draft is sampled from a model, at a temperature.
+        argmax: whether the configuration measures drafts by argmax and no other.
         prompts: of all sets, the first turns.
         rows: by the name of a hypothesis.
         folder: of this check.
@@ -42,6 +43,7 @@ class Ours:
     sweep: Sweep
     drafted: int
     samples_draft: bool
+    argmax: bool
     prompts: list[Prompt]
     rows: dict[str, list[DecodedRow]] = field(default_factory=dict)
     folder: Path = Path()
@@ -53,12 +55,24 @@ class _Decoding(CommandLine):
 
     column = "same"
     most = 32
+    drafts: ClassVar[Sequence[str | float]] = ("same", 0.0)
+    cut: ClassVar[bool | None] = None
+    argmax = False
     kept: list[Ours] = []
 
     @property
     def folder(self) -> Path:
         """Beside those of the run's stages; its name is what records are kept by."""
         return Path(self._options.run) / "serve-check" / self.column / "predict"
+
+    def before_instantiate_classes(self) -> None:
+        """With the drafts of this column."""
+        super().before_instantiate_classes()
+        sweep = self._options.model.sweep
+        asked = sweep.draft_temperatures
+        self.argmax = all(one == 0 for one in (asked if isinstance(asked, list) else [asked]))
+        sweep.draft_temperatures = list(self.drafts)
+        sweep.cut_draft = sweep.cut_draft if self.cut is None else self.cut
 
     def instantiate_classes(self) -> None:
         """With no more prompts of a set than asked for."""
@@ -77,7 +91,7 @@ class _Decoding(CommandLine):
         wanted = set(runner.order)
         rows = [row for row in rows if row["key"] in wanted and row["turn"] == 1 and row["verifier"] == VERIFIER]
         prompts = [prompt for members in self.datamodule.prompt_sets().values() for prompt in members]
-        parts = (self.model.pair, runner.sweep, runner.length.longest, runner.needs_draft, prompts)
+        parts = (self.model.pair, runner.sweep, runner.length.longest, runner.needs_draft, self.argmax, prompts)
         path = self.trainer.ckpt_path
         measured = draft_identity(self.model.pair, str(path) if path else None, used=runner.needs_draft)
         ours = Ours(*parts, folder=self.folder.parents[1], measured=measured)
@@ -99,15 +113,14 @@ def decoded(rest: Sequence[str], prompts: int, verifier: str) -> Ours:
     shared = ["predict", *rest, "--model.verifiers", f"{{{VERIFIER}: {verifier}}}", "--model.sweep.timing_prompts", "0"]
     kept: list[Ours] = []
 
-    def column(name: str, *options: str, earlier: Any = None) -> Any:
-        kind = type("_Column", (_Decoding,), {"column": name, "most": prompts, "kept": kept})
-        return run([*shared, *options], earlier, kind)
+    def column(name: str, earlier: Any = None, **own: Any) -> Any:
+        kind = type("_Column", (_Decoding,), {"column": name, "most": prompts, "kept": kept, **own})
+        return run(shared, earlier, kind)
 
-    first = column("same", "--model.sweep.draft_temperatures", "[same, 0.0]")
+    first = column("same")
     ours = kept[0]
-    if ours.sweep.truncation != WHOLE:
-        options = ("--model.sweep.draft_temperatures", "same", "--model.sweep.cut_draft", "false")
-        column("uncut", *options, earlier=cast(DistillationModule, first))
+    if ours.sweep.truncation != WHOLE and not ours.argmax:
+        column("uncut", cast(DistillationModule, first), drafts=("same",), cut=False)
         ours.rows |= kept[1].rows
     return ours
 

@@ -21,11 +21,13 @@ class Dialect(ABC):
 
     Attributes:
         positions: whether it can tell in how many rounds each position was accepted.
+        only: where it drafts in one way whatever it is told, that hypothesis of `verdicts.HYPOTHESES` and a remark.
         extra: tokens to ask for beyond a request's, so that as many as in our rows come from rounds. Without positions
             the last round counts, which drafts less, and the first token comes before any round.
     """
 
     positions: ClassVar[bool] = True
+    only: ClassVar[tuple[str, str] | None] = None
     extra: ClassVar[int] = 0
 
     def __init__(self, form: EngineForm) -> None:
@@ -81,6 +83,7 @@ class LlamaCpp(Dialect):
     """llama.cpp: timings, which have drafted and accepted tokens, and no positions."""
 
     positions = False
+    only = "argmax", "llama.cpp always does so, and model.sweep.draft_temperatures: 0.0 measures it"
     extra = 1
 
     def written(self, answer: Answer) -> int:

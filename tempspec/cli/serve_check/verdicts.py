@@ -23,6 +23,7 @@ __all__ = [
 HYPOTHESES: dict[str, str] = {
     "same": "agrees",
     "argmax": "the engine drafts by argmax: its figures are those of our argmax column",
+    "sampled": "the engine samples its draft, and model.sweep.draft_temperatures measures drafts by argmax alone",
     "uncut": "the engine truncates only the target: its figures are those of a draft that is not truncated",
 }
 """Columns that our engine computes, by name, and what it means if an engine's figures are those of one."""
@@ -58,6 +59,7 @@ def verdict(
     among: int,
     *,
     alike: bool = True,
+    only: tuple[str, str] | None = None,
 ) -> Verdict:
     """Which hypothesis an engine's figures at a temperature fit.
 
@@ -67,6 +69,7 @@ def verdict(
         columns: the same of ours, by the names of `HYPOTHESES`; `same` always.
         among: lines that the whole check looks at.
         alike: whether the figures at temperature 0 agreed: they do not depend on how a draft is sampled.
+        only: where the engine drafts in one way whatever it is told, that hypothesis and a remark.
     """
     about = f"T = {temperature:g}"
     compared = {name: compare(theirs, column, among) for name, column in columns.items()}
@@ -74,6 +77,8 @@ def verdict(
     lines = tuple(compared["same"])
     if fits["same"] is None:
         return Verdict(about, "too few prompts to tell: give six or more", None, lines)
+    if only is not None and fits.get(only[0]):
+        return Verdict(about, f"{HYPOTHESES[only[0]]}; {only[1]}", False, lines)
     if fits["same"]:
         also = [name for name, fit in fits.items() if fit and name != "same"]
         more = f"; so does our {' and '.join(also)} column, which more prompts would tell from it" if also else ""

@@ -117,9 +117,10 @@ def efficiency(log):
         ("chat.jsonl", 1.44, [0.38, 0.04, 0.02, 0.0]),
         ("bench.json", 1.373, [0.284, 0.082, 0.007, 0.0]),
         ("vllm.log", 1.438, [0.38, 0.04, 0.02, 0.0]),
+        ("llama_metrics.txt", 1.345, [0.276, 0.052, 0.017, 0.0]),
     ],
 )
-def test_what_vllm_answered_is_read(name, length, positions):
+def test_what_engines_wrote_is_read(name, length, positions):
     log = read_engine_log(RECORDED / name)
     assert (efficiency(log), shares(log)) == (length, positions)
 
@@ -140,6 +141,20 @@ def test_rounds_without_a_draft_count_where_tokens_are_known():
     log = read_engine_log(RECORDED / "ngram.jsonl")
     assert efficiency(log) < tokens / (tokens - accepted) < (accepted + drafting) / drafting
     assert log.note == ""
+
+
+@pytest.mark.parametrize(("name", "length"), [("llama_completions.jsonl", 1.328), ("llama.log", 1.337)])
+def test_what_llama_cpp_answered_and_logged_are_the_same_requests(name, length):
+    """Answers count the round that drafts nothing, too."""
+    log = read_engine_log(RECORDED / name)
+    assert [(count.accepted, count.drafted) for count in log.counts] == [(5, 64), (2, 40), (9, 46), (4, 66)]
+    assert (efficiency(log), log.per_request) == (length, True)
+
+
+def test_former_lines_of_llama_cpp_say_nothing_of_rounds(tmp_path):
+    (tmp_path / "a.log").write_text("slot: draft acceptance rate = 0.57576 (   19 accepted /    33 generated)\n")
+    (count,) = read_engine_log(tmp_path / "a.log").counts
+    assert (count.rounds, count.accepted, count.drafted) == (0, 19, 33)
 
 
 @pytest.mark.parametrize(("row", "note"), [(VLLM, ONLY_DRAFTING), (VLLM | {"completion_tokens": 54}, "")])

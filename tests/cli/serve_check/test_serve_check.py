@@ -94,7 +94,10 @@ def test_how_an_engine_samples_its_draft_is_named(models, ours, options, agrees,
 
 @pytest.mark.parametrize(
     ("options", "agrees", "says"),
-    [({}, True, "agrees"), ({"draft_temperature": 0.0}, False, "the engine drafts by argmax")],
+    [
+        ({}, True, "agrees"),
+        ({"draft_temperature": 0.0}, False, "the engine drafts by argmax: its figures are those of"),
+    ],
 )
 def test_an_engine_without_positions_is_checked_by_totals(models, ours, options, agrees, says):
     target, near, _ = models
@@ -112,6 +115,25 @@ def test_other_lengths_of_an_engine_without_positions(models, ours):
         says = findings(ours, server)["length", False]
     assert float(says.split()[3]) < 2  # "the engine drafts 1.89 tokens per round, ..."
     assert says.endswith("start llama-server with --spec-draft-n-max 3 --spec-draft-n-min 0 --spec-draft-p-min 0")
+
+
+def test_what_always_drafts_by_argmax_agrees_with_a_sweep_that_measures_it(models, config, tmp_path):
+    target, near, _ = models
+    few = ["--config", str(config), "--run", str(tmp_path), "--model.sweep.draft_temperatures", "0.0"]
+    ours = decoded(few, 16, "TokenwiseRejection")
+    with llama_cpp(target, near, PARTS, words(), draft_temperature=0.0) as server:
+        assert findings(ours, server)["T = 1", True] == "agrees"
+    with speculating(target, near, PARTS, words()) as server:
+        assert findings(ours, server)["T = 1", False].startswith("the engine samples its draft")
+
+
+def test_an_engine_that_can_only_draft_by_argmax_is_believed(config, models):
+    """Eight texts are too few to tell both columns apart."""
+    target, near, _ = models
+    ours = decoded(["--config", str(config), "--model.sweep.samples", "1"], 8, "TokenwiseRejection")
+    with llama_cpp(target, near, PARTS, words(), draft_temperature=0.0) as server:
+        says = findings(ours, server)["T = 1", False]
+    assert says.endswith("; llama.cpp always does so, and model.sweep.draft_temperatures: 0.0 measures it")
 
 
 def test_another_draft_and_another_target_are_named(models, ours):
