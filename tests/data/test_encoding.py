@@ -156,7 +156,7 @@ def test_a_tokenizer_without_positions_is_given_pieces():
 
 
 @pytest.mark.parametrize("what", ["truncation", "padding"])
-def test_what_the_file_says_of_padding_and_truncation_is_turned_off(tokenizer, sentences, what):
+def test_padding_and_truncation_of_the_file_are_turned_off(tokenizer, sentences, what):
     texts = [sentences(1), sentences(4)]
     expected = Encoder(tokenizer).documents(texts)
     configured = deepcopy(tokenizer)
@@ -167,7 +167,7 @@ def test_what_the_file_says_of_padding_and_truncation_is_turned_off(tokenizer, s
     assert Encoder(configured).documents(texts) == expected
 
 
-def test_a_tokenizer_whose_call_does_more_than_its_library_is_called(tokenizer):
+def test_a_tokenizer_whose_call_does_more_is_called(tokenizer):
     class Shouted(type(tokenizer)):
         def __call__(self, text, **options):
             return super().__call__([each.replace("fox", "hill") for each in text], **options)

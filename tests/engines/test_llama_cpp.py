@@ -141,6 +141,8 @@ def test_its_counters_are_those_of_its_answers(world, server, tempspec, tmp_path
 def test_a_teacher_is_refused_in_one_line(world, server, tempspec, tmp_path):
     options = ("--cache-teacher", "--model.teacher", {"folder": str(tmp_path / "t"), "tokens": 8})
     line = ("generate", "--config", world / "c.yaml", "--run", tmp_path, "--server", server.url, *options)
-    code, _, error = tempspec(*line, "--data.train", {"path": f"{world}/p.jsonl", "text": "prompt"}, "--data.max_length", "64")
+    code, _, error = tempspec(
+        *line, "--data.train", {"path": f"{world}/p.jsonl", "text": "prompt"}, "--data.max_length", "64"
+    )
     assert code == 2
     assert "is llama.cpp: expected vLLM or SGLang" in error

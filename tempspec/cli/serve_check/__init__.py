@@ -109,6 +109,8 @@ def check(ours: Ours, engine: LiveEngine) -> Iterator[Verdict]:
             continue
         theirs, of_rows = _theirs(answers, ours.drafted, engine.dialect.positions)
         columns, only = _columns(ours, temperature, of_rows), engine.dialect.only
+        if only is not None:
+            columns.pop("sampled", None)  # nothing that it could be
         found = verdict(temperature, theirs, columns, among, alike=alike, only=only)
         yield from _of_counts(answers, theirs, ours, temperature)
         yield found

@@ -144,7 +144,7 @@ def test_rounds_without_a_draft_count_where_tokens_are_known():
 
 
 @pytest.mark.parametrize(("name", "length"), [("llama_completions.jsonl", 1.328), ("llama.log", 1.337)])
-def test_what_llama_cpp_answered_and_logged_are_the_same_requests(name, length):
+def test_what_llama_cpp_answered_and_logged_is_the_same(name, length):
     """Answers count the round that drafts nothing, too."""
     log = read_engine_log(RECORDED / name)
     assert [(count.accepted, count.drafted) for count in log.counts] == [(5, 64), (2, 40), (9, 46), (4, 66)]

@@ -117,7 +117,7 @@ def test_other_lengths_of_an_engine_without_positions(models, ours):
     assert says.endswith("start llama-server with --spec-draft-n-max 3 --spec-draft-n-min 0 --spec-draft-p-min 0")
 
 
-def test_what_always_drafts_by_argmax_agrees_with_a_sweep_that_measures_it(models, config, tmp_path):
+def test_an_engine_that_drafts_by_argmax_and_a_sweep_that_does(models, config, tmp_path):
     target, near, _ = models
     few = ["--config", str(config), "--run", str(tmp_path), "--model.sweep.draft_temperatures", "0.0"]
     ours = decoded(few, 16, "TokenwiseRejection")
