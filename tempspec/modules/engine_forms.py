@@ -91,12 +91,11 @@ class Vllm(EngineForm):
     def sampled(self, post: Post, body: Mapping[str, Any], tokens: int, listed: int) -> list[tuple[Law, int]]:
         """See `EngineForm.sampled`: by the log-probabilities of the whole text as a prompt."""
         try:
-            ids = self.ids(post({**body, "max_tokens": min(tokens, body["max_tokens"])}))
+            ids = _choice(post({**body, "max_tokens": min(tokens, body["max_tokens"])})).get("token_ids") or []
             whole = {"model": body["model"], "prompt": [*body["prompt"], *ids], "max_tokens": 1, "temperature": 0.0}
-            (choice,) = post({**whole, "prompt_logprobs": listed}).get("choices") or [{}]
+            told = _choice(post({**whole, "prompt_logprobs": listed})).get("prompt_logprobs") or []
         except Refused:
             return []
-        told = choice.get("prompt_logprobs") or []
         laws = [{int(token): float(entry["logprob"]) for token, entry in (law or {}).items()} for law in told]
         places = zip(laws[len(body["prompt"]) :], ids, strict=False)
         return [(law, token) for law, token in places if token in law]
@@ -160,11 +159,20 @@ class LlamaCpp(EngineForm):
     def sampled(self, post: Post, body: Mapping[str, Any], tokens: int, listed: int) -> list[tuple[Law, int]]:
         """See `EngineForm.sampled`: by what it tells of each token before temperature and truncation."""
         short = {"n_predict": min(tokens, body["n_predict"]), "n_probs": listed, "post_sampling_probs": False}
-        told = post({**body, **short}).get("completion_probabilities") or []
+        try:
+            told = post({**body, **short}).get("completion_probabilities") or []
+        except Refused:
+            return []
         return [
             ({int(one["id"]): float(one["logprob"]) for one in [*place["top_logprobs"], place]}, int(place["id"]))
             for place in told
+            if "top_logprobs" in place  # earlier versions tell probabilities of texts
         ]
+
+
+def _choice(answer: Answer) -> Mapping[str, Any]:
+    choices = answer.get("choices") or [{}]
+    return choices[0]
 
 
 def form_of(name: str) -> EngineForm:

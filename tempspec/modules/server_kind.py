@@ -102,14 +102,19 @@ def refusal(
         error: the answer.
         ask: asks once more, to find out; None to go by the answer's words alone.
     """
-    asked = {field: none for field, (_, none) in _OPTIONS.items() if body.get(field, none) != none}
+    nested = body.get("sampling_params")  # SGLang's
+    given = body if nested is None else nested
+    asked = {field: none for field, (_, none) in _OPTIONS.items() if given.get(field, none) != none}
     named = [field for field in asked if field in str(error)]
     if not named and ask is not None:
         trials = [{field: none} for field, none in asked.items()] + [asked]
-        named = list(next((some for some in trials if some and _answers(ask, {**body, **some})), ()))
+        changed = ({**given, **some} for some in trials)
+        bodies = [one if nested is None else {**body, "sampling_params": one} for one in changed]
+        pairs = zip(trials, bodies, strict=True)
+        named = list(next((some for some, one in pairs if some and _answers(ask, one)), ()))
     if not named:
         return UserError(f"{server.url} refuses: {error}; check server.model and the API key")
-    options = " and ".join(f"{_OPTIONS[field][0]} (got {field} {body[field]})" for field in named)
+    options = " and ".join(f"{_OPTIONS[field][0]} (got {field} {given[field]})" for field in named)
     return UserError(f"{server.url} refuses {options}: {error}; leave it out, or ask a server that can do it")
 
 

@@ -40,7 +40,7 @@ def refusing(*fields, words="bad request"):
     """A server that refuses a request in which one of these fields asks for something."""
 
     def answer(path, body):
-        asked = [field for field in fields if body.get(field)]
+        asked = [field for field in fields if {**body, **body.get("sampling_params", {})}.get(field)]
         return (400, {"error": words}) if asked else (200, {"choices": []})
 
     return serving(answer)
@@ -55,8 +55,10 @@ def refusing(*fields, words="bad request"):
         (["model"], "no such model", "refuses: 400: "),
     ],
 )
-def test_a_refused_option_is_named(fields, words, says):
-    body = {"model": "m", "min_p": 0.2, "top_p": 1.0, "ignore_eos": True}
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_refused_option_is_named(fields, words, says, nested):
+    options = {"min_p": 0.2, "top_p": 1.0, "ignore_eos": True}
+    body = {"model": "m", **({"sampling_params": options} if nested else options)}  # as SGLang has them
     with refusing(*fields, words=words) as server:
         ours = Server(server.url)
 

@@ -69,11 +69,12 @@ def main(arguments: Sequence[str]) -> int:
     in_flight = numbers(own.speed or (str(own.concurrency) if own.plain else ""))
     engine = LiveEngine(server)
     plain = LiveEngine(_server(own.plain, own.model_name, own.concurrency)) if own.plain else None
-    ours = decoded(rest, own.prompts, own.verifier)
+    ours = decoded(rest, own.prompts, own.verifier, [engine.take_up])
     check_in_flight(ours, in_flight)
     for one in (engine, plain):
         if one is not None:
-            one.model, one.stops = one.model or ours.pair.target, ours.sweep.stop_at_eos
+            one.model = one.model or ours.pair.target
+            one.take_up(ours.sweep)
     verdicts = list(check(ours, engine))
     _show(verdicts, server.url, engine)
     alike = not any(finding.about == "length" for finding in verdicts)  # else the costs say nothing of our length

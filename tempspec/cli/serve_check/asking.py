@@ -13,6 +13,7 @@ from typing import Any
 from tempspec.cli.import_results.counters import difference, of_counters, scraped
 from tempspec.cli.import_results.counts import LoggedCounts
 from tempspec.cli.serve_check.dialects import dialect_of
+from tempspec.decoding.sweep import Sweep
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
 from tempspec.metrics.parity import Counted, Totals
@@ -98,6 +99,15 @@ class LiveEngine:
         self.model = server.model or (names[0] if len(names) == 1 else "")
         self.dialect = dialect_of(self.kind.name)
         self.stops = True
+
+    def take_up(self, sweep: Sweep) -> None:
+        """Ask as a sweep decodes.
+
+        Raises:
+            UserError: the engine cannot.
+        """
+        self.stops = sweep.stop_at_eos
+        self.dialect.form.body(Request((0,), 0.0), self.model, stops=self.stops)
 
     def answer(self, due: Sequence[tuple[int, Request]]) -> Answers:
         """Ask for completions.

@@ -1,6 +1,6 @@
 """What serve-check decodes here: the prompts of a run under every hypothesis that its sweep has (floor 6)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -58,6 +58,7 @@ class _Decoding(CommandLine):
     drafts: ClassVar[Sequence[str | float]] = ("same", 0.0)
     cut: ClassVar[bool | None] = None
     argmax = False
+    checks: ClassVar[Sequence[Callable[[Sweep], None]]] = ()
     kept: list[Ours] = []
 
     @property
@@ -77,6 +78,8 @@ class _Decoding(CommandLine):
     def instantiate_classes(self) -> None:
         """With no more prompts of a set than asked for."""
         super().instantiate_classes()
+        for check in self.checks:
+            check(self.model.runner.sweep)
         sources = self.datamodule.prompt_sources
         for name, source in sources.items():
             limit = self.most if source.limit is None else min(source.limit, self.most)
@@ -102,19 +105,20 @@ class _Decoding(CommandLine):
         """Nothing: no figure of a draft's card is measured here."""
 
 
-def decoded(rest: Sequence[str], prompts: int, verifier: str) -> Ours:
+def decoded(rest: Sequence[str], prompts: int, verifier: str, checks: Sequence[Callable[[Sweep], None]] = ()) -> Ours:
     """Our rows under every hypothesis that the sweep has.
 
     Args:
         rest: options of predict.
         prompts: of each set, at most.
         verifier: the rule that the engine verifies with.
+        checks: refuse a sweep before anything is decoded.
     """
     shared = ["predict", *rest, "--model.verifiers", f"{{{VERIFIER}: {verifier}}}", "--model.sweep.timing_prompts", "0"]
     kept: list[Ours] = []
 
     def column(name: str, earlier: Any = None, **own: Any) -> Any:
-        kind = type("_Column", (_Decoding,), {"column": name, "most": prompts, "kept": kept, **own})
+        kind = type("_Column", (_Decoding,), {"column": name, "most": prompts, "kept": kept, "checks": checks} | own)
         return run(shared, earlier, kind)
 
     first = column("same")

@@ -136,6 +136,15 @@ def test_an_engine_that_can_only_draft_by_argmax_is_believed(config, models):
     assert says.endswith("; llama.cpp always does so, and model.sweep.draft_temperatures: 0.0 measures it")
 
 
+def test_an_end_that_an_engine_cannot_ignore_is_refused_at_once(models, config, run, tmp_path):
+    target, near, _ = models
+    with llama_cpp(target, near, PARTS, words()) as server:
+        code, _, error = run("serve-check", "--config", config, "--server", server.url, "--run", tmp_path)
+    assert (code, error.count("\n")) == (2, 1)
+    assert error.startswith("error: llama.cpp cannot write past an end token")
+    assert not list(tmp_path.rglob("*.parquet"))
+
+
 def test_another_draft_and_another_target_are_named(models, ours):
     target, _, far = models
     with speculating(target, far, PARTS, words()) as server:

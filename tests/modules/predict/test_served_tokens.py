@@ -6,7 +6,7 @@ import torch
 from tempspec.core.acceptance import Truncation
 from tempspec.errors import UserError
 from tempspec.interfaces import Request
-from tempspec.modules.engine_forms import Vllm
+from tempspec.modules.engine_forms import LlamaCpp, Vllm
 from tempspec.modules.openai_client import Refused
 from tempspec.modules.predict.served_tokens import LISTED, SLACK, check_truncation, excluded_by
 
@@ -105,3 +105,48 @@ def test_what_vllm_tells_of_a_prompt_is_read(written, wrong):
         return
     with pytest.raises(UserError, match=r"URL ignores model.sweep.top_k: 1 of 3 tokens"):
         check_truncation("URL", Vllm(), post, due)
+
+
+class Telling:
+    """llama.cpp, which tells the law of each token before temperature and truncation; a real one wrote this place."""
+
+    PLACE = {
+        "id": 282,
+        "token": " of",
+        "bytes": [32, 111, 102],
+        "logprob": -0.9022681713104248,
+        "top_logprobs": [
+            {"id": 282, "token": " of", "bytes": [32, 111, 102], "logprob": -0.9022681713104248},
+            {"id": 79, "token": "_", "bytes": [95], "logprob": -2.604639768600464},
+            {"id": 446, "token": " (", "bytes": [32, 40], "logprob": -3.2484824657440186},
+        ],
+    }
+
+    def __init__(self, token=282, logprob=-0.9022681713104248, refuses=False, former=False):
+        self.place, self.refuses = self.PLACE | {"id": token, "logprob": logprob}, refuses
+        self.place = {"content": " of", "probs": [{"tok_str": " of", "prob": 0.4}]} if former else self.place
+
+    def __call__(self, body):
+        assert (body["n_predict"], body["n_probs"], body["post_sampling_probs"]) == (8, LISTED, False)
+        if self.refuses:
+            raise Refused(400, "no n_probs")
+        return {"content": " of", "completion_probabilities": [self.place]}
+
+
+def due_of_llama(**cut):
+    request = Request((3, 4), 1.0, max_new_tokens=8, **cut)
+    return [(LlamaCpp().body(request, "m", stops=True), request)] * 4
+
+
+def test_what_llama_cpp_tells_of_its_own_tokens_is_looked_at():
+    check_truncation("URL", LlamaCpp(), Telling(), due_of_llama(min_p=0.2))
+    with pytest.raises(UserError, match=r"URL ignores model.sweep.min_p: 4 of 4 tokens"):
+        check_truncation("URL", LlamaCpp(), Telling(7, -6.0), due_of_llama(min_p=0.2))
+
+
+@pytest.mark.parametrize("option", ["refuses", "former"])
+def test_a_llama_server_that_tells_nothing_is_not_checked(option, monkeypatch):
+    said = []
+    monkeypatch.setattr("tempspec.modules.predict.served_tokens.rank_zero_info", said.append)
+    check_truncation("URL", LlamaCpp(), Telling(7, -6.0, **{option: True}), due_of_llama(min_p=0.2))
+    assert said == ["URL returns no log-probabilities of what it has written: its tokens are not checked"]
