@@ -34,6 +34,8 @@ CHATML = (
 ASKED, ANSWERED = 250, 1400
 """Mean characters of a question and of an answer, of which a conversation has 3.3 on average."""
 AT_ONCE = 1000
+PIECE = 500
+"""Rows of a pair of timings: they last a second or two each, in which a machine changes little."""
 ROUNDS = 5
 LONGEST = 4096
 
@@ -79,8 +81,8 @@ def on_one_core(tokenizer: PreTrainedTokenizerFast, rows: datasets.Dataset) -> t
     texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in plain_messages(rows)]
     tokens = sum(len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]) / len(texts)
     pairs, encoder = [], Encoder(tokenizer)  # one, as a corpus has: it learns the template once
-    for start in [*range(0, len(rows), AT_ONCE)] * ROUNDS:
-        members = range(start, min(start + AT_ONCE, len(rows)))
+    for start in [*range(0, len(rows), PIECE)] * ROUNDS:
+        members = range(start, min(start + PIECE, len(rows)))
         share = rows.select(members)
         times = timed_plain(tokenizer, [texts[index] for index in members]), timed_rows(encoder, share, 1)
         pairs.append([seconds / len(members) for seconds in times])
