@@ -109,3 +109,15 @@ def tempspec(capsys):
         return code, re.sub(r"\s+", " ", printed.out), printed.err
 
     return call
+
+
+@pytest.fixture
+def checked(tempspec):
+    """serve-check on a configuration's folder; returns its exit code, and what it says of each thing."""
+
+    def call(world, url, *more):
+        code, *_ = tempspec("serve-check", "--server", url, "--config", world / "c.yaml", "--run", world / "run", *more)
+        findings = json.loads((world / "run/serve-check/serve_check.json").read_text())["findings"]
+        return code, {one["about"]: (one["agrees"], one["says"]) for one in findings}
+
+    return call

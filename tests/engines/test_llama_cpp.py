@@ -1,6 +1,7 @@
 """What a real llama-server serves is what is measured here: `TEMPSPEC_LLAMA=llama-server pytest -m engines`."""
 
 import json
+import math
 import os
 import urllib.request
 from pathlib import Path
@@ -10,7 +11,10 @@ import pytest
 import yaml
 
 from benchmarks.engine_servers import LlamaServer, served
+from tempspec.interfaces import Request
 from tempspec.models.loading import save_model
+from tempspec.modules.engine_forms import LlamaCpp
+from tempspec.modules.openai_client import Server, call
 from tests.gguf_file import TEMPLATE, byte_level, write_gguf
 from tests.tiny import llama
 
@@ -96,38 +100,44 @@ def test_an_end_token_cannot_be_ignored(world, server, tempspec, tmp_path):
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_a_truncation_is_applied_after_the_temperature(world, server, tempspec, tmp_path):
-    """As every token is looked at that a few answers hold, it would be refused otherwise."""
-    cut = ("--model.sweep.top_p", "0.5", "--model.sweep.min_p", "0.05")
-    rows = generate(tempspec, world, tmp_path, "--server", server.url, *cut)
-    assert len(rows) == 20 + 2 * 20
+def test_a_truncation_is_applied_after_the_temperature(server):
+    """In its own order of samplers, which the control leaves it, min_p cuts the distribution of T = 1."""
+    temperature, min_p = 0.5, 0.3
+    asked = [Request((one, 5, 9), temperature, max_new_tokens=32, min_p=min_p, seed=one) for one in range(1, 5)]
+    ours = [LlamaCpp().body(one, "m", stops=True) for one in asked]
+    own = [{name: value for name, value in body.items() if name != "samplers"} for body in ours]
+
+    def post(body):
+        return call(Server(server.url), LlamaCpp.path, body)
+
+    def impossible(bodies):
+        places = [place for body in bodies for place in LlamaCpp().sampled(post, body, 32, 20)]
+        assert len(places) > 64
+        least = temperature * math.log(min_p) - 1e-3
+        return sum(law[token] - max(law.values()) < least for law, token in places)
+
+    assert impossible(ours) == 0
+    assert impossible(own) > 0
 
 
-def checked(tempspec, world, url, *more):
-    """The exit code of serve-check, and what it says of each thing."""
-    code, *_ = tempspec("serve-check", "--server", url, "--config", world / "c.yaml", "--run", world / "run", *more)
-    findings = json.loads((world / "run/serve-check/serve_check.json").read_text())["findings"]
-    return code, {one["about"]: (one["agrees"], one["says"]) for one in findings}
-
-
-def test_it_drafts_by_argmax_and_agrees_with_a_sweep_that_does(world, server, tempspec):
-    code, found = checked(tempspec, world, server.url)
+def test_it_drafts_by_argmax_and_agrees_with_a_sweep_that_does(world, server, checked):
+    code, found = checked(world, server.url)
     assert code == 1
     assert found["T = 1"][1].startswith("the engine drafts by argmax")
-    code, found = checked(tempspec, world, server.url, "--model.sweep.draft_temperatures", "0.0")
+    code, found = checked(world, server.url, "--model.sweep.draft_temperatures", "0.0")
     assert code == 0, found
     assert found["T = 0"][1] == found["T = 1"][1] == "agrees"
     assert found["text at T = 0"] == (True, "agrees: 20 of 20 texts are equal")
     assert found["tokenizer"] == found["chat template"] == (True, "agrees")
 
 
-def test_another_draft_and_another_length_are_named(world, speculating, tempspec):
+def test_another_draft_and_another_length_are_named(world, speculating, checked):
     with speculating("far") as server:
-        code, found = checked(tempspec, world, server.url)
+        code, found = checked(world, server.url)
     assert code == 1
     assert found["T = 0"][1].startswith("another draft")
     with speculating(tokens=DRAFTED - 1) as server:
-        assert "--spec-draft-n-max 3" in checked(tempspec, world, server.url)[1]["length"][1]
+        assert "--spec-draft-n-max 3" in checked(world, server.url)[1]["length"][1]
 
 
 def test_its_counters_are_those_of_its_answers(world, server, tempspec, tmp_path):

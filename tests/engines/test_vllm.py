@@ -95,33 +95,26 @@ def test_a_server_that_is_killed_and_comes_again(world, vllm, tmp_path):
     is_whole(world, tmp_path)
 
 
-def checked(tempspec, world, url, *more):
-    """The exit code of serve-check, and what it says of each thing."""
-    code, *_ = tempspec("serve-check", "--server", url, "--config", world / "c.yaml", "--run", world / "run", *more)
-    findings = json.loads((world / "run/serve-check/serve_check.json").read_text())["findings"]
-    return code, {one["about"]: (one["agrees"], one["says"]) for one in findings}
-
-
-def test_serve_check_agrees_with_the_right_server(world, server, tempspec):
-    code, found = checked(tempspec, world, server.url)
+def test_serve_check_agrees_with_the_right_server(world, server, checked):
+    code, found = checked(world, server.url)
     assert code == 0, found
     assert found["T = 0"][1] == found["T = 1"][1] == "agrees"
     assert found["text at T = 0"] == (True, "agrees: 20 of 20 texts are equal")
     assert found["tokenizer"] == found["chat template"] == (True, "agrees")
 
 
-def test_the_default_server_drafts_by_argmax(world, speculating, tempspec):
+def test_the_default_server_drafts_by_argmax(world, speculating, checked):
     with speculating(sampled=False) as server:
-        code, found = checked(tempspec, world, server.url)
+        code, found = checked(world, server.url)
     assert code == 1
     assert found["T = 0"] == (True, "agrees")
     assert found["T = 1"][1].startswith("the engine drafts by argmax")
 
 
-def test_another_draft_and_another_template_are_named(world, speculating, tempspec, tmp_path):
+def test_another_draft_and_another_template_are_named(world, speculating, checked, tmp_path):
     (tmp_path / "t.jinja").write_text("{% for one in messages %}w4 {{ one['content'] }}{% endfor %}")
     with speculating("far", "--chat-template", str(tmp_path / "t.jinja")) as server:
-        code, found = checked(tempspec, world, server.url)
+        code, found = checked(world, server.url)
     assert code == 1
     assert found["T = 0"][1].startswith("another draft")
     assert found["T = 1"][1].startswith("another draft")
@@ -202,7 +195,7 @@ def without_d2t(head, folder):
     return folder
 
 
-def test_an_exported_head_accepts_there_what_it_does_here(deep, vllm, tempspec, tmp_path):
+def test_an_exported_head_accepts_there_what_it_does_here(deep, vllm, tempspec, checked, tmp_path):
     options = ("--trainer.max_steps", "80", "--trainer.limit_val_batches", "0")
     code, _, error = tempspec("fit", "--config", deep / "c.yaml", *options)
     assert code == 0, error
@@ -216,7 +209,7 @@ def test_an_exported_head_accepts_there_what_it_does_here(deep, vllm, tempspec, 
         speculation = {"method": "eagle3", "model": str(folder), "num_speculative_tokens": 3}
         speculation |= {"draft_sample_method": "probabilistic"} if sampled else {}
         with served(VllmServer, vllm, deep / "target", log=tmp_path / "vllm.log", speculation=speculation) as server:
-            code, found = checked(tempspec, deep, server.url, *more)
+            code, found = checked(deep, server.url, *more)
         assert found["text at T = 0"] == (True, "agrees: 20 of 20 texts are equal")
         assert found["T = 0"][1].startswith(says[0]), found
         assert found["T = 1"][1].startswith(says[1]), found

@@ -33,7 +33,6 @@ _FORMER_VLLM_LINE = re.compile(
     r"tokens: (\d+), Number of emitted tokens: (\d+)"
 )
 _SGLANG_LINE = re.compile(r"Decode batch.*?accept len: ([\d.]+)(?:, accept rate: ([\d.]+))?")
-
 _LLAMA_LINE = re.compile(
     r"draft acceptance(?: rate)? = [\d.]+ \( *(?P<accepted>\d+) accepted / *(?P<drafted>\d+) generated\)"
     r"(?:, mean len = *(?P<length>[\d.]+))?"

@@ -1,7 +1,7 @@
 """generate by a serving engine: the target's text from where it is served, with the rows of generate (floor 5).
 
 No weights are loaded here: the tokenizer and the configuration alone. Which tokens a server saw and wrote is known
-exactly where it takes and returns ids (vLLM); elsewhere prompts go as text, and ids are those of our tokenizer.
+exactly where it takes and returns ids, as engines do; elsewhere prompts go as text, and ids are those of our tokenizer.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -150,7 +150,11 @@ class ServedGeneration:
         try:
             text, stopped, ids = self._read(answer)
         except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise UserError(f"{self.server.url}: expected a completion, got one without its text") from error
+            got = ", ".join(answer) if isinstance(answer, Mapping) else type(answer).__name__
+            raise UserError(
+                f"{self.server.url}: expected a completion with its text, got an answer of {got or 'nothing'}; "
+                "see server.form"
+            ) from error
         if ids:  # a server writes text piece by piece, and other spaces than a tokenizer that sees all of it
             text = self.pair.tokenizer.decode(ids, skip_special_tokens=True)
         else:
@@ -165,7 +169,7 @@ class ServedGeneration:
 
     def _read(self, answer: Mapping[str, Any]) -> tuple[str, bool, list[int]]:
         """Text, whether it came to its end by itself, and its tokens where they are told."""
-        engine = Vllm() if self._engine is None else self._engine
+        engine = Vllm() if self._engine is None else self._engine  # OpenAI's answers are read as vLLM's
         return engine.text(answer), engine.ended(answer), engine.ids(answer)
 
     def _body(self, request: Request) -> dict[str, Any]:
