@@ -15,6 +15,7 @@ import pytest
 import rich
 
 from tempspec.cli.progress import PaceLines
+from tests.serving import serving
 
 OPTIONS = ("--model.sweep.max_new_tokens", 6, "--model.sweep.generation_temperatures", "[0.0, 1.0]")
 SERVE = "from transformers.cli.transformers import main; main()"
@@ -125,6 +126,58 @@ def test_an_engines_own_ids_are_kept_and_everything_is_said(run, world, engine, 
     assert (body["top_k"], body["top_p"], body["min_p"], body["ignore_eos"]) == (5, 1.0, 0.0, False)
     code, _, error = run("fit", "--config", tmp_path / "run/generate/config.yaml", "--print_config")
     assert code == 0, error
+
+
+def llama_cpp(path, body):
+    """Answers in the form that a llama-server of November 2026 does."""
+    if path == "/v1/models":
+        return 200, {"data": [{"id": "m.gguf", "owned_by": "llamacpp"}]}
+    if path != "/completion":
+        return 404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}
+    ids = [2 + (sum(body["prompt"]) + place) % 14 for place in range(body["n_predict"])]
+    return 200, {"content": "", "tokens": ids, "stop_type": "limit" if body["temperature"] else "eos"}
+
+
+def sglang(path, body):
+    """Answers in the form of SGLang's documentation."""
+    if path == "/get_server_info":
+        return 200, {"model_path": "target", "version": "0.5.6"}
+    if path != "/generate":
+        return 404, {"detail": "Not Found"}
+    params = body["sampling_params"]
+    ids = [2 + (sum(body["input_ids"]) + place) % 14 for place in range(params["max_new_tokens"])]
+    finish = {"type": "length"} if params["temperature"] else {"type": "stop", "matched": 1}
+    return 200, {"text": "", "output_ids": ids, "meta_info": {"finish_reason": finish}}
+
+
+@pytest.mark.parametrize(("form", "kind"), [(llama_cpp, "llama.cpp"), (sglang, "SGLang 0.5.6")])
+def test_ids_of_other_engines_are_kept(run, world, tmp_path, form, kind):
+    with serving(form) as server:
+        rows = generated(run, world, tmp_path, "--server", server.url, "--model.sweep.top_p", 0.5)
+        asked = [body for _, body in server.seen if body]
+    for row in rows:
+        assert row["response_ids"] == [2 + (sum(row["prompt_ids"]) + place) % 14 for place in range(6)]
+        assert row["response"] == "".join(f" w{token - 2}" for token in row["response_ids"]).strip()
+        assert row["finish"] == ("length" if row["generation_temperature"] else "stop")
+    options = [body.get("sampling_params", body) for body in asked]
+    assert {(one["top_p"], one["ignore_eos"]) for one in options} == {(0.5, False)}
+    if form is llama_cpp:
+        assert {tuple(body["samplers"]) for body in asked} == {("temperature", "top_k", "top_p", "min_p")}
+    assert json.loads((tmp_path / "generate/provenance.json").read_text())["server"]["kind"] == kind
+
+
+def test_an_answer_without_a_text_is_one_line(run, world, tmp_path):
+    def silent(path, body):
+        return llama_cpp(path, body) if path != "/completion" else (200, {"stop": True})
+
+    with serving(silent) as server:
+        line = ("generate", "--config", world / "pair.yaml", "--run", tmp_path, *OPTIONS, "--server", server.url)
+        code, _, error = run(*line)
+    assert (code, error.splitlines()[-1].startswith(f"error: {server.url}: expected a completion with its text")) == (
+        2,
+        True,
+    )
+    assert not list(tmp_path.rglob("*.parquet"))
 
 
 @pytest.mark.parametrize("status", [429, 503])
