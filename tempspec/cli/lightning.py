@@ -290,7 +290,7 @@ class CommandLine(LightningCLI):
         if self._options.estimate:
             self._estimate()
             return
-        fresh = [folder for folder in (self.folder, self.folder.parent) if not folder.exists()]
+        fresh = [folder for folder in (self.folder, *self.folder.parents) if not folder.exists()]
         try:
             self._check_models()
             self.folder.mkdir(parents=True, exist_ok=True)

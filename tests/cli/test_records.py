@@ -238,7 +238,7 @@ def test_a_refused_command_leaves_no_empty_folder(run, world, tmp_path, command,
     made = tmp_path / "new/run"
     code, _, error = run(command, "--config", world / "pair.yaml", "--run", made, *fault)
     assert (code, error.count("\n")) == (2, 1), error
-    assert not made.exists()
+    assert not made.parent.exists()
     made.mkdir(parents=True)
     assert run(command, "--config", world / "pair.yaml", "--run", made, *fault)[0] == 2
     assert not any(made.iterdir())  # the user's own folder stays
